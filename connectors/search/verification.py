@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
@@ -41,6 +41,8 @@ class IndexVerification:
     bulk: Bulk
     layout: Layout
     encoder: TableEncoder
+    scrolls: dict[str, int] = field(default_factory=dict)
+    """Pieces that were taken of each walk in progress, by its scroll id."""
 
     def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
         found: list[Comparison] = []
@@ -96,7 +98,12 @@ class IndexVerification:
         return [None if d is None or self._is_marked(d) else d.version for d in self._read(ids)]
 
     def walk(self, cursor: str | None, within: DocumentId) -> Walked:
-        """By the scroll API, which both engines have: a snapshot of the ids, in no order."""
+        """By the scroll API, which both engines have: a snapshot of the ids, in no order.
+
+        A scroll only goes on. So a cursor has the number of the piece behind it, and has expired if the engine may have
+        returned that one already: to another process, or in a response that was lost.
+        """
+        taken = 0
         if cursor is None:
             searches.refresh(self.connection, self.layout)
             plain = searches.undisturbed(self.connection, searches.settings(self.connection, self.layout))
@@ -105,7 +112,11 @@ class IndexVerification:
             query = {"bool": {"filter": [LIVE, *filters], "must_not": [MARKED] if self.layout.marks else []}}
             wanted = {"size": _WALK_PIECE, "_source": [OURS], "sort": ["_doc"], "query": query}
         else:
-            path, wanted = "/_search/scroll", {"scroll": _KEEP_ALIVE, "scroll_id": cursor}
+            number, _, scroll = cursor.partition(" ")
+            taken = int(number)
+            if self.scrolls.pop(scroll, None) != taken:
+                raise CursorExpired
+            path, wanted = "/_search/scroll", {"scroll": _KEEP_ALIVE, "scroll_id": scroll}
         response = self.connection.request("POST", path, orjson.dumps(wanted))
         if cursor is not None and response.status == 404:
             raise CursorExpired
@@ -114,7 +125,10 @@ class IndexVerification:
             raise failure(response, self.connection.server, "walking through the index")
         hits = found["hits"]["hits"]
         ids = [id for hit in hits if (id := _id(hit.get("_source", {}).get(OURS), self.layout)) is not None]
-        return Walked(ids, found["_scroll_id"] if hits else None)
+        if not hits:
+            return Walked(ids, None)
+        self.scrolls[found["_scroll_id"]] = taken + 1
+        return Walked(ids, f"{taken + 1} {found['_scroll_id']}")
 
     def replace(self, writes: Sequence[Upsert]) -> list[str]:
         rejections: list[Rejection] = []

@@ -162,7 +162,7 @@ def _cells(reading: Reading) -> Iterator[Any]:
 
 
 def _remark(reading: Reading) -> str:
-    """What a person should know first: why nothing is known, what it waits for, or how far the backfill is."""
+    """What a person should know first: why nothing is known, what blocks it, differences, how far the backfill is."""
     values = reading.values
     if values is None:
         return reading.problems[0].splitlines()[0]
@@ -170,7 +170,9 @@ def _remark(reading: Reading) -> str:
         return f"waiting for: {values['waiting_for']}"
     if reading.error is not None:
         return "reported by the run; the checkpoints cannot be read"
-    b = values["backfill"]
+    v, b = values["verified"], values["backfill"]
+    if v is not None and v["differences"] > v["repaired"]:
+        return f"{v['differences'] - v['repaired']:,} differences: replicator verify"
     if b is not None and b["segments_ended"] < b["segments"]:
         return f"backfill: {b['items']:,} items, {duration(b['eta_seconds'])} left"
     return ""

@@ -152,17 +152,17 @@ class _Moments(Collector):
         yield self._gauge("backfill_ended_segments", "Segments that are stored to their end.", b.segments_ended)
 
     def _verification(self, moment: Moment) -> Iterator[Metric]:
-        last, going = moment.progress.verified, moment.progress.verifying
-        current = None if going is None else going.so_far
+        last, current = moment.progress.verified, moment.progress.verifying
         if last is None and current is None and moment.verify_due is None:
             return
         text = "Documents found to differ and not repaired, by the last pass that ended and the current one."
         differences = GaugeMetricFamily("replicator_verify_differences", text, labels=["pipeline", "pass"])
-        for name, found in (("last", last), ("current", current)):
-            if found is not None:
-                differences.add_metric([self._pipeline, name], found.unrepaired)
+        if last is not None:
+            differences.add_metric([self._pipeline, "last"], last.unrepaired)
+        if current is not None:
+            differences.add_metric([self._pipeline, "current"], current.unrepaired(last))
         yield differences
-        newest = current or last
+        newest = last if current is None else current.so_far
         text = "Share of the newest pass that is done."
         yield self._gauge("verify_progress_ratio", text, None if newest is None else newest.done)
         if last is not None:

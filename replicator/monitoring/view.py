@@ -264,8 +264,8 @@ def _scan(b: Backfill | None) -> Scan | None:
 
 def _unrepaired(p: Progress) -> int:
     """Documents that differ, by the last pass that ended or by the current one, whichever found more."""
-    passes = (p.verified, None if p.verifying is None else p.verifying.so_far)
-    return max(0 if found is None else found.unrepaired for found in passes)
+    last = 0 if p.verified is None else p.verified.unrepaired
+    return max(last, 0 if p.verifying is None else p.verifying.unrepaired(p.verified))
 
 
 def _verification(monitor: Monitor, p: Progress, now: float) -> Verification | None:

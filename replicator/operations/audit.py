@@ -46,6 +46,7 @@ from replicator.verification.verifier import Result
 log = logging.getLogger("replicator")
 
 LOOK_INTERVAL = 1.0  # seconds between looks at the phase of the run
+PATIENCE = 600.0  # seconds that a pass keeps its place and its connections while the run is not live
 PAUSE = 10.0  # seconds before a pass that had to stop is resumed
 LONGEST_REST = 600.0  # seconds between looks at the checkpoints: a command may have verified in the meantime
 RETRY_AFTER = 300.0  # seconds after a failure
@@ -164,12 +165,14 @@ class Audit:
         return self.config.verify
 
     def looked(self, entries: Sequence[Entry], current: Positions) -> None:
-        """Show what the checkpoints say. Paused while the run is not live."""
+        """Show what the checkpoints say. Wait while the run is not live; Paused if that takes long."""
         self._passes = passes_of(entries)
         if current.blocked_by:
             raise Paused(current.blocked_by)
-        if not self._live:
-            raise Paused("the run is not live")
+        until = self.monotonic() + PATIENCE
+        while not self._live and not self.stop.wait(LOOK_INTERVAL):
+            if self.monotonic() >= until:
+                raise Paused("the run is not live")
 
 
 @dataclass(slots=True)

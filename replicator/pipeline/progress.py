@@ -58,6 +58,10 @@ class Verifying(msgspec.Struct, frozen=True):
     so_far: Verified
     by: str
 
+    def unrepaired(self, last: Verified | None) -> int:
+        """Differences that are not repaired, unless the ``last`` pass that ended began after they were found."""
+        return self.so_far.unrepaired if last is None or self.so_far.found_since(last.started) else 0
+
 
 class Progress(msgspec.Struct, frozen=True):
     """A pipeline's progress at one moment; None means unknown.
@@ -111,7 +115,10 @@ def passes_of(entries: Iterable[Entry]) -> dict[str, Verified]:
 
 
 def with_passes(progress: Progress, passes: Mapping[str, Verified], now: float) -> Progress:
-    """``progress`` with the last pass that ended and the one in progress. A run's own may wait for a long time."""
+    """``progress`` with the last pass that ended, and the one in progress. A run's own may wait for a long time.
+
+    The last one is the one that began last: it has seen what has been repaired since the others began.
+    """
     ended = [v for v in passes.values() if v.ended is not None]
     by = {UNFINISHED[BY_RUN]: "run"}
     going = [
@@ -121,7 +128,7 @@ def with_passes(progress: Progress, passes: Mapping[str, Verified], now: float) 
     ]
     return structs.replace(
         progress,
-        verified=max(ended, key=lambda v: v.ended or 0.0, default=None),
+        verified=max(ended, key=lambda v: v.started, default=None),
         verifying=max(going, key=lambda g: g[:2])[2] if going else None,
     )
 

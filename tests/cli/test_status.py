@@ -12,7 +12,7 @@ import pytest
 from replicator.config import settings
 from replicator.engine.assembly import ends
 from replicator.engine.several import worst
-from replicator.state import Owner
+from replicator.state import Owner, Save, Verified, encode
 from replicator.testing.proxy import Proxy
 from replicator.testing.servers.programs import free_port
 from tests.cli.command_line import World
@@ -66,7 +66,9 @@ def test_several_configs_are_one_line_each_and_the_most_severe_code(world: World
 
 def test_for_people_each_is_a_line_with_the_reason(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    claimed(world.config)
+    with ends(settings.load(claimed(world.config))) as (_, checkpoints):
+        found = Verified(1.0, 2.0, 1024, "full", 4, differences=3, repaired=1, ended=2.0)
+        checkpoints.save([Save("verified", "run", 0, encode(found))])
     down = copy(
         world, "down", (world.postgres.url, "postgresql://me@127.0.0.1:1/none"), ("pipeline: orders", "pipeline: far")
     )
@@ -75,7 +77,8 @@ def test_for_people_each_is_a_line_with_the_reason(world: World, monkeypatch: py
 
     assert code == 7
     assert heading.split() == ["pipeline", "phase", "lag", "left", "records", "parked", "gaps"]
-    assert first.split() == ["orders", "stopped", "unknown", "unknown", "unknown", "0", "0"]
+    assert first.split()[:7] == ["orders", "stopped", "unknown", "unknown", "unknown", "0", "0"]
+    assert first.rstrip().endswith("  2 differences: replicator verify")
     assert second.startswith("far       unknown")
     assert "Postgres at 127.0.0.1:1/none cannot be reached" in second
 

@@ -157,6 +157,9 @@ def test_a_killed_run_goes_on_with_its_own_verification(copy: Copy, source: Sour
         run.eventually(lambda: (copy.status()["verifying"] or {}).get("items") == 150, "the scan is recorded")
         before = copy.status()["verifying"]
         run.kill()
+    with copy.start() as run:
+        run.until("verify resumed")
+        assert run.stop().code == 0
     copy.execute("UPDATE {} SET pk = 'gone' WHERE pk = 'v7'")
     copy.configure(None, None, verify={"every": "1h", "read_units": 1000})
     with copy.start() as run:

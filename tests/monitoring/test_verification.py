@@ -9,7 +9,7 @@ from msgspec import structs
 
 from replicator.monitoring.monitor import Monitor
 from replicator.monitoring.view import view
-from replicator.pipeline.progress import Verifying
+from replicator.pipeline.progress import Progress, Verifying, with_passes
 from replicator.state import FULL_SCOPE, Verified
 from tests.monitoring.phases import NOW, SUBJECT, monitor, stories
 from tests.monitoring.test_run import metrics
@@ -42,7 +42,7 @@ def test_a_pass_must_have_ended_two_intervals_after_the_last_one_or_the_run_bega
 
 
 def test_the_metrics_tell_the_last_pass_from_the_current_one_and_leave_out_what_was_repaired() -> None:
-    current = Verifying(replace(CURRENT.so_far, differences=2), "run")
+    current = Verifying(replace(CURRENT.so_far, differences=2, found=NOW - 60), "run")
     seen = observed(verified=replace(LAST, differences=5, repaired=5, unconfirmed=1), verifying=current)
     samples = metrics(seen.metrics.text().decode())
     assert samples['replicator_verify_differences{pass="last",pipeline="orders"}'] == 0
@@ -51,6 +51,18 @@ def test_the_metrics_tell_the_last_pass_from_the_current_one_and_leave_out_what_
     assert samples['replicator_verify_last_start_timestamp_seconds{pipeline="orders"}'] == LAST.started
     assert samples['replicator_verify_last_end_timestamp_seconds{pipeline="orders"}'] == LAST.ended
     assert samples['replicator_verify_unconfirmed{pipeline="orders"}'] == 1
+
+
+def test_differences_that_a_pass_by_hand_has_looked_at_since_no_longer_count() -> None:
+    current = Verifying(replace(CURRENT.so_far, differences=2, found=NOW - 600), "run")
+    by_hand = Verified(NOW - 300, NOW - 60, 1024, FULL_SCOPE, 4, ended=NOW - 60)
+    earlier = replace(LAST, differences=2, ended=NOW - 30)
+    shown = with_passes(Progress("live"), {"": by_hand, "run": earlier, "run pass": current.so_far}, NOW)
+    assert (shown.verified, shown.verifying) == (by_hand, current)
+    seen = observed(verified=by_hand, verifying=current)
+    samples = metrics(seen.metrics.text().decode())
+    assert samples['replicator_verify_differences{pass="current",pipeline="orders"}'] == 0
+    assert not any("differences" in alarm.title for alarm in view(seen).alarms)
 
 
 def test_a_run_that_verifies_nothing_has_no_such_metrics_and_no_card() -> None:

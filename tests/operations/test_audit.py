@@ -138,6 +138,22 @@ def test_a_pass_pauses_while_the_run_is_not_live(passes: Passes) -> None:
     assert passes.recorded[BY_RUN].started == left.started
 
 
+def test_a_pass_waits_in_its_place_for_a_run_that_is_soon_live_again(
+    passes: Passes, logged: Callable[[str], list[Any]]
+) -> None:
+    audit = audit_of(passes, read_units=5)
+    stopped_after(passes, None)
+    clock, reads = passes.world.clock, list[int]()
+    clock.plan(40.0, partial(tell, audit, "catching-up"))
+    for after in (55.0, 340.0):
+        clock.plan(after, lambda: reads.append(len(passes.requested_keys())))
+    clock.plan(340.0, partial(tell, audit, "live"))
+    audit.turn(None)
+    assert reads[0] == reads[1] < 450, "what was begun within ten seconds is the last that is read"
+    assert passes.recorded[BY_RUN].items == 450
+    assert logged("verify paused") == []
+
+
 def test_a_pass_ends_without_a_word_once_another_run_owns_the_pipeline(passes: Passes) -> None:
     audit = audit_of(passes, read_units=5)
     stopped_after(passes, None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from replicator.batch import Batch, Delete, DocumentId, Part, Upsert
 from replicator.items.attributes import image
 from replicator.items.item import Item
 from replicator.target.contract import OWN_IDS, Table, Target
-from replicator.target.verification import CHANGED, Comparison, Repairable, Verifiable
+from replicator.target.verification import CHANGED, Comparison, CursorExpired, Repairable, Verifiable
 from replicator.testing.contract.kit import (
     MOST_PIECES,
     PAIR,
@@ -102,6 +103,19 @@ class Verification(Contract):
         opened.write(batch(*(put({"pk": name}, 1) for name in names)))
         opened.write(batch(remove("0007", 2), tombstones=True))
         assert sorted(walked(target, table())) == sorted((name,) for name in names if name != "0007")
+
+    def test_a_cursor_that_is_used_again_skips_nothing(self, opened: Target, build: Callable[[], Target]) -> None:
+        """After a lost response, or by another process: it finds what is behind it, or it has expired."""
+        target = verifiable(opened)
+        opened.write(batch(*(put({"pk": f"{n:04}"}, 1) for n in range(self.many))))
+        first = target.walk(table(), None)
+        if first.cursor is None:
+            pytest.skip("a piece has room for all of them")
+        second = target.walk(table(), first.cursor)
+        with suppress(CursorExpired):
+            assert target.walk(table(), first.cursor).ids == second.ids
+        with suppress(CursorExpired):
+            assert verifiable(build()).walk(table(), first.cursor).ids == second.ids
 
     def test_a_walk_finds_the_documents_of_an_item(self, target: Target) -> None:
         own, pair = table(keys=OWN_IDS), table("pair", PAIR)

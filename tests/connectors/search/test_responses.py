@@ -28,7 +28,7 @@ from connectors.search.target import SearchTarget
 from replicator.batch import Outcome
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError, Unfinished
 from replicator.target.contract import Table
-from replicator.target.verification import Walked
+from replicator.target.verification import CursorExpired, Walked
 from replicator.testing.contract.kit import PK, at, batch, put, remove
 from replicator.version import FIRST_EPOCH
 from tests.connectors.dynamodb.dynamodb_kit import late_after
@@ -347,12 +347,26 @@ def test_a_walk_passes_over_documents_that_replicator_did_not_write(server: Serv
     found = opened(server)
     theirs = [{"_source": {}}, {"_source": {"replicator": field}}, {}]
     server.answers["POST /contract-1/_search"] = said(200, {"_scroll_id": "next", "hits": {"hits": theirs}})
-    assert found.walk(TABLE, None) == Walked([], "next")
+    assert found.walk(TABLE, None) == Walked([], "1 next")
     ours = {"_source": {"replicator": {"partition": "a"}}}
     server.answers["POST /_search/scroll"] = said(200, {"_scroll_id": "next", "hits": {"hits": [*theirs, ours]}})
-    assert found.walk(TABLE, "next") == Walked([("a",)], "next")
+    assert found.walk(TABLE, "1 next") == Walked([("a",)], "2 next")
     server.answers["POST /_search/scroll"] = said(200, {"_scroll_id": "next", "hits": {"hits": []}})
-    assert found.walk(TABLE, "next") == Walked([], None)
+    assert found.walk(TABLE, "2 next") == Walked([], None)
+
+
+def test_a_walk_starts_over_where_the_response_with_its_next_piece_was_lost(server: Server) -> None:
+    """The engine has gone on, so asking again would skip that piece."""
+    found = opened(server)
+    hits = {"hits": [{"_source": {"replicator": {"partition": "a"}}}]}
+    server.answers["POST /contract-1/_search"] = said(200, {"_scroll_id": "next", "hits": hits})
+    cursor = found.walk(TABLE, None).cursor
+    server.answers["POST /_search/scroll"] = said(503, {"error": "unavailable"})
+    with pytest.raises(TransientError):
+        found.walk(TABLE, cursor)
+    server.answers["POST /_search/scroll"] = said(200, {"_scroll_id": "next", "hits": {"hits": hits}})
+    with pytest.raises(CursorExpired):
+        found.walk(TABLE, cursor)
 
 
 def test_a_sweep_waits_while_a_search_still_shows_removed_documents(server: Server) -> None:
