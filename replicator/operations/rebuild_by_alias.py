@@ -21,6 +21,7 @@ from replicator.config.settings import Config
 from replicator.engine.assembly import ends
 from replicator.engine.generations import decoded, first_of, replaced, second_of
 from replicator.errors import ConfigError
+from replicator.operations import resync
 from replicator.operations.cutover import Criteria, incomplete, ready, standing
 from replicator.operations.rebuild_checks import (
     EXPIRED,
@@ -38,6 +39,7 @@ from replicator.operations.rebuild_checks import (
     tables_of,
     verifying,
 )
+from replicator.operations.resync import Wanted
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.state import Entry, Owner, Rebuild, Save, encode
 from replicator.target.contract import Aliased, Table, Target
@@ -84,7 +86,10 @@ class _Generations:
 
 
 def start(config: Config, now: Callable[[], float] = time.time) -> Outcome:
-    """Note the second generation; a run with this config builds it."""
+    """Note the second generation; a run with this config builds it.
+
+    If its pipeline has positions of an earlier copy, as after ``cancel``, a rescan is requested, too.
+    """
     with _opened(config) as both:
         claimed = both.checkpoints.read()
         entry = rebuild_of(claimed)
@@ -93,11 +98,13 @@ def start(config: Config, now: Callable[[], float] = time.time) -> Outcome:
             if rebuild.finishing or _seen(both.target, both.new):
                 raise still_live()
             return Outcome(already=True)
-        _check_unused(config, claimed)
         check_alike(replaced(config), config, both.any_target)
         problems = both.target.rebuild_problems(both.old, both.new, both.pipelines)
         if problems := problems or both.any_target.check(complete_tables(both.second)):
             raise ConfigError(*dict.fromkeys(problems))
+        if _has_stored(claimed):  # another copy, which is gone
+            anew = Wanted(identity_change=True, schema_changes=True, remove_expired=True)
+            resync.note(both.second, anew, now)
         if isinstance(both.checkpoints, Store):
             both.checkpoints.create()
         both.checkpoints.claim(Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), now()))
@@ -205,12 +212,7 @@ def _require_droppable(problems: Sequence[str]) -> None:
         raise ConfigError(*problems)
 
 
-def _check_unused(config: Config, claimed: Claimed) -> None:
-    """ConfigError if the second pipeline has stored anything before: its positions are of another copy."""
+def _has_stored(claimed: Claimed) -> bool:
     view = CheckpointView(claimed)
     streamed = any(shard.sequence is not None for shard in view.shards.values())
-    if streamed or any(segment.cursor is not None or segment.ended for segment in view.segments.values()):
-        raise ConfigError(
-            f"pipeline: {config.pipeline} has checkpoints already, of an earlier copy. Choose another name, or remove "
-            "those checkpoints if nothing runs with them"
-        )
+    return streamed or any(segment.cursor is not None or segment.ended for segment in view.segments.values())

@@ -35,6 +35,7 @@ OLD = "def hook(item):\n    return {'made': 'old', 'n': int(item['n'])}\n"
 NEW = "def hook(item):\n    return {'made': 'new', 'n': int(item['n']) * 10}\n"
 ITEMS = 30
 BLOCKS = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NONE_IN_PROGRESS = "no rebuild is in progress; start one with: replicator rebuild start CONFIG"
 NO_RUN = "no run is up, so nothing is copied; start it with: replicator run CONFIG"
 _CONFIG = """\
 pipeline: products
@@ -312,20 +313,19 @@ def test_a_rebuild_that_is_canceled_leaves_the_old_copy_as_it_was_and_a_run_foll
         shop.done("cancel")
         shop.put("more 0", 0)
         await_that(lambda: shop.documents(shop.alias) == documents("old", 1, 1), process)
-    assert shop.search.indices() == [shop.old]
-    assert shop.rebuild("switch") == (2, ["no rebuild is in progress; start one with: replicator rebuild start CONFIG"])
-    (left,) = shop.lines()
-    assert left["pipeline"] == "products"
-    code, _, err = shop.world.call("verify", shop.config)
-    assert (code, "the rebuild was canceled, so there is no copy with this config: use products.yaml" in err) == (
-        2,
-        True,
-    )
-    code, (text,) = shop.rebuild("start")
-    assert (code, text.partition(". ")[0]) == (
-        2,
-        "pipeline: products-2 has checkpoints already, of an earlier copy",
-    )
+        assert shop.search.indices() == [shop.old]
+        assert shop.rebuild("switch") == (2, [NONE_IN_PROGRESS])
+        (left,) = shop.lines()
+        assert left["pipeline"] == "products"
+        code, _, err = shop.world.call("verify", shop.config)
+        assert code == 2
+        assert "the rebuild was canceled, so there is no copy with this config: use products.yaml" in err
+        (shop.world.folder / "hooks_2.py").write_text(NEW.replace("* 10", "* 100"))
+        await_that(lambda: shop.rebuild("start") == (0, []), process)  # not while the new pipeline still runs
+    assert shop.lines()[1]["resync_requested"] is not None
+    code, _, err = shop.world.shell.run("run", shop.config, "--until", "caught-up")
+    assert (code, shop.documents(shop.new)) == (0, documents("new", 100, 1)), err
+    shop.done("cancel")
     code, _, err = shop.world.shell.run("run", shop.replaced, "--until", "caught-up")
     assert code == 0, err
 
