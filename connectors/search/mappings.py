@@ -138,7 +138,10 @@ _ROUNDED = {
     "unsigned_long": "refuses fractions and negative numbers", "rank_feature": "keeps 3 digits",
 }  # fmt: skip
 
-NEW = "create a new index: set index: NAME under the table, and run: replicator resync --accept-identity-change"
+NEW = (
+    "create a new index: set index: NAME under the table, and run: replicator resync --accept-identity-change; or "
+    "build it beside this one: replicator rebuild start CONFIG"
+)
 
 
 def differences(wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[str]:

@@ -44,7 +44,7 @@ COMMANDS: Mapping[str, Command] = {
         Command("policy", 0),
     )
 }
-REBUILD = ("start", "cancel", "start", "switch", "rollback", "switch", "finish")  # into Postgres only
+REBUILD = ("start", "cancel", "start", "switch", "rollback", "switch", "finish")
 WITHOUT_TARGET = {"demo", "init", "schema", "version"}
 HOOK = "def hook(item):\n    return {'n': item['n']}\n"
 IDS = ("a", "b", "gone", "parked")

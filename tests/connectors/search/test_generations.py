@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.error import HTTPError
 
+import orjson
 import pytest
 
 from connectors.search import catalog, generations
@@ -16,7 +17,7 @@ from connectors.search.catalog import Index, State
 from connectors.search.generations import Generation, actions, refused, unbuildable, undroppable
 from connectors.search.layout import LIVE, Layout, layouts
 from connectors.search.target import SearchTarget
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, TransientError
 from replicator.target.contract import UNKNOWN_KEYS, Table
 from replicator.testing.contract.kit import PK, batch, remove
 from replicator.version import FIRST_EPOCH
@@ -183,12 +184,13 @@ def generation(
     searched: tuple[str, ...] = ("products-1",),
     others: Mapping[str, Any] | None = None,
     *,
+    alias: str = "products",
     noted: Mapping[str, Any] | None = None,
     there: bool = True,
     instead: tuple[str, ...] = (),
 ) -> Generation:
     """One side as the cluster has it. ``others``: aliases that are not replicator's."""
-    of = layout(side)
+    of = layout(side, alias)
     own = {of.writer: {"filter": LIVE}} | ({of.alias: {"filter": LIVE}} if of.index in searched else {})
     notes = {"pipeline": PIPELINES[side], "uuid": f"uuid-{side}", **(noted or {})}
     mapping = {"_meta": {"replicator": notes}}
@@ -204,6 +206,41 @@ def test_one_request_moves_the_tables_alias_and_all_others_as_they_are() -> None
         {"remove": {"index": "products-1", "alias": "mine", "must_exist": True}},
         {"add": {"index": "products-2", "alias": "mine", **mine}},
     ]
+
+
+@dataclass
+class Recording:
+    """A connection that only keeps the requests."""
+
+    requests: list[tuple[str, str, Any]] = field(default_factory=list)
+    server: str = "Elasticsearch"
+
+    def ask(self, method: str, path: str, body: bytes = b"null", *, doing: str) -> None:
+        self.requests.append((method, path, orjson.loads(body)))
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_all_tables_move_in_one_request_and_that_they_did_is_confirmed(
+    monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    away, here = ([generation(s), generation(s, ("lines-1",), alias="lines")] for s in (0, 1))
+    connection: Any = Recording()
+    monkeypatch.setattr(catalog, "state", lambda _, of: State(None, (of.index if moved else "lines-1",), ()))
+    if moved:
+        assert generations.point(connection, away, here)
+    else:
+        with pytest.raises(TransientError, match=r"has not moved the aliases yet; run the command again"):
+            generations.point(connection, away, here)
+    ((method, path, body),) = connection.requests
+    added = [(a["add"]["index"], a["add"]["alias"]) for a in body["actions"] if "add" in a]
+    assert (method, path, added) == ("POST", "/_aliases", [("products-2", "products"), ("lines-2", "lines")])
+
+
+def test_one_table_that_cannot_move_holds_all_back() -> None:
+    connection: Any = Recording()
+    with pytest.raises(ConfigError, match=r"Elasticsearch: the index products-2 does not exist"):
+        generations.point(connection, [generation(0)] * 2, [generation(1), generation(1, there=False)])
+    assert connection.requests == []
 
 
 def test_an_alias_that_is_gone_is_put_where_it_should_be() -> None:

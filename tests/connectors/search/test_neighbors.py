@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from replicator.cli import main
+from replicator.operations import rebuild_by_alias
 from replicator.testing.contract.kit import batch, put, remove
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import served
@@ -85,3 +87,22 @@ def test_a_command_leaves_the_indices_of_others_as_they_are(
     assert everything(one_search, neighbors) == before
     assert set(one_search.indices()) - listed == {f"{one_search.prefix}orders-1"}
     assert not any(re.search(rf"{other}(?![\w-])", said) for other in neighbors)  # none is even named
+
+
+def test_a_rebuild_leaves_the_indices_of_others_as_they_are(
+    one_search: Search, neighbors: Sequence[str], shell: tuple[Shell, str, DynamoDB], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicator, config, _ = shell
+    monkeypatch.setattr(rebuild_by_alias, "ready", lambda *_, **__: [])  # no run is up
+    monkeypatch.setattr(rebuild_by_alias, "incomplete", lambda *_: [])  # an item is parked
+    new, alias = Path(config).with_name("new.yaml"), f"{one_search.prefix}orders"
+    text = Path(config).read_text().replace("pipeline: orders\n", "pipeline: orders-9\nreplaces: orders.yaml\n")
+    new.write_text(text.replace(f"table: {alias}}}", f"tables: {{{alias}: {{index: {alias}-9}}}}}}"))
+    assert replicator.run("run", config, "--until", "caught-up")[0] == 6, "an item is parked"
+    before, listed = everything(one_search, neighbors), set(one_search.indices())
+    for step in REBUILD:
+        if step not in ("start", "finish") and f"{alias}-9" not in one_search.indices():
+            replicator.run("run", str(new), "--until", "caught-up")
+        result = CliRunner().invoke(main, ["rebuild", step, str(new)], env=replicator.environ)
+        assert (result.exit_code, everything(one_search, neighbors)) == (0, before), result.output
+    assert set(one_search.indices()) ^ listed == {f"{alias}-1", f"{alias}-9"}

@@ -430,7 +430,10 @@ def test_hidden_defaults_are_no_difference() -> None:
     assert list(differences(wanted, there)) == []
 
 
-NEW = "create a new index: set index: NAME under the table, and run: replicator resync --accept-identity-change"
+NEW = (
+    "create a new index: set index: NAME under the table, and run: replicator resync --accept-identity-change; or "
+    "build it beside this one: replicator rebuild start CONFIG"
+)
 ADDED = f"if fields were only added to mapping, replicator run --apply-schema-changes adds it; otherwise {NEW}"
 
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -82,6 +83,18 @@ def test_the_documented_privileges_are_enough(secured: SearchServer) -> None:
     assert target.epoch([TABLE]) == FIRST_EPOCH
     assert target.identities([TABLE])["secured"].known
     target.open([TABLE], FIRST_EPOCH + 1)
+
+
+def test_the_same_privileges_are_enough_to_move_readers_and_to_remove_the_old_index(secured: SearchServer) -> None:
+    old, new = (Table("secured-r", PK, {"index": f"secured-r-{n}"}) for n in (1, 2))
+    first, second = (logged_in(secured, "writer") for _ in range(2))
+    first.open([old], FIRST_EPOCH)
+    second.open([replace(new, beside=old)], FIRST_EPOCH)
+    assert second.point([old], [replace(new, beside=old)], ("contract", "contract"))
+    with pytest.raises(NotPermitted, match=r"indices:admin/aliases.* is unauthorized for user \[reader\]"):
+        logged_in(secured, "reader").point([new], [replace(old, beside=new)], ("contract", "contract"))
+    second.drop([old], "contract")
+    assert second.check([new]) == []
 
 
 @pytest.mark.parametrize("privilege", NEEDED)
