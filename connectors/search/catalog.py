@@ -257,6 +257,10 @@ def _of_index(layout: Layout, index: Index, pipeline: str) -> Iterator[str]:
 def broken_guarantees(layout: Layout, index: Index) -> Iterator[str]:
     """What breaks a guarantee among the settings and aliases, which can change at any time."""
     yield from mappings.settings_hazards(index.settings)
+    yield from alias_hazards(layout, index)
+
+
+def alias_hazards(layout: Layout, index: Index) -> Iterator[str]:
     searched = index.aliases.get(layout.alias)
     if searched is not None and searched.get("filter") != LIVE:
         yield f"the alias {layout.alias} does not hide tombstones; its filter must be {orjson.dumps(LIVE).decode()}"

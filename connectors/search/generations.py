@@ -34,10 +34,15 @@ class Generation:
         return self.state.searched == (self.layout.index,)
 
     @property
+    def carried(self) -> dict[str, Mapping[str, Any]]:
+        """The aliases that move with the readers: the table's, and those that are not replicator's."""
+        aliases = {} if self.state.index is None else self.state.index.aliases
+        return {name: body for name, body in sorted(aliases.items()) if name != self.layout.writer}
+
+    @property
     def others(self) -> dict[str, Mapping[str, Any]]:
         """The aliases that are not replicator's."""
-        aliases = {} if self.state.index is None else self.state.index.aliases
-        return {name: body for name, body in aliases.items() if name not in (self.layout.alias, self.layout.writer)}
+        return {name: body for name, body in self.carried.items() if name != self.layout.alias}
 
 
 def read(connection: Connection, layouts: Sequence[Layout], pipeline: str) -> list[Generation]:
@@ -45,9 +50,10 @@ def read(connection: Connection, layouts: Sequence[Layout], pipeline: str) -> li
 
 
 def refused(away: Generation, here: Generation) -> Iterator[str]:
-    """Why the aliases cannot be moved from one index to the other. The one that they leave may be gone."""
-    if away.state.index is not None or away.state.instead:
-        yield from _unfit(away)
+    """Why the aliases cannot be moved from one index to the other.
+
+    Whatever is wrong with the index that they leave, or if it is gone, readers are better off with the other one.
+    """
     yield from _unfit(here)
     yield from _foreign(away, here)
     yield from _uncarried(away)
@@ -66,8 +72,10 @@ def _unfit(one: Generation) -> Iterator[str]:
 
 
 def _uncarried(away: Generation) -> Iterator[str]:
-    for name, body in away.others.items():
-        if "is_write_index" in body:
+    if away.state.index is not None:
+        yield from catalog.alias_hazards(away.layout, away.state.index)
+    for name, body in away.carried.items():
+        if body.get("is_write_index"):
             yield (
                 f"the alias {name} of {away.layout.index} has is_write_index, so something else may write through it, "
                 "and must not write to the new copy: remove that from the alias, or remove the alias"
@@ -113,24 +121,19 @@ def unbuildable(live: Generation, new: Generation) -> Iterator[str]:
 
 
 def actions(away: Generation, here: Generation) -> Iterator[dict[str, Any]]:
-    """The actions that move all aliases; none if the table's alias is there already.
-
-    ``must_exist`` makes the request fail as a whole if another one has moved an alias since it was read.
+    """The actions that move all aliases, as they are. ``must_exist`` makes the request fail as a whole if another
+    one has moved an alias since it was read.
     """
-    if here.seen:
-        return
-    alias, old, new = here.layout.alias, away.layout.index, here.layout.index
-    if old in away.state.searched:
-        yield {"remove": {"index": old, "alias": alias, "must_exist": True}}
-    yield {"add": {"index": new, "alias": alias, "filter": LIVE}}
-    for name, body in sorted(away.others.items()):
-        yield {"remove": {"index": old, "alias": name, "must_exist": True}}
-        yield {"add": {"index": new, "alias": name, **body}}
+    if here.layout.alias not in away.carried:
+        yield {"add": {"index": here.layout.index, "alias": here.layout.alias, "filter": LIVE}}
+    for name, body in away.carried.items():
+        yield {"remove": {"index": away.layout.index, "alias": name, "must_exist": True}}
+        yield {"add": {"index": here.layout.index, "alias": name, **body}}
 
 
 def point(connection: Connection, away: Sequence[Generation], here: Sequence[Generation]) -> bool:
     """Move all aliases, in one request. False if they were there already."""
-    pairs = list(zip(away, here, strict=True))
+    pairs = [pair for pair in zip(away, here, strict=True) if not pair[1].seen]
     wanted = [action for pair in pairs for action in actions(*pair)]
     if not wanted:
         return False

@@ -91,6 +91,8 @@ def start(config: Config, now: Callable[[], float] = time.time) -> Outcome:
     If its pipeline has positions of an earlier copy, as after ``cancel``, a rescan is requested, too.
     """
     with _opened(config) as both:
+        if isinstance(both.checkpoints, Store):
+            both.checkpoints.create()
         claimed = both.checkpoints.read()
         entry = rebuild_of(claimed)
         rebuild = decoded(entry)
@@ -105,8 +107,6 @@ def start(config: Config, now: Callable[[], float] = time.time) -> Outcome:
         if _has_stored(claimed):  # another copy, which is gone
             anew = Wanted(identity_change=True, schema_changes=True, remove_expired=True)
             resync.note(both.second, anew, now)
-        if isinstance(both.checkpoints, Store):
-            both.checkpoints.create()
         both.checkpoints.claim(Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), now()))
         both.note(entry or Entry("rebuild", "", 0, ""), Rebuild(now()))
         carried = [f"the alias {name} goes along with the switch" for name in both.target.carried(both.old)]

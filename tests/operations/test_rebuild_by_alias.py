@@ -15,6 +15,7 @@ from replicator.errors import ConfigError
 from replicator.operations import rebuild, rebuild_by_alias
 from replicator.operations.cutover import Reason
 from replicator.operations.rebuild_checks import Outcome
+from replicator.operations.status import read_each
 from replicator.state import Owner, Rebuild, Save, decode, encode
 from replicator.target.contract import Aliased, Table
 
@@ -255,3 +256,8 @@ def test_two_configs_that_cannot_be_generations_are_refused(shop: Shop, old: str
         with pytest.raises(ConfigError) as e:
             step(shop.config)
         assert str(e.value).startswith(sentence)
+
+
+def test_status_shows_both_copies_where_the_cluster_does_not_say_which_one_is_live(shop: Shop) -> None:
+    readings = read_each(str(shop.config.path), 0.0)  # nothing listens at its address
+    assert [(reading.pipeline, reading.live) for reading in readings] == [("products", None), ("products-2", None)]

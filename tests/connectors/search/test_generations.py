@@ -199,13 +199,14 @@ def generation(
 
 
 def test_one_request_moves_the_tables_alias_and_all_others_as_they_are() -> None:
-    mine = {"filter": {"term": {"shop": 1}}, "search_routing": "1"}
+    mine = {"filter": {"term": {"shop": 1}}, "search_routing": "1", "is_write_index": False}
     assert list(actions(generation(0, others={"mine": mine}), generation(1))) == [
-        {"remove": {"index": "products-1", "alias": "products", "must_exist": True}},
-        {"add": {"index": "products-2", "alias": "products", "filter": LIVE}},
         {"remove": {"index": "products-1", "alias": "mine", "must_exist": True}},
         {"add": {"index": "products-2", "alias": "mine", **mine}},
+        {"remove": {"index": "products-1", "alias": "products", "must_exist": True}},
+        {"add": {"index": "products-2", "alias": "products", "filter": LIVE}},
     ]
+    assert list(refused(generation(0, others={"mine": mine}), generation(1))) == []
 
 
 @dataclass
@@ -251,14 +252,21 @@ def test_an_alias_that_is_gone_is_put_where_it_should_be() -> None:
 
 
 def test_nothing_moves_if_the_alias_is_there() -> None:
-    assert list(actions(generation(1, others={"mine": {}}), generation(0))) == []
+    connection: Any = Recording()
+    assert not generations.point(connection, [generation(1)], [generation(0, others={"mine": {}})])
+    assert connection.requests == []
+
+
+@pytest.mark.parametrize("broken", [generation(1, noted={"uuid": "was"}), generation(1, noted={"pipeline": "x"})])
+def test_readers_can_leave_a_copy_that_something_else_has_replaced(broken: Generation) -> None:
+    assert list(refused(broken, generation(0))) == []
 
 
 @pytest.mark.parametrize(
     ("away", "here", "sentence"),
     [
         (
-            generation(0, others={"mine": {"is_write_index": False}}),
+            generation(0, others={"mine": {"is_write_index": True}}),
             generation(1),
             "the alias mine of products-1 has is_write_index, so something else may write through it",
         ),
@@ -271,15 +279,20 @@ def test_nothing_moves_if_the_alias_is_there() -> None:
         (generation(0), generation(1, there=False), "the index products-2 does not exist"),
         (generation(0), generation(1, there=False, instead=("x",)), "products-2 is no longer an index but an alias"),
         (
-            generation(0, noted={"pipeline": "third"}),
+            generation(0),
+            generation(1, noted={"pipeline": "third"}),
+            "products-2 is not of the pipeline new: its notes name third",
+        ),
+        (
+            generation(0, others={"products": {"filter": LIVE, "is_write_index": True}}),
             generation(1),
-            "products-1 is not of the pipeline old: its notes name third",
+            "the alias products of products-1 has is_write_index, so something else may write through it",
         ),
         (generation(0), generation(1, noted={"uuid": "was"}), "products-2 is not the index that replicator wrote to"),
         (
             generation(1, ("products-2",), {"products": {"filter": LIVE, "index_routing": "1"}}),
             generation(0, ("products-2",)),
-            "products-2: the alias products has a routing",
+            "the alias products has a routing",
         ),
     ],
 )
