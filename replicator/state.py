@@ -483,6 +483,12 @@ class DamagedCheckpoint(ReplicatorError):
     exit_code = 3
 
 
+_DECODERS: Mapping[str, msgspec.json.Decoder[object]] = {
+    kind: msgspec.json.Decoder(type) for kind, type in VALUES.items()
+}
+"""Built at import: msgspec crashes the process if two threads decode a type for the first time at once."""
+
+
 def encode(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
@@ -490,7 +496,7 @@ def encode(value: object) -> str:
 def decode(kind: str, id: str, text: str) -> object:
     """The value of an entry. DamagedCheckpoint, which names the entry, if this version cannot read it."""
     try:
-        value: object = msgspec.json.decode(text, type=VALUES[kind])
+        value: object = _DECODERS[kind].decode(text)
     except (msgspec.DecodeError, KeyError) as e:
         raise DamagedCheckpoint(
             f"the checkpoint entry {kind} {id!r} is damaged or from a newer replicator: {e}. Nothing was changed. "

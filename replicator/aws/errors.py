@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -185,7 +186,7 @@ _DETAILS = ("CancellationReasons", "Item")
 def refusal(body: bytes, status: int) -> AwsError:
     """The error in a response whose status is not 200; ``UNNAMED`` if the response is not DynamoDB's."""
     try:
-        response = msgspec.json.decode(body, type=_Refusal)
+        response = _decoder(_Refusal).decode(body)
         code = response.type.partition(":")[0].rpartition("#")[2]
     except DECODE_ERRORS:
         code = ""
@@ -196,9 +197,21 @@ def refusal(body: bytes, status: int) -> AwsError:
     return AwsError(code, response.message or response.Message or "", status, details)
 
 
+_DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
+_BUILDING = threading.Lock()
+
+
+def _decoder(shape: type[Shape]) -> msgspec.json.Decoder[Shape]:
+    """Built once, under a lock: msgspec crashes if two threads decode a type for the first time at once."""
+    with _BUILDING:
+        if shape not in _DECODERS:
+            _DECODERS[shape] = msgspec.json.Decoder(shape)
+        return _DECODERS[shape]
+
+
 def decoded(body: bytes, shape: type[Shape], operation: str) -> Shape:
     """A response body as a struct; TransientError if it is not DynamoDB's (a proxy's page, a truncated body)."""
     try:
-        return msgspec.json.decode(body, type=shape)
+        return _decoder(shape).decode(body)
     except DECODE_ERRORS as e:
         raise TransientError(f"the response to {operation} is not DynamoDB JSON: {e}") from e

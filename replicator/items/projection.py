@@ -35,6 +35,7 @@ class Row(msgspec.Struct, gc=False):
 
 
 EMPTY = Row()
+msgspec.json.Decoder(Row)  # here, and not on two threads at once, which crashes msgspec
 
 
 class AccessProfile:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,8 +16,17 @@ from replicator.errors import TransientError
 from replicator.items.attributes import DECODE_ERRORS, Malformed, canonical_number
 from replicator.key import Key, KeySchema
 
+T = TypeVar("T")
+
+
+def _known(shape: type[T]) -> type[T]:
+    """The type after its first use: msgspec crashes if two threads decode it for the first time at once."""
+    msgspec.json.Decoder(shape)
+    return shape
+
+
 # Structs rather than dictionaries: they read a record's key in half the time.
-_VALUES = {kind: msgspec.defstruct(kind, [(kind, str)], gc=False) for kind in ("S", "N", "B")}
+_VALUES = {kind: _known(msgspec.defstruct(kind, [(kind, str)], gc=False)) for kind in ("S", "N", "B")}
 
 
 def _has_unsupported_name(keys: KeySchema) -> bool:
@@ -32,7 +41,7 @@ def key_shape(keys: KeySchema) -> Any:
         return dict[str, msgspec.Raw]
     by_field = {f"k{i}": a for i, a in enumerate(keys.attributes)}
     fields = [(field, _VALUES[a.kind]) for field, a in by_field.items()]
-    return msgspec.defstruct("Keys", fields, rename={field: a.name for field, a in by_field.items()}, gc=False)
+    return _known(msgspec.defstruct("Keys", fields, rename={field: a.name for field, a in by_field.items()}, gc=False))
 
 
 def _texts(keys: KeySchema) -> Callable[[Any], Any]:
@@ -122,10 +131,11 @@ def _page_shape(keys: KeySchema) -> Any:
         ],
         gc=False,
     )
-    return msgspec.defstruct(
+    page = msgspec.defstruct(
         "RecordsPage",
         [("Records", list[record] | None), ("NextShardIterator", str | None, None)],  # type: ignore[valid-type]
     )
+    return _known(page)
 
 
 class RecordsDecoder:

@@ -40,6 +40,9 @@ class Blob(msgspec.Struct, frozen=True):
         return [f"b#{self.token}#{n:06}" for n in range(self.pieces)]
 
 
+_decode_blob = msgspec.json.Decoder(Blob).decode
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The item that serializes saves: each one requires that ``commit`` is still the number that it started from.
@@ -135,7 +138,7 @@ def head_of(item: Mapping[str, Any], place: str) -> Head:
 
 
 def _blob(attribute: Mapping[str, str] | None) -> Blob | None:
-    return None if attribute is None else msgspec.json.decode(attribute["S"], type=Blob)
+    return None if attribute is None else _decode_blob(attribute["S"])
 
 
 def actions(

@@ -20,6 +20,7 @@ from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Entry, Save, 
 
 TRIES = 30  # attempts of a save or a read while other processes change the table
 _LISTED = ("revision", "sum", "blob")
+_actions = msgspec.json.Decoder(list[Action])
 
 
 class States:
@@ -249,7 +250,7 @@ class States:
 
     def _journal(self, blob: Blob) -> list[Action] | None:
         text = self._table.read_blob(blob)
-        return None if text is None else msgspec.json.decode(text, type=list[Action])
+        return None if text is None else _actions.decode(text)
 
     def take_over(self, head: Head, owner: str) -> Head:
         """Make ``owner`` the only run that may save; Changed if ``head`` is outdated."""
