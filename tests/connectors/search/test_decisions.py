@@ -69,6 +69,33 @@ def test_a_retry_replaces_what_is_there_at_its_own_version_and_nothing_newer(eng
     assert engine.documents["a", None].value("document.n") == 2
 
 
+def test_a_batch_whose_marks_cannot_be_read_sends_nothing(engine: Engine) -> None:
+    """A request in flight that nothing waits for might be applied after the next batch."""
+    asked: list[str] = []
+
+    class Asked(Bulk):
+        def start(self, layout: Layout, lines: Sequence[bytes]) -> Any:
+            asked.append(f"write {layout.index}")
+            return super().start(layout, lines)
+
+    def read(layout: Layout, _: object) -> Sequence[Any]:
+        asked.append(f"read {layout.index}")
+        if len(asked) == 2:
+            raise TransientError("a shard fails")
+        return [None]
+
+    tables = [Table(name, PK, {"deletes": "mark"}) for name in ("one", "two")]
+    encoders = {name: TableEncoder(layout) for name, layout in layouts(tables).items()}
+    writing = Writer(Asked(engine, Size(8 << 20, 1000), 1), InDoubtWindow(), Conflicts(engine), read)
+    writing.layouts = layouts(tables)
+    encoded = encode(batch(*(Delete(table.name, ("a",), at(5), ("a",)) for table in tables)), encoders)
+    with pytest.raises(TransientError, match="a shard fails"):
+        writing.send(encoded)
+    assert asked == ["read one-1", "read two-1"]
+    writing.send(encoded)
+    assert asked[2:] == ["read one-1", "read two-1", "write one-1", "write two-1"]
+
+
 # lost responses and conflicts
 
 
