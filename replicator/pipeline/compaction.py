@@ -172,7 +172,21 @@ def _vanished(
     if (change.key, version) in at.unmarkable:
         result.refused.append((change.key, version))
         return change.created, None
-    return _deletion(next(iter(_last(items[change.key], mapping).values()), None), change.created)
+    run = items[change.key]
+    last = next(iter(_last(run, mapping).values()), None)
+    return _deletion(last, change.created) if last is not None else (_gone_since(run, mapping), None)
+
+
+def _gone_since(run: Sequence[Change], mapping: DocumentMapping) -> float | None:
+    """The time of the first change of a run from which on there was no document, whatever batch would end there."""
+    since = run[-1].created
+    for change in reversed(run[:-1]):
+        there, failed = _document(change.new, mapping)
+        if there:
+            break
+        if failed is None:
+            since = change.created
+    return since
 
 
 def _current(result: Compacted, changes: Iterable[Latest], at: BatchContext) -> Iterator[Latest]:
