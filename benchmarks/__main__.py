@@ -25,6 +25,7 @@ from benchmarks import (
     dynamodb,
     latency,
     memory,
+    monitoring,
     product,
     references,
     source,
@@ -35,6 +36,10 @@ from benchmarks.counting import ratio
 from benchmarks.product import CREDENTIALS, Result
 from replicator.testing.servers.postgres import PostgresServer
 
+PARTS = (
+    *("end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory", "latency"),
+    *("verifying", "monitoring"),
+)
 PLAIN, MONITORED = "R, no hook", "R, no hook, monitored"
 NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes for the slow contenders
 
@@ -169,20 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--changes", type=int, default=data.CHANGES)
-    parser.add_argument(
-        "--only",
-        choices=[
-            "end-to-end",
-            "decoding",
-            "backlog",
-            "memory",
-            "search",
-            "dynamodb",
-            "target-memory",
-            "latency",
-            "verifying",
-        ],
-    )
+    parser.add_argument("--only", choices=PARTS)
     given = parser.parse_args()
     os.environ.update(CREDENTIALS)
     with PostgresServer("debian", destination.SETTINGS) as server:
@@ -194,24 +186,19 @@ def main() -> None:
 
 
 def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
-    if given.only in (None, "end-to-end"):
-        yield end_to_end_lines(given.rounds, given.changes, url)
-    if given.only in (None, "decoding"):
-        yield decoding_lines(given.rounds)
-    if given.only in (None, "backlog"):
-        yield backlog_lines(given.rounds)
-    if given.only in (None, "memory"):
-        yield memory_lines(url)
-    if given.only in (None, "search"):
-        yield _search_lines(given.rounds)
-    if given.only in (None, "dynamodb"):
-        yield dynamodb.lines(given.rounds, alone)
-    if given.only in (None, "target-memory"):
-        yield target_memory.lines(alone)
-    if given.only in (None, "latency"):
-        yield latency.lines(url)
-    if given.only in (None, "verifying"):
-        yield verifying.lines(given.rounds, url, alone)
+    lines: dict[str, Callable[[], Iterator[str]]] = {
+        "end-to-end": lambda: end_to_end_lines(given.rounds, given.changes, url),
+        "decoding": lambda: decoding_lines(given.rounds),
+        "backlog": lambda: backlog_lines(given.rounds),
+        "memory": lambda: memory_lines(url),
+        "search": lambda: _search_lines(given.rounds),
+        "dynamodb": lambda: dynamodb.lines(given.rounds, alone),
+        "target-memory": lambda: target_memory.lines(alone),
+        "latency": lambda: latency.lines(url),
+        "verifying": lambda: verifying.lines(given.rounds, url, alone),
+        "monitoring": lambda: monitoring.lines(given.rounds, given.changes, url, alone),
+    }
+    yield from (lines[part]() for part in PARTS if given.only in (None, part))
 
 
 def _search_lines(rounds: int) -> Iterator[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,25 +119,24 @@ def copy(
 def monitored(
     endpoint: str, url: str, tables: Mapping[str, Mapping[str, Any]], transform: str | None, expected: int
 ) -> Result:
-    """The same with its metrics scraped, and its page updated, every second."""
+    """The same with its metrics scraped, and its page updated, every second, by another process."""
     address = Address("127.0.0.1", free_port())
     monitor = Monitor(Subject("benchmark", "benchmark.yaml", "DynamoDB", "postgres"))
-    ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(address, ended))
-    with serving(monitor, address):
-        watcher.start()
+    with serving(monitor, address), subprocess.Popen([sys.executable, "-c", _WATCH, f"http://{address}/"]) as watcher:
         try:
             return copy(endpoint, url, tables, transform, expected, monitor)
         finally:
-            ended.set()
-            watcher.join()
+            watcher.terminate()
 
 
-def _watch(address: Address, ended: threading.Event) -> None:
-    while not ended.wait(1.0):
-        for path in ("metrics", "fragment"):
-            with urllib.request.urlopen(f"http://{address}/{path}") as response:
-                response.read()
+_WATCH = """
+import sys, time, urllib.request
+while True:
+    for path in ("metrics", "fragment"):
+        with urllib.request.urlopen(sys.argv[1] + path) as response:
+            response.read()
+    time.sleep(1.0)
+"""
 
 
 def _clocks() -> tuple[float, float]:
