@@ -117,11 +117,6 @@ class Part:
         self._number += 1
         self.ended = cursor is None
 
-    def start_over(self) -> None:
-        """The cursor is unknown by now. What was compared stays compared, but the walk does not say where it was."""
-        self._pieces.clear()
-        self.cursor = None
-
     def take_done(self, open_origins: Collection[str]) -> Sequence[Piece]:
         """The pieces that are done now. ``open_origins``: of the candidates that are left."""
         done = []

@@ -413,7 +413,7 @@ class Pass:
             estimate = max(1, self.tally.documents // len(names))
             part = self._part(f"table:{name}")
             walked = estimate * max(0.0, (self._note.done - 0.5) * 2 * len(names) - number)  # if the pass is resumed
-            for ids, cursor in self._pieces(self._both.tables[name], part):
+            for ids, cursor in self._pieces(self._both.tables[name], part.cursor):
                 walked += len(ids)
                 self.tally.walked += len(ids)
                 wanted = [id for id in ids if self._is_sampled(id)]
@@ -441,15 +441,14 @@ class Pass:
             yield ids[start : start + size]
 
     def _pieces(
-        self, table: Table, part: Part, within: DocumentId = ()
+        self, table: Table, cursor: str | None, within: DocumentId = ()
     ) -> Iterator[tuple[Sequence[DocumentId], str | None]]:
-        cursor = part.cursor
+        """The ids behind ``cursor``, or all where it has expired; with each piece, the cursor behind it."""
         while not self._stop.is_set():
             try:
                 piece = self._retrying(lambda c=cursor: self._both.comparing.walk(table, c, within))  # type: ignore[misc]
             except CursorExpired:
                 cursor = None
-                part.start_over()
                 continue
             yield piece.ids, piece.cursor
             if (cursor := piece.cursor) is None:
@@ -468,7 +467,7 @@ class Pass:
         self._take(lambda: verifier.look_at(key, "key"))
         within: DocumentId = (key_text(key),) if own else key
         for name, table in self._both.tables.items():
-            for ids, _ in self._pieces(table, Part(f"table:{name}"), within):
+            for ids, _ in self._pieces(table, None, within):
                 self._take(partial(self._looked_for, name, ids, f"table:{name}"))
         self.tally.items = 1
 
