@@ -100,8 +100,11 @@ class Worker:
 
         Nothing is lost if this is: a claim reads everything, and the coordinator repeats what was not begun.
         """
-        if self._held is not None:
-            self._held.learn(entries)
+        try:
+            if self._held is not None:
+                self._held.learn(entries)
+        except Fenced as e:  # batches in flight are stored first
+            self._fenced(e)
 
     def _claim(self) -> bool:
         context = self._resources.enter_context(self._connect())

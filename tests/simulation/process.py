@@ -16,7 +16,9 @@ class Process:
 
     def __init__(self, work: Callable[[Callable[[], None]], None]) -> None:
         self._work = work
-        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._go, self._back = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._back.acquire()
         self._killed = self._moves = False
         self._error: BaseException | None = None
         self.ended = False

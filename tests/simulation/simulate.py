@@ -57,8 +57,9 @@ def simulate(seed: int, found: Scenario | None = None) -> Universe:
     return play(seed, found, plan.draw(seed, found))
 
 
-def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None) -> Universe:
-    """A seed with these acts. ``trace`` takes a line for everything that happens."""
+@contextlib.contextmanager
+def sizes(found: Scenario) -> Iterator[None]:
+    """Sizes that a scenario has in small."""
     with (
         _set(page_buffer, "BATCH_ROWS", found.batch_rows),
         _set(keys_only, "PAGE_BYTES", found.looked_up_bytes),
@@ -66,6 +67,12 @@ def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None)
         _set(shard_reader, "PROOF_PAGES", PROOF_PAGES),
         _set(discovery, "SETTLED", SETTLED),
     ):
+        yield
+
+
+def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None) -> Universe:
+    """A seed with these acts. ``trace`` takes a line for everything that happens."""
+    with sizes(found):
         universe = Universe(seed, found, acts, trace)
         try:
             runs.settle(universe)

@@ -1,0 +1,500 @@
+"""A run with several workers and a coordinator, in the world of ``world``: each dies, sleeps or is cut off by itself.
+
+Coordinator, workers, readers and pipelines are the production code, each in a thread that moves from one of its
+requests to the next when the seed says so. Workers are partitioned away, killed in a batch, and replaced while they
+live; transactions and requests are applied after a takeover; there are two coordinators, and runs that replace others;
+children open on another worker, and stages move, meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from replicator.engine.context import Environment, RunContext
+from replicator.engine.coordinator import Coordinator
+from replicator.engine.startup import Allowed
+from replicator.engine.worker import CLAIM_INTERVAL, Post, Worker
+from replicator.errors import ConfigError, Fenced, GapFound, TransientError
+from replicator.pipeline.progress import Progress
+from replicator.state import Entry, Owner
+from replicator.target.in_doubt import WINDOW
+from replicator.testing.dynamodb import AWS, LOCAL
+from tests.simulation import acts, plan, requests, runs, truth
+from tests.simulation.clock import VirtualStop
+from tests.simulation.hooks import HOOKS
+from tests.simulation.plan import Act, Plan
+from tests.simulation.process import Process
+from tests.simulation.scenario import Scenario
+from tests.simulation.schedule import SeededSteps
+from tests.simulation.simulate import sizes
+from tests.simulation.targets import Killed
+from tests.simulation.world import Universe
+
+MOST_SLOTS = 4
+MOST_ACTORS = 9  # with those that were replaced and do not know it yet
+LONGEST_ABSENCE = 60  # steps
+PATIENCE = 10_000  # steps within which a run that nothing disturbs has caught up
+REFUSES_WHEN_CUT_OFF = ("write", "save", "chore", "repair", "read", "claim")
+
+SOURCE = ("write", "burst", "expire", "split", "roll", "wither", "throttle", "outage", "lie", "blank", "trim")
+REQUESTS = ("lost", "unanswered", "late", "straggle", "cut short", "restart", "pause")
+
+RATES: Mapping[str, float] = {
+    "write": 0.15,
+    "burst": 0.004,
+    "expire": 0.004,
+    "split": 0.004,
+    "roll": 0.005,
+    "wither": 0.001,
+    "throttle": 0.003,
+    "outage": 0.0005,
+    "lie": 0.002,
+    "blank": 0.004,
+    "trim": 0.0005,
+    "lost": 0.01,
+    "unanswered": 0.01,
+    "late": 0.01,
+    "straggle": 0.004,
+    "cut short": 0.002,
+    "restart": 0.004,
+    "pause": 0.003,
+    "request a resync": 0.0008,
+    "request items": 0.0008,
+    "kill worker": 0.004,
+    "kill coordinator": 0.003,
+    "cut off": 0.008,
+    "suspend": 0.006,
+    "second worker": 0.004,
+    "second coordinator": 0.003,
+    "new run": 0.001,
+    "one process": 0.0007,
+}
+"""The chance of each act, a step: a step is one request of one process."""
+
+
+@dataclass
+class Actor:
+    """A process of a run. ``away``, ``asleep``: until which step it reaches nothing, or does nothing."""
+
+    name: str
+    run: int | None  # the revision of the run's claim; None until it is known
+    slot: str | None = None  # of a worker
+    process: Process | None = None
+    away: int = 0
+    asleep: int = 0
+    told: list[Sequence[Entry]] = field(default_factory=list)
+    outcome: str = ""
+
+    @property
+    def lives(self) -> bool:
+        return self.process is not None and not self.process.ended
+
+
+class Stop(VirtualStop):
+    """Waiting lets others move."""
+
+    def __init__(self, world: Swarm) -> None:
+        super().__init__(world.clock)
+        self._world = world
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._world.effect("wait")
+        return super().wait(timeout)
+
+
+class Swarm(Universe):
+    """One seed's world, with a run of several processes."""
+
+    def __init__(self, seed: int, scenario: Scenario, acts: Plan = (), trace: list[str] | None = None) -> None:
+        self.current: Actor | None = None
+        self.actors: list[Actor] = []
+        self.started: dict[tuple[int | None, str | None], set[str]] = defaultdict(set)  # by run and slot
+        self.claimed: int | None = None  # the run's revision, as the engine that starts processes knows it
+        self._plan: dict[int, list[Act]] = {}
+        super().__init__(seed, scenario, (), trace)
+        self.chance = random.Random(f"workers {seed}")
+        self.slots = self._new_slots()
+        for act in acts:
+            self._plan.setdefault(act.at, []).append(act)
+        self.calmed = False
+
+    def _new_slots(self) -> tuple[str, ...]:
+        return tuple(str(n) for n in range(1 + int(self.chance.random() * MOST_SLOTS)))
+
+    # What happens between two requests
+
+    def happen(self) -> None:
+        """Called by a scheduler of a process: others move. Of the world: it moves on."""
+        if self.current is not None:
+            self.effect("step")
+            return
+        self.step += 1
+        self.clock.now += self.random.random() * self.pace
+        for act in self._plan.pop(self.step, ()):
+            self.note("act", act.what, act.luck)
+            ACTS[act.what](self, act)
+        if self.late:
+            self.arrive()
+
+    def soon(self, steps: int, what: str) -> None:
+        self._plan.setdefault(self.step + steps, []).append(Act(self.step + steps, what, (0.0, 0.0)))
+
+    def effect(self, name: str) -> None:
+        actor = self.current
+        if actor is None or actor.process is None:
+            return
+        actor.process.pause()
+        if name in REFUSES_WHEN_CUT_OFF and self.step < actor.away:
+            raise TransientError("there is no way to it")
+
+    def dies_here(self, name: str) -> bool:
+        """Before a request of a batch: whether the process is gone, and the rest may still be applied."""
+        try:
+            self.effect("request")
+        except Killed:
+            return True
+        return False
+
+    def overtake(self) -> None:
+        self.effect("piece")
+
+    def doze(self) -> None:
+        self.effect("before a purge")
+
+    def dawdle(self) -> None: ...
+
+    # Processes
+
+    def living(self, slot: str | None) -> list[Actor]:
+        """The processes of the current run: workers of a slot, or coordinators."""
+        return [a for a in self.actors if a.lives and a.slot == slot and a.run == self.claimed is not None]
+
+    def start(self, actor: Actor, work: Callable[[Actor], None]) -> Actor:
+        def live(pause: Callable[[], None]) -> None:
+            self._work(actor, work)
+
+        actor.process = Process(live)
+        self.actors = [a for a in self.actors if a.lives] + [actor]
+        self.started[actor.run, actor.slot].add(actor.name)
+        self.note(actor.name, "starts")
+        return actor
+
+    def _work(self, actor: Actor, work: Callable[[Actor], None]) -> None:
+        try:
+            work(actor)
+        except Fenced:
+            actor.outcome = "fenced"
+            replaced = len(self.started[actor.run, actor.slot]) > 1
+            assert replaced or actor.run != self.claimed, f"{actor.name} was fenced off and nothing replaced it"
+        except GapFound:
+            actor.outcome = "gap"
+        except ConfigError as e:
+            if self.streaming:
+                raise AssertionError(f"{actor.name} was refused though nothing is wrong") from e
+            actor.outcome = "refused"
+
+    def new_run(self) -> None:
+        """Somebody starts the run again, perhaps with another number of workers. The earlier processes may live."""
+        self.claimed = None
+        self.slots = self._new_slots()
+        self.note("a new run with", len(self.slots))
+
+    def hold(self) -> None:
+        """Start what does not live, as Ray does."""
+        if not self.streaming:
+            return
+        waiting = [a for a in self.actors if a.lives and a.slot is None and a.run is None]
+        if self.claimed is None:
+            if not waiting:
+                self.start_coordinator()
+            return
+        if not self.living(None):
+            self.start_coordinator()
+        for slot in self.slots:
+            if not self.living(slot):
+                self.start_worker(slot)
+
+    def start_coordinator(self) -> Actor:
+        self.runs += 1
+        return self.start(Actor(f"coordinator {self.runs}", self.claimed), self._coordinate)
+
+    def start_worker(self, slot: str) -> Actor:
+        self.runs += 1
+        return self.start(Actor(f"worker {self.runs} of {slot}", self.claimed, slot), self._read)
+
+    def owner(self, actor: Actor) -> Owner:
+        return Owner(actor.name, "here", 1, self.clock())
+
+    def context(self) -> RunContext:
+        """What a process works with; it may stop before each request to the checkpoints."""
+        context = runs.copy_in(self)
+        for name in ("claim", "claim_slot", "read", "pipeline"):
+            kind = "claim" if name.startswith("claim") else "read"
+            setattr(context.checkpoints, name, partial(self._touched, kind, getattr(context.checkpoints, name)))
+        return context
+
+    def _touched(self, kind: str, request: Callable[..., Any], *given: Any) -> Any:
+        self.effect(kind)
+        return request(*given)
+
+    def environment(self, observe: Callable[[Progress], None] = lambda progress: None) -> Environment:
+        return Environment(
+            Stop(self),  # type: ignore[arg-type]
+            observe,
+            self.clock.wall,
+            self.random,
+            lambda client: SeededSteps(self, client),
+            self.clock,
+        )
+
+    def _coordinate(self, actor: Actor) -> None:
+        environment = self.environment(partial(self._observed, actor))
+        coordinator = Coordinator(self.context(), self.owner(actor), environment, self.slots, actor.run)
+        if actor.run is None:
+            actor.run = self.claimed = coordinator.revision
+            self.started[actor.run, None].add(actor.name)
+        coordinator.start(Allowed(hook_change=self.fixed))
+        while True:
+            coordinator.step()
+            for slot, entries in coordinator.news().items():
+                self._tell(slot, entries)
+            self.settled = self._is_settled(actor, coordinator)
+
+    def _tell(self, slot: str, entries: Sequence[Entry]) -> None:
+        """A message arrives, or is lost, or arrives late."""
+        for actor in self.living(slot):
+            if self.calmed or self.answers.random() < 0.5:
+                actor.told.append(entries)
+
+    def _read(self, actor: Actor) -> None:
+        assert actor.run is not None
+        assert actor.slot is not None
+        post = Post(actor.slot, actor.run, len(self.slots))
+        worker = Worker(post, self.owner(actor), self._connected, self.environment())
+        while True:
+            while actor.told and (self.calmed or self.answers.random() < 0.2):
+                worker.learn(actor.told.pop(0))
+            if not worker.step():
+                self.environment().stop.wait(CLAIM_INTERVAL)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[RunContext]:
+        yield self.context()
+
+    def _observed(self, actor: Actor, progress: Progress) -> None:
+        latest = [a for a in self.actors if a.slot is None][-1]
+        if actor is latest and actor.run == self.claimed:
+            truth.check_told(self.database, progress)
+
+    # The course of a seed
+
+    settled = False
+
+    def move(self) -> None:
+        """One request of one process."""
+        self.happen()
+        self.hold()
+        ready = [a for a in self.actors if a.lives and a.asleep <= self.step]
+        if not ready:
+            return
+        actor = ready[int(self.random.random() * len(ready))]
+        self.current = actor
+        try:
+            assert actor.process is not None
+            actor.process.advance()
+        finally:
+            self.current = None
+        if actor.lives:
+            return
+        self.note(actor.name, "ends", actor.outcome)
+        if actor.outcome in ("gap", "refused") and actor.run == self.claimed:
+            self.end_all()
+            self.new_run()
+
+    def end_all(self) -> None:
+        for actor in self.actors:
+            self.kill(actor)
+
+    def kill(self, actor: Actor) -> None:
+        if actor.lives and actor.process is not None:
+            self.note(actor.name, "is killed")
+            before, self.current = self.current, actor
+            actor.process.kill()
+            self.current = before
+
+    def _is_settled(self, actor: Actor, coordinator: Coordinator) -> bool:
+        """Whether the run has caught up with all that was written, with nothing left to clean up."""
+        pipeline, window = coordinator.pipeline, coordinator._in_doubt
+        if not self.calmed or actor.run != self.claimed or pipeline.state is None:
+            return False
+        if pipeline.view.request is not None or not pipeline.caught_up(self._calm_since):
+            return False
+        doubts = [slot.in_doubt for id, slot in pipeline.view.slots.items() if id in self.slots]
+        return window is None or not (window.left is not None or any(doubts) or coordinator._cleanup.overdue)
+
+    _calm_since = 0.0
+
+    def calm(self) -> None:
+        self._plan.clear()
+        self.armed.clear()
+        self.source.heal()
+        self.source.page_sizes(shards=20, records=50, items=50)  # what is left to read may be much
+        self.pace, self.slow = min(0.1, self.pace), 0.0
+        self.calmed, self.settled = True, False
+        for actor in self.actors:
+            actor.away = actor.asleep = 0
+        acts.enable(self, Act(self.step, "enable", (0.0, 0.0)))
+        requests.renew(self)
+        self._calm_since = self.clock.now
+
+    def live(self) -> None:
+        """The whole seed."""
+        try:
+            while self.step < self.scenario.steps:
+                self.move()
+            self.calm()
+            for n in range(PATIENCE):
+                if self.settled and not self.late:
+                    return
+                self.move()
+                if n % 150 == 149:
+                    self.clock.now += WINDOW
+            raise runs.NeverSettled(f"not settled within {PATIENCE} steps")
+        finally:
+            self.end_all()
+
+
+def kill_worker(world: Swarm, act: Act) -> None:
+    workers = [a for a in world.actors if a.lives and a.slot is not None]
+    if workers:
+        world.kill(workers[act.pick(len(workers))])
+
+
+def kill_coordinator(world: Swarm, act: Act) -> None:
+    for actor in [a for a in world.actors if a.lives and a.slot is None][-1:]:
+        world.kill(actor)
+
+
+def cut_off(world: Swarm, act: Act) -> None:
+    """A process reaches neither the checkpoints nor the target; perhaps another one takes its place meanwhile."""
+    if (actor := _one(world, act)) is not None:
+        actor.away = world.step + int(act.between(1, LONGEST_ABSENCE))
+        _replace_perhaps(world, actor, act)
+
+
+def suspend(world: Swarm, act: Act) -> None:
+    """A process is stopped (SIGSTOP) and goes on later, perhaps minutes later."""
+    if (actor := _one(world, act)) is not None:
+        actor.asleep = world.step + int(act.between(1, 3 * LONGEST_ABSENCE))
+        _replace_perhaps(world, actor, act)
+        if act.luck[1] > 0.8:
+            world.clock.now += 1000 * (act.luck[1] - 0.8)
+
+
+def _replace_perhaps(world: Swarm, actor: Actor, act: Act) -> None:
+    if act.luck[1] < 0.5 or actor.run != world.claimed or len(world.actors) >= MOST_ACTORS:
+        return
+    if actor.slot is None:
+        world.start_coordinator()
+    else:
+        world.start_worker(actor.slot)
+
+
+def _one(world: Swarm, act: Act) -> Actor | None:
+    living = [a for a in world.actors if a.lives and a.run is not None]
+    return living[act.pick(len(living))] if living else None
+
+
+def second_worker(world: Swarm, act: Act) -> None:
+    """Another worker claims a slot whose worker lives, perhaps in the middle of a batch."""
+    if world.claimed is not None and len(world.actors) < MOST_ACTORS:
+        world.start_worker(world.slots[act.pick(len(world.slots))])
+
+
+def second_coordinator(world: Swarm, act: Act) -> None:
+    if world.claimed is not None and len(world.actors) < MOST_ACTORS:
+        world.start_coordinator()
+
+
+def new_run(world: Swarm, act: Act) -> None:
+    if len(world.actors) < MOST_ACTORS:
+        world.new_run()
+
+
+def one_process(world: Swarm, act: Act) -> None:
+    """The engine is changed for a while: a run in one process follows, and is killed."""
+    if not world.streaming:
+        return
+
+    def drive(actor: Actor) -> None:
+        context = world.context()
+        driver = runs.driver_in(world, context)
+        runs.limit_turns(driver, 5 + act.pick(60))
+        driver.run(until=None, allowed=Allowed(hook_change=world.fixed))
+
+    world.end_all()
+    world.new_run()
+    world.runs += 1
+    world.start(Actor(f"one process {world.runs}", None), drive)
+
+
+ACTS: Mapping[str, Callable[[Swarm, Act], None]] = {
+    **{what: acts.ACTS[what] for what in (*SOURCE, *REQUESTS)},
+    **requests.ACTS,
+    "disable": acts.disable,
+    "enable": acts.enable,
+    "kill worker": kill_worker,
+    "kill coordinator": kill_coordinator,
+    "cut off": cut_off,
+    "suspend": suspend,
+    "second worker": second_worker,
+    "second coordinator": second_coordinator,
+    "new run": new_run,
+    "one process": one_process,
+}
+
+
+def draw(seed: int) -> Scenario:
+    """The scenario of a seed: some acts never happen in it, others often."""
+    chance = random.Random(f"workers' scenario {seed}")
+    hook = chance.choice([None, None, *HOOKS])
+    own_ids = hook is not None and HOOKS[hook].own_ids
+    view = "NEW_AND_OLD_IMAGES" if own_ids or chance.random() < 0.8 else chance.choice(["NEW_IMAGE", "KEYS_ONLY"])
+    rates = {what: rate * 10 ** chance.uniform(-1, 0.6) for what, rate in RATES.items() if chance.random() < 0.7}
+    return Scenario(
+        hook=hook,
+        view=view,
+        index=chance.random() < 0.6,
+        overlaps=chance.random() < 0.4,
+        refuses=chance.random() < 0.2,
+        forgetful=chance.random() < 0.5,
+        keys=int(2 * 10 ** chance.random()),
+        steps=int(150 * 8 ** chance.random()),
+        shards=chance.randrange(1, 4),
+        segments=chance.randrange(1, 5),
+        records_a_page=chance.choice([1, 3, 7]),
+        items_a_page=chance.choice([1, 2, 5]),
+        batch_rows=chance.choice([1, 4, 2000]),
+        looked_up_bytes=chance.choice([1, 100, 1 << 20]),
+        piece=chance.choice([1, 3, 2000]),
+        dialect=chance.choice([AWS, LOCAL]),
+        pace=chance.choice([0.01, 0.05, 0.2, 1.0]),
+        slow=chance.choice([0.0, 0.1, 0.3]),
+        rates=rates,
+    )
+
+
+def simulate(seed: int, found: Scenario | None = None, trace: list[str] | None = None) -> Swarm:
+    """One seed, to its end. AssertionError, or an error of a process, says what did not hold."""
+    found = found or draw(seed)
+    with sizes(found):
+        world = Swarm(seed, found, plan.draw(seed, found), trace)
+        world.live()
+        truth.check_end(world)
+    return world
