@@ -163,6 +163,9 @@ def test_each_step_killed_anywhere_is_completed_by_the_same_command(
         except KilledError:
             kills += 1
             assert shop.cluster.seen & shop.cluster.indices == shop.cluster.seen  # readers never lose their index
+            note = shop.noted()
+            told = note is None or note.finishing or note.canceled
+            assert told or shop.cluster.indices == FIRST | SECOND  # before a run could find its index gone
         shop.cluster.fuse = 1_000
         assert step(shop.config).reasons == ()
         assert (shop.cluster.seen, shop.cluster.indices, shop.noted()) == (seen, left, noted)
