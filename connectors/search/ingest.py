@@ -31,6 +31,7 @@ _FATAL: Mapping[str, str] = {
 }
 _TARGETS = ("field", "target_field", "fields", "add_to_root")  # options that name what a processor writes or removes
 FAILS = "its ingest pipeline fails on the document, drops it, or cannot be tried with a whole number beyond 64 bits"
+CHANGES = f"its ingest pipeline changes the field {OURS}, where replicator keeps version and key"
 _LOOK = "looking up the ingest pipeline (needs the cluster privilege read_pipeline)"
 _TRY = "trying the ingest pipeline (needs the cluster privilege read_pipeline)"
 
@@ -113,6 +114,18 @@ _decode = msgspec.json.Decoder(_Simulation)  # sources as they are: decoding wou
 def _source(simulated: _Simulated | None) -> bytes | None:
     """None if the pipeline fails on the document, or drops it."""
     return None if simulated is None or simulated.doc is None else bytes(simulated.doc.source)
+
+
+class _Own(msgspec.Struct):
+    own: Any = msgspec.field(name=OURS, default=None)
+
+
+_decode_own = msgspec.json.Decoder(_Own)
+
+
+def keeps_own(sent: bytes, made: bytes) -> bool:
+    """Whether a document has replicator's own fields as they were sent: without them, no sweep would find it."""
+    return bool(_decode_own.decode(sent).own == _decode_own.decode(made).own)
 
 
 def _path(name: str) -> str:

@@ -155,12 +155,22 @@ def in_place(found: Sequence[Verdict], items: Sequence[Any], lines: Sequence[byt
 def _is_in_place(item: Any, line: bytes) -> bool:
     ((_, outcome),), ((_, action),) = item.items(), orjson.loads(line.partition(b"\n")[0]).items()
     id, version = outcome.get("_id", action["_id"]), outcome.get("_version", action["version"])
-    return bool(id == action["_id"] and ("error" in outcome or version == action["version"]))
+    if (error := outcome.get("error")) is not None:
+        version = _provided(error, action["version"])
+    return bool(id == action["_id"] and version == action["version"])
 
 
+def _provided(error: Any, sent: int) -> int:
+    """The version that the engine compared, if its message about a conflict says it; else the one that was sent."""
+    said = between(_cause(error)[1][-_ENDING:], ("the one provided [", "]"))
+    return int(said[0]) if said and said[0].isdecimal() else sent
+
+
+_ENDING = 100  # characters of a message about a conflict, whose beginning may quote an id
 MOVED = (
-    "an ingest pipeline stored a document under another id or version than it was sent with, so that later changes of "
-    "its item would miss it. Take that out of the pipeline, then copy everything again with: replicator resync"
+    "an ingest pipeline stored a document under another id, version or routing than it was sent with, so that later "
+    "changes of its item would miss it. Take that out of the pipeline, then copy everything again with: "
+    "replicator resync"
 )
 
 

@@ -25,12 +25,13 @@ from connectors.search.errors import failure
 from connectors.search.layout import DELETED_AT, LIVE, MARKED, WHOLE, Layout, index_id
 from connectors.search.mappings import OURS, own_fields
 from connectors.search.marking import Stored
-from connectors.search.responses import worst
+from connectors.search.responses import MOVED, worst
 from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
+from replicator.errors import ConfigError
 from replicator.target.verification import CHANGED, Comparison, CursorExpired, Walked
 
-_WALK_PIECE = 2000  # ids
-_KEEP_ALIVE = "30m"  # of a walk, between two pieces, which may be paced; the engine frees it afterwards
+WALK_PIECE = 500  # ids; read at the slowest pace of a run, 5 units/s, items of 400 KB take less than three hours
+KEEP_ALIVE = "3h"  # of a walk, between two pieces, which may be paced; the engine frees it afterwards
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,8 @@ class IndexVerification:
         made = ingest.simulated(self.connection, self.layout, given) if given else {}
         passed = {by_index_id[text]: source for text, source in made.items() if source is not None}
         failing = {id: ingest.FAILS for id in sources if id not in passed}
-        return passed, failing
+        changed = {id: ingest.CHANGES for id, made in passed.items() if not ingest.keeps_own(sources[id], made)}
+        return passed, failing | changed
 
     def _differing(self, stored: bytes, expected: bytes) -> tuple[str, ...]:
         """The names of the fields that differ."""
@@ -107,16 +109,16 @@ class IndexVerification:
         if cursor is None:
             searches.refresh(self.connection, self.layout)
             plain = searches.undisturbed(self.connection, searches.settings(self.connection, self.layout))
-            path = f"/{quote(self.layout.index, safe='')}/_search?{searches.WHOLE}&scroll={_KEEP_ALIVE}{plain}"
+            path = f"/{quote(self.layout.index, safe='')}/_search?{searches.WHOLE}&scroll={KEEP_ALIVE}{plain}"
             filters = [{"term": {f"{OURS}.{p}": text}} for p, text in zip(self.layout.parts, within, strict=False)]
             query = {"bool": {"filter": [LIVE, *filters], "must_not": [MARKED] if self.layout.marks else []}}
-            wanted = {"size": _WALK_PIECE, "_source": [OURS], "sort": ["_doc"], "query": query}
+            wanted = {"size": WALK_PIECE, "_source": [OURS], "sort": ["_doc"], "query": query}
         else:
             number, _, scroll = cursor.partition(" ")
             taken = int(number)
             if self.scrolls.pop(scroll, None) != taken:
                 raise CursorExpired
-            path, wanted = "/_search/scroll", {"scroll": _KEEP_ALIVE, "scroll_id": scroll}
+            path, wanted = "/_search/scroll", {"scroll": KEEP_ALIVE, "scroll_id": scroll}
         response = self.connection.request("POST", path, orjson.dumps(wanted))
         if cursor is not None and response.status == 404:
             raise CursorExpired
@@ -124,7 +126,10 @@ class IndexVerification:
         if response.status >= 300 or not isinstance(found, dict) or found.get("_shards", {}).get("failed", 0):
             raise failure(response, self.connection.server, "walking through the index")
         hits = found["hits"]["hits"]
-        ids = [id for hit in hits if (id := _id(hit.get("_source", {}).get(OURS), self.layout)) is not None]
+        found_ids = [(_id(hit.get("_source", {}).get(OURS), self.layout), hit.get("_routing")) for hit in hits]
+        ids = [id for id, _ in found_ids if id is not None]
+        if self.layout.ingest is not None and any(id and _routing(id, self.layout) != at for id, at in found_ids):
+            raise ConfigError(f"{self.connection.server}: {MOVED}")
         if not hits:
             return Walked(ids, None)
         self.scrolls[found["_scroll_id"]] = taken + 1
@@ -174,6 +179,10 @@ def _id(found: object, layout: Layout) -> DocumentId | None:
     parts = [own.get(part) for part in layout.parts]
     texts = tuple(part for part in parts if isinstance(part, str))
     return texts if len(texts) == len(parts) else None
+
+
+def _routing(id: DocumentId, layout: Layout) -> str | None:
+    return None if layout.routed_by is None else id[layout.routed_by]
 
 
 def _exact(source: bytes) -> dict[str, Any]:

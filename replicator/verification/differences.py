@@ -38,6 +38,7 @@ Kind = Literal["missing", "extra", "different", "rejected"]
 """``rejected``: the hook or the target refuses the item, so it has no documents to compare."""
 
 LOOKS = {"missing": 3}  # how many reads in a row must show it before it is confirmed; one by default
+MOST_CHANGES = 100  # looks that found item or document changed, after which a candidate is left unconfirmed
 MARGIN = 1.0  # seconds that a shard must be read beyond a candidate's time: clocks differ, and streams lag
 _SETS = frozenset({"SS", "NS", "BS"})
 
@@ -73,7 +74,7 @@ class Candidate:
     """A finding that lag may still explain. ``image``: the item's ``digest``. ``at``: when the item had been read.
 
     ``looks``: how often the same was found, with the item read between two equal reads of the document. ``origin``: the
-    segment or table that is being read.
+    segment or table that is being read. ``changes``: how many looks have found the item or the document changed.
     """
 
     finding: Finding
@@ -81,6 +82,12 @@ class Candidate:
     at: float
     origin: str
     looks: int = 0
+    changes: int = 0
+
+    @property
+    def never_rests(self) -> bool:
+        """Whether it changes more often than the copy follows: waiting for a moment without changes may never end."""
+        return self.changes >= MOST_CHANGES
 
 
 class Verdict(Enum):
@@ -102,7 +109,7 @@ def looked_again(before: Candidate, after: Finding, image: bytes, at: float, *, 
     """The candidate after a look that decided nothing. ``steady``: the document had that version before, too."""
     same = after.state == before.finding.state and image == before.image
     looks = 0 if not steady else before.looks + 1 if same else 1
-    return Candidate(after, image, at, before.origin, looks)
+    return Candidate(after, image, at, before.origin, looks, before.changes + (not same))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ MOST_PENDING = 10_000  # candidates in memory; no more is read until some of the
 PIECE = 200  # items that are read again in one go
 STALLED = 120.0  # seconds without progress of the positions, after which candidates count as unconfirmed
 UNKNOWN = b"unknown"  # the digest of an item as it was before a repair that came too late
+_RESTLESS = "the item changes more often than the copy can follow; verify again when it is written to less often"
 _HASHED = "the item's key is too long to be read from the document's id, so the item cannot be looked up"
 
 Outcome = Literal["difference", "parked", "unconfirmed", "kept"]
@@ -188,7 +189,11 @@ class Verifier:
                 continue
             if found is Verdict.AGAIN:
                 steady = versions.get(place) == after.version
-                self._pending[place] = looked_again(candidate, after, hashed, at, steady=steady)
+                again = looked_again(candidate, after, hashed, at, steady=steady)
+                if again.never_rests:
+                    yield Result("unconfirmed", after, reason=_RESTLESS)
+                else:
+                    self._pending[place] = again
             else:
                 yield from self._confirmed(after, image, look.expected.get(place))
         yield from self._add(others, {} if image is None else {key: image}, at, candidates[0].origin)

@@ -13,6 +13,7 @@ from replicator.state import Heartbeat, PipelineState, ShardState
 from replicator.testing.memory import body
 from replicator.verification.differences import (
     LOOKS,
+    MOST_CHANGES,
     NO_RUN,
     Candidate,
     Finding,
@@ -185,6 +186,22 @@ def test_where_positions_stand_still_candidates_are_unconfirmed() -> None:
     assert list(verifier.settle(world.positions)) == []
     world.now += 2
     assert [r.outcome for r in verifier.settle(world.positions)] == ["unconfirmed"]
+
+
+def test_an_item_that_changes_more_often_than_the_copy_follows_does_not_keep_a_pass_from_ending() -> None:
+    world = World(pauses=True)
+    world.put("k0", n=0)
+    verifier, looks = world.verifier(), 0
+    list(verifier.scanned(world.scanned(), world.now, "segment:0"))
+    while verifier.pending and looks < 2 * MOST_CHANGES:
+        looks += 1
+        world.now += 3
+        world.put("k0", n=looks)
+        while len(world.backlog) > 1:
+            world.apply()
+        found = list(verifier.settle(Positions(world.now)))
+    assert looks == MOST_CHANGES
+    assert [(r.outcome, "changes more often than the copy" in r.reason) for r in found] == [("unconfirmed", True)]
 
 
 def test_parked_items_are_told_apart_and_reported_once() -> None:

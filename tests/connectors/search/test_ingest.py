@@ -165,8 +165,34 @@ def test_an_id_that_a_script_changes_for_some_documents_ends_the_run(search: Sea
     of = through(search, pipelines.put(moving))
     found = opened(search, of)
     assert found.write(batch(hooked(of, "a", 1, {"n": 1}))) == Outcome()
-    with pytest.raises(ConfigError, match="stored a document under another id or version"):
+    with pytest.raises(ConfigError, match="stored a document under another id, version or routing"):
         found.write(batch(hooked(of, "b", 2, {"title": "x"})))
+
+
+@pytest.mark.search
+@OPENSEARCH
+def test_what_a_script_does_to_some_documents_only_is_found_when_it_happens_or_by_verify(
+    search: Search, pipelines: Pipelines
+) -> None:
+    """A lower version meets the stored one and looks superseded; another routing leaves a second document behind."""
+    script = (
+        "if (ctx.n == 2) { ctx._version = 1L } if (ctx.n == 3) { ctx.remove('replicator') } "
+        "if (ctx.n == 4) { ctx._routing = 'z' }"
+    )
+    of = through(search, pipelines.put({"script": {"source": script}}), shards=2)
+    found = opened(search, of)
+    assert target(search).check([of]) == []
+    found.write(batch(hooked(of, "a", 1, {"n": 1})))
+    with pytest.raises(ConfigError, match="stored a document under another id, version or routing"):
+        found.write(batch(hooked(of, "a", 2, {"n": 2})))
+    found = opened(search, of)
+    kept, ownless = hooked(of, "b", 3, {"n": 1}), hooked(of, "c", 4, {"n": 3})
+    found.write(batch(kept, ownless))
+    assert [c.refused for c in found.compare(of, [kept, ownless])] == ["", ingest.CHANGES]
+    assert set(found.walk(of, None).ids) == {("a",), ("b",)}
+    found.write(batch(hooked(of, "d", 5, {"n": 4})))
+    with pytest.raises(ConfigError, match="stored a document under another id, version or routing"):
+        found.walk(of, None)
 
 
 @pytest.mark.search
@@ -216,6 +242,11 @@ def test_a_conflict_of_anything_but_versions_is_waited_for() -> None:
     assert isinstance(verdict.error, TransientError)
 
 
+def conflict(provided: int, id: str = "a") -> Mapping[str, Any]:
+    reason = f"[{id}]: version conflict, current version [9] is higher or equal to the one provided [{provided}]"
+    return {"type": "version_conflict_engine_exception", "reason": reason}
+
+
 @pytest.mark.parametrize(
     ("outcome", "moved"),
     [
@@ -224,6 +255,9 @@ def test_a_conflict_of_anything_but_versions_is_waited_for() -> None:
         ({"_id": "a", "_version": 8, "status": 201}, True),
         ({"_id": "a", "status": 409, "error": {"type": "version_conflict_engine_exception"}}, False),
         ({"_id": "b", "status": 409, "error": {"type": "version_conflict_engine_exception"}}, True),
+        ({"_id": "a", "status": 409, "error": conflict(7)}, False),
+        ({"_id": "a", "status": 409, "error": conflict(1)}, True),
+        ({"_id": "a", "status": 409, "error": conflict(7, id="the one provided [1]")}, False),
     ],
 )
 def test_a_document_counts_as_stored_only_where_it_was_sent(outcome: Mapping[str, Any], moved: bool) -> None:
