@@ -63,8 +63,8 @@ def changed(layout: Layout, notes: Mapping[str, Any], now: Mapping[str, str]) ->
     if layout.ingest is not None and NOTE in notes and notes[NOTE] != now.get(NOTE):
         yield (
             f"{layout.index}: the ingest pipeline {layout.ingest} has changed since documents went through it, so "
-            "that some would be of the old one and some of the new one. Put it back, or copy everything again with: "
-            "replicator resync"
+            "that some would be of the old one and some of the new one. Put it back, and repair what has gone through "
+            "the other one with: replicator verify --repair. Or copy everything again with: replicator resync"
         )
 
 

@@ -225,7 +225,9 @@ class Driver:
             raise ConfigError("it was requested for another config than that of this run")
         if request.whole:
             startup.start_mode(start, startup.with_request(self._allowed, request, start))
-        elif request.keys:
+            return
+        self._retrying(lambda: preexisting.check_same_epoch(self._context.target, self._context.tables))
+        if request.keys:
             with contextlib.suppress(TransientError):  # retried as it reads: nothing else may wait for that
                 chosen.check_permitted(self._context.client, self._table, request.keys[0])
 

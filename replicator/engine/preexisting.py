@@ -77,6 +77,14 @@ def check_new_epoch(target: Target, tables: Sequence[Table], request: ResyncRequ
         raise ConfigError(*refused, *withdraw)
 
 
+def check_same_epoch(target: Target, tables: Sequence[Table]) -> None:
+    """ConfigError if a run would not start as things are now: a partial resync leaves most documents as they are, and
+    must not note for all of them what it found, such as another ingest pipeline.
+    """
+    if refused := [problem for problem in target.check(tables) if not isinstance(problem, Denied)]:
+        raise ConfigError(*refused)
+
+
 def _emptied(view: CheckpointView, target: Target, tables: Sequence[Table]) -> Sequence[str]:
     """Tables that are empty now and were not when the last run stopped cleanly.
 

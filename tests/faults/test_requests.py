@@ -1,0 +1,53 @@
+"""A resync that is requested while a run is up: the run carries it out, or says why not and goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from replicator.config.settings import load
+from replicator.engine import preexisting
+from replicator.engine.assembly import target_tables
+from replicator.engine.startup import digest
+from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.source.table import describe_table
+from replicator.state import ResyncRequest, Save, encode
+from replicator.target.contract import Table
+from replicator.testing.memory import MemoryTarget
+from tests.faults.world import TABLE, World
+
+
+class Changeable(MemoryTarget):
+    """A target on which something changes that decides what documents become, as an ingest pipeline does."""
+
+    problems: Sequence[str] = ()
+
+    def check(self, tables: Sequence[Table]) -> Sequence[str]:
+        return self.problems
+
+
+def request_one(faults: World) -> None:
+    config = load(faults.folder / "orders.yaml")
+    table, target, checkpoints = describe_table(faults.client, TABLE), faults.target(), faults.store()
+    tables = target_tables(config, table, None)
+    found = preexisting.inspect(CheckpointView(checkpoints.read()), table, target, tables, None)
+    request = ResyncRequest(requested=faults.clock(), config=digest(found), keys=(("k1",),))
+    checkpoints.save([Save("request", "", 0, encode(request))])
+
+
+def test_a_partial_resync_is_not_begun_while_a_new_start_would_be_refused(faults: World) -> None:
+    """Its epoch would note for all documents what only the chosen ones come from; no later start would notice."""
+    faults.fill()
+    target = Changeable(faults.database)
+    faults.target = lambda: target
+    faults.copied()
+    epoch = faults.states("pipeline")[""].epoch
+    target.problems = ["the ingest pipeline p has changed"]
+    faults.clock.plan(20, lambda: request_one(faults))
+    faults.clock.plan(60, lambda: faults.put("k2", n=1))
+    ended = faults.run(seconds=120)
+    assert ended.event("requested resync not started")["reason"] == "the ingest pipeline p has changed"
+    assert (ended.code, faults.states("pipeline")[""].epoch) == (0, epoch)
+    faults.assert_equal()
+    target.problems = ()
+    faults.copied()
+    assert faults.states("pipeline")[""].epoch == epoch + 1
