@@ -79,13 +79,14 @@ def simulated(connection: Connection, layout: Layout, sources: Mapping[str, byte
         for id in ids
     )
     response = connection.request("POST", f"{_path(layout.ingest or '')}/_simulate", b'{"docs":[%b]}' % documents)
-    if response.status == 400 and len(ids) > 1:  # one that the simulation cannot hold fails all of them on OpenSearch
+    if response.status in (400, 413) and len(ids) > 1:
+        # One that the simulation cannot hold fails all of them on OpenSearch; or they are too large for one request.
         half = len(ids) // 2
         return {
             **simulated(connection, layout, {id: sources[id] for id in ids[:half]}),
             **simulated(connection, layout, {id: sources[id] for id in ids[half:]}),
         }
-    if response.status == 400:
+    if response.status in (400, 413):
         return dict.fromkeys(ids)
     if response.status != 200:
         raise failure(response, connection.server, _TRY)

@@ -30,8 +30,8 @@ from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
 from replicator.errors import ConfigError
 from replicator.target.verification import CHANGED, Comparison, CursorExpired, Walked
 
-WALK_PIECE = 500  # ids; read at the slowest pace of a run, 5 units/s, items of 400 KB take less than three hours
-KEEP_ALIVE = "3h"  # of a walk, between two pieces, which may be paced; the engine frees it afterwards
+WALK_PIECE = 500  # ids, so that at 50 units/s, a run's pace, items of 400 KB are read before the walk is forgotten
+KEEP_ALIVE = "30m"  # of a walk, between two pieces, which may be paced; the engine frees it afterwards
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from connectors.search import definition, ingest
 from connectors.search.encode import TableEncoder
+from connectors.search.errors import Response
 from connectors.search.layout import layouts
 from connectors.search.options import SearchTable
 from connectors.search.responses import MOVED, in_place, verdicts
@@ -240,6 +242,22 @@ def test_a_conflict_of_anything_but_versions_is_waited_for() -> None:
     """A processor whose model is not deployed answers with the status of a version conflict."""
     (verdict,) = verdicts([{"index": {"status": 409, "error": {"type": "status_exception"}}}], "S", "i")
     assert isinstance(verdict.error, TransientError)
+
+
+def test_documents_that_are_too_large_for_one_simulation_are_sent_in_parts() -> None:
+    of = layouts([Table("t", PK, {"mapping": PLAIN, "ingest_pipeline": "p"})])["t"]
+    sources = {str(n): orjson.dumps({"n": n}) for n in range(5)}
+    sizes = []
+
+    def request(_method: str, _path: str, body: bytes) -> Response:
+        documents = orjson.loads(body)["docs"]
+        sizes.append(len(documents))
+        made = {"docs": [{"doc": {"_source": one["_source"]}} for one in documents]}
+        return Response(413, b"") if len(documents) > 2 else Response(200, orjson.dumps(made))
+
+    connection: Any = SimpleNamespace(request=request, server="S")
+    assert ingest.simulated(connection, of, sources) == sources
+    assert sizes == [5, 2, 3, 1, 2]
 
 
 def conflict(provided: int, id: str = "a") -> Mapping[str, Any]:
