@@ -12,7 +12,7 @@ from connectors.search.connection import NDJSON, Connection, filtered
 from connectors.search.encode import cut
 from connectors.search.errors import WRITING, Response, ResponseLost, failure
 from connectors.search.layout import Layout
-from connectors.search.responses import STORED, Verdict, all_stored, busy, failed, in_place, refused, verdicts
+from connectors.search.responses import STORED, Verdict, all_stored, busy, failed, refused, verdicts
 from replicator.errors import ReplicatorError, Unfinished
 from replicator.target.in_doubt import TOO_LATE, is_late
 
@@ -20,7 +20,6 @@ SMALLEST = 1 << 16  # bytes; an overloaded server makes bulk requests no smaller
 _FIELDS = ("status", "error.type", "error.reason", "error.caused_by.reason")
 _ITEMS = ("errors", *(f"items.*.{name}" for name in _FIELDS), "items.*._index", "items.*.result")
 _FILTER = filtered(*_ITEMS)
-_PLACES = filtered(*_ITEMS, "items.*._id", "items.*._version")  # a pipeline can change both
 
 
 @dataclass(slots=True)
@@ -83,8 +82,7 @@ class Bulk:
             return [failed(Unfinished(f"{self._connection.server}: {TOO_LATE}"))] * len(lines)
         body = b"".join(lines)
         # Only through an alias: a write must not recreate a missing index with an inferred (dynamic) mapping.
-        wanted = _FILTER if layout.ingest is None else _PLACES
-        path = f"/{quote(layout.writer, safe='')}/_bulk?require_alias=true&pipeline=_none&timeout=30s&{wanted}"
+        path = f"/{quote(layout.writer, safe='')}/_bulk?require_alias=true&pipeline=_none&timeout=30s&{_FILTER}"
         try:
             response = self._connection.request("POST", path, body, form=NDJSON)
         except ReplicatorError as e:
@@ -94,8 +92,7 @@ class Bulk:
         value = response.json
         items = value.get("items") if isinstance(value, dict) else None
         if response.status == 200 and isinstance(items, list) and len(items) == len(lines):
-            found = verdicts(items, self._connection.server, layout.index)
-            return found if layout.ingest is None else in_place(found, items, lines, self._connection.server)
+            return verdicts(items, self._connection.server, layout.index)
         return self._refused(layout, lines, response, began)
 
     def _refused(self, layout: Layout, lines: Sequence[bytes], response: Response, began: float) -> list[Verdict]:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import orjson
 
-from connectors.search import catalog, mappings
+from connectors.search import catalog, ingest, mappings
 from connectors.search.bulk import Bulk
 from connectors.search.connection import Connection
 from connectors.search.layout import Layout
@@ -136,6 +136,8 @@ class Watch:
             return
         states = catalog.states(self.connection, [opened.layout for opened in self._opened])
         watched = list(zip(self._opened, states, strict=True))
+        if other := list(self.other_pipelines([opened.layout for opened in self._opened])):
+            raise ConfigError(*other)
         changed = [text for o, state in watched for text in catalog.changed(o.layout, state, o.id)]
         if problems := changed or [t for o, state in watched for t in catalog.taken_over(o.layout, state, o.notes)]:
             raise ConfigError(*(f"{self.connection.server}: {text}" for text in problems))
@@ -143,6 +145,15 @@ class Watch:
             if state.index is not None and state.index.epoch < opened.notes["epoch"]:
                 self._note_again(opened)
         self._looked = self.now()
+
+    def other_pipelines(self, layouts: Sequence[Layout]) -> Iterator[str]:
+        """Whether documents of this run went through an ingest pipeline that has changed since.
+
+        Also before another epoch: it may be one that copies only a few items again.
+        """
+        for opened in self._opened:
+            if opened.layout in layouts:
+                yield from ingest.changed(self.connection, opened.layout, opened.notes)
 
     def _note_again(self, opened: Opened) -> None:
         """Note the epoch again, and keep what others noted."""

@@ -94,14 +94,12 @@ class TableEncoder:
         self._in_action = 2 if layout.routed_by is None else 3
         self._body = DocumentText()
         routing = b"" if layout.routed_by is None else b',"routing":%b'
-        action = b'{"_id":%b,"version":%b,"version_type":"external"' + routing
-        target = action + b"}}\n"
-        through = action + _through(layout.ingest) + b"}}\n"
+        target = b'{"_id":%b,"version":%b,"version_type":"external"' + routing + b"}}\n"
         ours = b'{"%b":{"version":%%b' % OURS.encode() + b"".join(b',"%b":%%b' % part.encode() for part in layout.parts)
         self._delete = b'{"delete":' + target
         self._tombstone = b'{"index":' + target + ours + b',"deleted":true}}\n'
-        self._upsert = b'{"index":' + through + ours + b"}%b\n"
-        self._mark = b'{"index":' + through + ours + b',"%b":%%b}%%b\n' % DELETED_AT.encode()
+        self._upsert = b'{"index":' + target + ours + b"}%b\n"
+        self._mark = b'{"index":' + target + ours + b',"%b":%%b}%%b\n' % DELETED_AT.encode()
         self._marks = layout.marks
         fields = self._upsert.removesuffix(b"%b\n") + (b',"%b":{' % WHOLE.encode() if layout.whole else b",")
         self._frame = LineTemplate(fields, b"}}\n" if layout.whole else b"}\n", None if layout.whole else OURS)
@@ -192,11 +190,6 @@ class TableEncoder:
                 f"the document has a field named {OURS} or {OURS}.…, which is where replicator keeps version and key"
             )
         return b"," + body[1:] if len(body) > 2 else b"}"
-
-
-def _through(pipeline: str | None) -> bytes:
-    """The ingest pipeline of one action, for a template. Tombstones, and what was read from the index, skip it."""
-    return b"" if pipeline is None else b',"pipeline":' + orjson.dumps(pipeline).replace(b"%", b"%%")
 
 
 def marked_time(at: float) -> str:

@@ -1,53 +1,50 @@
-"""Ingest pipelines that documents go through on their way into an index.
+"""Ingest pipelines that documents go through before they are sent to an index.
 
-A pipeline is part of what a document becomes, as a hook is, but the cluster has it and anybody may change it: so its
-definition is noted in the index, and compared. It may do whatever it likes with a document's fields, but must neither
-move documents nor touch replicator's own fields.
+The engine is asked what its pipeline makes of the documents (its simulate API), and the result is stored like any other
+document: under the id, version and routing of its item, with replicator's own fields. So a pipeline can neither move a
+document nor lose one, whatever its scripts do, and a bulk request takes no longer than without it.
+
+A pipeline is part of what a document becomes, as a hook is, but the cluster has it, and others may change it: so its
+definition is noted in the index, and compared.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 import orjson
+from msgspec import structs
 
 from connectors.search.connection import Connection
+from connectors.search.encode import Encoded, Entry, cut
 from connectors.search.errors import failure
 from connectors.search.layout import Layout
-from connectors.search.mappings import OURS
+from connectors.search.mappings import OURS, is_ours
+from replicator.batch import Rejection
 from replicator.errors import TransientError
 
 NOTE = "ingest_pipeline"  # in the index's notes
+DROPPED = "its ingest pipeline drops the document; leave its item out in a transform hook instead"
+UNHELD = "it has a whole number beyond 64 bits, which cannot go through an ingest pipeline"
+TOO_LARGE = "the document is larger than the server accepts in one request to its ingest pipeline"
 _DEEPEST = 8  # pipelines that call others
-_MOVING = ("_id", "_index", "_routing", "_version", "_version_type", "_if_seq_no", "_if_primary_term", "_op_type")
-_FATAL: Mapping[str, str] = {
-    "drop": "drops documents, which leaves older ones in place; leave items out in a transform hook instead",
-    "reroute": "sends documents to another index",
-    "date_index_name": "sends documents to another index",
-}
-_TARGETS = ("field", "target_field", "fields", "add_to_root")  # options that name what a processor writes or removes
-FAILS = "its ingest pipeline fails on the document, drops it, or cannot be tried with a whole number beyond 64 bits"
-CHANGES = f"its ingest pipeline changes the field {OURS}, where replicator keeps version and key"
+_AT_ONCE, _BYTES = 300, 8 << 20  # of documents in one request
+_UNHELD = "java.math.BigInteger"
 _LOOK = "looking up the ingest pipeline (needs the cluster privilege read_pipeline)"
-_TRY = "trying the ingest pipeline (needs the cluster privilege read_pipeline)"
+_TRY = "asking what the ingest pipeline makes of documents (needs the cluster privilege read_pipeline)"
 
 
 def problems(connection: Connection, layout: Layout) -> Iterator[str]:
-    """Why documents must not go through the layout's pipeline, one sentence each."""
-    if layout.ingest is None:
-        return
-    definitions = _definitions(connection, layout.ingest)
-    for name, definition in definitions.items():
-        if definition is None:
-            yield f"the ingest pipeline {name} does not exist; create it, or leave out ingest_pipeline"
-        else:
-            yield from (f"the ingest pipeline {name} {text}" for text in dict.fromkeys(_hazards(definition)))
-    if all(definition is not None for definition in definitions.values()):
-        yield from _trial(connection, layout)
+    """Why documents cannot go through the layout's pipeline."""
+    if layout.ingest is not None:
+        for name, definition in _definitions(connection, layout.ingest).items():
+            if definition is None:
+                yield f"the ingest pipeline {name} does not exist; create it, or leave out ingest_pipeline"
 
 
 def digest(connection: Connection, layout: Layout) -> Mapping[str, str]:
@@ -58,9 +55,9 @@ def digest(connection: Connection, layout: Layout) -> Mapping[str, str]:
     return {NOTE: f"{layout.ingest} {hashlib.sha256(text).hexdigest()[:16]}"}
 
 
-def changed(layout: Layout, notes: Mapping[str, Any], now: Mapping[str, str]) -> Iterator[str]:
+def changed(connection: Connection, layout: Layout, notes: Mapping[str, Any]) -> Iterator[str]:
     """Whether the pipeline is another one than when the epoch of ``notes`` began."""
-    if layout.ingest is not None and NOTE in notes and notes[NOTE] != now.get(NOTE):
+    if layout.ingest is not None and NOTE in notes and notes[NOTE] != digest(connection, layout)[NOTE]:
         yield (
             f"{layout.index}: the ingest pipeline {layout.ingest} has changed since documents went through it, so "
             "that some would be of the old one and some of the new one. Put it back, and repair what has gone through "
@@ -68,41 +65,51 @@ def changed(layout: Layout, notes: Mapping[str, Any], now: Mapping[str, str]) ->
         )
 
 
-def simulated(connection: Connection, layout: Layout, sources: Mapping[str, bytes]) -> dict[str, bytes | None]:
-    """What the pipeline makes of each source, by the document's id; None where it fails.
+def through(connection: Connection, layouts: Mapping[str, Layout], encoded: Encoded) -> Encoded:
+    """The batch with what the tables' pipelines make of its documents; with rejections, there is nothing to send."""
+    if not any(layouts[table].ingest for table in encoded.tables):
+        return encoded
+    tables, rejections = {}, list(encoded.rejections)
+    for table, entries in encoded.tables.items():
+        tables[table], refused = made(connection, layouts[table], entries)
+        rejections += refused
+    return replace(encoded, tables={} if rejections else tables, rejections=rejections)
 
-    Numbers come back as the engine parses them for a pipeline: fractions as doubles.
-    """
-    ids = list(sources)
-    documents = b",".join(
-        b'{"_index":%b,"_id":%b,"_source":%b}' % (orjson.dumps(layout.writer), orjson.dumps(id), sources[id])
-        for id in ids
-    )
-    response = connection.request("POST", f"{_path(layout.ingest or '')}/_simulate", b'{"docs":[%b]}' % documents)
-    if response.status in (400, 413) and len(ids) > 1:
-        # One that the simulation cannot hold fails all of them on OpenSearch; or they are too large for one request.
-        half = len(ids) // 2
-        return {
-            **simulated(connection, layout, {id: sources[id] for id in ids[:half]}),
-            **simulated(connection, layout, {id: sources[id] for id in ids[half:]}),
-        }
-    if response.status in (400, 413):
-        return dict.fromkeys(ids)
-    if response.status != 200:
-        raise failure(response, connection.server, _TRY)
-    try:
-        made = _decode.decode(response.body).docs
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise TransientError(f"{connection.server}: the response to {_TRY} is not complete") from e
-    return {id: _source(one) for id, one in zip(ids, made, strict=True)}
+
+def made(connection: Connection, layout: Layout, entries: Sequence[Entry]) -> tuple[list[Entry], list[Rejection]]:
+    """The entries with what the pipeline makes of their documents, and why it makes nothing of others."""
+    if layout.ingest is None:
+        return list(entries), []
+    given = [entry for entry in entries if _has_document(entry)]
+    pieces = cut([len(entry.lines) for entry in given], _BYTES, _AT_ONCE)
+    simulated = iter([one for piece in pieces for one in _simulated(connection, layout, given[piece])])
+    passing, rejections = list[Entry](), list[Rejection]()
+    for entry in entries:
+        one = next(simulated) if _has_document(entry) else entry.lines
+        if isinstance(one, str):
+            rejections.append(Rejection(entry.write, one))
+        else:
+            passing.append(structs.replace(entry, lines=one))
+    return passing, rejections
+
+
+def _has_document(entry: Entry) -> bool:
+    """Tombstones have none. A mark with the document that the index has gets it later, as it was stored."""
+    return entry.plain is None
 
 
 class _Document(msgspec.Struct):
     source: msgspec.Raw = msgspec.field(name="_source", default=msgspec.Raw(b"{}"))
 
 
+class _Error(msgspec.Struct):
+    type: str = ""
+    reason: str = ""
+
+
 class _Simulated(msgspec.Struct):
     doc: _Document | None = None
+    error: _Error | None = None
 
 
 class _Simulation(msgspec.Struct):
@@ -110,23 +117,57 @@ class _Simulation(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Simulation)  # sources as they are: decoding would write numbers in another way
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def _source(simulated: _Simulated | None) -> bytes | None:
-    """None if the pipeline fails on the document, or drops it."""
-    return None if simulated is None or simulated.doc is None else bytes(simulated.doc.source)
+def _simulated(connection: Connection, layout: Layout, entries: Sequence[Entry]) -> list[bytes | str]:
+    """For each entry its lines with what the pipeline makes of the document, or why it makes nothing of it."""
+    body = b'{"docs":[%b]}' % b",".join(_document(layout, entry) for entry in entries)
+    response = connection.request("POST", f"{_path(layout.ingest or '')}/_simulate", body)
+    if response.status == 413 or (response.status == 400 and "does not exist" not in response.cause[1]):
+        if len(entries) == 1:
+            return [UNHELD if response.status == 400 else TOO_LARGE]
+        half = len(entries) // 2  # they are too large for one request, or OpenSearch refuses all of them for one
+        return [*_simulated(connection, layout, entries[:half]), *_simulated(connection, layout, entries[half:])]
+    if response.status != 200:
+        raise failure(response, connection.server, _TRY)
+    try:
+        documents = _decode.decode(response.body).docs
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise TransientError(f"{connection.server}: the response to {_TRY} is not complete") from e
+    return [_lines(entry, one) for entry, one in zip(entries, documents, strict=True)]
 
 
-class _Own(msgspec.Struct):
-    own: Any = msgspec.field(name=OURS, default=None)
+def _document(layout: Layout, entry: Entry) -> bytes:
+    """The document without replicator's own fields, as the pipeline sees it."""
+    action, fields = _parsed(entry)
+    fields.pop(OURS)
+    place = {"_index": layout.index, "_id": action["_id"], **_routing(action)}
+    return orjson.dumps(place)[:-1] + b',"_source":%b}' % msgspec.json.encode(fields)
 
 
-_decode_own = msgspec.json.Decoder(_Own)
+def _routing(action: Mapping[str, Any]) -> Mapping[str, str]:
+    return {"_routing": action["routing"]} if "routing" in action else {}
 
 
-def keeps_own(sent: bytes, made: bytes) -> bool:
-    """Whether a document has replicator's own fields as they were sent: without them, no sweep would find it."""
-    return bool(_decode_own.decode(sent).own == _decode_own.decode(made).own)
+def _lines(entry: Entry, simulated: _Simulated | None) -> bytes | str:
+    if simulated is None or (simulated.doc is None and simulated.error is None):
+        return DROPPED
+    if simulated.doc is None or simulated.error is not None:
+        error = simulated.error or _Error()
+        return UNHELD if _UNHELD in error.reason else f"its ingest pipeline fails on the document: {error.type}"
+    fields = _fields.decode(simulated.doc.source)
+    if any(is_ours(name) for name in fields):
+        return f"its ingest pipeline adds a field named {OURS} or {OURS}.…, where replicator keeps version and key"
+    action, _, _ = entry.lines.partition(b"\n")
+    own = _parsed(entry)[1][OURS]
+    return b"%b\n%b\n" % (action, msgspec.json.encode({OURS: own, **fields}))
+
+
+def _parsed(entry: Entry) -> tuple[Mapping[str, Any], dict[str, msgspec.Raw]]:
+    action, _, source = entry.lines.partition(b"\n")
+    ((_, options),) = orjson.loads(action).items()
+    return options, _fields.decode(source)
 
 
 def _path(name: str) -> str:
@@ -152,50 +193,17 @@ def _definition(connection: Connection, name: str) -> Any:
     value = response.json
     if response.status != 200 or not isinstance(value, dict) or name not in value:
         raise failure(response, connection.server, _LOOK)
-    processors = ("processors", "on_failure")
-    return {key: value[name][key] for key in processors if key in value[name]}
+    return {key: value[name][key] for key in ("processors", "on_failure") if key in value[name]}
 
 
 def _called(definition: Any) -> Iterator[str]:
-    for kind, options in _processors(definition):
-        name = options.get("name")
-        if kind == "pipeline" and isinstance(name, str) and "{{" not in name:
-            yield name
-
-
-def _processors(definition: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every processor with its options, those inside of others too."""
+    """The pipelines that processors name, those inside of others too."""
     if isinstance(definition, list):
         for one in definition:
-            yield from _processors(one)
+            yield from _called(one)
     elif isinstance(definition, dict):
         for kind, options in definition.items():
-            if isinstance(options, dict):
-                yield kind, options
-            yield from _processors(options)
-
-
-def _hazards(definition: Any) -> Iterator[str]:
-    for kind, options in _processors(definition):
-        if kind in _FATAL:
-            yield _FATAL[kind]
-        if "keep" in options and OURS not in _texts(options["keep"]):
-            yield f"removes every field but some; {OURS} must be one of those that it keeps"
-        for text in (text for name in _TARGETS for text in _texts(options.get(name))):
-            if text in _MOVING or text.removeprefix("_ingest.").removeprefix("_source.").partition(".")[0] == OURS:
-                yield f"changes {text}, which replicator needs as it was sent"
-
-
-def _texts(value: Any) -> list[str]:
-    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
-
-
-def _trial(connection: Connection, layout: Layout) -> Iterator[str]:
-    """Whether a document without fields keeps replicator's own ones: scripts do not show what they touch."""
-    own = {"version": 1, **dict.fromkeys(layout.parts, "replicator")}
-    try_out = simulated(connection, layout, {"replicator": orjson.dumps({OURS: own})})["replicator"]
-    if try_out is not None and orjson.loads(try_out).get(OURS) != own:
-        yield (
-            f"the ingest pipeline {layout.ingest} changes the field {OURS}, where replicator keeps version and key; "
-            "take that out of it"
-        )
+            name = options.get("name") if isinstance(options, dict) else None
+            if kind == "pipeline" and isinstance(name, str) and "{{" not in name:
+                yield name
+            yield from _called(options)

@@ -111,9 +111,6 @@ _KNOWN: tuple[tuple[Sequence[str], Say], ...] = (
 
 REJECTED_EXECUTION = ("es_rejected_execution_exception", "rejected_execution_exception", "circuit_breaking_exception")
 
-VERSION_CONFLICT = "version_conflict_engine_exception"
-FAILED_PROCESSORS = ("fail_processor_exception", "ingest_processor_exception")
-
 Kind = Literal["stored", "conflict", "refused", "busy", "failed"]
 
 
@@ -142,36 +139,6 @@ def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
     except (AttributeError, KeyError, TypeError, ValueError):
         lost = ResponseLost(f"{server} returned a malformed response to a bulk request")
         return [failed(lost)] * len(items)
-
-
-def in_place(found: Sequence[Verdict], items: Sequence[Any], lines: Sequence[bytes], server: str) -> list[Verdict]:
-    """The verdicts, where an ingest pipeline left each document under its id and version; else a failure."""
-    return [
-        verdict if verdict.kind == "failed" or _is_in_place(item, line) else failed(ConfigError(f"{server}: {MOVED}"))
-        for verdict, item, line in zip(found, items, lines, strict=True)
-    ]
-
-
-def _is_in_place(item: Any, line: bytes) -> bool:
-    ((_, outcome),), ((_, action),) = item.items(), orjson.loads(line.partition(b"\n")[0]).items()
-    id, version = outcome.get("_id", action["_id"]), outcome.get("_version", action["version"])
-    if (error := outcome.get("error")) is not None:
-        version = _provided(error, action["version"])
-    return bool(id == action["_id"] and version == action["version"])
-
-
-def _provided(error: Any, sent: int) -> int:
-    """The version that the engine compared, if its message about a conflict says it; else the one that was sent."""
-    said = between(_cause(error)[1][-_ENDING:], ("the one provided [", "]"))
-    return int(said[0]) if said and said[0].isdecimal() else sent
-
-
-_ENDING = 100  # characters of a message about a conflict, whose beginning may quote an id
-MOVED = (
-    "an ingest pipeline stored a document under another id, version or routing than it was sent with, so that later "
-    "changes of its item would miss it. Take that out of the pipeline, then copy everything again with: "
-    "replicator resync"
-)
 
 
 def all_stored(body: bytes, count: int, index: str) -> bool:
@@ -212,12 +179,8 @@ def _verdict(outcome: Any, server: str, index: str) -> Verdict:
         dropped = outcome.get("result") == "noop"
         return failed(ConfigError(_dropped(server, index))) if dropped else STORED
     type, reason = _cause(error)
-    if status == 409 and type == VERSION_CONFLICT:
+    if status == 409:
         return CONFLICT
-    if status == 409:  # of a processor that is not ready, such as a model that is not deployed
-        return Verdict("failed", error=TransientError(f"{server}: {type}; is its ingest pipeline not ready?"), own=True)
-    if type in FAILED_PROCESSORS:
-        return refused(f"its ingest pipeline fails on the document: {type}")
     if status == 429 and type in REJECTED_EXECUTION:
         return busy(server)
     failure = engine_failure(status, type, reason, server)
@@ -241,8 +204,7 @@ def _astray(server: str, index: str, other: str) -> str:
 def _dropped(server: str, index: str) -> str:
     return (
         f"{server}: an ingest pipeline dropped a document that was to be stored in {index}. Remove the index's setting "
-        "index.final_pipeline, or what drops documents from its ingest_pipeline; then copy everything again with: "
-        "replicator resync"
+        "index.final_pipeline, then copy everything again with: replicator resync"
     )
 
 

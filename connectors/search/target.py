@@ -119,7 +119,8 @@ class SearchTarget(ComparesByTable):
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = layouts(tables)
         inspected = {name: self._usable(layout, epoch) for name, layout in wanted.items()}
-        if problems := [text for _, texts in inspected.values() for text in texts]:
+        problems = [text for _, texts in inspected.values() for text in texts]
+        if problems := [*problems, *self._watch.other_pipelines(list(wanted.values()))]:
             raise ConfigError(*problems)
         for name, layout in wanted.items():
             if inspected[name][0].replaced(epoch):
@@ -138,7 +139,7 @@ class SearchTarget(ComparesByTable):
 
     def send(self, encoded: Encoded) -> None:
         self._watch.look()
-        self._writing.send(encoded)
+        self._writing.send(ingest.through(self._connection, self._writing.layouts, encoded))
 
     def ready(self) -> bool:
         return self._writing.ready()
@@ -231,11 +232,11 @@ class SearchTarget(ComparesByTable):
         return state, problems or self._foreseen(layout, state)
 
     def _other_ingest(self, layout: Layout, index: catalog.Index) -> Iterator[str]:
-        return ingest.changed(layout, index.notes, ingest.digest(self._connection, layout))
+        return ingest.changed(self._connection, layout, index.notes)
 
     def _foreseen(self, layout: Layout, state: catalog.State) -> Sequence[str]:
-        """Hazards of the ingest pipeline, and those that an absent index would have once it is created, so that no such
-        index is left behind.
+        """Problems of the ingest pipeline, and hazards that an absent index would have once it is created, so that no
+        such index is left behind.
         """
         foreseen = list(ingest.problems(self._connection, layout))
         return foreseen if state.index is not None else [*foreseen, *checks.templates(self._connection, layout)]

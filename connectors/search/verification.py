@@ -22,12 +22,11 @@ from connectors.search.bulk import Bulk
 from connectors.search.connection import Connection
 from connectors.search.encode import TableEncoder, insisting
 from connectors.search.errors import failure
-from connectors.search.layout import DELETED_AT, LIVE, MARKED, WHOLE, Layout, index_id
+from connectors.search.layout import DELETED_AT, LIVE, MARKED, WHOLE, Layout
 from connectors.search.mappings import OURS, own_fields
 from connectors.search.marking import Stored
-from connectors.search.responses import MOVED, worst
+from connectors.search.responses import worst
 from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
-from replicator.errors import ConfigError
 from replicator.target.verification import CHANGED, Comparison, CursorExpired, Walked
 
 WALK_PIECE = 500  # ids, so that at 50 units/s, a run's pace, items of 400 KB are read before the walk is forgotten
@@ -57,13 +56,7 @@ class IndexVerification:
             write if document is None else structs.replace(write, version=document.version)
             for write, document in zip(expected, documents, strict=True)
         ]
-        rejections: list[Rejection] = []
-        lines = {entry.write.id: entry.lines for entry in self.encoder.entries(writes, "", rejections)}
-        refused = {rejection.write.id: rejection.reason for rejection in rejections}
-        sources = {id: of.split(b"\n", 2)[1] for id, of in lines.items()}
-        if self.layout.ingest is not None:
-            sources, failing = self._through_pipeline(sources)
-            refused |= failing
+        lines, refused = self._lines(writes)
         for write, document in zip(writes, documents, strict=True):
             version = None if document is None else document.version
             if write.id in refused:
@@ -73,19 +66,14 @@ class IndexVerification:
             elif self._is_marked(document):
                 yield Comparison(version, (f"{OURS}.{DELETED_AT}",))
             else:
-                yield Comparison(version, self._differing(document.source, sources[write.id]))
+                yield Comparison(version, self._differing(document.source, lines[write.id].split(b"\n", 2)[1]))
 
-    def _through_pipeline(
-        self, sources: Mapping[DocumentId, bytes]
-    ) -> tuple[dict[DocumentId, bytes], dict[DocumentId, str]]:
-        """What the ingest pipeline makes of documents, and why it makes nothing of others."""
-        by_index_id = {index_id(id): id for id in sources}
-        given = {text: sources[id] for text, id in by_index_id.items()}
-        made = ingest.simulated(self.connection, self.layout, given) if given else {}
-        passed = {by_index_id[text]: source for text, source in made.items() if source is not None}
-        failing = {id: ingest.FAILS for id in sources if id not in passed}
-        changed = {id: ingest.CHANGES for id, made in passed.items() if not ingest.keeps_own(sources[id], made)}
-        return passed, failing | changed
+    def _lines(self, writes: Sequence[Upsert]) -> tuple[dict[DocumentId, bytes], dict[DocumentId, str]]:
+        """The lines that store each document, and why others cannot be stored."""
+        rejections: list[Rejection] = []
+        entries, dropped = ingest.made(self.connection, self.layout, list(self.encoder.entries(writes, "", rejections)))
+        lines = {entry.write.id: entry.lines for entry in entries}
+        return lines, {one.write.id: one.reason for one in (*rejections, *dropped)}
 
     def _differing(self, stored: bytes, expected: bytes) -> tuple[str, ...]:
         """The names of the fields that differ."""
@@ -126,19 +114,14 @@ class IndexVerification:
         if response.status >= 300 or not isinstance(found, dict) or found.get("_shards", {}).get("failed", 0):
             raise failure(response, self.connection.server, "walking through the index")
         hits = found["hits"]["hits"]
-        found_ids = [(_id(hit.get("_source", {}).get(OURS), self.layout), hit.get("_routing")) for hit in hits]
-        ids = [id for id, _ in found_ids if id is not None]
-        if self.layout.ingest is not None and any(id and _routing(id, self.layout) != at for id, at in found_ids):
-            raise ConfigError(f"{self.connection.server}: {MOVED}")
+        ids = [id for hit in hits if (id := _id(hit.get("_source", {}).get(OURS), self.layout)) is not None]
         if not hits:
             return Walked(ids, None)
         self.scrolls[found["_scroll_id"]] = taken + 1
         return Walked(ids, f"{taken + 1} {found['_scroll_id']}")
 
     def replace(self, writes: Sequence[Upsert]) -> list[str]:
-        rejections: list[Rejection] = []
-        lines = {entry.write.id: entry.lines for entry in self.encoder.entries(writes, "", rejections)}
-        refused = {rejection.write.id: rejection.reason for rejection in rejections}
+        lines, refused = self._lines(writes)
         there = {write.id: d.version for write, d in self._stored(writes) if d is not None}
         done = self._changed([write for write in writes if write.id not in refused], lines, there)
         return [refused.get(write.id) or done.get(write.id, CHANGED) for write in writes]
@@ -179,10 +162,6 @@ def _id(found: object, layout: Layout) -> DocumentId | None:
     parts = [own.get(part) for part in layout.parts]
     texts = tuple(part for part in parts if isinstance(part, str))
     return texts if len(texts) == len(parts) else None
-
-
-def _routing(id: DocumentId, layout: Layout) -> str | None:
-    return None if layout.routed_by is None else id[layout.routed_by]
 
 
 def _exact(source: bytes) -> dict[str, Any]:
