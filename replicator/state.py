@@ -383,7 +383,7 @@ class Verified:
     that are done; ``tables``: those of the target that are. ``cursors``: of those that are in progress, by
     ``segment:NUMBER`` or ``table:NAME``: what is before them is done. ``done``: share of the work. ``found``: when the
     last difference was confirmed. ``hashed``: there were documents whose ids only have a hash of their item's key.
-    ``hook``: the fingerprint of the hook that said what the documents should be.
+    ``hook``: the fingerprint of the hook that said what the documents should be. ``ttl_deletes``: the config's.
     """
 
     started: float
@@ -405,6 +405,7 @@ class Verified:
     cursors: Mapping[str, str] = field(default_factory=dict)
     done: float = 0.0
     found: float | None = None
+    ttl_deletes: str = "apply"
 
     @property
     def unrepaired(self) -> int:

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from replicator.config.settings import Config
@@ -24,7 +24,7 @@ from replicator.hooks.loading import use_exact_decimals
 from replicator.hooks.time_limit import HookTimeout, HookWatch, interrupt
 from replicator.key import key_text
 from replicator.log import PIPELINE
-from replicator.operations.pass_record import PassRecord
+from replicator.operations.pass_record import PassRecord, owner_of
 from replicator.operations.verify import (
     Ends,
     Paused,
@@ -115,7 +115,8 @@ class Audit:
     def _work(self, hook: Hook | None) -> None:
         use_exact_decimals()
         while not self.stop.is_set():
-            self.stop.wait(self.turn(hook))
+            with suppress(HookTimeout):  # it may arrive when the hook has just returned
+                self.stop.wait(self.turn(hook))
 
     def turn(self, hook: Hook | None) -> float:
         """Begin or resume a pass if one is due and the run is live. Returns the seconds until the next turn.
@@ -143,8 +144,8 @@ class Audit:
     def _verified(self, both: Ends) -> float:
         entries = both.checkpoints.read().entries
         self._passes = passes_of(entries)
-        record = PassRecord(both.checkpoints, BY_RUN)
-        resume = not not_resumable(record.unfinished(), both.state, FULL_SCOPE)
+        record = PassRecord(both.checkpoints, BY_RUN, owner_of(entries))
+        resume = not not_resumable(record.unfinished(), both, FULL_SCOPE)
         rest = due_in(self._passes, both.state, self._options.every, self.now())
         if rest > 0 and not resume:
             return min(rest, LONGEST_REST)
@@ -153,7 +154,7 @@ class Audit:
         environment = self.environment(
             self.stop, lambda _: None, now=self.now, random=self.random, monotonic=self.monotonic
         )
-        tally = examine(both, request, Log(), environment, record, _RunWatch(self, _owner(entries)))
+        tally = examine(both, request, Log(), environment, record, _RunWatch(self, owner_of(entries)))
         self._passes = passes_of(both.checkpoints.read().entries)
         if not self.stop.is_set():
             log.log(logging.WARNING if tally.exit_code else logging.INFO, "verify ended", extra=_summary(tally))
@@ -183,16 +184,12 @@ class _RunWatch(Watch):
     owner: int
 
     def looked(self, entries: Sequence[Entry], current: Positions) -> None:
-        if _owner(entries) != self.owner:
+        if owner_of(entries) != self.owner:
             raise Paused("another run owns this pipeline")
         self.audit.looked(entries, current)
 
     def voided(self) -> None:
         raise Paused("parked changes were discarded, so the pass begins anew")
-
-
-def _owner(entries: Sequence[Entry]) -> int:
-    return next((e.revision for e in entries if (e.kind, e.id) == ("owner", "")), 0)
 
 
 @dataclass(slots=True)

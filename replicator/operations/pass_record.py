@@ -22,11 +22,14 @@ class Voided(Exception):
 class PassRecord:
     """One entry while the pass is in progress; its end replaces the last pass of the same kind, named by ``ends_as``.
 
-    Passes of different kinds do not see each other. A pass that is taken over by a later one of its kind gets Fenced.
+    Passes of different kinds do not see each other. A pass that is taken over by a later one of its kind gets Fenced,
+    and so does one of a run that no longer owns the pipeline: its tables may have been exchanged. ``owner``: the
+    revision of that run's claim.
     """
 
     checkpoints: Checkpoints
     ends_as: str
+    owner: int | None = None
     _saved: list[Verified] = field(default_factory=list)  # the last of which may have been stored
 
     @property
@@ -75,7 +78,14 @@ class PassRecord:
 
     def _entry(self, id: str) -> Entry | None:
         entries = self.checkpoints.read().entries
+        if self.owner is not None and self.owner != owner_of(entries):
+            raise Fenced("another run owns this pipeline")
         return next((e for e in entries if (e.kind, e.id) == ("verified", id)), None)
+
+
+def owner_of(entries: Sequence[Entry]) -> int:
+    """The revision of the run's claim; 0 if there never was one."""
+    return next((e.revision for e in entries if (e.kind, e.id) == ("owner", "")), 0)
 
 
 def _decoded(entry: Entry) -> Verified:

@@ -523,7 +523,7 @@ class Pass:
         now, request, state = self._now(), self._request, self._both.state
         if request.resume:
             stored = self._record.unfinished()
-            if reason := not_resumable(stored, state, request.scope):
+            if reason := not_resumable(stored, self._both, request.scope):
                 raise ConfigError(f"--resume: {reason}; start one without --resume")
             assert stored is not None
             self._record.resume(stored)
@@ -535,7 +535,8 @@ class Pass:
         total = max(FEWEST, items // PER_SEGMENT)
         if request.share < 1.0:
             total = max(total, items // 1000, math.ceil(SAMPLED / request.share))
-        return Verified(now, now, state.epoch, request.scope, min(total, FINEST), hook=state.hook)
+        expiry = self._both.config.ttl_deletes
+        return Verified(now, now, state.epoch, request.scope, min(total, FINEST), hook=state.hook, ttl_deletes=expiry)
 
     def _save(self, ended: float | None = None) -> None:
         """Record what is done, and with ``ended`` that all is."""
@@ -594,12 +595,14 @@ class Pass:
         return self._note
 
 
-def not_resumable(stored: Verified | None, state: PipelineState, scope: str) -> str:
+def not_resumable(stored: Verified | None, both: Ends, scope: str) -> str:
     """Why the pass cannot be resumed; empty if it can."""
-    if stored is None or stored.epoch != state.epoch:
+    if stored is None or stored.epoch != both.state.epoch:
         return "there is no unfinished pass of this epoch"
-    if stored.hook != state.hook:
+    if stored.hook != both.state.hook:
         return "the hook has changed since that pass began"
+    if stored.ttl_deletes != both.config.ttl_deletes:
+        return "ttl_deletes has changed since that pass began"
     return "" if stored.scope == scope else f"the unfinished pass is of scope {stored.scope}, not {scope}"
 
 

@@ -205,6 +205,10 @@ def test_a_pass_that_was_killed_is_resumed(copied: World) -> None:
         (Verified(1.0, 2.0, 1024, "full", 4, ended=3.0), "--resume: there is no unfinished pass of this epoch"),
         (Verified(1.0, 2.0, 1023, "full", 4), "--resume: there is no unfinished pass of this epoch"),
         (Verified(1.0, 2.0, 1024, "full", 4, hook="another"), "--resume: the hook has changed since that pass began"),
+        (
+            Verified(1.0, 2.0, 1024, "full", 4, ttl_deletes="ignore"),
+            "--resume: ttl_deletes has changed since that pass began",
+        ),
         (Verified(1.0, 2.0, 1024, "5 %", 4), "--resume: the unfinished pass is of scope 5 %, not full"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from replicator.config.settings import Config, load
 from replicator.config.verification import Verify
 from replicator.engine.context import Environment
-from replicator.errors import NotPermitted, TransientError
+from replicator.errors import Fenced, NotPermitted, TransientError
 from replicator.hooks.hook import Hook, Poison
 from replicator.hooks.time_limit import interrupt
 from replicator.items.attributes import image
@@ -22,6 +22,7 @@ from replicator.items.item import Item
 from replicator.operations import audit as operation
 from replicator.operations.audit import LONGEST_REST, LOOK_INTERVAL, MOST_LOGGED, PAUSE, RETRY_AFTER, Audit, due_in
 from replicator.operations.parked import void_verified
+from replicator.operations.pass_record import PassRecord
 from replicator.pipeline.progress import Progress
 from replicator.state import BY_RUN, FULL, SAMPLE, UNFINISHED, Owner, PipelineState, Verified
 from replicator.testing.memory import MemoryCheckpoints
@@ -336,3 +337,16 @@ def test_the_run_interrupts_a_hook_of_the_pass_that_does_not_return(
         tell(audit, "live")
         go_on.set()
     assert [seconds for _, seconds in interrupted] == [10.0]
+
+
+def test_a_run_that_was_replaced_records_nothing_more_of_its_pass(passes: Passes) -> None:
+    """Its tables may have been exchanged for those of the other generation since."""
+    checkpoints = MemoryCheckpoints(passes.world.database)
+    owner = checkpoints.claim(Owner("run", "here", 1, 1.0)).revision
+    record = PassRecord(checkpoints, BY_RUN, owner)
+    record.save(ENDED)
+    MemoryCheckpoints(passes.world.database).claim(Owner("later", "here", 2, 2.0))
+    with pytest.raises(Fenced, match="another run owns this pipeline"):
+        record.save(replace(ENDED, items=1))
+    with pytest.raises(Fenced, match="another run owns this pipeline"):
+        record.end(ENDED)
