@@ -210,7 +210,7 @@ def abandon(world: Universe, act: Act) -> None:
     keys = [f"new {world.value + n}" for n in range(1 + act.pick(4))]
     for key in keys:
         world.write(key, removes=False)
-    world.doomed |= {(key,) for key in keys}
+    world.fatal_items |= {(key,) for key in keys}
 
     def regret() -> None:
         world.order_resync()
@@ -239,7 +239,7 @@ def doze(world: Universe, act: Act) -> None:
 
 def die(world: Universe, act: Act) -> None:
     """The process is killed, now or a few effects later."""
-    world.fuse = 1 + act.pick(8)
+    world.effects_left = 1 + act.pick(8)
 
 
 def takeover(world: Universe, act: Act) -> None:
@@ -270,7 +270,7 @@ def resync(world: Universe, act: Act) -> None:
 
 def rehook(world: Universe, act: Act) -> None:
     """The hook is changed, and a resync is requested."""
-    world.edition += 1
+    world.hook_version += 1
     world.order_resync()
     raise Killed
 
@@ -300,7 +300,7 @@ def restore(world: Universe, act: Act) -> None:
         world.database.volatile.clear()
         if not world.scenario.index:
             world.late.clear()
-        if world.scenario.index or world.edition:  # the backup may be from before the hook was changed
+        if world.scenario.index or world.hook_version:  # the backup may be from before the hook was changed
             world.order_resync()
 
     world.later_between_runs(1 + act.pick(60), put_back)
@@ -314,7 +314,7 @@ def roll_back(world: Universe, act: Act) -> None:
     backup, taken = copy.deepcopy(world.database), world.step
 
     def put_back() -> None:
-        needed = world.awaits_resync() or bool(world.edition) or ("request", "") in world.database.entries
+        needed = world.awaits_resync() or bool(world.hook_version) or ("request", "") in world.database.entries
         if world.scenario.index and not world.trimmed_early:
             needed = needed or misleads(world, taken, backup.entries)
             world.database.entries, world.database.counts = backup.entries, backup.counts

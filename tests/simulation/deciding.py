@@ -102,9 +102,9 @@ def retried_with_another_hook(world: Universe, item: parked.ParkedItem, command:
     """A person retries with a hook that is not the pipeline's, and stays with it only for this."""
     assert world.scenario.hook is not None
     mapping = DocumentMapping(
-        hooks.load(world.scenario.hook, world.edition + 1, fixed=world.fixed), tuple(world.tables)
+        hooks.load(world.scenario.hook, world.hook_version + 1, fixed=world.fixed), tuple(world.tables)
     )
-    world.mistaken.append((item.entry.key, epoch_of(item.entry.version), item.entry.new))
+    world.retried_with_another_hook.append((item.entry.key, epoch_of(item.entry.version), item.entry.new))
     return _retried(world, item, mapping, command)
 
 

@@ -13,42 +13,42 @@ from replicator.items.item import Item
 Function = Callable[[Item], Any]
 
 
-def kept(edition: int) -> Function:
+def kept(hook_version: int) -> Function:
     """One document an item; a third of all values leave the filter."""
 
     def hook(item: Item) -> Mapping[str, object] | None:
         v = int(item["v"])
-        return None if v % 3 == edition % 3 else {"v": v, "edition": edition}
+        return None if v % 3 == hook_version % 3 else {"v": v, "hook_version": hook_version}
 
     return hook
 
 
-def rekeyed(edition: int) -> Function:
+def rekeyed(hook_version: int) -> Function:
     """One document, whose id and table change with the value."""
 
     @documents
     def hook(item: Item) -> Iterator[Document]:
         v = int(item["v"])
-        yield Document((v + edition) % 3, {"v": v}, "odd" if v % 2 else "even")
+        yield Document((v + hook_version) % 3, {"v": v}, "odd" if v % 2 else "even")
 
     return hook
 
 
-def fanned(edition: int) -> Function:
+def fanned(hook_version: int) -> Function:
     """As many documents as the value says."""
 
     @documents
     def hook(item: Item) -> Iterator[Document]:
         v = int(item["v"])
-        for i in range((v + edition) % 4):
+        for i in range((v + hook_version) % 4):
             yield Document(i, {"v": v}, "odd" if i % 2 else "even")
 
     return hook
 
 
-def poisoned(edition: int) -> Function:
+def poisoned(hook_version: int) -> Function:
     """Fails on some values; a later value heals the item."""
-    right = kept(edition)
+    right = kept(hook_version)
 
     def hook(item: Item) -> Any:
         if int(item["v"]) % 5 == 0:
@@ -58,9 +58,9 @@ def poisoned(edition: int) -> Function:
     return hook
 
 
-def poisoned_fan(edition: int) -> Function:
+def poisoned_fan(hook_version: int) -> Function:
     """Documents with ids of their own, from a hook that fails on some values."""
-    right = fanned(edition)
+    right = fanned(hook_version)
 
     @documents
     def hook(item: Item) -> Any:
@@ -94,8 +94,8 @@ HOOKS: Mapping[str, Kind] = {
 
 
 @lru_cache(maxsize=64)
-def load(name: str, edition: int, *, fixed: bool = False) -> Hook:
+def load(name: str, hook_version: int, *, fixed: bool = False) -> Hook:
     kind = HOOKS[name]
     if fixed and kind.fixed is not None:
-        return Hook(name, kind.fixed(edition), f"{name} {edition} fixed", kind.own_ids)
-    return Hook(name, kind.make(edition), f"{name} {edition}", kind.own_ids)
+        return Hook(name, kind.fixed(hook_version), f"{name} {hook_version} fixed", kind.own_ids)
+    return Hook(name, kind.make(hook_version), f"{name} {hook_version}", kind.own_ids)

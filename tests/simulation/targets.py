@@ -251,7 +251,7 @@ class UnreliableIndex(Columned, MemoryIndex):
         universe.sees(batch)
         sent = [r for r in self.requests(batch) if not self._reason(r.write)]
         universe.random.shuffle(sent)
-        if universe.doomed and any(request.write.item in universe.doomed for request in sent):
+        if universe.fatal_items and any(request.write.item in universe.fatal_items for request in sent):
             universe.perish()
             self._float(sent)
             raise Killed
@@ -389,8 +389,8 @@ class Searches:
         if self._index.in_doubt.begun != self._window_of:
             self._found, self._window_of = {}, self._index.in_doubt.begun
         place = table.name, below
-        doomed = self._found.get(place, ())
-        self._index.each([partial(self._index.remove_buried, table, id, version) for id, version in doomed])
+        tombstones = self._found.get(place, ())
+        self._index.each([partial(self._index.remove_buried, table, id, version) for id, version in tombstones])
         self._found[place] = unspared(self._index.buried(table, below), spare)[: self._most]
         return len(self._found[place])
 

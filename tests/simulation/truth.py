@@ -129,7 +129,7 @@ def check_end(universe: Universe) -> None:
     _check_kept(universe, parked)
     parked |= universe.damage.keys
     parked |= universe.expired.keys()  # what a rescan does not find goes with it
-    outlived = _outlived(universe)
+    returned = _returned(universe)
     want: dict[str, dict[DocumentId, bytes]] = {name: {} for name in universe.tables}
     for item in universe.source.items(universe.TABLE):
         key = (str(item["pk"]),)
@@ -137,7 +137,7 @@ def check_end(universe: Universe) -> None:
             for table, id, document in _documents(universe, key, item):
                 want[table][id] = _stored(universe, table, document)
     for table in universe.tables:
-        _check_table(table, want[table], database.rows.get(table, {}), parked, outlived[table])
+        _check_table(table, want[table], database.rows.get(table, {}), parked, returned[table])
         vanished.check(universe, table, parked)
         left = [id for id in database.tombstones.get(table, ()) if not universe.spared.has(table, id)]
         assert not left, f"tombstones are left in {table}: {left}"
@@ -187,7 +187,7 @@ def kept(universe: Universe, item: Mapping[str, object]) -> Kept:
     epoch, rows = complete_of(universe.database.entries), universe.database.rows
     key = (str(item["pk"]),)
     if (hook := universe.hook()) is not None and hook.declared:
-        universe.outlived.append((key, item))  # also if the hook fails on it now: it may be fixed before it is read
+        universe.returned.append((key, item))  # also if the hook fails on it now: it may be fixed before it is read
     try:
         wanted = {(table, id): document for table, id, document in _documents(universe, key, item)}
     except AssertionError:  # poison
@@ -223,7 +223,7 @@ def _documents_of(universe: Universe, key: tuple[str, ...]) -> Mapping[tuple[str
 def _check_left(universe: Universe, parked: set[tuple[str, ...]]) -> None:
     """What a person gave up of an item that exists stays as it was, until its next change or the next full scan."""
     newest, epoch = _newest(universe), complete_of(universe.database.entries)
-    passed_over = parked | universe.expired.keys() | {key for key, _, _ in universe.mistaken}
+    passed_over = parked | universe.expired.keys() | {key for key, _, _ in universe.retried_with_another_hook}
     items: dict[tuple[str, ...], Mapping[str, object]] = {
         (str(item["pk"]),): item for item in universe.source.items(universe.TABLE)
     }
@@ -247,10 +247,10 @@ def _is_stored(
         return False
 
 
-def _outlived(universe: Universe) -> Mapping[str, set[DocumentId]]:
+def _returned(universe: Universe) -> Mapping[str, set[DocumentId]]:
     """Documents under ids of their own of items that expired, whatever became of the items."""
     found: dict[str, set[DocumentId]] = {name: set() for name in universe.tables}
-    for key, item in universe.outlived:
+    for key, item in universe.returned:
         with suppress(AssertionError):
             for table, id, _ in _documents(universe, key, item):
                 found[table].add(id)
@@ -286,7 +286,7 @@ def _given_up(universe: Universe) -> set[tuple[str, ...]]:
     In this epoch: anything may be stored of them.
     """
     newest, epoch = _newest(universe), complete_of(universe.database.entries)
-    decided = [*universe.dropped, *universe.mistaken]
+    decided = [*universe.dropped, *universe.retried_with_another_hook]
     return {key for key, of, given in decided if of >= epoch and _same(given, newest.get(key))}
 
 
@@ -303,12 +303,12 @@ def _check_table(
     want: Mapping[DocumentId, bytes],
     rows: Mapping[DocumentId, tuple[int, bytes]],
     parked: set[tuple[str, ...]],
-    outlived: set[DocumentId],
+    returned: set[DocumentId],
 ) -> None:
-    """``outlived``: documents of items that had expired and came back: no record says that they are to go."""
+    """``returned``: documents of items that had expired and came back: no record says that they are to go."""
     got = {id: stored for id, (_, stored) in rows.items() if not _of_parked(id, parked)}
     assert not (lost := want.keys() - got.keys()), f"{table} lacks {sorted(lost)}"
-    assert not (ghosts := got.keys() - want.keys() - outlived), f"{table} has {sorted(ghosts)}, which are gone"
+    assert not (ghosts := got.keys() - want.keys() - returned), f"{table} has {sorted(ghosts)}, which are gone"
     stale = {id: (got[id], want[id]) for id in want if got[id] != want[id]}
     assert not stale, f"{table} is not up to date: {stale}"
 

@@ -84,7 +84,7 @@ def _told_everything(universe: Universe) -> bool:
     kind = None if scenario.hook is None else hooks.HOOKS[scenario.hook]
     refuses = scenario.refuses or (kind is not None and kind.poisons)
     whole = truth.epoch_of(universe.database.entries) == FIRST_EPOCH and scenario.view != "KEYS_ONLY"
-    return whole and not (refuses or _touched(universe) or universe.edition)
+    return whole and not (refuses or _touched(universe) or universe.hook_version)
 
 
 def _touched(universe: Universe) -> bool:
@@ -96,9 +96,9 @@ def _hooks(universe: Universe) -> Iterator[Hook | None]:
     if universe.scenario.hook is None:
         yield None
         return
-    for edition in range(universe.edition + 2):  # a retry may use the next one
-        yield hooks.load(universe.scenario.hook, edition)
-        yield hooks.load(universe.scenario.hook, edition, fixed=True)
+    for hook_version in range(universe.hook_version + 2):  # a retry may use the next one
+        yield hooks.load(universe.scenario.hook, hook_version)
+        yield hooks.load(universe.scenario.hook, hook_version, fixed=True)
 
 
 def _lives(universe: Universe, place: Place, key: Key, hook: Hook | None) -> Iterator[tuple[bytes, float | None]]:

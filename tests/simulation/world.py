@@ -34,7 +34,7 @@ ACTS = {**EVENTS, **DECISIONS, **REQUESTS, **REPAIRS}
 
 HOUR = 3600.0
 NONE: Mapping[DocumentId, Marked] = {}
-FIELDS = ("edition", "v", "pk")  # of documents, in the order in which a table gets columns for them
+FIELDS = ("hook_version", "v", "pk")  # of documents, in the order in which a table gets columns for them
 
 
 class Universe:
@@ -58,7 +58,7 @@ class Universe:
             lingering=scenario.lingering,
         )
         self.target: type[Unreliable | UnreliableIndex] = target_of(scenario)
-        self.edition = self.depth = self.runs = self.fuse = self.value = 0
+        self.hook_version = self.depth = self.runs = self.effects_left = self.value = 0
         self.armed: dict[str, int] = {}
         self.late: list[Late] = []
         self.request_delay = 0.0  # seconds that each request of a batch takes at most
@@ -66,11 +66,11 @@ class Universe:
         self.during_start: Callable[[], object] | None = None  # called once between two requests of a run that starts,
         self.during_start_after = 0  # after so many requests
         self.expired: dict[tuple[str, ...], truth.Kept] = {}  # items that expired last, where that is ignored
-        self.outlived: list[tuple[tuple[str, ...], Mapping[str, object]]] = []  # all that did, under ids of their own
+        self.returned: list[tuple[tuple[str, ...], Mapping[str, object]]] = []  # all that did, under ids of their own
         self.during_cleanup: Callable[[], object] | None = None  # called once in the middle of a sweep or purge
         self.before_purge: Callable[[], object] | None = None  # called once between an ownership check and a purge
         self.lenient = self.fixed = False  # the target rejects nothing any more; the hook raises nothing any more
-        self.mistaken: list[tuple[tuple[str, ...], int, str | None]] = []  # the same of a retry with another hook
+        self.retried_with_another_hook: list[tuple[tuple[str, ...], int, str | None]] = []  # of such a retry
         self.dropped: list[tuple[tuple[str, ...], int, str | None]] = []  # key, epoch, and the image given up
         self.left: dict[tuple[str, ...], truth.Left] = {}  # what the target had of items when they were given up
         self.repairer: Repairer | None = None  # a command that repairs documents beside the runs
@@ -78,7 +78,7 @@ class Universe:
         self.lives = Lives()
         self.caught_up = self.trimmed_early = False  # records were trimmed before their 24 hours
         self._between: list[tuple[int, Callable[[], None]]] = []
-        self.doomed: set[tuple[str, ...]] = set()  # items; a run that sends one is killed, and this happens:
+        self.fatal_items: set[tuple[str, ...]] = set()  # items; a run that sends one is killed, and this happens:
         self.perishing: Callable[[], None] = lambda: None
         self.fields = 1 if scenario.columns else 0  # how many columns the config names, 0 where it names none
         self.columns: dict[str, int] = {}  # how many a table has
@@ -206,12 +206,12 @@ class Universe:
         """From now on nothing goes wrong any more."""
         self._acts.clear()
         self.armed.clear()
-        self.doomed.clear()
+        self.fatal_items.clear()
         self.leaks = False
         if self.repairs.random() < 0.5:
             repairing.end(self)
         self.source.heal()
-        self.fuse, self.clock.skew = 0, 0.0
+        self.effects_left, self.clock.skew = 0, 0.0
         self.pace, self.slow, self.request_delay = min(0.1, self.pace), 0.0, 0.0
         self.during_batch = self.during_cleanup = self.before_purge = self.during_start = None
         ACTS["enable"](self, Act(self.step, "enable", (0.0, 0.0)))
@@ -263,8 +263,8 @@ class Universe:
 
     def perish(self) -> None:
         """A run is killed as it sends what it must not survive."""
-        self.note("killed", "as it sends", *sorted(self.doomed))
-        self.doomed.clear()
+        self.note("killed", "as it sends", *sorted(self.fatal_items))
+        self.fatal_items.clear()
         self.later_between_runs(0, self.perishing)
 
     def effect(self, name: str) -> None:
@@ -273,12 +273,12 @@ class Universe:
             raise Killed
 
     def dies_here(self, name: str) -> bool:
-        if not self.fuse:
+        if not self.effects_left:
             return False
-        self.fuse -= 1
-        if self.fuse == 0:
+        self.effects_left -= 1
+        if self.effects_left == 0:
             self.note("killed", "at", name)
-        return self.fuse == 0
+        return self.effects_left == 0
 
     def note(self, *what: object) -> None:
         if self.trace is not None:
@@ -323,4 +323,6 @@ class Universe:
         return dict.fromkeys(names, options)
 
     def hook(self) -> Hook | None:
-        return None if self.scenario.hook is None else hooks.load(self.scenario.hook, self.edition, fixed=self.fixed)
+        return (
+            None if self.scenario.hook is None else hooks.load(self.scenario.hook, self.hook_version, fixed=self.fixed)
+        )
