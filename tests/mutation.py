@@ -26,7 +26,7 @@ CORE = [
     "pipeline/compaction",
     "pipeline/discovery",
     "pipeline/lineage",
-    "pipeline/page_buffer",
+    "pipeline/batching",
     "pipeline/parked",
     "pipeline/pipeline",
     "pipeline/stages",

@@ -116,6 +116,6 @@ def test_the_layers_are_those_that_are_enforced() -> None:
 def test_the_flow_shows_packages_and_modules() -> None:
     for package in re.findall(r"\b(\w+)/", BLOCKS[0]):
         assert (ROOT / "replicator" / package).is_dir() or (ROOT / package).is_dir(), package
-    for module in ("source/shard_reader", "source/scan", "pipeline/page_buffer", "pipeline/advance", "engine/fetcher"):
+    for module in ("source/shard_reader", "source/scan", "pipeline/batching", "pipeline/advance", "engine/fetcher"):
         assert module.rpartition("/")[2] in BLOCKS[0]
         assert (ROOT / "replicator" / f"{module}.py").exists()

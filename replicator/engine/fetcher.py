@@ -14,7 +14,7 @@ from replicator.engine.delivery import Delivery
 from replicator.engine.measurements import Measurements, Unmeasured
 from replicator.engine.scheduler import Scheduler, StepResult
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
-from replicator.pipeline.page_buffer import PageBuffer
+from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source import chosen
 from replicator.source.decoding import RecordsDecoder

@@ -25,9 +25,9 @@ from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import ConfigError, GapFound, NotPermitted, ReplicatorError, TransientError
 from replicator.options import aws_options
 from replicator.pipeline import stages
+from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.coordination import Workers
 from replicator.pipeline.details import Details, parked_details, shard_details
-from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source import chosen
 from replicator.source.scan import ReadBudget

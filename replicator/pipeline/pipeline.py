@@ -26,11 +26,11 @@ from replicator.identity import UNKNOWN, Definition
 from replicator.marks import Marks
 from replicator.pipeline import lineage, stages
 from replicator.pipeline.advance import scanned, streamed
+from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.checkpoint_view import CheckpointView, Undo
 from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.coordination import Workers, inherited_window, taking_away
 from replicator.pipeline.discovery import Discovery, News
-from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems
 from replicator.state import (
     LONGEST_IN_DOUBT,

@@ -23,7 +23,7 @@ from replicator.aws import http_client
 from replicator.aws.client import Call
 from replicator.cli import main
 from replicator.engine.delivery import CONFIRMED
-from replicator.pipeline import page_buffer
+from replicator.pipeline import batching
 from replicator.target import in_doubt
 from tests.end_to_end.kill_steps import SENDS, Passage, Scene, Step, steps
 
@@ -53,7 +53,7 @@ def small_pages() -> None:
         return limit
 
     wrapped("replicator.aws.http_client:HttpClient.begin", limited)
-    page_buffer.BATCH_ROWS = PAGE
+    batching.BATCH_ROWS = PAGE
     in_doubt.WINDOW, in_doubt.TRUSTED, http_client.WAITED = WINDOW, TRUSTED, TRUSTED
 
 

@@ -22,8 +22,8 @@ from replicator.config.target import Destination
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.local import Driver
 from replicator.engine.scheduler import StepResult
-from replicator.pipeline import page_buffer
-from replicator.pipeline.page_buffer import BATCH_BYTES, BUFFER_BYTES
+from replicator.pipeline import batching
+from replicator.pipeline.batching import BATCH_BYTES, BUFFER_BYTES
 from replicator.source import keys_only
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.shard_reader import read
@@ -46,8 +46,8 @@ MOST = BUFFER + AT_ONCE * PAGE + 2 * (BATCH + PAGE)  # read ahead; under way; on
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "PAGE_BYTES", PAGE)
     monkeypatch.setattr(keys_only, "PAGE_BYTES", PAGE, raising=False)
-    monkeypatch.setattr(page_buffer, "BUFFER_BYTES", BUFFER)
-    monkeypatch.setattr(page_buffer, "BATCH_BYTES", BATCH)
+    monkeypatch.setattr(batching, "BUFFER_BYTES", BUFFER)
+    monkeypatch.setattr(batching, "BATCH_BYTES", BATCH)
 
 
 def filled(count: int, items: int, view: str = "NEW_IMAGE") -> DynamoDB:
@@ -162,7 +162,7 @@ def test_memory_of_unstored_pages_is_bounded_regardless_of_the_number_of_shards(
 
 @pytest.mark.usefixtures("small")
 def test_a_full_batch_does_not_wait_for_further_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_buffer, "BATCH_ROWS", 10)
+    monkeypatch.setattr(batching, "BATCH_ROWS", 10)
     client, stop = Weighing(filled(200, 300)), threading.Event()
     target = Overlaps(client, 300, stop)
     run(client, target, stop, steps=InTurn)

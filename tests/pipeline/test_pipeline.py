@@ -15,8 +15,8 @@ from replicator.errors import Fenced, GapFound
 from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.items.attributes import image
 from replicator.items.item import Item
-from replicator.pipeline import page_buffer, stages
-from replicator.pipeline.page_buffer import SOURCE_PAGES
+from replicator.pipeline import batching, stages
+from replicator.pipeline.batching import SOURCE_PAGES
 from replicator.pipeline.parked import Held, ParkedItems, item_of
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Counts, Entry, Gap, Heartbeat, Parked, PipelineState, SegmentState, ShardState, decode
@@ -268,7 +268,7 @@ def test_batches_taken_after_a_refused_one_are_returned_too() -> None:
 
 def test_a_refused_item_is_parked_however_many_writes_its_neighbors_produce(monkeypatch: pytest.MonkeyPatch) -> None:
     """Returned pages go first, as the same batch, and another stored batch is no reason to retry them."""
-    monkeypatch.setattr(page_buffer, "BATCH_ROWS", 2)
+    monkeypatch.setattr(batching, "BATCH_ROWS", 2)
     pipeline = begun(Shard("a"), Shard("b"))
     opened(pipeline)
     ordinals, tries = {"a": 0, "b": 0}, 0

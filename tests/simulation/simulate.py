@@ -14,7 +14,7 @@ from itertools import zip_longest
 from types import ModuleType
 
 from replicator.errors import ReplicatorError
-from replicator.pipeline import discovery, page_buffer
+from replicator.pipeline import batching, discovery
 from replicator.source import chosen, keys_only, shard_reader
 from tests.simulation import plan, repairing, runs, scenario, truth
 from tests.simulation.plan import Plan
@@ -61,7 +61,7 @@ def simulate(seed: int, found: Scenario | None = None) -> Universe:
 def sizes(found: Scenario) -> Iterator[None]:
     """Sizes that a scenario has in small."""
     with (
-        _set(page_buffer, "BATCH_ROWS", found.batch_rows),
+        _set(batching, "BATCH_ROWS", found.batch_rows),
         _set(keys_only, "PAGE_BYTES", found.looked_up_bytes),
         _set(chosen, "AT_ONCE", found.items_a_page),
         _set(shard_reader, "PROOF_PAGES", PROOF_PAGES),

@@ -16,8 +16,8 @@ from replicator.engine.delivery import Delivery
 from replicator.hooks.hook import DocumentMapping
 from replicator.operations import parked as parking
 from replicator.pipeline import advance, compaction, parked, pipeline
+from replicator.pipeline.batching import PageBuffer, Pages
 from replicator.pipeline.compaction import BatchContext, Compacted, Documents, Latest
-from replicator.pipeline.page_buffer import PageBuffer, Pages
 from replicator.pipeline.parked import Held, kept_keys
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Parked, Place

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import pytest
 
 from replicator.change import Page, Record, ScanPage
-from replicator.pipeline import page_buffer
-from replicator.pipeline.page_buffer import PageBuffer, Pages
+from replicator.pipeline import batching
+from replicator.pipeline.batching import PageBuffer, Pages
 
 ROWS, BYTES = 10, 100
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_buffer, "BATCH_ROWS", ROWS)
-    monkeypatch.setattr(page_buffer, "BATCH_BYTES", BYTES)
+    monkeypatch.setattr(batching, "BATCH_ROWS", ROWS)
+    monkeypatch.setattr(batching, "BATCH_BYTES", BYTES)
 
 
 def page(rows: int, size: int) -> Page:

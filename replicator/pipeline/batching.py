@@ -1,4 +1,4 @@
-"""Buffers pages that were read ahead, per source and in order, and cuts batches from them.
+"""Cuts batches from pages that were read ahead, which it buffers per source and in order.
 
 The fetcher starts a request only while the buffer is not ``full``. This bounds what is read but not stored, whatever
 the number of shards: BUFFER_BYTES, plus one page per request in flight, plus BATCH_BYTES and one page per batch that is
