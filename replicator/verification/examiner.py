@@ -89,17 +89,31 @@ class Examiner:
 
     def look(self, key: Key, image: Image | None, places: Collection[Place]) -> Look:
         """What is found about the documents at ``places``, which may be an item's, and what must be there."""
-        expected, findings = ([], []) if image is None else self._expected([(key, image)])
-        if findings:
-            return Look({place: replace(findings[0], table=place[0], id=place[1]) for place in places}, {})
-        wanted = {(w.table, w.id): w for w in expected if (w.table, w.id) in places}
+        return self.looks([(key, image, places)])[key]
+
+    def looks(self, items: Iterable[tuple[Key, Image | None, Collection[Place]]]) -> dict[Key, Look]:
+        """The same of many items, in few requests."""
+        looks: dict[Key, Look] = {}
+        wanted: dict[Place, Upsert] = {}
+        others: dict[Place, Key] = {}
+        for key, image, places in items:
+            expected, rejected = ([], []) if image is None else self._expected([(key, image)])
+            if rejected:
+                looks[key] = Look({at: replace(rejected[0], table=at[0], id=at[1]) for at in places}, {})
+                continue
+            own = {(w.table, w.id): w for w in expected if (w.table, w.id) in places}
+            looks[key] = Look({}, own)
+            wanted |= own
+            others |= dict.fromkeys((place for place in places if place not in own), key)
         found = self._compared(list(wanted.values()))
-        others = [place for place in places if place not in wanted]
-        expiring = self._past(others)
-        for (table, id), version in self.versions(others).items():
+        expiring = self._past(list(others))
+        for (table, id), version in self.versions(list(others)).items():
             if version is not None and (table, id) not in expiring:
-                found[table, id] = Finding("extra", table, id, key, version)
-        return Look(found, wanted)
+                found[table, id] = Finding("extra", table, id, others[table, id], version)
+        for place, finding in found.items():
+            key = wanted[place].item if place in wanted else others[place]
+            looks[key] = Look({**looks[key].findings, place: finding}, looks[key].expected)
+        return looks
 
     def versions(self, places: Collection[Place]) -> dict[Place, int | None]:
         """The version of each stored document; None if there is none."""

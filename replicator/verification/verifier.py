@@ -19,7 +19,7 @@ from replicator.verification.differences import (
     looked_again,
     verdict,
 )
-from replicator.verification.examiner import Examiner, Image, Place
+from replicator.verification.examiner import Examiner, Image, Look, Place
 
 MOST_PENDING = 10_000  # candidates in memory; no more is read until some of them are settled
 PIECE = 200  # items that are read again in one go
@@ -163,22 +163,28 @@ class Verifier:
         before = self.examiner.versions([c.finding.place for _, candidates in items for c in candidates])
         images = self.read([key for key, _ in items])
         at = self._moment()
+        looks = self.examiner.looks((key, images.get(key), self._places(key, of, images.get(key))) for key, of in items)
         for key, candidates in items:
-            yield from self._looked_at(key, candidates, images.get(key), before, at)
+            yield from self._looked_at(candidates, images.get(key), looks[key], before, at)
+
+    def _places(self, key: Key, candidates: Sequence[Candidate], image: Image | None) -> set[Place]:
+        """The documents to look at: of an item on which the hook failed, none was compared before."""
+        places = {c.finding.place for c in candidates}
+        if any(c.finding.kind == "rejected" for c in candidates):
+            places |= set(self.examiner.places(key, image))
+        return places
 
     def _looked_at(
         self,
-        key: Key,
         candidates: Sequence[Candidate],
         image: Image | None,
+        look: Look,
         versions: Mapping[Place, int | None],
         at: float,
     ) -> Iterator[Result]:
         """``versions``: of the documents before the item was read, at ``at``."""
-        hashed, places = digest(_bytes(image)), {c.finding.place for c in candidates}
-        if any(c.finding.kind == "rejected" for c in candidates):
-            places |= set(self.examiner.places(key, image))  # none of its documents was compared
-        look = self.examiner.look(key, image, places)
+        hashed, key = digest(_bytes(image)), candidates[0].finding.item
+        assert key is not None, "candidates are kept by item"
         others = [f for place, f in look.findings.items() if place not in self._pending]
         for candidate in candidates:
             place = candidate.finding.place
