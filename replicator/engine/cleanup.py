@@ -11,12 +11,12 @@ from replicator.batch import DocumentId
 from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.delivery import Delivery
 from replicator.engine.retry import RetryPolicy
-from replicator.errors import SweepRefused
+from replicator.errors import Fenced, SweepRefused
 from replicator.key import Key
 from replicator.pipeline import stages
 from replicator.pipeline.parked import REPAIR, item_of, kept_keys, key_in, parked_keys, version_in
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import PipelineState, Repair, Save
+from replicator.state import PipelineState, Repair, Save, encode
 from replicator.target.contract import Table, Target
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.version import epoch_of, version
@@ -53,7 +53,6 @@ class Cleanup:
     _paused_until: float = -math.inf
     _repair: tuple[Repair, int] | None = None  # as last seen
     _repair_seen: float = -math.inf  # when it last changed
-    _owes_purge: bool = False
 
     def do(self, *, idle: bool = True) -> bool:
         """Do one piece of the work that is due; return False if there is none. The last piece enters the next stage.
@@ -141,25 +140,35 @@ class Cleanup:
     def _after_repair(self, state: PipelineState) -> bool:
         """Once a command has repaired documents, or was killed while it did, purge the tombstones that it needed.
 
-        The entry goes first, so that the command repairs nothing more: it is part of the transaction of each insert.
-        Where writes may be applied late, the in-doubt window began again, and the purge follows when it has closed.
+        Its entry says first that it has ended, so that it repairs nothing more: the entry is part of the transaction of
+        each insert. It is removed last, so that the next run purges if this one does not get to it. Where writes may
+        be applied late, the in-doubt window began again, and the purge follows when it has closed.
         """
         repair, now = self.pipeline.parked.repair, self.monotonic()
         if repair is not None and repair != self._repair:
             self._repair, self._repair_seen = repair, now
-        if repair is not None and (repair[0].ended or now - self._repair_seen >= ABANDONED):
-            self.delivery.settle()
-            self.retrying(lambda: self.checkpoints.save([Save(REPAIR, "", None, None)]))
-            self.pipeline.parked.repair = None
-            self._owes_purge = self.in_doubt is None
-            return True
-        if not self._owes_purge:
+        if repair is None:
+            return False
+        noted, revision = repair
+        if not noted.ended and now - self._repair_seen < ABANDONED:
             return False
         self.delivery.settle()
-        if not self._purge(state.epoch):
+        if not noted.ended:
+            ended = Repair(noted.token, ended=True)
+            self._save_repair(Save(REPAIR, "", revision, encode(ended)), (ended, revision + 1))
+        elif self.in_doubt is not None or not self._purge(state.epoch):
             self._through.clear()
-            self._owes_purge = False
+            self._save_repair(Save(REPAIR, "", revision, None), None)
         return True
+
+    def _save_repair(self, save: Save, after: tuple[Repair, int] | None) -> None:
+        try:
+            self.retrying(lambda: self.checkpoints.save([save]))
+        except Fenced:  # another command has announced itself, unless this run was replaced
+            self.retrying(lambda: self.checkpoints.save(()))
+            self.delivery.know_parked()
+        else:
+            self.pipeline.parked.repair = after
 
     def _swept(self) -> None:
         self.pipeline.swept(self._spared_items)

@@ -247,9 +247,8 @@ def _has_doubt(universe: Universe, driver: Driver) -> bool:
 
 def _has_repair(universe: Universe, driver: Driver) -> bool:
     """Whether a command repairs, or was killed while it did, or the tombstones that it needed are left to purge."""
-    cleanup, repairs = driver._cleanup, ("repair", "") in universe.database.entries
-    busy = universe.repairer is not None or bool(universe.late)
-    return busy or repairs or cleanup._owes_purge or _has_doubt(universe, driver)
+    repairs = universe.repairer is not None or ("repair", "") in universe.database.entries
+    return repairs or bool(universe.late) or _has_doubt(universe, driver)
 
 
 def _outlive(universe: Universe, lasts: Callable[[Universe, Driver], bool]) -> None:

@@ -26,6 +26,7 @@ OLD_LISTINGS = (522273, 673665, 143744, 654337)
 """Seeds of it in which listings from before a shard's end were believed, or a shard's children never listed."""
 GAP_AT_LAST = 536559  # in the run that outlives all doubt
 FORGOTTEN_PARENTS = (464866, 615998)  # so that nothing says where a shard's ordinals began
+UNPURGED = 134  # of repaired copies: the run ended between a repair's end and the purge of the tombstones it needed
 BEFORE_THE_EPOCH = (5000837, 5006068)  # what followed a record that was read from there was trimmed, without a word
 
 
@@ -45,6 +46,11 @@ def test_a_restored_store_is_resynced_if_nothing_else_reveals_it(seed: int) -> N
 @pytest.mark.parametrize("seed", [*OLD_LISTINGS, GAP_AT_LAST, *FORGOTTEN_PARENTS, *BEFORE_THE_EPOCH])
 def test_a_seed_that_failed_once_holds(seed: int) -> None:
     simulate(seed)
+
+
+def test_the_next_run_purges_what_a_repair_needed_if_the_last_one_did_not_get_to_it() -> None:
+    (repaired_copies,) = (shape for shape in SHAPES if shape.__name__ == "repaired_copies")
+    simulate(UNPURGED, repaired_copies(scenario.draw(UNPURGED)))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
