@@ -153,7 +153,8 @@ def _foreign_targets(layout: Layout, state: State) -> Iterator[str]:
             yield (
                 f"the alias {alias} points to {', '.join(others)}; it must point to {layout.index} only "
                 "(rollover, ILM and reindexing scripts move aliases: keep them off this one). To build a new index "
-                "beside the one that readers see, and switch at once: replicator rebuild start CONFIG"
+                "beside the one that readers see, and switch at once: replicator rebuild start CONFIG. If a rebuild "
+                "has switched to it, use the new config; to go back: replicator rebuild rollback NEW_CONFIG"
             )
     if layout.index in searched and layout.beside in state.searched:
         yield (
