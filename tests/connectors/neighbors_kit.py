@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, Command] = {
         Command("check", 0),
         Command("preview", 0),
         Command("status", 7),  # nothing runs
-        Command("run", 0, "--until caught-up"),
+        Command("run", 6, "--until caught-up"),
         Command("resync", 6, "--now --until caught-up"),  # it parks the item again
         Command("parked list", 0),
         Command("parked show", 0, "--all"),
