@@ -81,7 +81,8 @@ class OpenSearch(SearchTarget):
         host = _COLLECTION.fullmatch(name) if collection else _DOMAIN.fullmatch(name)
         sid, word = ("Serverless", "COLLECTION") if collection else ("Domain", "DOMAIN")
         names = {} if host is None else {word: host["name"], "REGION": host["region"]}
-        return [Needed("target", sid, _access(options.aws), names)]
+        needed = (sid,) if collection else (sid, "RemoveIndices")
+        return [Needed("target", one, _access(options.aws), names) for one in needed]
 
 
 def _signer(aws: Aws) -> Sign:

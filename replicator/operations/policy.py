@@ -72,7 +72,7 @@ def grants(config: Config, at: PolicyContext) -> Iterator[Grant]:
     """Everything the config's identities need, each action and resource once per statement."""
     needs = [n for n in needed(config, at) if at.setup or not n.only_for_setup]
     verifies = at.verify or config.verify is not None
-    unasked = {"VerifyCopies": not verifies, "StripCopies": not at.strip}
+    unasked = {"VerifyCopies": not verifies, "StripCopies": not at.strip, "RemoveIndices": config.replaces is None}
     needs = [_of_a_run(n, at) for n in needs if not unasked.get(n.sid)]
     for need in needs:
         resource = _resource(config, need, at)
