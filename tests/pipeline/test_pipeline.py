@@ -19,7 +19,18 @@ from replicator.pipeline import batching, stages
 from replicator.pipeline.batching import SOURCE_PAGES
 from replicator.pipeline.parked import Held, ParkedItems, item_of
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import Counts, Entry, Gap, Heartbeat, Parked, PipelineState, SegmentState, ShardState, decode
+from replicator.state import (
+    Counts,
+    Entry,
+    Gap,
+    Heartbeat,
+    Parked,
+    PipelineState,
+    Repair,
+    SegmentState,
+    ShardState,
+    decode,
+)
 from replicator.testing.contract.kit import owner
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.version import FIRST_EPOCH, version
@@ -453,3 +464,17 @@ def _first(*shards: Shard) -> list[Batch]:
     state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stages.FOLLOWING)
     pipeline.begin(state, Listing(shards, True, "ENABLED", NOW), {})
     return store(pipeline)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_deletes_leave_tombstones_while_a_command_inserts_documents(ended: bool) -> None:
+    """It may insert what it read before a delete: only a tombstone keeps that from coming back."""
+    pipeline = begun(Shard("a"))
+    opened(pipeline)
+    known = ParkedItems()
+    known.repair = Repair("token", ended=ended), 1
+    pipeline.know(known)
+    pipeline.accept(page("a", record(7, value=None)))
+    *_, batch = store(pipeline)
+    assert [type(write) for write in writes([batch])] == [Delete]
+    assert batch.tombstones == (not ended)

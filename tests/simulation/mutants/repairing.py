@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from replicator.batch import Delete, Upsert, Write
-from replicator.pipeline import stages
-from replicator.pipeline.pipeline import Pipeline
 from replicator.target.contract import Table
 from replicator.testing.memory import MemoryRows, body
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import repaired_copies, with_transactions
+from tests.simulation.mutants.scenarios import repaired_copies
 from tests.simulation.targets import UnreliableIndex
 
 
@@ -33,14 +31,6 @@ def repairs_blindly(patch: Patch) -> None:
     patch.setattr(MemoryRows, "_replaced", replaced)
     patch.setattr(MemoryRows, "_removed", removed)
     patch.setattr(UnreliableIndex, "_insisted", insisted)
-
-
-@mutant("deletes leave no tombstones while a command inserts documents", 5, with_transactions, shape=repaired_copies)
-def repairs_without_tombstones(patch: Patch) -> None:
-    def in_scans_only(self: Pipeline) -> bool:
-        return self.state is not None and stages.remembers_deletes(self.state)
-
-    patch.setattr(Pipeline, "_remembers_deletes", property(in_scans_only))
 
 
 @mutant("a repair raises the version by one", 5, shape=repaired_copies)
