@@ -28,7 +28,7 @@ HOOK = "data.py:hook"
 
 
 class Silent:
-    """A report that nobody reads: the pass's tally says what was found."""
+    """A report without a reader: the pass's tally says what was found."""
 
     def result(self, result: Compared) -> None: ...
     def repair(self, finding: Finding, reason: str) -> None: ...

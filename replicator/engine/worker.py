@@ -352,4 +352,4 @@ def _has_begun(state: PipelineState | None) -> bool:
 
 
 News = Mapping[str, Sequence[Entry]]
-"""What workers are to be told, by slot."""
+"""What workers must be told, by slot."""

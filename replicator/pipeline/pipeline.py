@@ -522,7 +522,7 @@ class Pipeline:
             if known is not None:  # otherwise it was removed or replaced
                 self._move(taken, [Move(kind, known)])
             return
-        if kind == "owner":  # a claim of whoever comes next is none of the pipeline's, so there is nothing to compare
+        if kind == "owner":  # a claim of the next process is none of the pipeline's, so there is nothing to compare
             taken.saves[kind, id] = Save(kind, id, None, encode(value))
             return
         save, undo = self.view.put(kind, id, value, taken.saves.get((kind, id)))

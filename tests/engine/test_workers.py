@@ -130,7 +130,7 @@ def test_what_the_coordinator_tells_is_repeated_until_the_worker_has_begun_with_
     cluster.write("k", 1)
     for _ in range(300):
         cluster.round(told=False)
-    assert cluster.stored == {}, "nobody knows of the children"
+    assert cluster.stored == {}, "no worker knows of the children"
     assert cluster.running.news()
     cluster.settle()
     assert cluster.stored == cluster.wanted

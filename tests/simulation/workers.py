@@ -200,7 +200,7 @@ class Swarm(Universe):
             actor.outcome = "refused"
 
     def new_run(self) -> None:
-        """Somebody starts the run again, perhaps with another number of workers. The earlier processes may live."""
+        """The run is started again, perhaps with another number of workers. The earlier processes may live."""
         self.claimed = None
         self.slots = self._new_slots()
         self.note("a new run with", len(self.slots))
