@@ -65,7 +65,6 @@ class Repairs:
         self._acknowledged = False
         self._refreshed_at = 0.0
         self._offered: list[Result] = []
-        self._removed = False
         self.repaired = 0
 
     def __enter__(self) -> Repairs:
@@ -80,11 +79,8 @@ class Repairs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Say that the tombstones may be purged; also if the run has given this command up, and purged before it left
-        the last ones.
-        """
         entry = self._entry() if self._wanted else None
-        if entry[0].token == self._token if entry is not None else self._removed:
+        if entry is not None and entry[0].token == self._token:
             self._save(Repair(self._token, ended=True))
 
     @property
@@ -182,7 +178,6 @@ class Repairs:
         assert isinstance(target, Repairable)
         if not self._still_announced():
             return [CHANGED] * len(results)
-        self._removed = True
         findings = [result.finding for result in results]
         return target.remove(table, [Delete(f.table, f.id, f.version or 0, f.item or f.id, 0) for f in findings])
 

@@ -160,6 +160,22 @@ def test_an_insert_fails_once_the_run_has_given_the_repair_up() -> None:
         assert repairs.waits
 
 
+def test_nothing_is_removed_once_the_run_has_given_the_repair_up() -> None:
+    """The run has purged, so the tombstone of a removal would stay."""
+    world = World(pauses=True)
+    world.database.rows[NAME]["extra",] = version(FIRST_EPOCH, 0), b"{}"
+    with world.repairs() as repairs:
+        verifier = world.verifier()
+        world.notice()
+        repairs.flush(verifier)
+        world._take(verifier.walked(NAME, [("extra",)], "table:t"), repairs)
+        world.verified_until_offered(verifier, repairs)
+        world.checkpoints.save([Save("repair", "", None, None)])
+        repairs.flush(verifier)
+        assert ("extra",) in world.database.rows[NAME]
+        assert not world.database.tombstones[NAME]
+
+
 @pytest.mark.parametrize("refreshing", [False, True])
 def test_an_insert_confirmed_before_an_epoch_fails_and_is_made_once_it_is_confirmed_again(refreshing: bool) -> None:
     """It could come behind the epoch's sweep. The run saves the entry again as the epoch begins."""
