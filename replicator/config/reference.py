@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from replicator.config import checkpoints, target
+from replicator.config import checkpoints, engine, target
 from replicator.config.settings import Sections
 
 _INTRO = """\
@@ -57,6 +57,10 @@ Where positions, scan cursors, gaps and parked changes are stored. Leave the sec
 store them in the transaction that stores the rows. For other targets the default is a SQLite file beside the config.
 [Where checkpoints are kept](operations.md#where-checkpoints-are-kept) helps you choose."""
 
+_ENGINE = """\
+What runs the pipeline. Checkpoints and the guarantee are the same for every engine, so it can be changed between two
+runs."""
+
 _FIRST = ("pipeline", "url", "cloud_id", "table", "api_key", "username", "password", "aws")  # what most configs set
 _TYPES = {"string": "string", "integer": "integer", "number": "number", "boolean": "boolean", "object": "mapping"}
 
@@ -92,6 +96,12 @@ def _parts() -> Iterator[str]:
     yield from _model(whole["$defs"]["Monitoring"])
     yield "## verify"
     yield from _model(whole["$defs"]["Verify"])
+    yield "## engine"
+    yield _ENGINE
+    for name, model in engine.ENGINES.items():
+        yield f"### engine: {name}"
+        schema = model.model_json_schema()
+        yield from _model(schema) if model.model_fields else [_sentence(schema)]
 
 
 def _installed(group: str) -> list[tuple[str, Any]]:

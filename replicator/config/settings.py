@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from replicator.config.checkpoints import KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
+from replicator.config.engine import Engine, Local, engine, with_engines
 from replicator.config.monitoring import Monitoring
 from replicator.config.target import Destination, destination, target_schema
 from replicator.config.validation import validated
@@ -105,7 +106,9 @@ class Backfill(Options):
 
 
 class Sections(Options):
-    """The sections of a config file; ``target`` is validated by its connector, ``checkpoints`` by its store."""
+    """The sections of a config file; ``target`` is validated by its connector, ``checkpoints`` by its store, ``engine``
+    by its own model.
+    """
 
     pipeline: Annotated[str, AfterValidator(_pipeline_name)] = Field(
         description="name under which all durable state is stored"
@@ -145,6 +148,7 @@ class Sections(Options):
     verify: Verify | None = Field(
         default=None, description="compare the copy with the source by itself, again and again, while the pipeline runs"
     )
+    engine: dict[str, Any] | None = Field(default=None, description="what runs the pipeline; one process by default")
 
     @field_validator("ttl_deletes")
     @classmethod
@@ -178,6 +182,7 @@ class Config:
     monitoring: Monitoring | None = None
     verify: Verify | None = None
     replaces: str | None = None
+    engine: Engine = field(default_factory=Local)
     path: Path = Path("config.yaml")
 
     @property
@@ -238,7 +243,8 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
     sections, wrong = validated(Sections, file.values, ())
     target, wrong_target = destination(file.values.get("target"), file.path.resolve().parent)
     checkpoints, wrong_store = keeping(file.values.get("checkpoints"))
-    problems += [p for p in (*wrong, *wrong_target, *wrong_store) if p.path not in reported]
+    runs_on, wrong_engine = engine(file.values.get("engine"))
+    problems += [p for p in (*wrong, *wrong_target, *wrong_store, *wrong_engine) if p.path not in reported]
     if sections is None or target is None:
         return None
     if checkpoints is not None and hasattr(target.connector, "checkpoints"):
@@ -260,6 +266,7 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
         monitoring=sections.monitoring,
         verify=sections.verify,
         replaces=sections.replaces,
+        engine=runs_on,
         path=file.path,
     )
 
@@ -281,4 +288,4 @@ def _loops(sections: Sections, target: Destination) -> Iterator[Problem]:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of config files, with the options of all installed connectors and stores."""
-    return with_checkpoints(target_schema(Sections))
+    return with_engines(with_checkpoints(target_schema(Sections)))

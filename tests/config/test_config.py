@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from replicator.config import settings as config
+from replicator.config.engine import Local
 from replicator.config.target import destination
 from replicator.errors import ConfigError
 
@@ -386,6 +388,25 @@ class TestSchema:
     )
     def test_refuses_what_the_loader_refuses(self, old: str, new: str) -> None:
         assert not self.accepts(RIGHT.replace(old, new, 1))
+
+
+class TestEngine:
+    @pytest.mark.parametrize("section", ["", "engine: {type: local}\n", "engine: {}\n"])
+    def test_one_process_is_the_default(self, write: Write, section: str) -> None:
+        assert config.load(write(RIGHT + section), {}).engine == Local()
+
+    @pytest.mark.parametrize(
+        ("section", "said"),
+        [
+            ("engine: {type: locl}", "engine.type: unknown engine; did you mean local?"),
+            ("engine: {workers: 2}", "engine.workers: unknown key"),
+            ("engine: local", "engine: must be a mapping"),
+        ],
+    )
+    def test_a_mistake_is_named(self, write: Write, section: str, said: str) -> None:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            config.load(write(f"{RIGHT}{section}\n"), {})
+        assert not TestSchema().accepts(f"{RIGHT}{section}\n")
 
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
