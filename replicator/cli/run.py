@@ -120,7 +120,7 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, **how:
     codes: list[int] = []
     stop = stop_on_signals(lambda: several.worst(codes))
     with live_view.several(as_json) as observer_of:
-        loaded = _loaded(paths, settings.load, codes)
+        loaded = _apart(_loaded(paths, settings.load, codes), codes)
 
         def work(config: Config, confirm: Callable[[], None]) -> None:
             with monitored(config, str(config.path), None, observer_of(config.pipeline)) as more:
@@ -156,6 +156,25 @@ def _loaded(paths: Sequence[str], load: Callable[[str], Config], codes: list[int
         codes.append(ConfigError.exit_code)
         del loaded[old]
     return list(loaded.values())
+
+
+def _apart(configs: Sequence[Config], codes: list[int]) -> list[Config]:
+    """The configs but for those whose hooks could get modules of earlier ones; adds their exit codes to ``codes``."""
+    from replicator.engine.generations import hook_files
+    from replicator.engine.several import log_failure
+    from replicator.hooks.collisions import HookFile, collision
+
+    kept: list[Config] = []
+    hooks: list[HookFile] = []
+    for config in configs:
+        own = hook_files(config)
+        if problem := collision(own, beside=hooks):
+            log_failure(ConfigError(problem), config=str(config.path))
+            codes.append(ConfigError.exit_code)
+        else:
+            kept.append(config)
+            hooks += own
+    return kept
 
 
 def _replaced(configs: Collection[Config]) -> Sequence[tuple[str, str]]:

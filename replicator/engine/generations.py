@@ -27,6 +27,7 @@ from replicator.engine.context import log_wait
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.several import PipelineRun
 from replicator.errors import ConfigError, Fenced, ReplicatorError
+from replicator.hooks.collisions import HookFile, hook_file
 from replicator.log import PIPELINE
 from replicator.state import Entry, Rebuild, decode
 from replicator.target.contract import Aliased
@@ -127,6 +128,16 @@ def replaced(config: Config) -> Config:
             f"replaces: {config.replaces} must be the config that the pipeline was last run with, without replaces:"
         )
     return old
+
+
+def hook_files(config: Config) -> list[HookFile]:
+    """The files of the hooks that a run with this config loads: its own, and that of the config that it replaces."""
+    configs = [config]
+    if config.replaces is not None:
+        with contextlib.suppress(ReplicatorError):  # once the rebuild has ended, the old config may be gone
+            configs.append(replaced(config))
+    files = [hook_file(str(c.path), c.transform, c.base) for c in configs if c.transform is not None]
+    return [file for file in files if file is not None]
 
 
 def _check_names(new: Config, old: Config) -> None:

@@ -27,11 +27,32 @@ def imported(path: Path, root: Path) -> list[Path]:
     return sorted(seen - {path})
 
 
+def imported_late(path: Path, root: Path) -> list[Path]:
+    """The files under ``root`` that are imported when a function is called, not when the hook is loaded; sorted."""
+    called = {late for file in (path, *imported(path, root)) for late in _imports_of_functions(file, root)}
+    return sorted({*called, *(file for late in called for file in imported(late, root))})
+
+
 def _imports(path: Path, root: Path) -> Iterator[Path]:
+    if (tree := _parsed(path)) is not None:
+        yield from _named_in(tree, path, root)
+
+
+def _imports_of_functions(path: Path, root: Path) -> Iterator[Path]:
+    if (tree := _parsed(path)) is not None:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from _named_in(node, path, root)
+
+
+def _parsed(path: Path) -> ast.Module | None:
     try:
-        tree = ast.parse(path.read_bytes())
+        return ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):  # importing it fails too, with a better message
-        return
+        return None
+
+
+def _named_in(tree: ast.AST, path: Path, root: Path) -> Iterator[Path]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from replicator.aws.prices import PRICES
 from replicator.engine.assembly import KEPT_EXPIRED, check_tables
+from replicator.engine.generations import hook_files
 from replicator.errors import ConfigError, ReplicatorError
 from replicator.hooks import loading
+from replicator.hooks.collisions import collision
 from replicator.hooks.hook import Hook
 from replicator.operations.estimate import idle_requests
 from replicator.operations.finding import Finding, failed, problem
@@ -44,6 +46,8 @@ def hook_of(config: Config, findings: list[Finding]) -> Hook | None:
     hook = tried(findings, "transform", lambda: loading.load(spec, config.base))
     if hook is not None:
         findings.append(Finding("transform", "ok", f"{spec} is a {_kind(hook)}"))
+    if text := collision(hook_files(config)):
+        findings.append(problem("transform", text))
     return hook
 
 

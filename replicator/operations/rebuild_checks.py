@@ -10,10 +10,11 @@ from replicator.checkpoints.contract import Claimed
 from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.assembly import ends, introduce, target_tables
-from replicator.engine.generations import decoded
+from replicator.engine.generations import decoded, hook_files
 from replicator.engine.startup import RESUMING, start_mode
 from replicator.errors import ConfigError
 from replicator.hooks import loading
+from replicator.hooks.collisions import collision
 from replicator.operations.cutover import Reason, Standing, standing
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import describe_table
@@ -95,6 +96,8 @@ def check_alike(old: Config, new: Config, target: Target) -> None:
     source = describe_table(client, old.source.table)
     if source.arn != describe_table(connect(new.source), new.source.table).arn:
         raise ConfigError("source: the new config must read the same table as the one that it replaces")
+    if problem := collision(hook_files(new)):
+        raise ConfigError(problem)
     with ends(old) as (old_target, checkpoints):
         introduce(old, old_target, source, client)
         tables = target_tables(old, source, hook)

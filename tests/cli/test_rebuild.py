@@ -279,6 +279,23 @@ def test_start_needs_the_config_and_the_hook_that_made_the_copy(orders: World) -
     assert not orders.has_table("orders_new")
 
 
+def test_a_hook_that_would_get_a_file_of_the_old_one_is_refused_by_start_check_and_run(orders: World) -> None:
+    late = "def hook(item):\n    import rules\n    return {'made': rules.made}\n"
+    for folder, hook in ((orders.folder, NEW), (orders.folder / "old", OLD)):
+        folder.mkdir(exist_ok=True)
+        (folder / "rules.py").write_text(f"made = {folder.name!r}\n")
+        (folder / "hooks.py").write_text(hook)
+    (orders.folder / "hooks.py").write_text(late)
+    old = orders.folder / "orders-old.yaml"
+    old.write_text(old.read_text().replace("hooks-old.py", "old/hooks.py"))
+    both = f"{orders.folder}/rules.py, which the hook of {orders.config} imports, and {orders.folder}/old/rules.py"
+
+    for command in (("rebuild", "start"), ("check", "--offline"), ("run",)):
+        code, out, err = orders.call(*command, orders.config)
+        assert (code, both in out + err) == (2, True), out + err
+    assert not orders.has_table("orders_new")
+
+
 @pytest.mark.parametrize(
     ("target", "sentence"),
     [

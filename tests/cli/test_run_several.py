@@ -114,6 +114,27 @@ def test_two_configs_of_the_same_pipeline_are_not_run_against_each_other(world: 
     assert copied(world) == ALL
 
 
+def test_a_config_whose_hook_would_get_the_file_of_another_is_refused_and_both_files_are_named(
+    world: World, configs: list[str]
+) -> None:
+    for path, name in zip(configs, NAMES, strict=True):
+        folder = world.folder / f"of {name}"
+        folder.mkdir()
+        (folder / "hooks.py").write_text("def hook(item):\n    import rules\n    return {'id': rules.which}\n")
+        (folder / "rules.py").write_text(f"which = {name!r}\n")
+        text = Path(path).read_text().replace("target:", f"transform: 'of {name}/hooks.py:hook'\ntarget:")
+        Path(path).write_text(text)
+    code, out = caught_up(world, configs)
+
+    assert code == 2
+    refused = events(out, "pipeline failed")
+    assert [event["config"] for event in refused] == configs[1:]
+    for event, name in zip(refused, NAMES[1:], strict=True):
+        for file in (world.folder / "of orders" / "rules.py", world.folder / f"of {name}" / "rules.py"):
+            assert str(file) in event["problems"][0]
+    assert copied(world) == {"orders": len("orders"), "users": 0, "events": 0}
+
+
 def test_a_signal_ends_all_of_them_in_good_order(world: World, configs: list[str]) -> None:
     with world.shell.start("run", *configs) as process:
         await_that(lambda: copied(world) == ALL, process)
