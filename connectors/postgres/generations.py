@@ -32,6 +32,7 @@ SELECT replicator.advance(%s, NULL, ARRAY[%s], ARRAY[%s], ARRAY[%s::bigint], ARR
 _FENCE = """
 UPDATE replicator.checkpoints SET revision = revision + 1
 WHERE pipeline = ANY (%s) AND kind = 'owner' AND id = ''"""
+_HOLD = "SELECT FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'owner' FOR UPDATE"
 _RELABEL = "UPDATE replicator.tombstones SET target = %s WHERE target = %s"
 _FORGOTTEN: tuple[LiteralString, ...] = (
     "DELETE FROM replicator.checkpoints WHERE pipeline = %s",
@@ -204,6 +205,11 @@ def _index(name: str, table: TableSchema, rest: str, *, unique: bool) -> sql.Com
 def _from_catalog(text: str) -> sql.SQL:
     """SQL that the server itself wrote, from its catalog."""
     return sql.SQL(text)
+
+
+def hold(connection: Connection, pipeline: str) -> None:
+    """Lock the owners of a second generation. Before the rebuild's entry, because a claim locks them in this order."""
+    connection.execute(_HOLD, (pipeline,))
 
 
 def save(connection: Connection, pipeline: str, entry: Save) -> None:

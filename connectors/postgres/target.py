@@ -241,6 +241,7 @@ class Postgres(ComparesByTable):
 
     def discard(self, tables: Sequence[Table], pipeline: str, save: Save) -> None:
         with self._exclusively() as connection:
+            generations.hold(connection, pipeline)
             generations.save(connection, self._pipeline, save)
             for shape in self._shapes(tables):
                 generations.remove(connection, shape, pipeline)
@@ -248,6 +249,7 @@ class Postgres(ComparesByTable):
 
     def succeed(self, retired: Sequence[Table], live: Sequence[Table], pipeline: str, save: Save) -> None:
         with self._exclusively() as connection:
+            generations.hold(connection, pipeline)
             generations.save(connection, self._pipeline, save)
             for shape in self._shapes(retired):
                 generations.remove(connection, shape, self._pipeline)

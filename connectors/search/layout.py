@@ -129,6 +129,12 @@ def _layout(table: Table) -> Layout:
     )
 
 
+def indices(tables: Sequence[Table]) -> Sequence[str]:
+    """The names of their indices; during a rebuild, those of both generations."""
+    both = (one for table in tables for one in (table, table.beside) if one is not None)
+    return list(dict.fromkeys(_index_of(table) for table in both))
+
+
 def _index_of(table: Table) -> str:
     return str(table.options.get("index") or f"{table.name.lower()}-1")
 

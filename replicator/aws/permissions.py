@@ -73,7 +73,7 @@ STATEMENTS: Mapping[str, Statement] = {
             ("es:ESHttpGet", "es:ESHttpPost", "es:ESHttpPut"),
             "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/*",
         ),
-        Statement("RemoveIndices", ("es:ESHttpDelete",), "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/*"),
+        Statement("RemoveIndices", ("es:ESHttpDelete",), "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/INDEX"),
         Statement("Serverless", ("aoss:APIAccessAll",), "arn:aws:aoss:REGION:ACCOUNT:collection/COLLECTION"),
     )
 }

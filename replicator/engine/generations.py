@@ -30,11 +30,10 @@ from replicator.errors import ConfigError, Fenced, ReplicatorError
 from replicator.hooks.collisions import HookFile, hook_file
 from replicator.log import PIPELINE
 from replicator.state import Entry, Rebuild, decode
-from replicator.target.contract import Aliased
+from replicator.target.contract import SECOND, Aliased
 
 log = logging.getLogger("replicator")
 
-SECOND = "@new"
 BUILT, RETIRED = "_new", "_old"  # suffixes of tables: of the second generation until it is live, then of the first
 
 

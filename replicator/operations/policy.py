@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from replicator.aws import boto
 from replicator.aws.permissions import STATEMENTS, Needed
 from replicator.config.settings import STAND_IN
+from replicator.engine.generations import by_alias, second_of
 from replicator.errors import ConfigError
 from replicator.hooks import loading
 from replicator.options import Access
+from replicator.state import Rebuild
 from replicator.target.contract import UNKNOWN_KEYS, CallsAws
 
 if TYPE_CHECKING:
@@ -96,7 +98,8 @@ def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
     connector, keep_expired = config.target.connector, config.ttl_deletes == "ignore"
     others: Sequence[Needed] = []
     if isinstance(connector, CallsAws):
-        tables = config.target.wanted(UNKNOWN_KEYS, own_ids=own_ids)
+        both = second_of(config, Rebuild(0.0)) if config.replaces is not None and by_alias(config) else config
+        tables = both.target.wanted(UNKNOWN_KEYS, own_ids=own_ids)
         others = connector.permissions(config.target.options, tables, keep_expired=keep_expired)
     yield Needed("source", "Items", config.source)
     yield Needed("source", "Changes", config.source)

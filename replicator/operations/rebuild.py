@@ -18,7 +18,6 @@ from replicator.engine.assembly import ends
 from replicator.engine.generations import (
     BUILT,
     RETIRED,
-    SECOND,
     by_alias,
     decoded,
     first_of,
@@ -47,7 +46,7 @@ from replicator.operations.rebuild_checks import (
     verifying,
 )
 from replicator.state import Entry, Rebuild, Save, encode
-from replicator.target.contract import Exchange, Rebuilding, Table, TablesBusy
+from replicator.target.contract import SECOND, Exchange, Rebuilding, Table, TablesBusy
 
 ATTEMPTS = 60  # to lock the tables
 PAUSE = 0.5  # seconds between two, in which readers get their turn

@@ -13,10 +13,10 @@ from replicator.checkpoints.presence import check_known
 from replicator.config import settings
 from replicator.config.settings import Config
 from replicator.engine.assembly import ends, reduced_guarantee
-from replicator.engine.generations import SECOND, by_alias, decoded, generations, rebuild_entry
+from replicator.engine.generations import by_alias, decoded, generations, rebuild_entry
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.pipeline.progress import Progress, as_values, progress
-from replicator.target.contract import UNKNOWN_KEYS, Aliased
+from replicator.target.contract import SECOND, UNKNOWN_KEYS, Aliased
 
 RUN_TIMEOUT = 2.0  # seconds to wait for a run's own report
 LARGEST_REPORT = 1 << 20  # bytes

@@ -352,6 +352,10 @@ class TablesBusy(TransientError):
     """Readers hold the tables, so they were not exchanged. Trying again may help."""
 
 
+SECOND = "@new"
+"""Appended to a pipeline's name: the pipeline of its second generation, which ends with the rebuild."""
+
+
 @runtime_checkable
 class Rebuilding(Protocol):
     """A target that can keep two generations of its tables and exchange them in one step, unnoticed by readers.

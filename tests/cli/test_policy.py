@@ -276,14 +276,19 @@ def test_an_opensearch_domain_is_named_by_its_address(
     assert ("DOMAIN" in err) == ("example" in url)
 
 
-def test_only_the_config_of_a_rebuild_may_remove_indices(written: Callable[..., Path]) -> None:
+def test_only_the_config_of_a_rebuild_may_remove_indices_and_no_others_than_the_two(
+    written: Callable[..., Path],
+) -> None:
     url = "https://search-shop-abc123.eu-west-1.es.amazonaws.com"
     target = f"{{type: opensearch, url: '{url}', aws: {{}}, table: t}}"
     path = written("{table: orders, region: eu-west-1}", target)
     assert "RemoveIndices" not in {s["Sid"] for s in policy(path)[1]["Statement"]}
 
-    path.write_text(f"replaces: orders-old.yaml\n{path.read_text()}")
-    assert resources(policy(path)[1], "RemoveIndices") == ["arn:aws:es:eu-west-1:ACCOUNT:domain/shop/*"]
+    path.with_name("orders-old.yaml").write_text(path.read_text().replace("pipeline: ", "pipeline: old-"))
+    tables = "tables: {t: {index: t-2}}"
+    path.write_text(f"replaces: orders-old.yaml\n{path.read_text().replace('table: t', tables)}")
+    indices = [f"arn:aws:es:eu-west-1:ACCOUNT:domain/shop/{index}" for index in ("t-2", "t-1")]
+    assert resources(policy(path)[1], "RemoveIndices") == indices
 
 
 def test_other_search_engines_need_nothing_from_aws(written: Callable[..., Path]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -214,6 +214,56 @@ def test_after_the_finish_the_second_pipeline_has_the_firsts_name_and_no_earlier
     later.open([plain], 1024)
     later.write(batch(put({"pk": "b", "made": "new"}, 2)))
     assert made(one_postgres) == ["new", "new"]
+
+
+WAITING = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'checkpoints')"
+
+
+@pytest.mark.parametrize("end", ["finish", "cancel", "cancel before any run"])
+def test_a_run_that_claims_as_the_rebuild_ends_waits_for_it_and_leaves_nothing(
+    end: str, first: Postgres, command: Postgres, one_postgres: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if end == "cancel before any run":
+        command.prepare([OLD], [NEW], SECOND, noted(0, STARTED))
+    else:
+        build(command, one_postgres)
+    if end == "finish":
+        command.exchange(switch())
+    late = target(one_postgres, SECOND)
+    with ThreadPoolExecutor() as pool:
+        claims: list[Future[object]] = []
+
+        def claimed_after(act: Callable[..., None]) -> Callable[..., None]:
+            def both(*how: Any) -> None:
+                act(*how)
+                claims.append(pool.submit(late.checkpoints.claim, owner("late")))
+                until(one_postgres, WAITING)
+
+            return both
+
+        last = "succeed" if end == "finish" else "forget"  # before the transaction ends
+        monkeypatch.setattr(generations, last, claimed_after(getattr(generations, last)))
+        finished(command) if end == "finish" else command.discard([NEW], SECOND, noted(1, None))
+        (claim,) = claims
+        with pytest.raises(Fenced, match="the rebuild has ended while the run started"):
+            claim.result()
+    assert command.checkpoints.pipelines() == [FIRST]
+    with pytest.raises(Fenced):
+        late.checkpoints.claim(owner("later"))
+    assert command.checkpoints.pipelines() == [FIRST]
+
+
+def test_a_run_that_claims_just_before_the_rebuild_ends_is_fenced_off_and_leaves_nothing(
+    second: Postgres, command: Postgres, one_postgres: Database
+) -> None:
+    command.exchange(switch())
+    late = target(one_postgres, SECOND)
+    late.checkpoints.claim(owner("late"))
+    late.open([replace(NEW, stored_as="")], 1024)
+    finished(command)
+    assert command.checkpoints.pipelines() == [FIRST]
+    with pytest.raises(Fenced):
+        late.write(batch(put({"pk": "b", "made": "late"}, 2)))
 
 
 def test_only_tables_that_the_rebuild_made_are_dropped(
