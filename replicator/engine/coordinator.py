@@ -23,7 +23,7 @@ from replicator.engine.worker import News
 from replicator.errors import ConfigError, Fenced, GapFound
 from replicator.pipeline import coordination, stages
 from replicator.pipeline.coordination import Workers
-from replicator.state import LONGEST_IN_DOUBT, Entry, Gap, Owner, PipelineState, ShardState, decode
+from replicator.state import LONGEST_IN_DOUBT, Entry, Gap, Owner, PipelineState, ResyncRequest, ShardState, decode
 from replicator.target.contract import Unguarded
 
 log = logging.getLogger("replicator")
@@ -50,6 +50,7 @@ class Coordinator(Driver):
         self._owners: dict[str, Owner] = {}
         self._entries: dict[tuple[str, str], Entry] = {}
         self._stored: Mapping[str, ShardState] = {}
+        self._begun_for: ResyncRequest | None = None  # the request that was there when the last epoch began
         self._read_at = -math.inf
         super().__init__(context, owner, environment)
         self._cleanup.may_purge = self._may_purge
@@ -108,8 +109,14 @@ class Coordinator(Driver):
             self._tables_opened()
 
     def _begin(self, start: StartupState) -> None:
+        self._begun_for = self.pipeline.view.request
         self._stop_workers()
         super()._begin(start)
+
+    def _end_request(self, start: StartupState) -> None:
+        """Not one that was made after ``start`` was inspected: the epoch may have no sweep, which it needs."""
+        if self.pipeline.view.request == self._begun_for:
+            super()._end_request(start)
 
     def _stop_workers(self) -> None:
         """Take all slots away until the tables are opened: shards and segments stay as they are stored now."""

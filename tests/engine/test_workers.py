@@ -25,7 +25,7 @@ from replicator.state import LONGEST_IN_DOUBT, Gap, ResyncRequest, Save, Slot, d
 from replicator.target.contract import Table
 from replicator.testing.memory import MemoryCheckpoints
 from replicator.testing.memory_index import MemoryIndex
-from replicator.version import FIRST_EPOCH, epoch_of
+from replicator.version import FIRST_EPOCH, epoch_of, version
 from tests.engine.cluster import TABLE, Cluster
 from tests.simulation.runs import limit_turns
 from tests.simulation.targets import Killed
@@ -263,6 +263,26 @@ def test_a_requested_resync_is_carried_out_by_all_workers(index: bool) -> None:
         cluster.outlive_doubt()
     assert cluster.running.pipeline.state is not None
     assert cluster.running.pipeline.state.epoch == FIRST_EPOCH + 2
+
+
+def test_a_resync_that_is_requested_while_an_epoch_begins_follows_it() -> None:
+    """Its epoch may know of nothing to sweep."""
+
+    class Changed(MemoryIndex):
+        def open(self, tables: Sequence[Table], epoch: int) -> None:
+            super().open(tables, epoch)
+            if ("request", "") not in cluster.database.entries and not cluster.stored:
+                cluster.database.rows[TABLE]["by hand",] = version(epoch, 0), b"{}"
+                request(cluster, (("by hand",),))
+
+    cluster = Cluster(index=True)
+    cluster.index_type = Changed
+    cluster.write("k", 1)
+    cluster.start()
+    cluster.rounds(100)
+    cluster.settle()
+    assert ("request", "") not in cluster.database.entries
+    assert cluster.stored == cluster.wanted
 
 
 def request(cluster: Cluster, keys: tuple[tuple[str, ...], ...]) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from replicator.batch import Batch
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.coordinator import Coordinator
 from replicator.engine.startup import Allowed
@@ -25,7 +26,7 @@ from replicator.pipeline.progress import Progress
 from replicator.state import Entry, Owner
 from replicator.target.in_doubt import WINDOW
 from replicator.testing.dynamodb import AWS, LOCAL
-from tests.simulation import acts, plan, requests, runs, truth
+from tests.simulation import acts, plan, requests, runs, transactions, truth
 from tests.simulation.clock import VirtualStop
 from tests.simulation.hooks import HOOKS
 from tests.simulation.plan import Act, Plan
@@ -39,7 +40,7 @@ from tests.simulation.world import Universe
 MOST_SLOTS = 4
 MOST_ACTORS = 9  # with those that were replaced and do not know it yet
 LONGEST_ABSENCE = 60  # steps
-PATIENCE = 10_000  # steps within which a run that nothing disturbs has caught up
+PATIENCE = 30_000  # steps within which a run that nothing disturbs has caught up
 REFUSES_WHEN_CUT_OFF = ("write", "save", "chore", "repair", "read", "claim")
 
 SOURCE = ("write", "burst", "expire", "split", "roll", "wither", "throttle", "outage", "lie", "blank", "trim")
@@ -60,10 +61,14 @@ RATES: Mapping[str, float] = {
     "lost": 0.01,
     "unanswered": 0.01,
     "late": 0.01,
+    "leak": 0.005,
     "straggle": 0.004,
     "cut short": 0.002,
     "restart": 0.004,
     "pause": 0.003,
+    "race": 0.002,
+    "regret": 0.003,
+    "doze": 0.004,
     "request a resync": 0.0008,
     "request items": 0.0008,
     "kill worker": 0.004,
@@ -84,6 +89,7 @@ class Actor:
 
     name: str
     run: int | None  # the revision of the run's claim; None until it is known
+    slots: tuple[str, ...]  # of the run
     slot: str | None = None  # of a worker
     process: Process | None = None
     away: int = 0
@@ -117,7 +123,9 @@ class Swarm(Universe):
         self.started: dict[tuple[int | None, str | None], set[str]] = defaultdict(set)  # by run and slot
         self.claimed: int | None = None  # the run's revision, as the engine that starts processes knows it
         self._plan: dict[int, list[Act]] = {}
+        self.transactions = transactions.Lock()
         super().__init__(seed, scenario, (), trace)
+        self.target = transactions.target_of(scenario)
         self.chance = random.Random(f"workers {seed}")
         self.slots = self._new_slots()
         for act in acts:
@@ -165,9 +173,39 @@ class Swarm(Universe):
         self.effect("piece")
 
     def doze(self) -> None:
+        """A coordinator that is about to purge may be stopped, while a worker is killed and leaves tombstones."""
+        if self.current is not None and self.take("doze"):
+            self.current.asleep = self.step + int(self.random.random() * LONGEST_ABSENCE)
+            regret(self, Act(self.step, "regret", (self.random.random(), 1.0)))
         self.effect("before a purge")
 
+    def perish(self) -> None:
+        self.note("killed", "as it sends", *sorted(self.fatal_items))
+        self.fatal_items.clear()
+        self.perishing()
+
     def dawdle(self) -> None: ...
+
+    def begun_to_write(self, batch: Batch) -> None:
+        """A transaction has begun. One with a scanned page may take long, and its items be deleted meanwhile."""
+        if self.current is not None and self._races(batch):
+            self.current.asleep = self.step + int(self.random.random() * LONGEST_ABSENCE)
+
+    def sees(self, batch: Batch) -> None:
+        """What is about to be sent. Without transactions, responses to a scanned page may be lost, and its items be
+        deleted meanwhile."""
+        super().sees(batch)
+        if self.scenario.index and self._races(batch):
+            self.armed["leak"] = self.armed.get("leak", 0) + 1 + int(3 * self.random.random())
+
+    def _races(self, batch: Batch) -> bool:
+        scanned = {w.item for part in batch.parts if part.source.startswith("segment:") for w in part.writes}
+        if not scanned or not self.take("race"):
+            return False
+        for key in sorted(str(item["pk"]) for item in self.source.items(self.TABLE)):
+            if (key,) in scanned:
+                self.write(key, removes=True)
+        return True
 
     # Processes
 
@@ -222,11 +260,11 @@ class Swarm(Universe):
 
     def start_coordinator(self) -> Actor:
         self.runs += 1
-        return self.start(Actor(f"coordinator {self.runs}", self.claimed), self._coordinate)
+        return self.start(Actor(f"coordinator {self.runs}", self.claimed, self.slots), self._coordinate)
 
     def start_worker(self, slot: str) -> Actor:
         self.runs += 1
-        return self.start(Actor(f"worker {self.runs} of {slot}", self.claimed, slot), self._read)
+        return self.start(Actor(f"worker {self.runs} of {slot}", self.claimed, self.slots, slot), self._read)
 
     def owner(self, actor: Actor) -> Owner:
         return Owner(actor.name, "here", 1, self.clock())
@@ -255,10 +293,12 @@ class Swarm(Universe):
 
     def _coordinate(self, actor: Actor) -> None:
         environment = self.environment(partial(self._observed, actor))
-        coordinator = Coordinator(self.context(), self.owner(actor), environment, self.slots, actor.run)
+        coordinator = Coordinator(self.context(), self.owner(actor), environment, actor.slots, actor.run)
         if actor.run is None:
-            actor.run = self.claimed = coordinator.revision
+            actor.run = coordinator.revision
             self.started[actor.run, None].add(actor.name)
+            if actor.run > (self.claimed or 0):
+                self.claimed, self.slots = actor.run, actor.slots
         coordinator.start(Allowed(hook_change=self.fixed))
         while True:
             coordinator.step()
@@ -275,7 +315,7 @@ class Swarm(Universe):
     def _read(self, actor: Actor) -> None:
         assert actor.run is not None
         assert actor.slot is not None
-        post = Post(actor.slot, actor.run, len(self.slots))
+        post = Post(actor.slot, actor.run, len(actor.slots))
         worker = Worker(post, self.owner(actor), self._connected, self.environment())
         while True:
             while actor.told and (self.calmed or self.answers.random() < 0.2):
@@ -343,6 +383,7 @@ class Swarm(Universe):
     def calm(self) -> None:
         self._plan.clear()
         self.armed.clear()
+        self.fatal_items.clear()
         self.source.heal()
         self.source.page_sizes(shards=20, records=50, items=50)  # what is left to read may be much
         self.pace, self.slow = min(0.1, self.pace), 0.0
@@ -411,6 +452,29 @@ def _one(world: Swarm, act: Act) -> Actor | None:
     return living[act.pick(len(living))] if living else None
 
 
+def regret(world: Swarm, act: Act) -> None:
+    """A worker is killed as it sends new items, which may be carried out late; they are removed at once.
+
+    Perhaps a resync is requested then. Their shards are closed, so that its epoch does not read that they were removed.
+    """
+    if world.fatal_items:
+        return
+    keys = [f"new {world.step} {n}" for n in range(1 + act.pick(3))]
+    for key in keys:
+        world.write(key, removes=False)
+    world.fatal_items |= {(key,) for key in keys}
+
+    def remove() -> None:
+        for key in keys:
+            world.write(key, removes=True)
+        if act.luck[1] < 0.4 and world.streaming:
+            requests.request_all(world, act)
+            for shard in world.source.open_shards(world.TABLE):
+                world.source.roll(world.TABLE, shard)
+
+    world.perishing = remove
+
+
 def second_worker(world: Swarm, act: Act) -> None:
     """Another worker claims a slot whose worker lives, perhaps in the middle of a batch."""
     if world.claimed is not None and len(world.actors) < MOST_ACTORS:
@@ -441,12 +505,14 @@ def one_process(world: Swarm, act: Act) -> None:
     world.end_all()
     world.new_run()
     world.runs += 1
-    world.start(Actor(f"one process {world.runs}", None), drive)
+    world.start(Actor(f"one process {world.runs}", None, ()), drive)
 
 
 ACTS: Mapping[str, Callable[[Swarm, Act], None]] = {
     **{what: acts.ACTS[what] for what in (*SOURCE, *REQUESTS)},
     **requests.ACTS,
+    **dict.fromkeys(("leak", "race", "doze"), acts.arm),
+    "regret": regret,
     "disable": acts.disable,
     "enable": acts.enable,
     "kill worker": kill_worker,
