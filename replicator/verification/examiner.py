@@ -20,6 +20,7 @@ from replicator.key import Key, key_text
 from replicator.marks import unmarked
 from replicator.target.contract import Table, marks_of
 from replicator.target.verification import VERSION_FIELD, Comparison, Expiring, Verifiable
+from replicator.verification.compared_ids import ComparedIds
 from replicator.verification.differences import Finding
 from replicator.version import epoch_of
 
@@ -54,8 +55,8 @@ class Floor:
 class Examiner:
     """Compares items with the documents in ``tables`` of ``target``. ``limit``: of the hook's time.
 
-    ``hashed``: documents of items whose keys are too long to be part of an id, as hashes: they cannot be looked up by
-    the document, so those that the scan came across are remembered.
+    ``compared``: documents that the scan compared, as far as they fit. ``hashed``: all of those of items whose keys are
+    too long to be part of an id, as hashes: such items cannot be looked up by the document.
     """
 
     mapping: DocumentMapping
@@ -65,6 +66,7 @@ class Examiner:
     limit: AbstractContextManager[object] = field(default_factory=nullcontext)
     documents: int = 0
     hashed: set[bytes] = field(default_factory=set)
+    compared: ComparedIds = field(default_factory=ComparedIds)
     forgot_hashed: bool = False  # an earlier part of the pass came across such documents
 
     def scanned(self, items: Sequence[tuple[Key, Image]]) -> list[Finding]:
@@ -73,13 +75,21 @@ class Examiner:
         if self.mapping.own_ids:
             self._remember(expected)
         findings += self._compared(expected).values()
+        for table, ids in _by_table((write.table, write.id) for write in expected).items():
+            self.compared.add(table, ids)
         self.documents += len(expected)
         return findings
 
     def walked(
         self, table: Table, ids: Sequence[DocumentId], read: Callable[[Collection[Key]], Mapping[Key, Image]]
     ) -> list[Finding]:
-        """The findings about stored documents whose items are gone, or have no such document any more."""
+        """The findings about stored documents whose items are gone, or have no such document any more.
+
+        Items that the pass has read, and that required their documents then, are not read again.
+        """
+        ids = self.compared.others(table.name, ids)
+        if not ids:
+            return []
         keys = {id: self.item_of(id) for id in ids}
         images = read({key for key in keys.values() if key is not None})
         expected = self._places(images)

@@ -151,16 +151,17 @@ def test_without_a_run_a_difference_is_unconfirmed(copy: Copy, source: Source) -
 def test_a_killed_run_goes_on_with_its_own_verification(copy: Copy, source: Source) -> None:
     """And with its stream; what its pass finds is named by key, and changes no exit code."""
     copy.configure(None, None, verify={"every": "1h", "read_units": 5})
-    filled(source, 150)
+    for n in range(60):  # several pages of each segment
+        source.put(f"v{n}", text="x" * 150_000)
     with copy.start() as run:
         run.until("verify started")
-        run.eventually(lambda: (copy.status()["verifying"] or {}).get("items") == 150, "the scan is recorded")
+        run.eventually(lambda: (copy.status()["verifying"] or {}).get("items"), "a part of the scan is recorded")
         before = copy.status()["verifying"]
         run.kill()
     with copy.start() as run:
         run.until("verify resumed")
         assert run.stop().code == 0
-    copy.execute("UPDATE {} SET pk = 'gone' WHERE pk = 'v7'")
+    copy.execute("INSERT INTO {0} SELECT 'gone', document, _version FROM {0} WHERE pk = 'v7'")
     copy.configure(None, None, verify={"every": "1h", "read_units": 1000})
     with copy.start() as run:
         run.until("verify resumed")
@@ -171,6 +172,8 @@ def test_a_killed_run_goes_on_with_its_own_verification(copy: Copy, source: Sour
     after = copy.status()
     assert (before["by"], after["verifying"]) == ("run", None)
     assert after["verified"]["started_at"] == before["started_at"]
-    assert [(e["kind"], e["id"]) for e in found] == [("extra", '["gone"]')], "the scan that came before is not repeated"
-    assert (ended["items"], ended["extra"], after["verified"]["differences"]) == (150, 1, 1)
+    assert [(e["kind"], e["id"]) for e in found] == [("extra", '["gone"]')]
+    assert 0 < before["items"] < 60
+    counts = (ended["items"], ended["extra"], after["verified"]["differences"])
+    assert counts == (60, 1, 1), "what was read before is not read again"
     assert len(copy.query("SELECT pk FROM {} WHERE pk = 'new'", copy.name)) == 1

@@ -15,6 +15,7 @@ from replicator.operations.verify import Progress, Request, Tally, Watch, examin
 from replicator.pipeline.progress import passes_of
 from replicator.state import FULL, Heartbeat, ShardState, Verified, decode, encode
 from replicator.testing.memory import MemoryCheckpoints
+from replicator.verification.compared_ids import ComparedIds
 from replicator.verification.differences import Finding
 from replicator.verification.verifier import Result
 from tests.faults.world import TABLE, OrderedScheduler, World
@@ -94,6 +95,12 @@ def patched(faults: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def passes(faults: World, patched: None) -> Passes:
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk looks up every item, as in a table far larger than what ``ComparedIds`` hold."""
+    monkeypatch.setattr(ComparedIds, "add", lambda *_: None)
+
+
+@pytest.fixture
+def passes(faults: World, patched: None, forgetful: None) -> Passes:
     faults.fill(450)
     return Passes(faults)

@@ -29,6 +29,7 @@ from replicator.testing.memory import MemoryCheckpoints
 from tests.faults.world import TABLE, OrderedScheduler, World
 from tests.faults.world import faults as faults
 from tests.operations.passes import Passes
+from tests.operations.passes import forgetful as forgetful
 from tests.operations.passes import passes as passes
 from tests.operations.passes import patched as patched
 

@@ -27,6 +27,7 @@ from replicator.verification.differences import Positions
 from tests.faults.world import TABLE, World
 from tests.faults.world import faults as faults
 from tests.operations.passes import Passes, Report
+from tests.operations.passes import forgetful as forgetful
 from tests.operations.passes import passes as passes
 from tests.operations.passes import patched as patched
 

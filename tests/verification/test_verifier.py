@@ -11,6 +11,7 @@ from replicator.items.item import Item
 from replicator.pipeline import stages
 from replicator.state import Heartbeat, PipelineState, ShardState
 from replicator.testing.memory import body
+from replicator.verification.compared_ids import FEWEST, ComparedIds
 from replicator.verification.differences import (
     LOOKS,
     MOST_CHANGES,
@@ -166,6 +167,40 @@ def test_what_was_changed_behind_its_back_is_found() -> None:
     assert world.found() == {"k0": "missing", "k1": "different", "x": "extra", "k3": "different"}
     fields = {r.finding.id[0]: r.finding.fields for r in world.results}
     assert (fields["k1"], fields["k3"]) == (("n",), ("version",))
+
+
+def test_items_whose_documents_the_scan_compared_are_not_looked_up_again() -> None:
+    world = World(pauses=True)
+    for n in range(6):
+        world.put(f"k{n}", n=n)
+    world.catch_up()
+    world.database.rows[NAME]["x",] = world.database.rows[NAME]["k2",]
+    verifier, looked_up = world.verifier(), list[str]()
+    verifier.exists = lambda keys: looked_up.extend(key[0] for key in keys) or world.read(keys)  # type: ignore[func-returns-value]
+    list(verifier.scanned(world.scanned()[:4], world.now, "segment:0"))
+    list(verifier.walked(NAME, sorted(world.database.rows[NAME]), "table:t"))
+    assert sorted(looked_up) == ["k4", "k5", "x"]
+    assert verifier.pending == 1
+
+
+def test_a_document_that_another_table_has_as_well_is_looked_up() -> None:
+    compared = ComparedIds()
+    compared.add("one", [("k1",), ("k2", "a")])
+    assert compared.others("one", [("k1",), ("k2",), ("k2", "a"), ("k2", "b")]) == [("k2",), ("k2", "b")]
+    assert compared.others("two", [("k1",)]) == [("k1",)]
+
+
+def test_compared_ids_are_remembered_up_to_a_bound_and_no_other_id_is_taken_for_one_of_them() -> None:
+    compared, count = ComparedIds(most=2 * FEWEST), 4 * FEWEST
+    for start in range(0, count, 1000):
+        compared.add(NAME, [(f"k{n}",) for n in range(start, min(count, start + 1000))])
+        if start == FEWEST // 2000 * 1000:
+            assert len(compared.others(NAME, [(f"k{n}",) for n in range(start)])) < start / 5, "most are remembered"
+    assert compared.slots == 2 * FEWEST
+    assert FEWEST < compared.count <= compared.slots
+    assert len(compared.others(NAME, [(f"k{n}",) for n in range(count)])) == count - compared.count
+    others = [(f"x{n}",) for n in range(count)]
+    assert compared.others(NAME, others) == others
 
 
 def test_without_a_run_candidates_are_unconfirmed() -> None:
