@@ -7,6 +7,7 @@ eventually consistent and need permissions of their own, and DynamoDB Local has 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 from connectors.dynamodb.catalog import Described, ask, describe
 from connectors.dynamodb.documents import Layout
 from replicator.aws.client import Client
-from replicator.aws.errors import AwsError, failure
+from replicator.aws.errors import AwsError, decoded, failure
 from replicator.errors import ConfigError
 from replicator.key import KeyAttribute, KeySchema
+from replicator.source.table import SourceTable
 from replicator.version import FIRST_EPOCH, epoch_of, version
 
 KEYS = KeySchema((KeyAttribute("table", "S"),))
@@ -24,11 +26,15 @@ KEYS = KeySchema((KeyAttribute("table", "S"),))
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """The ``pipeline`` that writes to a table, and its latest ``epoch`` there. ``stripped``: it has ended."""
+    """The ``pipeline`` that writes to a table, and its latest ``epoch`` there. ``stripped``: it has ended.
+
+    ``source``: the ARN of the table that it copies; empty in notes of earlier versions.
+    """
 
     pipeline: str
     epoch: int
     stripped: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +59,20 @@ class Epochs:
 
     def read(self, table: Described) -> Note | None:
         """The note for a table; None without one, or if it is about an earlier table of the same name."""
-        request = {"TableName": self.name, "Key": {"table": {"S": table.name}}, "ConsistentRead": True}
-        item = ask(self.client, "GetItem", request, self.name).get("Item")
-        if item is None or item["identity"]["S"] != table.identity:
-            return None
-        return Note(item["pipeline"]["S"], int(item["epoch"]["N"]), "stripped" in item)
+        return _note(ask(self.client, "GetItem", self._request_of(table), self.name), table.identity)
+
+    def beside(self, source: SourceTable) -> Note | None:
+        """The note for a pipeline's source, in the source's account; None also if there is no table of notes."""
+        try:
+            body = self.client.call("GetItem", self._request_of(source))
+        except AwsError as e:
+            if e.code == "ResourceNotFoundException":
+                return None
+            raise failure(e, "GetItem", self.name) from e
+        return _note(decoded(body, dict[str, Any], "GetItem"), source.identity)
+
+    def _request_of(self, table: Described | SourceTable) -> dict[str, Any]:
+        return {"TableName": self.name, "Key": {"table": {"S": table.name}}, "ConsistentRead": True}
 
     def write(self, table: Described, note: Note) -> None:
         """Store a note, unless the same table has one with a later epoch.
@@ -72,6 +87,7 @@ class Epochs:
                 "identity": {"S": table.identity},
                 "pipeline": {"S": note.pipeline},
                 "epoch": {"N": str(note.epoch)},
+                **({"source": {"S": note.source}} if note.source else {}),
             },
             "ConditionExpression": (
                 "attribute_not_exists(#e) OR #i <> :i OR (#p = :p AND #e < :e AND attribute_not_exists(#s))"
@@ -107,6 +123,14 @@ class Epochs:
         ask(self.client, "PutItem", {"TableName": self.name, "Item": item}, self.name)
 
 
+def _note(response: Mapping[str, Any], identity: str) -> Note | None:
+    item = response.get("Item")
+    if item is None or item["identity"]["S"] != identity:
+        return None
+    source = item.get("source", {}).get("S", "")
+    return Note(item["pipeline"]["S"], int(item["epoch"]["N"]), "stripped" in item, source)
+
+
 def ended(table: str, epochs_table: str) -> str:
     """Why the table's own pipeline must not write to it any more."""
     return (
@@ -123,6 +147,16 @@ def taken(table: str, note: Note, epochs_table: str) -> str:
         f"{epochs_table}; two copies in one table would overwrite each other. If this config belongs to that pipeline, "
         "correct its pipeline: key; if not, name another table, or delete that item if the other pipeline no longer "
         "exists"
+    )
+
+
+def chained(source: SourceTable, note: Note, epochs_table: str) -> str:
+    """Why a table cannot be copied with ``loops``: it is itself a copy, but not of this pipeline's target."""
+    return (
+        f"the source {source.name} is a copy that the pipeline {note.pipeline} makes of {note.source}, according to "
+        f"the table {epochs_table} there. With loops: true whatever a pipeline writes to the source is taken for a "
+        f"write of the opposite pipeline and passed over, so the target would miss it. Copy {note.source} itself; if "
+        f"that pipeline has ended for good, delete its item {source.name} from {epochs_table}"
     )
 
 

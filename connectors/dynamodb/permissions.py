@@ -20,6 +20,7 @@ def needed(options: DynamoDBOptions, tables: Sequence[Table], *, keep_expired: b
         yield Needed("source", "PatternForAnotherTable", options, without=untagged)
     if options.loops:  # a table moves, so `cutover` compares its settings
         yield Needed("source", "SettingsOfSource", options)
+        yield Needed("source", "EpochsOfSource", options, {"EPOCHS_OF_SOURCE": options.epochs_table})
     if options.pristine:  # `parked retry` looks whether the source still has the item
         yield Needed("source", "SingleItems", options)
 

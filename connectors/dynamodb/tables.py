@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from connectors.dynamodb import catalog
 from connectors.dynamodb.catalog import Described, ask
 from connectors.dynamodb.connection import Account
 from connectors.dynamodb.documents import Layout
-from connectors.dynamodb.epochs import KEYS, EpochScan, Note, ended, taken
+from connectors.dynamodb.epochs import KEYS, Epochs, EpochScan, Note, chained, ended, taken
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, failure
@@ -43,7 +43,8 @@ class Tables:
         if wrong := list(wrong_names(wanted)):
             return wrong
         described = {name: self._described(name) for name in wanted}
-        return [text for name, layout in wanted.items() for text in self._problems(layout, described[name], epoch)]
+        found = [text for name, layout in wanted.items() for text in self._problems(layout, described[name], epoch)]
+        return [*found, *self._chain({table.arn for table in described.values() if table is not None})]
 
     def plan(self, wanted: Mapping[str, Layout]) -> list[str]:
         """Commands that create what is absent, and notes about existing tables."""
@@ -99,7 +100,8 @@ class Tables:
             assert table is not None
             if plan is not None and plan.ttl is not None and epochs.read(table) is None:
                 self._enable_ttl(name, plan.ttl)
-            epochs.write(table, Note(self._pipeline, epoch))
+            source = "" if self.source is None else self.source[0].arn
+            epochs.write(table, Note(self._pipeline, epoch, source=source))
 
     def try_writes(self, wanted: Iterable[str]) -> None:
         """Try every call that a run makes on existing tables, under conditions that never hold. NotPermitted if one is
@@ -181,6 +183,20 @@ class Tables:
             *self._contents(layout, note, epoch),
             *self._expiry(layout, note),
         ]
+
+    def _chain(self, targets: Collection[str]) -> Iterator[str]:
+        """With ``loops`` what a pipeline writes to the source is passed over, so it must come from the target.
+
+        Not noticed if the notes beside the source may not be read, or have no such table: most sources have none.
+        """
+        if not self._options.loops or self.source is None:
+            return
+        source, client = self.source
+        name = self._options.epochs_table
+        with contextlib.suppress(NotPermitted):
+            note = Epochs(client, name).beside(source)
+            if note is not None and note.source and not note.stripped and note.source not in targets:
+                yield chained(source, note, name)
 
     def _others(self, layout: Layout, note: Note | None) -> Iterator[str]:
         if note is not None and note.pipeline != self._pipeline:

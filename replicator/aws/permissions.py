@@ -48,6 +48,7 @@ STATEMENTS: Mapping[str, Statement] = {
         _dynamodb("SingleItems", "TABLE", "GetItem"),
         _dynamodb("PatternForAnotherTable", "TABLE", "DescribeTimeToLive", "ListTagsOfResource"),
         _dynamodb("SettingsOfSource", "TABLE", "DescribeContinuousBackups"),
+        _dynamodb("EpochsOfSource", "EPOCHS_OF_SOURCE", "GetItem"),
         _dynamodb("Copies", "TARGET", "DescribeTable", "Scan", "PutItem", "DeleteItem"),
         _dynamodb("VerifyCopies", "TARGET", "BatchGetItem", "Query"),
         _dynamodb("StripCopies", "TARGET", "UpdateItem"),

@@ -199,8 +199,8 @@ class Strippable(Protocol):
 
 _CAUTION = (
     "With loops: true a resync overwrites what applications wrote to the target and the opposite pipeline has not "
-    "copied back, and leaves items that only applications wrote there. Stop writers in the target first, and let the "
-    "opposite pipeline catch up"
+    "copied back, and leaves items that only applications wrote there (verify names them, resync --key removes them). "
+    "Stop writers in the target first, and let the opposite pipeline catch up"
 )
 
 

@@ -13,7 +13,7 @@ from tests.security.process.aws_calls import actions
 
 REGION, ACCOUNT = "us-east-1", "123456789012"
 _KINDS = {
-    "source": {"orders": "table"},
+    "source": {"orders": "table", "replicator-epochs": "epochs"},
     "target": {"copies": "table", "replicator-epochs": "epochs"},
     "checkpoints": {"kept": "table"},
 }
@@ -22,6 +22,7 @@ _NAMES = {
     "ACCOUNT": ACCOUNT,
     "TABLE": "orders",
     "TARGET": "copies",
+    "EPOCHS_OF_SOURCE": "replicator-epochs",
     "EPOCHS": "replicator-epochs",
     "CHECKPOINTS": "kept",
 }

@@ -16,6 +16,7 @@ _DYNAMODB = "arn:aws:dynamodb:REGION:ACCOUNT:table/"
 RESOURCES = {
     ("source", "table"): f"{_DYNAMODB}TABLE",
     ("source", "stream"): f"{_DYNAMODB}TABLE/stream/*",
+    ("source", "epochs"): f"{_DYNAMODB}EPOCHS_OF_SOURCE",
     ("target", "table"): f"{_DYNAMODB}TARGET",
     ("target", "epochs"): f"{_DYNAMODB}EPOCHS",
     ("checkpoints", "table"): f"{_DYNAMODB}CHECKPOINTS",

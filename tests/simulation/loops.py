@@ -30,12 +30,16 @@ from replicator.aws.client import Client
 from replicator.aws.errors import AwsError
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
+from replicator.engine import preexisting
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.local import Driver
 from replicator.engine.scheduler import StepResult
+from replicator.engine.startup import RESUMING, Allowed, digest
+from replicator.errors import GapFound
 from replicator.marks import Marks, mark_of
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import describe_table
-from replicator.state import Owner
+from replicator.state import Owner, ResyncRequest, Save, encode
 from replicator.target.in_doubt import WINDOW, InDoubtWindow
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
@@ -173,15 +177,24 @@ class Pipeline:
             limit_turns(driver, turns)
             driver.run(until=until)
 
-    def catch_up(self) -> None:
+    def catch_up(self, allowed: Allowed = RESUMING) -> None:
         """A run that nothing disturbs, until it has caught up."""
         self._runs += 1
         driver = self._driver()
         limit_turns(driver, TURNS)
         try:
-            driver.run(until="caught-up")
+            driver.run(until="caught-up", allowed=allowed)
         except Killed as e:
             raise AssertionError(f"{self.name} did not catch up within {TURNS} turns") from e
+
+    def request(self, keys: Sequence[str]) -> None:
+        """What ``resync --key`` requests, for the next run."""
+        context = self._driver()._context
+        checkpoints, hook = context.checkpoints, context.mapping.hook
+        view = CheckpointView(checkpoints.read())
+        found = preexisting.inspect(view, context.table, context.target, context.tables, hook)
+        request = ResyncRequest(self.world.clock(), digest(found), keys=tuple((key,) for key in keys))
+        checkpoints.save([Save("request", "", 0, encode(request))])
 
     def outlive_doubt(self) -> None:
         """A run that goes on until its in-doubt window is over and its tombstones are gone."""
@@ -359,6 +372,28 @@ class World:
                 self.late.pop(self.random.randrange(len(self.late)))()
         self.settle(pipelines)
 
+    def lose_records(self) -> None:
+        """The stream forgets what applications wrote here while no run read it; then what the documents say to do.
+
+        The writers there rest, and the opposite pipeline has caught up. A resync lets this side win. Items that only
+        applications wrote there, and that are gone here, are removed by their keys.
+        """
+        for _ in range(ACTS):
+            self.act("here", f"k{self.random.randrange(KEYS)}")
+        self.here.disable_stream(TABLE)
+        self.here.enable_stream(TABLE)
+        self.back.catch_up()
+        try:
+            self.forward.catch_up()
+        except GapFound:
+            self.forward.catch_up(Allowed(resync=True))
+        else:
+            raise AssertionError("lost records are not noticed")
+        self.settle([self.forward, self.back])
+        if gone := sorted(self._seen(self.there).keys() - self._seen(self.here).keys()):
+            self.forward.request(gone)
+            self.settle([self.forward, self.back])
+
     def settle(self, pipelines: Sequence[Pipeline]) -> None:
         """Both catch up and end their in-doubt windows; then neither may have anything left to say."""
         self.calm = True
@@ -376,10 +411,14 @@ class World:
         """Both tables hold what applications wrote last, but for items past their time: each may have those or not."""
         wanted = {key: value for key, (value, expiry) in self.model.items() if not self._is_past(expiry)}
         for name, db in (("here", self.here), ("there", self.there)):
-            items = orjson.loads(db.call("Scan", {"TableName": TABLE}))["Items"]
-            live = [i for i in items if MARKS.deleted not in i and not self._is_past(_expiry(i))]
-            seen = {i["pk"]["S"]: int(i["v"]["N"]) for i in live}
+            seen = self._seen(db)
             assert seen == wanted, f"{name}: {seen} instead of {wanted}"
+
+    def _seen(self, db: DynamoDB) -> dict[str, int]:
+        """The values of the items that are neither deleted nor past their time, by key."""
+        items = orjson.loads(db.call("Scan", {"TableName": TABLE}))["Items"]
+        live = [i for i in items if MARKS.deleted not in i and not self._is_past(_expiry(i))]
+        return {i["pk"]["S"]: int(i["v"]["N"]) for i in live}
 
 
 def _expiry(image: Mapping[str, Any]) -> int | None:
@@ -395,6 +434,9 @@ def simulate(seed: int) -> World:
     world.check()
     for n in range(PHASES):
         world.phase(["there"] if n == 0 else ["here", "there"], both)
+        world.check()
+    if world.random.random() < 0.5:
+        world.lose_records()
         world.check()
     for pipeline in both:
         pipeline.outlive_doubt()

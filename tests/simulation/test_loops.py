@@ -19,7 +19,7 @@ from replicator.marks import Marked
 from replicator.pipeline import advance
 from replicator.pipeline.compaction import Compacted
 from replicator.state import ShardState
-from tests.simulation.loops import simulate
+from tests.simulation.loops import Pipeline, simulate
 
 SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400")) // 20
 MOST = 100  # seeds that may pass until a wrong design is noticed
@@ -102,6 +102,11 @@ def copied_expiry(patch: Patch) -> None:
     patch.setattr("replicator.pipeline.pipeline.streamed", blindly)
 
 
+def resync_alone(patch: Patch) -> None:
+    """After a resync nothing is removed by its key, as if a sweep found what only applications wrote."""
+    patch.setattr(Pipeline, "request", lambda self, keys: None)
+
+
 WRONG: tuple[Callable[[Patch], None], ...] = (
     echo,
     any_version,
@@ -110,6 +115,7 @@ WRONG: tuple[Callable[[Patch], None], ...] = (
     any_guard,
     unmarked_deletes,
     copied_expiry,
+    resync_alone,
 )
 
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from connectors.dynamodb.catalog import describe
+from connectors.dynamodb.epochs import Epochs, Note
+from connectors.dynamodb.options import DynamoDBOptions
+from connectors.dynamodb.target import DynamoDB as Target
+from replicator.aws.errors import AwsError
 from replicator.config.settings import load
 from replicator.errors import ConfigError
+from replicator.source.table import describe_table
+from replicator.target.contract import Table
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import served
 from tests.cli.command_line import Shell
@@ -227,6 +236,60 @@ def test_after_a_gap_a_run_and_the_command_say_that_a_resync_overwrites_what_app
             ended, _, err = loop.shell.run(*command)
             assert ended == code
             assert "a resync overwrites what applications wrote to the target" in err
+
+
+@dataclass
+class Reading:
+    """A client of the source's account; it may read the notes about who writes to which table, or not."""
+
+    db: DynamoDB
+    permitted: bool
+    server: str = "memory"
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        if operation == "GetItem" and not self.permitted:
+            raise AwsError("AccessDeniedException", "not authorized to perform: dynamodb:GetItem", 400)
+        return self.db.call(operation, request)
+
+
+def test_a_copy_that_is_not_copied_back_but_on_is_refused_by_check_and_run(tmp_path: Path) -> None:
+    with served(DynamoDB(now=time.time, random=random.Random(1))) as endpoint:
+        loop = Loop(tmp_path, endpoint, "orders", "copy")
+        loop.run("forward")
+        loop.enable_stream_there()
+        loop.configure("onward", "copy", "third", create=True)
+        path = str(tmp_path / "onward.yaml")
+        for command in (("check", path), ("run", path, "--until", "caught-up")):
+            code, out, err = loop.shell.run(*command)
+            assert code == 2
+            assert re.search(
+                "the source copy is a copy that the pipeline forward-orders makes of arn:[^ ]+:table/orders, according "
+                "to the table replicator-epochs there. With loops: true whatever a pipeline writes",
+                out + err,
+            )
+        assert "third" not in loop.api.list_tables()["TableNames"]
+        loop.run("back")  # the opposite one is none
+        loop.api.delete_item(TableName=kit.EPOCHS, Key={"table": {"S": "copy"}})
+        assert loop.shell.run("check", path)[0] == 0
+
+
+def test_notes_that_may_not_be_read_or_do_not_exist_keep_no_pipeline_from_its_work() -> None:
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    db.create_table("orders")
+    source = describe_table(db, "orders")
+    with served(db) as endpoint:
+        access: Mapping[str, Any] = {"region": "us-east-1", "endpoint_url": endpoint}
+        for permitted, problems in ((True, 0), (False, 0), (True, 1)):
+            target = Target(DynamoDBOptions(**access, loops=True, create=True), "onward")
+            with closing(target):
+                target.mirror(source, Reading(db, permitted))
+                assert len(target.check([Table("copy", source.keys)])) == problems
+            if not permitted:
+                db.call("CreateTable", Epochs(Reading(db, True), kit.EPOCHS).request)
+                note = Note("another", 1024, source="arn:aws:dynamodb:us-east-1:1:table/far")
+                table = describe(Reading(db, True), "orders")
+                assert table is not None
+                Epochs(Reading(db, True), kit.EPOCHS).write(table, note)
 
 
 def expiring(db: DynamoDB, table: str, attribute: str, *, enabled: bool = True) -> None:

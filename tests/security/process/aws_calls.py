@@ -66,7 +66,7 @@ def _client(aws: Any) -> None:
     @functools.wraps(connected)
     def with_place(access: Any, place: str) -> Any:
         client = connected(access, place)
-        client._noted_as = place, getattr(access, "epochs_table", None)
+        client._noted_as = place, getattr(access, "epochs_table", "replicator-epochs")
         return client
 
     @functools.wraps(call)
