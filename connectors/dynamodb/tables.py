@@ -17,7 +17,7 @@ from connectors.dynamodb.epochs import KEYS, Epochs, EpochScan, Note, chained, e
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, failure
-from replicator.errors import ConfigError, NotPermitted, TransientError
+from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
 from replicator.identity import Identity
 from replicator.key import KeySchema
 from replicator.options import aws_options, table_name
@@ -191,12 +191,24 @@ class Tables:
         """
         if not self._options.loops or self.source is None:
             return
-        source, client = self.source
-        name = self._options.epochs_table
         with contextlib.suppress(NotPermitted):
-            note = Epochs(client, name).beside(source)
+            note = self._note_beside(*self.source)
             if note is not None and note.source and not note.stripped and note.source not in targets:
-                yield chained(source, note, name)
+                yield chained(self.source[0], note, self._options.epochs_table)
+
+    def opposite(self) -> Iterator[str]:
+        """With ``loops``: that the opposite pipeline has not run yet, if that can be told."""
+        if not self._options.loops or self.source is None:
+            return
+        with contextlib.suppress(ReplicatorError):
+            if self._note_beside(*self.source) is None:
+                yield (
+                    f"no opposite pipeline has run yet, according to {self._options.epochs_table} beside the source: "
+                    "what applications write to the target before it starts is not copied back"
+                )
+
+    def _note_beside(self, source: SourceTable, client: Client) -> Note | None:
+        return Epochs(client, self._options.epochs_table).beside(source)
 
     def _others(self, layout: Layout, note: Note | None) -> Iterator[str]:
         if note is not None and note.pipeline != self._pipeline:

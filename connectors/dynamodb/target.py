@@ -84,7 +84,7 @@ class DynamoDB(ComparesByTable):
             return ()
         source, client = self._tables.source
         pairs = [((client, source.name), (self._account.client, table.name)) for table in tables]
-        return [line for pair in pairs for line in differing(*pair)]
+        return [*(line for pair in pairs for line in differing(*pair)), *self._tables.opposite()]
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         wanted = layouts(tables, self._options)

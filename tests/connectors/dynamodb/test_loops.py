@@ -284,6 +284,8 @@ def test_notes_that_may_not_be_read_or_do_not_exist_keep_no_pipeline_from_its_wo
             with closing(target):
                 target.mirror(source, Reading(db, permitted))
                 assert len(target.check([Table("copy", source.keys)])) == problems
+                settings = target.differing_settings([Table("copy", source.keys)])
+                assert any("no opposite pipeline has run yet" in line for line in settings) == (permitted > problems)
             if not permitted:
                 db.call("CreateTable", Epochs(Reading(db, True), kit.EPOCHS).request)
                 note = Note("another", 1024, source="arn:aws:dynamodb:us-east-1:1:table/far")
