@@ -34,6 +34,7 @@ UNHELD = "it has a whole number beyond 64 bits, which cannot go through an inges
 TOO_LARGE = "the document is larger than the server accepts in one request to its ingest pipeline"
 _DEEPEST = 8  # pipelines that call others
 _AT_ONCE, _BYTES = 300, 8 << 20  # of documents in one request
+_NO_ROOM = "circuit_breaking_exception"
 _UNHELD = "java.math.BigInteger"
 _LOOK = "looking up the ingest pipeline (needs the cluster privilege read_pipeline)"
 _TRY = "asking what the ingest pipeline makes of documents (needs the cluster privilege read_pipeline)"
@@ -124,11 +125,12 @@ def _simulated(connection: Connection, layout: Layout, entries: Sequence[Entry])
     """For each entry its lines with what the pipeline makes of the document, or why it makes nothing of it."""
     body = b'{"docs":[%b]}' % b",".join(_document(layout, entry) for entry in entries)
     response = connection.request("POST", f"{_path(layout.ingest or '')}/_simulate", body)
+    if len(entries) > 1 and response.status == 429 and response.cause[0] == _NO_ROOM:
+        return _in_halves(connection, layout, entries)  # the same request may never find room; one document waits
     if response.status == 413 or (response.status == 400 and "does not exist" not in response.cause[1]):
         if len(entries) == 1:
             return [UNHELD if response.status == 400 else TOO_LARGE]
-        half = len(entries) // 2  # they are too large for one request, or OpenSearch refuses all of them for one
-        return [*_simulated(connection, layout, entries[:half]), *_simulated(connection, layout, entries[half:])]
+        return _in_halves(connection, layout, entries)  # too large for one request, or OpenSearch refuses all for one
     if response.status != 200:
         raise failure(response, connection.server, _TRY)
     try:
@@ -136,6 +138,11 @@ def _simulated(connection: Connection, layout: Layout, entries: Sequence[Entry])
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise TransientError(f"{connection.server}: the response to {_TRY} is not complete") from e
     return [_lines(entry, one) for entry, one in zip(entries, documents, strict=True)]
+
+
+def _in_halves(connection: Connection, layout: Layout, entries: Sequence[Entry]) -> list[bytes | str]:
+    half = len(entries) // 2
+    return [*_simulated(connection, layout, entries[:half]), *_simulated(connection, layout, entries[half:])]
 
 
 def _document(layout: Layout, entry: Entry) -> bytes:

@@ -16,7 +16,7 @@ from connectors.search.errors import Response
 from connectors.search.layout import layouts
 from connectors.search.options import SearchTable
 from replicator.batch import Outcome, Upsert
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, TransientError
 from replicator.identity import changes
 from replicator.target.contract import Table
 from replicator.testing.contract.kit import PK, at, batch, remove
@@ -230,3 +230,28 @@ def test_documents_that_are_too_large_for_one_request_are_sent_in_parts() -> Non
     assert made == entries[:4]
     assert [(r.write.id, r.reason) for r in rejections] == [(("4",), ingest.TOO_LARGE)]
     assert sizes == [5, 2, 3, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("room", [2, 0])
+def test_documents_for_which_the_engine_has_no_room_together_are_sent_in_parts(room: int) -> None:
+    """The same request may never find room. A single document waits for it."""
+    of = layouts([Table("t", PK, {"mapping": PLAIN, "ingest_pipeline": "p"})])["t"]
+    writes = [Upsert("t", (str(n),), {"n": n}, 7, (str(n),), 0) for n in range(5)]
+    entries = list(TableEncoder(of).entries(writes, "", []))
+    sizes = []
+
+    def request(_method: str, _path: str, body: bytes) -> Response:
+        documents = orjson.loads(body)["docs"]
+        sizes.append(len(documents))
+        made = {"docs": [{"doc": {"_source": one["_source"]}} for one in documents]}
+        full = {"error": {"type": "circuit_breaking_exception", "reason": "Data too large"}}
+        return Response(429, orjson.dumps(full)) if len(documents) > room else Response(200, orjson.dumps(made))
+
+    connection: Any = SimpleNamespace(request=request, server="S")
+    if room:
+        assert ingest.made(connection, of, entries) == (entries, [])
+        assert sizes == [5, 2, 3, 1, 2]
+    else:
+        with pytest.raises(TransientError, match=r"S is overloaded \(circuit_breaking_exception\)"):
+            ingest.made(connection, of, entries)
+        assert sizes == [5, 2, 1]
