@@ -1,6 +1,6 @@
 """Proves ``verify`` beside a thousand writes a second: every injected difference is found and repaired, nothing else.
 
-    python -m benchmarks.differences [--differences 10000] [--target postgres|elasticsearch-9]
+    python -m benchmarks.differences [--differences 10000] [--target postgres|dynamodb|elasticsearch-9]
 
 The source is the in-memory DynamoDB over HTTP. ``run`` and ``verify`` are processes of their own.
 """
@@ -36,6 +36,7 @@ def hook(item):
     return None if item.get("hidden") else {name: item.get(name) for name in ("n", "big", "tags", "load")}
 """
 KINDS = ("missing", "value", "digit", "set", "stale", "extra", "filtered")
+TARGETS = ("postgres", "dynamodb", "elasticsearch-9", "opensearch-3")
 WANTED = {"missing": "missing", "extra": "extra", "filtered": "extra"}
 
 
@@ -111,6 +112,40 @@ class Documents:
         body["replicator"] = {**body["replicator"], "partition": key}
         yield json.dumps({"index": action}).encode()
         yield json.dumps(body).encode()
+
+
+class Items:
+    """A table of DynamoDB."""
+
+    kinds = KINDS
+    _changed: Mapping[str, Mapping[str, Any]] = {
+        "value": {"n": {"N": "-7"}},
+        "digit": {"big": {"N": OTHER}},
+        "set": {"tags": {"SS": ["a", "c"]}},
+        "stale": {"_replicator_version": {"N": "5"}},
+    }
+
+    def __init__(self, url: str) -> None:
+        account = {"region": "us-east-1", "endpoint_url": url}
+        self.target = {"type": "dynamodb", "table": f"{TABLE}-copy", "create": True, **account}
+        self._client = source.client(url)
+
+    def inject(self, kind: str, keys: Sequence[str]) -> None:
+        like = self._stored(LIKE)
+        for key in keys:
+            if kind == "missing":
+                self._call("DeleteItem", Key={"pk": {"S": key}})
+            elif kind in ("extra", "filtered"):
+                self._call("PutItem", Item={**like, "pk": {"S": key}})
+            else:
+                self._call("PutItem", Item={**self._stored(key), **self._changed[kind]})
+
+    def _stored(self, key: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._call("GetItem", Key={"pk": {"S": key}}, ConsistentRead=True)["Item"]
+        return found
+
+    def _call(self, operation: str, **request: Any) -> Any:
+        return json.loads(self._client.call(operation, {"TableName": f"{TABLE}-copy", **request}))
 
 
 def writing(url: str, ended: threading.Event, done: Counter[str]) -> None:
@@ -242,6 +277,12 @@ def opened(target: str) -> Iterator[Copy]:
         with PostgresServer("debian") as server:
             yield Rows(server.url())
         return
+    if target == "dynamodb":
+        from tests.servers.dynamodb_local import DynamoDBLocal
+
+        with DynamoDBLocal() as local:
+            yield Items(local.endpoint)
+        return
     from tests.servers.search import SearchServer
     from tests.servers.search_fixtures import Search
 
@@ -253,7 +294,7 @@ def opened(target: str) -> Iterator[Copy]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.differences", description=__doc__)
     parser.add_argument("--differences", type=int, default=10_000)
-    parser.add_argument("--target", default="postgres", choices=["postgres", "elasticsearch-9", "opensearch-3"])
+    parser.add_argument("--target", default="postgres", choices=TARGETS)
     given = parser.parse_args()
     os.environ.update(CREDENTIALS)
     with opened(given.target) as copy, tempfile.TemporaryDirectory() as folder:

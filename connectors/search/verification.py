@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
@@ -19,18 +19,19 @@ from msgspec import structs
 
 from connectors.search import ingest, marking, searches
 from connectors.search.bulk import Bulk
-from connectors.search.connection import Connection
+from connectors.search.connection import Connection, filtered
 from connectors.search.encode import TableEncoder, insisting
 from connectors.search.errors import failure
 from connectors.search.layout import DELETED_AT, LIVE, MARKED, WHOLE, Layout
-from connectors.search.mappings import OURS, own_fields
+from connectors.search.mappings import OURS
 from connectors.search.marking import Stored
 from connectors.search.responses import worst
 from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
+from replicator.errors import TransientError
 from replicator.target.verification import CHANGED, Comparison, CursorExpired, Walked
 
-WALK_PIECE = 500  # ids, so that at 50 units/s, a run's pace, items of 400 KB are read before the walk is forgotten
-KEEP_ALIVE = "30m"  # of a walk, between two pieces, which may be paced; the engine frees it afterwards
+WALK_PIECE = 10_000  # ids: the engine looks at all that are left to find the next ones, so they should be many
+_SORTED = filtered("hits.hits.sort", "_shards.failed", "error", "status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,6 @@ class IndexVerification:
     bulk: Bulk
     layout: Layout
     encoder: TableEncoder
-    scrolls: dict[str, int] = field(default_factory=dict)
-    """Pieces that were taken of each walk in progress, by its scroll id."""
 
     def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
         found: list[Comparison] = []
@@ -88,37 +87,37 @@ class IndexVerification:
         return [None if d is None or self._is_marked(d) else d.version for d in self._read(ids)]
 
     def walk(self, cursor: str | None, within: DocumentId) -> Walked:
-        """By the scroll API, which both engines have: a snapshot of the ids, in no order.
+        """By the parts of the ids, which are sorted: any process can go on behind those of a cursor, at any time.
 
-        A scroll only goes on. So a cursor has the number of the piece behind it, and has expired if the engine may have
-        returned that one already: to another process, or in a response that was lost.
+        Documents without them are not replicator's, as in an adopted index. Nothing but the sort values is fetched.
         """
-        taken = 0
         if cursor is None:
             searches.refresh(self.connection, self.layout)
-            plain = searches.undisturbed(self.connection, searches.settings(self.connection, self.layout))
-            path = f"/{quote(self.layout.index, safe='')}/_search?{searches.WHOLE}&scroll={KEEP_ALIVE}{plain}"
-            filters = [{"term": {f"{OURS}.{p}": text}} for p, text in zip(self.layout.parts, within, strict=False)]
-            query = {"bool": {"filter": [LIVE, *filters], "must_not": [MARKED] if self.layout.marks else []}}
-            wanted = {"size": WALK_PIECE, "_source": [OURS], "sort": ["_doc"], "query": query}
-        else:
-            number, _, scroll = cursor.partition(" ")
-            taken = int(number)
-            if self.scrolls.pop(scroll, None) != taken:
-                raise CursorExpired
-            path, wanted = "/_search/scroll", {"scroll": KEEP_ALIVE, "scroll_id": scroll}
+        after = {} if cursor is None else {"search_after": _texts(cursor)}
+        given = searches.settings(self.connection, self.layout)
+        fields = [f"{OURS}.{part}" for part in self.layout.parts]
+        filters = [{"term": {name: text}} for name, text in zip(fields, within, strict=False)]
+        ours = [{"exists": {"field": name}} for name in (f"{OURS}.version", *fields)]
+        marked = [MARKED] if self.layout.marks else []
+        size = min(WALK_PIECE, int(given.get("max_result_window", WALK_PIECE)))
+        wanted = {
+            "size": size,
+            "query": {"bool": {"filter": [LIVE, *ours, *filters], "must_not": marked}},
+            "sort": fields,
+            "stored_fields": "_none_",
+            "track_total_hits": False,
+            **after,
+        }
+        plain = searches.undisturbed(self.connection, given)
+        path = f"/{quote(self.layout.index, safe='')}/_search?{searches.WHOLE}&{_SORTED}{plain}"
         response = self.connection.request("POST", path, orjson.dumps(wanted))
-        if cursor is not None and response.status == 404:
-            raise CursorExpired
         found = response.json
-        if response.status >= 300 or not isinstance(found, dict) or found.get("_shards", {}).get("failed", 0):
+        if response.status >= 300 or not isinstance(found, dict):
             raise failure(response, self.connection.server, "walking through the index")
-        hits = found["hits"]["hits"]
-        ids = [id for hit in hits if (id := _id(hit.get("_source", {}).get(OURS), self.layout)) is not None]
-        if not hits:
-            return Walked(ids, None)
-        self.scrolls[found["_scroll_id"]] = taken + 1
-        return Walked(ids, f"{taken + 1} {found['_scroll_id']}")
+        if found.get("_shards", {}).get("failed", 0):
+            raise TransientError(f"{self.connection.server}: a shard of {self.layout.index} fails the walk through it")
+        ids = [tuple(hit["sort"]) for hit in found.get("hits", {}).get("hits", ())]
+        return Walked(ids, orjson.dumps(ids[-1]).decode() if len(ids) == size else None)
 
     def replace(self, writes: Sequence[Upsert]) -> list[str]:
         lines, refused = self._lines(writes)
@@ -156,12 +155,12 @@ class IndexVerification:
         return self.layout.marks and document.deleted_at is not None
 
 
-def _id(found: object, layout: Layout) -> DocumentId | None:
-    """None for a document that replicator did not write, as in an adopted index."""
-    own = own_fields(found)
-    parts = [own.get(part) for part in layout.parts]
-    texts = tuple(part for part in parts if isinstance(part, str))
-    return texts if len(texts) == len(parts) else None
+def _texts(cursor: str) -> list[str]:
+    try:
+        found: list[str] = orjson.loads(cursor)
+    except orjson.JSONDecodeError as e:  # of an earlier release, which walked by the scroll API
+        raise CursorExpired from e
+    return found
 
 
 def _exact(source: bytes) -> dict[str, Any]:

@@ -60,6 +60,7 @@ from replicator.version import version
 SETTLE_INTERVAL = 1.0  # seconds between reads of the positions, while there are candidates
 SAVE_INTERVAL = 10.0  # seconds between saves of the progress; without candidates, also between reads of the positions
 POLL = 0.2  # seconds
+KEYS, WHOLE_ITEMS = 2000, 160  # that are looked up at once: 64 MB, of the largest items that there are
 FEWEST = 4  # segments of a scan
 PER_SEGMENT = 50_000  # items of a segment
 SAMPLED = 20  # segments of a sample at least
@@ -434,10 +435,8 @@ class Pass:
         return self._verifier.walked(name, ids, origin) if ids else iter(())
 
     def _portions(self, ids: Sequence[DocumentId]) -> Iterator[Sequence[DocumentId]]:
-        """Ids whose items can be read in a few seconds: candidates are not to wait for long."""
-        units = self._request.read_units
-        size = len(ids) if units is None else max(1, math.ceil(units * SAVE_INTERVAL))
-        for start in range(0, len(ids), max(1, size)):
+        size = looked_up_at_once(self._both.mapping.hook, self._request.read_units)
+        for start in range(0, len(ids), size):
             yield ids[start : start + size]
 
     def _pieces(
@@ -593,6 +592,12 @@ class Pass:
             hashed=self._examiner.has_hashed,
         )
         return self._note
+
+
+def looked_up_at_once(hook: Hook | None, read_units: float | None) -> int:
+    """How many items: they are held in memory, and read in a few seconds, as candidates are not to wait for long."""
+    most = KEYS if hook is None else WHOLE_ITEMS  # without a hook, only the keys of items are read
+    return most if read_units is None else max(1, min(most, math.ceil(read_units * SAVE_INTERVAL)))
 
 
 def not_resumable(stored: Verified | None, both: Ends, scope: str) -> str:

@@ -15,9 +15,10 @@ from replicator.config.settings import load
 from replicator.engine.context import Environment
 from replicator.engine.retry import Stopped
 from replicator.errors import ConfigError, Fenced, TransientError
+from replicator.hooks.hook import Hook
 from replicator.operations.parked import void_verified
 from replicator.operations.pass_record import Part, PassRecord, Voided
-from replicator.operations.verify import Pass, Paused, Request, Source, Watch, opened
+from replicator.operations.verify import Pass, Paused, Request, Source, Watch, looked_up_at_once, opened
 from replicator.pipeline.progress import passes_of
 from replicator.state import FULL, SAMPLE, UNFINISHED, Entry, Save, Verified
 from replicator.target.contract import Table
@@ -150,6 +151,13 @@ def test_a_stopped_pass_does_not_read_what_it_has_no_units_for(passes: Passes) -
             source.read([("k2",)])
         source.close()
     assert passes.requested_keys() == ["k1"]
+
+
+def test_as_many_items_are_looked_up_at_once_as_fit_in_memory_and_can_be_read_in_a_few_seconds() -> None:
+    hook, largest = Hook("hook", dict, "", declared=False), 400 << 10
+    assert [looked_up_at_once(hook, units) * largest <= 64 << 20 for units in (None, 50, 10_000)] == [True] * 3
+    assert [looked_up_at_once(hook, units) for units in (0.01, 5)] == [1, 50]
+    assert looked_up_at_once(None, None) > looked_up_at_once(None, 50) == 500
 
 
 def test_items_are_compared_as_soon_as_they_are_read(passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:

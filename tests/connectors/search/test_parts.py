@@ -14,7 +14,6 @@ import pytest
 from elastic_transport import ConnectionError as TransportConnectionError
 from urllib3.exceptions import ProtocolError
 
-from connectors.search import verification
 from connectors.search.bulk import SMALLEST, Size
 from connectors.search.conflicts import STRIKES, Progress
 from connectors.search.connection import no_response
@@ -25,7 +24,6 @@ from connectors.search.mappings import differences, roundings, settings_differen
 from connectors.search.responses import all_stored, refusal, verdicts, worst
 from replicator.batch import Batch, Delete, Part, Rejection, Upsert
 from replicator.config.target import destination
-from replicator.config.verification import Verify
 from replicator.errors import ConfigError, NotPermitted, TransientError
 from replicator.items.attributes import image
 from replicator.items.item import Item
@@ -630,9 +628,3 @@ def test_a_lost_connection_is_reported_by_the_innermost_message() -> None:
     error.__cause__ = cut_off
     said = str(no_response(error, "the server"))
     assert said == "the server: the connection was lost: Remote end closed connection without response"
-
-
-def test_a_walk_outlasts_a_piece_of_the_largest_items_that_is_read_at_the_pace_of_a_run() -> None:
-    """Else the engine has forgotten where the walk was after each piece, and a pass starts over for ever."""
-    pace, largest = Verify().read_units, 400 / 4  # units per second, units of the largest item
-    assert verification.WALK_PIECE * largest / pace < int(verification.KEEP_ALIVE.removesuffix("m")) * 60

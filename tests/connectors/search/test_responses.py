@@ -25,6 +25,7 @@ from connectors.search import bulk
 from connectors.search.conflicts import STRIKES
 from connectors.search.errors import ResponseLost
 from connectors.search.target import SearchTarget
+from connectors.search.verification import WALK_PIECE
 from replicator.batch import Outcome
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError, Unfinished
 from replicator.target.contract import Table
@@ -342,31 +343,32 @@ def test_a_document_of_another_tool_is_swept_whatever_it_has_in_place_of_own_fie
     assert isinstance(own["deleted_at"], str) if deletes == "mark" else own["deleted"] is True
 
 
-@pytest.mark.parametrize("field", FOREIGN)
-def test_a_walk_passes_over_documents_that_replicator_did_not_write(server: Server, field: object) -> None:
+def test_a_walk_asks_for_the_documents_that_replicator_wrote_behind_those_of_the_cursor(server: Server) -> None:
     found = opened(server)
-    theirs = [{"_source": {}}, {"_source": {"replicator": field}}, {}]
-    server.answers["POST /contract-1/_search"] = said(200, {"_scroll_id": "next", "hits": {"hits": theirs}})
-    assert found.walk(TABLE, None) == Walked([], "1 next")
-    ours = {"_source": {"replicator": {"partition": "a"}}}
-    server.answers["POST /_search/scroll"] = said(200, {"_scroll_id": "next", "hits": {"hits": [*theirs, ours]}})
-    assert found.walk(TABLE, "1 next") == Walked([("a",)], "2 next")
-    server.answers["POST /_search/scroll"] = said(200, {"_scroll_id": "next", "hits": {"hits": []}})
-    assert found.walk(TABLE, "2 next") == Walked([], None)
+    hits = [{"sort": [f"{n:05}"]} for n in range(WALK_PIECE)]
+    server.answers["POST /contract-1/_search"] = said(200, {"hits": {"hits": hits}})
+    first = found.walk(TABLE, None)
+    assert (len(first.ids), first.ids[7]) == (WALK_PIECE, ("00007",))
+    server.answers["POST /contract-1/_search"] = said(200, {"hits": {"hits": [{"sort": ["x"]}]}})
+    assert found.walk(TABLE, first.cursor) == Walked([("x",)], None)
+    server.answers["POST /contract-1/_search"] = said(200, {})
+    assert found.walk(TABLE, '["x"]') == Walked([], None)
+    asked = [json.loads(body) for _, _, body in server.requests if b"_none_" in body]
+    assert [one.get("search_after") for one in asked] == [None, [f"{WALK_PIECE - 1:05}"], ["x"]]
+    ours = [{"exists": {"field": f"replicator.{name}"}} for name in ("version", "partition")]
+    assert all(one["query"]["bool"]["filter"][1:] == ours for one in asked)
 
 
-def test_a_walk_starts_over_where_the_response_with_its_next_piece_was_lost(server: Server) -> None:
-    """The engine has gone on, so asking again would skip that piece."""
-    found = opened(server)
-    hits = {"hits": [{"_source": {"replicator": {"partition": "a"}}}]}
-    server.answers["POST /contract-1/_search"] = said(200, {"_scroll_id": "next", "hits": hits})
-    cursor = found.walk(TABLE, None).cursor
-    server.answers["POST /_search/scroll"] = said(503, {"error": "unavailable"})
-    with pytest.raises(TransientError):
-        found.walk(TABLE, cursor)
-    server.answers["POST /_search/scroll"] = said(200, {"_scroll_id": "next", "hits": {"hits": hits}})
+def test_a_walk_with_a_cursor_of_an_earlier_release_starts_over(server: Server) -> None:
     with pytest.raises(CursorExpired):
-        found.walk(TABLE, cursor)
+        opened(server).walk(TABLE, "1 FGluY2x1ZGVfY29udGV4dF91dWlk")
+
+
+def test_a_walk_that_a_shard_fails_to_answer_is_tried_again(server: Server) -> None:
+    found = opened(server)
+    server.answers["POST /contract-1/_search"] = said(200, {"_shards": {"failed": 1}, "hits": {"hits": []}})
+    with pytest.raises(TransientError):
+        found.walk(TABLE, '["x"]')
 
 
 def test_a_sweep_waits_while_a_search_still_shows_removed_documents(server: Server) -> None:
