@@ -134,12 +134,15 @@ def test_products_are_found_under_their_alias_until_they_are_discontinued(
         search.ask("POST", "/products-1/_refresh")
         found = search.ask("GET", "/products/_search?q=title:tea")["hits"]["hits"]
         everything = search.ask("GET", "/products/_count")["count"]
+        without = search.ask("GET", "/products/_search?_source_excludes=replicator")["hits"]["hits"]
     finally:
         search.clear()
 
     assert everything == 1
     ((id, document),) = [(hit["_id"], hit["_source"]) for hit in found]
     assert id == "1"
+    assert "replicator" in document
+    assert [hit["_source"] for hit in without] == [{n: v for n, v in document.items() if n != "replicator"}]
     assert (document["price_cents"], document["in_stock"], document["tags"]) == (420, True, ["a", "b"])
 
 

@@ -284,7 +284,7 @@ def _without_ours(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _routed_alike(layout: Layout, index: Index) -> bool:
-    by = None if layout.routed_by is None else layout.parts[layout.routed_by]
+    by = layout.routing_noted
     required = str(index.mapping.get("_routing", {}).get("required", "")).lower() == "true"
     return required == (by is not None) and (layout.adopt or index.notes.get("routing") == by)
 
@@ -345,5 +345,5 @@ def _actions(layout: Layout, state: State) -> dict[str, Any]:
 
 def notes(layout: Layout, pipeline: str, epoch: int) -> dict[str, Any]:
     """The metadata that replicator keeps in the mapping of an index it writes to."""
-    routing = {} if layout.routed_by is None else {"routing": layout.parts[layout.routed_by]}
+    routing = {} if layout.routing_noted is None else {"routing": layout.routing_noted}
     return {"pipeline": pipeline, "epoch": epoch, "format": FORMAT, **routing}

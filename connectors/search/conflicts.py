@@ -98,4 +98,4 @@ def _is_stored(entry: Entry, version: int | None) -> bool:
 
 
 def _routing(layout: Layout, entry: Entry) -> str | None:
-    return None if layout.routed_by is None else entry.write.id[layout.routed_by]
+    return layout.routing(entry.write.id)

@@ -80,7 +80,7 @@ def parts(layout: Layout) -> Parts:
     around = canonical({name: value for name, value in layout.mapping.items() if name not in _OUTSIDE})
     outside = {name: _text(value) for name, value in around.items()}
     fields = {f"{_FIELD}{path}": _text(field) for path, field in _fields(layout.mapping["properties"])}
-    routing = {} if layout.routed_by is None else {"routing": layout.parts[layout.routed_by]}
+    routing = {} if layout.routing_noted is None else {"routing": layout.routing_noted}
     ingest = {} if layout.ingest is None else {"ingest_pipeline": layout.ingest}
     return {**outside, **fields, **routing, **ingest, **({_DELETES: "mark"} if layout.marks else {})}
 

@@ -12,7 +12,7 @@ import orjson
 
 from connectors.search.layout import DELETED_AT, WHOLE, Layout, index_id, index_ids
 from connectors.search.mappings import OURS, is_ours
-from replicator.batch import Batch, Delete, Rejection, Upsert, Write
+from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
 from replicator.items.extraction import BULK_SIZE
 from replicator.items.item import Amended, Item
 from replicator.items.line_template import LineTemplate
@@ -90,6 +90,7 @@ class TableEncoder:
         self._whole = layout.whole
         self._added = layout.added
         self._parts = len(layout.parts)
+        self._layout = layout
         self._routed_by = layout.routed_by
         self._in_action = 2 if layout.routed_by is None else 3
         self._body = DocumentText()
@@ -155,7 +156,8 @@ class TableEncoder:
         id, version = _text(index_id(write.id)), b"%d" % write.version
         if self._routed_by is None:
             return (id, version, version, *map(_text, write.id))
-        return (id, version, _text(write.id[self._routed_by]), version, *map(_text, write.id))
+        routing = _text(self._layout.shortened(write.id[self._routed_by]))
+        return (id, version, routing, version, *map(_text, write.id))
 
     def _keys(self, writes: Sequence[Write]) -> Sequence[_Values] | None:
         """``_key`` of each; None if they must be encoded one by one."""
@@ -166,8 +168,14 @@ class TableEncoder:
             return None
         versions = [b"%d" % write.version for write in writes]
         parts = [texts[len(ids) + i :: self._parts] for i in range(self._parts)]
-        routing = () if self._routed_by is None else (parts[self._routed_by],)
+        routing = () if self._routed_by is None else (self._routings(ids, parts[self._routed_by]),)
         return list(zip(texts[: len(ids)], versions, *routing, versions, *parts, strict=True))
+
+    def _routings(self, ids: Sequence[DocumentId], parts: Sequence[bytes]) -> Sequence[bytes]:
+        """The routing of each document. ``parts``: those that it is taken from, encoded."""
+        at = self._routed_by
+        assert at is not None
+        return encode_each([self._layout.shortened(id[at]) for id in ids]) if self._layout.routed_before else parts
 
     def _document(self, write: Upsert) -> Mapping[str, object]:
         """The document, with the key if it must have it: an item has it, and what a hook returned may lack it."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from connectors.search.mappings import OURS, WRITER, is_ours
-from connectors.search.options import LONGEST_NAME, SearchTable, index_name
+from connectors.search.options import LONGEST_NAME, SearchTable, index_name, routing_of
 from replicator.batch import DocumentId
 from replicator.errors import ConfigError
 from replicator.key import KeySchema
@@ -33,9 +33,10 @@ class Layout:
 
     ``parts``: the names, inside ``replicator``, of the parts of a document's id. ``whole``: an item is kept as one
     object that is not searchable; otherwise its attributes are fields. ``routed_by``: the position in ``parts`` of the
-    routing value. ``added``: the key that each document must contain, as its hook may have left it out. ``marks``:
-    documents whose item is gone stay, and are marked. ``beside``: during a rebuild, the index of the other generation,
-    to which the alias may point as well. ``ingest``: the ingest pipeline that documents go through.
+    routing value, which ends before ``routed_before`` if that is given. ``added``: the key that each document must
+    contain, as its hook may have left it out. ``marks``: documents whose item is gone stay, and are marked. ``beside``:
+    during a rebuild, the index of the other generation, to which the alias may point as well. ``ingest``: the ingest
+    pipeline that documents go through.
     """
 
     alias: str
@@ -51,6 +52,23 @@ class Layout:
     marks: bool = False
     beside: str = ""
     ingest: str | None = None
+    routed_before: str = ""
+
+    def routing(self, id: DocumentId) -> str | None:
+        """What decides the shard of a document; None: its id."""
+        return None if self.routed_by is None else self.shortened(id[self.routed_by])
+
+    def shortened(self, part: str) -> str:
+        """The routing, of the part of an id that it is taken from. Never empty, which no engine accepts."""
+        return (part.partition(self.routed_before)[0] or part) if self.routed_before else part
+
+    @property
+    def routing_noted(self) -> str | None:
+        """How documents are routed, as it is noted in the index."""
+        if self.routed_by is None:
+            return None
+        part = self.parts[self.routed_by]
+        return f"before({part}, '{self.routed_before}')" if self.routed_before else part
 
     @property
     def own(self) -> dict[str, Any]:
@@ -104,7 +122,8 @@ def _layout(table: Table) -> Layout:
             f"{table.name}: both copies would have the index {name}: give the new one another name with index: NAME "
             "under the table, in the new config"
         )
-    routed_by = _routing(table, options.routing)
+    attribute, routed_before = routing_of(options.routing)
+    routed_by = _routing(table, attribute, shortened=routed_before != "")
     parts = _parts(table)
     whole = options.mapping is None
     keys = _key_fields(table, whole=whole) if options.keys else {}
@@ -126,6 +145,7 @@ def _layout(table: Table) -> Layout:
         marks=marks,
         beside=beside,
         ingest=options.ingest_pipeline,
+        routed_before=routed_before,
     )
 
 
@@ -143,7 +163,7 @@ def _parts(table: Table) -> tuple[str, ...]:
     return ("item", "id") if table.keys == OWN_IDS else ("partition", "sort")[: len(table.keys.names)]
 
 
-def _routing(table: Table, name: str | None) -> int | None:
+def _routing(table: Table, name: str | None, *, shortened: bool) -> int | None:
     if name is None:
         return None
     if table.keys == UNKNOWN_KEYS:
@@ -151,7 +171,10 @@ def _routing(table: Table, name: str | None) -> int | None:
     if name not in table.keys.names:
         known = ", ".join(table.keys.names)
         raise ConfigError(f"{table.name}: routing must be an attribute of the key ({known}), and {name} is not")
-    return table.keys.names.index(name)
+    at = table.keys.names.index(name)
+    if shortened and table.keys.attributes[at].kind != "S":
+        raise ConfigError(f"{table.name}: routing: before(…) needs a text, and {name} is of another type")
+    return at
 
 
 def _key_fields(table: Table, *, whole: bool) -> dict[str, Any]:

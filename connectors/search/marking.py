@@ -109,7 +109,7 @@ def _address(layout: Layout, id: DocumentId) -> Address | None:
         text = index_id(id)
     except UnicodeEncodeError:
         return None
-    return (text, None if layout.routed_by is None else id[layout.routed_by]) if text else None  # no id is empty
+    return (text, layout.routing(id)) if text else None  # no id is empty
 
 
 def mark(layout: Layout, id: DocumentId, version: int, stored: Stored, at: float) -> bytes:

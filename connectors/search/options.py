@@ -77,6 +77,15 @@ def _pipeline_name(name: str) -> str:
     return name
 
 
+_BEFORE = re.compile(r"before\((?P<attribute>[^,()']+), ?'(?P<text>[^']+)'\)")
+
+
+def _routing(expression: str) -> str:
+    if "(" in expression and _BEFORE.fullmatch(expression) is None:
+        raise ValueError("must be a key attribute, or its beginning up to a text: before(pk, '#')")
+    return expression
+
+
 class SearchTable(Options):
     """Options of one index. The table's name is the alias for searching it."""
 
@@ -101,13 +110,23 @@ class SearchTable(Options):
     keys: bool = Field(
         default=False, description="true: the item's key attributes are fields, also where the hook leaves them out"
     )
-    routing: str | None = Field(default=None, description="key attribute that decides the shard of a document")
+    routing: Annotated[str, AfterValidator(_routing)] | None = Field(
+        default=None,
+        description="key attribute that decides the shard of a document, or its beginning: before(pk, '#')",
+    )
     ingest_pipeline: Annotated[str, AfterValidator(_pipeline_name)] | None = Field(
         default=None, description="ingest pipeline of the cluster that documents go through"
     )
     adopt: bool = Field(
         default=False, description="take over an index that another tool or pipeline created and filled"
     )
+
+
+def routing_of(expression: str | None) -> tuple[str | None, str]:
+    """The attribute of a routing expression, and the text before which it ends; empty: it counts as a whole."""
+    if expression is None or (found := _BEFORE.fullmatch(expression)) is None:
+        return expression, ""
+    return found["attribute"], found["text"]
 
 
 def _address(url: str) -> str:

@@ -154,9 +154,7 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
 
     def _has_room(self, layout: Layout, beside: Entry | None = None) -> bool:
         """Whether the engine takes anything at all now, in the shard of the document ``beside`` if one is given."""
-        routing = (
-            "x" if beside is None else beside.id if layout.routed_by is None else beside.write.id[layout.routed_by]
-        )
+        routing = "x" if beside is None else layout.routing(beside.write.id) or beside.id
         (verdict,) = self._bulk.store(layout, [orjson.dumps({"delete": {**_PROBE, "routing": routing}}) + b"\n"])
         return verdict.kind in ("stored", "conflict", "refused")
 

@@ -322,7 +322,8 @@ def _redefined(found: StartupState, additions: Sequence[str] | None) -> ConfigEr
         )
     statements = "".join(f"\n{statement}" for statement in additions)
     return ConfigError(
-        f"target.tables: {changed} since the last run. To apply this and fill it with a new scan of the source: "
+        f"target.tables: {changed} since the last run. To build a second copy with it, and switch at the end: "
+        "replicator rebuild start. To apply this and fill it with a new scan of the source: "
         f"{APPLY_SCHEMA}{', which executes:' if statements else ''}{statements}"
     )
 

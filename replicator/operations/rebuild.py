@@ -40,6 +40,7 @@ from replicator.operations.rebuild_checks import (
     repairing,
     require_replaces,
     required,
+    rescanning,
     standing_of,
     still_live,
     tables_of,
@@ -167,7 +168,8 @@ def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
             raise not_live()
         with ends(second_of(config, rebuild)) as (_, of_second):
             second = of_second.read()
-        found = [*incomplete(standing(second, now())), *repairing(claimed), *repairing(second)]
+        at = standing(second, now())
+        found = [*incomplete(at), *rescanning(at), *repairing(claimed), *repairing(second)]
         if found:
             return refusing(found)
         retired = tables_of(replace(config, target=replace(config.target, suffix=RETIRED)))

@@ -35,6 +35,7 @@ from replicator.operations.rebuild_checks import (
     refusing,
     repairing,
     require_replaces,
+    rescanning,
     still_live,
     tables_of,
     verifying,
@@ -157,7 +158,8 @@ def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
             if _seen(both.target, both.new) != _names(both.new):
                 raise not_live()
             first = both.of_first.read()
-            reasons = [*incomplete(standing(claimed, now())), *repairing(first), *repairing(claimed)]
+            at = standing(claimed, now())
+            reasons = [*incomplete(at), *rescanning(at), *repairing(first), *repairing(claimed)]
             if reasons:
                 return refusing(reasons)
             _require_droppable(both.target.drop_problems(both.old, both.first.pipeline))

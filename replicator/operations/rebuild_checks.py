@@ -16,6 +16,7 @@ from replicator.errors import ConfigError
 from replicator.hooks import loading
 from replicator.hooks.collisions import collision
 from replicator.operations.cutover import Reason, Standing, standing
+from replicator.pipeline import stages
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import describe_table
 from replicator.state import Entry, Rebuild, decode_repair
@@ -122,6 +123,12 @@ def busy(first: Claimed, second: Standing) -> Iterator[Reason]:
 def repairing(claimed: Claimed) -> Iterator[Reason]:
     if any(e.kind == "repair" and not decode_repair(e.text).ended for e in claimed.entries):
         yield Reason(7, "a verify --repair of these tables is in progress; wait for its end", passing=True)
+
+
+def rescanning(at: Standing) -> Iterator[Reason]:
+    """A resync of the new copy, perhaps because something was wrong with it: the old one may still be wanted."""
+    if at.requested or (at.state is not None and at.state.stage in (stages.SCANNING, stages.SWEEPING)):
+        yield Reason(7, "a resync of the new copy is requested or in progress; wait for its end", passing=True)
 
 
 def verifying(first: Claimed, second: Standing) -> Iterator[Reason]:

@@ -21,7 +21,7 @@ from replicator.config.settings import load
 from replicator.engine.assembly import ends
 from replicator.engine.generations import resolved
 from replicator.operations import rebuild
-from replicator.state import Gap, Heartbeat, Repair, Save, Verified, encode
+from replicator.state import Gap, Heartbeat, Repair, ResyncRequest, Save, Verified, encode
 from tests.cli.command_line import World
 from tests.cli.test_run import await_that
 
@@ -193,12 +193,17 @@ def test_the_documented_steps_lead_from_a_changed_hook_to_a_new_copy(
         await_that(lambda: phases(orders) == ["live", "live"], process)
         carry_out(switch)
         with ends(resolved(load(orders.config))) as (_, checkpoints):
-            lost = [("gap", "lost", Gap("trimmed", 1.0, 1024)), ("repair", "", Repair("token"))]
+            lost = [
+                ("gap", "lost", Gap("trimmed", 1.0, 1024)),
+                ("repair", "", Repair("token")),
+                ("request", "", ResyncRequest(1.0, "another config")),
+            ]
             checkpoints.save([Save(kind, id, 0, encode(value)) for kind, id, value in lost])
             assert refusal(orders, "finish") == (
                 3,
                 [
                     "records were lost: trimmed; repair the copy with: replicator resync CONFIG",
+                    "a resync of the new copy is requested or in progress; wait for its end",
                     "a verify --repair of these tables is in progress; wait for its end",
                 ],
             )

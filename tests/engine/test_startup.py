@@ -231,6 +231,7 @@ def test_an_added_column_is_offered_with_its_statement_and_added_if_allowed() ->
     with pytest.raises(ConfigError) as refused:
         mode(parts=parts, additions=statements)
     assert "columns.city was added" in str(refused.value)
+    assert "To build a second copy with it, and switch at the end: replicator rebuild start" in str(refused.value)
     assert "replicator run --apply-schema-changes, which executes:\nALTER TABLE" in str(refused.value)
     assert mode(startup.Allowed(schema_changes=True), parts=parts, additions=statements) is startup.StartMode.BEGIN
 

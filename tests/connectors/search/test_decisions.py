@@ -195,11 +195,13 @@ def test_an_adopted_index_may_hold_higher_versions(engine: Engine) -> None:
         Copy(engine).write(batch(put({"pk": "a"}, 1)))
 
 
-def test_documents_are_looked_up_by_their_routing(engine: Engine) -> None:
-    copy = Copy(engine, Table("contract", PAIR, {"routing": "pk"}))
-    lose(engine, copy, put({"pk": "a", "sk": 1}, 1, id=("a", "1")))
-    assert engine.ids() == {"a|1": at(1)}
-    assert copy.write(batch(put({"pk": "a", "sk": 1}, 1, id=("a", "1")))) == Outcome()
+@pytest.mark.parametrize(("routing", "shard"), [("pk", "a#x"), ("before(pk, '#')", "a"), ("before(pk, '+')", "a#x")])
+def test_documents_are_looked_up_by_their_routing(engine: Engine, routing: str, shard: str) -> None:
+    copy = Copy(engine, Table("contract", PAIR, {"routing": routing}))
+    lose(engine, copy, put({"pk": "a#x", "sk": 1}, 1, id=("a#x", "1")))
+    assert list(engine.documents) == [("a#x|1", shard)]
+    assert copy.write(batch(put({"pk": "a#x", "sk": 1}, 1, id=("a#x", "1")))) == Outcome()
+    assert list(engine.documents) == [("a#x|1", shard)]
 
 
 # documents that the engine has no room for

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from elastic_transport import ConnectionError as TransportConnectionError
+from pydantic import ValidationError
 from urllib3.exceptions import ProtocolError
 
 from connectors.search.bulk import SMALLEST, Size
@@ -21,6 +22,7 @@ from connectors.search.encode import TableEncoder, cut, encode
 from connectors.search.errors import ResponseLost
 from connectors.search.layout import LONGEST_ID, index_id, layouts
 from connectors.search.mappings import differences, roundings, settings_differences
+from connectors.search.options import SearchTable
 from connectors.search.responses import all_stored, refusal, verdicts, worst
 from replicator.batch import Batch, Delete, Part, Rejection, Upsert
 from replicator.config.target import destination
@@ -115,6 +117,28 @@ def test_a_delete_leaves_a_tombstone_or_not() -> None:
     assert json.loads(entry.sent(tombstones=False)) == {
         "delete": {"_id": "a", "version": at(3), "version_type": "external"}
     }
+
+
+@pytest.mark.parametrize(
+    ("routing", "sentence"),
+    [
+        ("total", "routing must be an attribute of the key (pk, sk), and total is not"),
+        ("before(total, '#')", "routing must be an attribute of the key (pk, sk), and total is not"),
+        ("before(sk, '#')", "routing: before(…) needs a text, and sk is of another type"),
+    ],
+)
+def test_a_routing_that_a_key_cannot_give_is_refused(routing: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        layouts([Table("pair", PAIR, {"routing": routing})])
+    assert str(refused.value) == f"pair: {sentence}"
+
+
+@pytest.mark.parametrize("routing", ["before(pk)", "before(pk, '')", "after(pk, '#')", "before(pk, #)"])
+def test_a_routing_that_is_no_expression_is_explained(routing: str) -> None:
+    with pytest.raises(
+        ValidationError, match=r"must be a key attribute, or its beginning up to a text: before\(pk, '#'\)"
+    ):
+        SearchTable(routing=routing)
 
 
 def test_the_parts_of_a_key_and_its_routing() -> None:
