@@ -32,7 +32,8 @@ PAUSE_FACTOR = 4.0  # while changes are waiting, pause this many times as long a
 class Cleanup:
     """The cleanup work of one run. ``in_doubt``: the target's in-doubt window, if it is one that AppliesLate.
 
-    ``may_purge``: whether no worker needs the tombstones that the last piece of a purge has found.
+    ``may_purge``: whether no worker needs the tombstones that the last piece of a purge has found; ``forgotten``: or
+    leaves any more for the repair with this token, which has ended.
     """
 
     target: Target
@@ -45,6 +46,7 @@ class Cleanup:
     monotonic: Callable[[], float]
     in_doubt: InDoubtWindow | None
     may_purge: Callable[[], bool] = lambda: True
+    forgotten: Callable[[str], bool] = lambda token: True
     _spared_items: set[str] = field(default_factory=set)  # by the current sweep
     _through: dict[Pass, set[str]] = field(default_factory=dict)  # tables that a pass has finished
     _refused: dict[str, SweepRefused] = field(default_factory=dict)  # by table
@@ -156,6 +158,8 @@ class Cleanup:
         if not noted.ended:
             ended = Repair(noted.token, ended=True)
             self._save_repair(Save(REPAIR, "", revision, encode(ended)), (ended, revision + 1))
+        elif not self.forgotten(noted.token):
+            return False
         elif self.in_doubt is not None or not self._purge(state.epoch):
             self._through.clear()
             self._save_repair(Save(REPAIR, "", revision, None), None)

@@ -23,12 +23,22 @@ from replicator.engine.worker import News
 from replicator.errors import ConfigError, Fenced, GapFound
 from replicator.pipeline import coordination, stages
 from replicator.pipeline.coordination import Workers
-from replicator.state import LONGEST_IN_DOUBT, Entry, Gap, Owner, PipelineState, ResyncRequest, ShardState, decode
+from replicator.state import (
+    LONGEST_IN_DOUBT,
+    Entry,
+    Gap,
+    Heartbeat,
+    Owner,
+    PipelineState,
+    ResyncRequest,
+    ShardState,
+    decode,
+)
 from replicator.target.contract import Unguarded
 
 log = logging.getLogger("replicator")
 
-COORDINATOR = "coordinator"  # the slot that the coordinator itself claims
+COORDINATOR = coordination.COORDINATOR
 READ_INTERVAL = 1.0  # seconds between two looks at what the workers have stored
 DOUBT_SEEN = 10.0  # seconds for which a worker's in-doubt window counts as open after it was last seen to be
 
@@ -54,6 +64,7 @@ class Coordinator(Driver):
         self._read_at = -math.inf
         super().__init__(context, owner, environment)
         self._cleanup.may_purge = self._may_purge
+        self._cleanup.forgotten = self._forgotten
         self._lingers = self._lingering()
 
     @property
@@ -241,6 +252,13 @@ class Coordinator(Driver):
             return True  # late transactions find that their slot was claimed anew
         self._refresh()
         return self._notice_doubt() and not self._in_doubt
+
+    def _forgotten(self, repair: str) -> bool:
+        """Whether no worker leaves tombstones for the ``repair``, which has ended, any more."""
+        assert self._workers is not None
+        beats = (self._entries.get(("pulse", slot)) for slot in self._workers.slots)
+        found = (decode("pulse", beat.id, beat.text) for beat in beats if beat is not None)
+        return all(not isinstance(beat, Heartbeat) or beat.repair != repair for beat in found)
 
     def _notice_doubt(self) -> bool:
         """Keep the in-doubt window open, and with it owe a purge, while a worker's is. Returns whether none is."""

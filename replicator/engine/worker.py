@@ -173,6 +173,7 @@ class SlotRun:
         self._fetcher = self._open_fetcher()
         self._gapped = False
         self._beat_at = -math.inf
+        self._repair = ""  # as in the last heartbeat
         self._waiting_for: str | None = None
 
     @classmethod
@@ -323,9 +324,9 @@ class SlotRun:
 
     def _beat(self) -> None:
         self._waiting_for = next(iter(self._fetcher.waiting_for.values()), None)
-        now = self._environment.monotonic()
-        if now - self._beat_at >= HEARTBEAT_INTERVAL:
-            self._beat_at = now
+        now, repair = self._environment.monotonic(), self.pipeline.parked.repairing
+        if now - self._beat_at >= HEARTBEAT_INTERVAL or repair != self._repair:  # stored with the first such tombstones
+            self._beat_at, self._repair = now, repair
             self.pipeline.heartbeat(self._heartbeat())
 
     def _heartbeat(self) -> Heartbeat:

@@ -6,7 +6,8 @@ missing     inserted at the version of a scanned item. Any change of the item ha
             of a delete. So the item must be read after the run has begun to leave tombstones
 
 The command announces itself by a checkpoint entry. The run that is up notices it within a minute, leaves tombstones
-from then on, and names the entry in its heartbeat. When the entry says that the command has ended, the run purges them.
+from then on, and names the entry in its heartbeat; each worker does, where there are several. When the entry says that
+the command has ended, the run purges them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from replicator.batch import Batch, Delete, Part, Rejection, Upsert
 from replicator.errors import ConfigError, Fenced, Unfinished
+from replicator.pipeline.coordination import writers
 from replicator.state import Heartbeat, Repair, Save, decode, encode
 from replicator.target.contract import Transactional
 from replicator.target.verification import CHANGED, UNVERSIONED, Repairable
@@ -199,8 +201,9 @@ class Repairs:
                 self._announce()
             self._revision = self._stored_revision()
             entries = self._both.checkpoints.read().entries
-            beats = [decode(e.kind, e.id, e.text) for e in entries if e.kind == "pulse"]
-            self._acknowledged = any(isinstance(b, Heartbeat) and b.repair == self._token for b in beats)
+            beats = {e.id: decode(e.kind, e.id, e.text) for e in entries if e.kind == "pulse"}
+            told = {id for id, beat in beats.items() if isinstance(beat, Heartbeat) and beat.repair == self._token}
+            self._acknowledged = writers(entries) <= told
             self._report.waiting(None if self._acknowledged else "the run to leave tombstones (up to a minute)")
         elif self._monotonic() - self._refreshed_at >= REFRESH:
             if not self._still_announced() or self._stored_revision() != self._revision:

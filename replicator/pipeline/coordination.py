@@ -14,15 +14,18 @@ from replicator.pipeline import stages
 from replicator.pipeline.lineage import readable
 from replicator.state import (
     LONGEST_IN_DOUBT,
+    Entry,
     Owner,
     PipelineState,
     Save,
     SegmentState,
     ShardState,
     Slot,
+    decode,
     encode,
 )
 
+COORDINATOR = "coordinator"  # the slot that the coordinator itself claims
 UNCLAIMED = Slot(0, "")  # of a slot whose worker has not stored anything
 Decision = Callable[[PipelineState, Mapping[str, Slot], Mapping[str, Owner], float], bool]
 
@@ -115,6 +118,20 @@ def moves(workers: Sequence[str], holders: Mapping[str, str]) -> dict[str, str]:
         placed[slot] = worker = min(workers, key=lambda w: (held[w], w))
         held[worker] += 1
     return {slot: worker for slot, worker in placed.items() if holders[slot] != worker}
+
+
+def writers(entries: Iterable[Entry]) -> frozenset[str]:
+    """The slots whose workers may write by now, which are the ids of their heartbeats; "" for a run in one process.
+
+    A worker of another slot knows everything that is stored now before it gets anything to write.
+    """
+    found = {(e.kind, e.id): e for e in entries}
+    owner, noted = found.get(("owner", "")), found.get(("slot", COORDINATOR))
+    coordinator = None if noted is None else decode("slot", COORDINATOR, noted.text)
+    if owner is None or not isinstance(coordinator, Slot) or coordinator.begun != owner.revision:
+        return frozenset([""])
+    states = (decode(e.kind, e.id, e.text) for e in found.values() if e.kind in ("shard", "segment"))
+    return frozenset(s.slot for s in states if isinstance(s, ShardState | SegmentState) and s.slot and not s.ended)
 
 
 def taking_away(slots: Iterable[str], coordinator: Owner) -> list[Save]:

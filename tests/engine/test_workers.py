@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -19,12 +19,18 @@ from replicator.engine.startup import RESUMING, digest
 from replicator.engine.worker import Worker
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.hooks.hook import Hook
+from replicator.key import Key
+from replicator.operations.repair import Repairs
+from replicator.operations.verify import Ends
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.parked import item_of, version_in
-from replicator.state import LONGEST_IN_DOUBT, Gap, ResyncRequest, Save, Slot, decode, encode
+from replicator.state import LONGEST_IN_DOUBT, Gap, Heartbeat, ResyncRequest, Save, Slot, decode, encode
 from replicator.target.contract import Table
 from replicator.testing.memory import MemoryCheckpoints
 from replicator.testing.memory_index import MemoryIndex
+from replicator.verification.differences import Finding
+from replicator.verification.examiner import Examiner, Floor
+from replicator.verification.verifier import Verifier
 from replicator.version import FIRST_EPOCH, epoch_of, version
 from tests.engine.cluster import TABLE, Cluster
 from tests.simulation.runs import limit_turns
@@ -290,6 +296,77 @@ def request(cluster: Cluster, keys: tuple[tuple[str, ...], ...]) -> None:
     found = preexisting.inspect(view, context.table, context.target, context.tables, context.hook)
     wanted = ResyncRequest(cluster.clock(), digest(found), keys=keys)
     MemoryCheckpoints(cluster.database).save([Save("request", "", 0, encode(wanted))])
+
+
+# Commands beside several workers
+
+
+class Silent:
+    def waiting(self, reason: str | None) -> None: ...
+    def repair(self, finding: Finding, reason: str) -> None: ...
+
+
+@KINDS
+def test_a_repair_waits_until_every_worker_that_writes_leaves_tombstones(index: bool) -> None:
+    """And these are purged when all workers have stopped leaving them."""
+    cluster = Cluster(index=index, shards=3)
+    cluster.start()
+    cluster.settle()
+    context, state = cluster.context(), cluster.running.pipeline.state
+    assert state is not None
+    both = Ends(
+        context.config,
+        context.client,
+        context.table,
+        context.target,
+        context.target,  # type: ignore[arg-type]
+        MemoryCheckpoints(cluster.database),
+        {TABLE: context.tables[0]},
+        context.mapping,
+        state,
+    )
+    verifier = Verifier(
+        Examiner(both.mapping, both.tables, both.comparing, Floor(0, 0)), no, no, cluster.clock, cluster.clock
+    )
+    with Repairs(both, Silent(), wanted=True, monotonic=cluster.clock, token="one") as repairs:
+        asleep = cluster.workers.pop("1")
+        for _ in range(100):
+            cluster.clock.now += 1.0
+            cluster.round()
+            repairs.flush(verifier)
+        assert {id for id, repair in repairing(cluster).items() if repair} == {"", "0", "2"}
+        assert repairs.waits
+        cluster.workers["1"] = asleep
+        while repairs.waits:
+            cluster.clock.now += 1.0
+            cluster.round()
+            repairs.flush(verifier)
+        assert all(repairing(cluster).values())
+        cluster.workers.pop("1")
+    pass_minutes(cluster)
+    assert ("repair", "") in cluster.database.entries, "the worker that sleeps may still leave tombstones"
+    cluster.workers["1"] = asleep
+    pass_minutes(cluster)
+    assert not any(repairing(cluster).values())
+    assert ("repair", "") not in cluster.database.entries
+
+
+def pass_minutes(cluster: Cluster) -> None:
+    for _ in range(100):
+        cluster.clock.now += 1.0
+        cluster.round()
+
+
+def no(keys: Collection[Key]) -> Mapping[Key, bytes]:
+    return {}
+
+
+def repairing(cluster: Cluster) -> dict[str, str]:
+    """The repairs for which each process leaves tombstones, by its slot."""
+    beats = {
+        id: decode("pulse", id, text) for (kind, id), (_, text) in cluster.database.entries.items() if kind == "pulse"
+    }
+    return {id: beat.repair for id, beat in beats.items() if isinstance(beat, Heartbeat)}
 
 
 # Requests in doubt, at a target without transactions

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from replicator.batch import DocumentId
+from replicator.batch import Batch, DocumentId, Outcome
 from replicator.engine import preexisting
 from replicator.engine.binding import check_start
 from replicator.engine.startup import RESUMING
@@ -86,6 +86,7 @@ class Repairer:
         for end, names in ((copy.target, REQUESTS), (copy.checkpoints, ("read", "save"))):
             for name in names:
                 setattr(end, name, partial(_paused, pause, getattr(end, name)))
+        setattr(copy.target, "write", partial(_announced, self._world, copy.target.write))  # noqa: B010
         check_start(
             copy.checkpoints,
             lambda view: preexisting.inspect(view, copy.table, copy.target, copy.tables, copy.hook),
@@ -146,6 +147,11 @@ class Repairer:
 def _paused(pause: Callable[[], None], request: Callable[..., object], *given: object, **named: object) -> object:
     pause()
     return request(*given, **named)
+
+
+def _announced(world: Universe, write: Callable[[Batch], Outcome], batch: Batch) -> Outcome:
+    world.inserts(batch)
+    return write(batch)
 
 
 def _items(world: Universe) -> list[tuple[Key, bytes]]:

@@ -15,10 +15,9 @@ from msgspec import structs
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.engine import coordinator
 from replicator.engine.coordinator import COORDINATOR, Coordinator
-from replicator.engine.worker import SlotRun
 from replicator.pipeline import coordination, lineage, stages
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import Counts, Entry, Owner, Save
+from replicator.state import Counts, Owner, Save
 from replicator.testing.memory import MemoryCheckpoints
 from tests.simulation import workers
 from tests.simulation.mutants.scenarios import Shape, as_drawn
@@ -155,6 +154,11 @@ def purged_by_old_news(patch: Patch) -> None:
     patch.setattr(Coordinator, "_may_purge", lambda self: self._notice_doubt() and not self._in_doubt)
 
 
+def forgotten_early(patch: Patch) -> None:
+    """The coordinator purges what a repair needed while workers still leave tombstones for it."""
+    patch.setattr(Coordinator, "_forgotten", lambda self, token: True)
+
+
 def swept_once(patch: Patch) -> None:
     """A stage moves past workers that are away, and what they have sent in an earlier epoch is not swept again."""
     patch.setattr(Coordinator, "_open_window", lambda self, seconds=0.0, *, earlier=True: None)
@@ -178,16 +182,6 @@ def ordinals_anew(patch: Patch) -> None:
 def not_given_again(patch: Patch) -> None:
     """Workers that claim their slots before a run's first coordinator has given all shards keep them."""
     patch.setattr(Pipeline, "renew_slots", lambda self, lingers, now: None)
-
-
-def old_message_believed(patch: Patch) -> None:
-    """A worker believes what it is told of shards, also if that was read before it claimed the slot."""
-    right = SlotRun.learn
-
-    def learn(self: SlotRun, entries: Sequence[Entry]) -> None:
-        right(self, [*entries, Entry("owner", self._post.slot, self._revision, "")])
-
-    patch.setattr(SlotRun, "learn", learn)
 
 
 # Parked changes
@@ -216,6 +210,7 @@ WRONG: Mapping[Apply, int] = {
     purged_unasked: 6,
     purged_by_old_news: 14,
     swept_once: 6,
+    forgotten_early: 1,
     child_given_early: 0,
     ordinals_anew: 0,
     not_given_again: 4,
@@ -267,6 +262,12 @@ def rescanned(drawn: Scenario) -> Scenario:
     return replace(drawn, steps=600, segments=4, items_a_page=1, rates=rates)
 
 
+def repairing(drawn: Scenario) -> Scenario:
+    """Others damage documents, and a command repairs them while items change and vanish."""
+    rates = {"write": 0.1, "damage": 0.02, "repair": 0.1, "suspend repair": 0.03, "suspend": 0.01, "roll": 0.005}
+    return replace(drawn, steps=1500, keys=6, segments=1, pace=0.3, refuses=False, rates=rates)
+
+
 SHAPES: Mapping[Apply, Shape] = {
     gap_ignored: trimmed,
     fences_made_again: rescanned,
@@ -275,6 +276,7 @@ SHAPES: Mapping[Apply, Shape] = {
     purged_unasked: doubtful,
     purged_by_old_news: dozing,
     swept_once: absent,
+    forgotten_early: repairing,
 }
 """Scenarios in which a wrong design shows more often than as drawn."""
 

@@ -26,7 +26,7 @@ from replicator.pipeline.progress import Progress
 from replicator.state import Entry, Owner
 from replicator.target.in_doubt import WINDOW
 from replicator.testing.dynamodb import AWS, LOCAL
-from tests.simulation import acts, plan, requests, runs, transactions, truth
+from tests.simulation import acts, plan, repairing, requests, runs, transactions, truth
 from tests.simulation.clock import VirtualStop
 from tests.simulation.hooks import HOOKS
 from tests.simulation.plan import Act, Plan
@@ -71,6 +71,11 @@ RATES: Mapping[str, float] = {
     "doze": 0.004,
     "request a resync": 0.0008,
     "request items": 0.0008,
+    "damage": 0.002,
+    "repair": 0.004,
+    "stop repair": 0.0005,
+    "suspend repair": 0.002,
+    "kill repair": 0.0005,
     "kill worker": 0.004,
     "kill coordinator": 0.003,
     "cut off": 0.008,
@@ -149,6 +154,7 @@ class Swarm(Universe):
             ACTS[act.what](self, act)
         if self.late:
             self.arrive()
+        repairing.advance(self)
 
     def soon(self, steps: int, what: str) -> None:
         self._plan.setdefault(self.step + steps, []).append(Act(self.step + steps, what, (0.0, 0.0)))
@@ -188,22 +194,28 @@ class Swarm(Universe):
 
     def begun_to_write(self, batch: Batch) -> None:
         """A transaction has begun. One with a scanned page may take long, and its items be deleted meanwhile."""
-        if self.current is not None and self._races(batch):
+        if self.current is not None and self._races(batch, "segment:"):
             self.current.asleep = self.step + int(self.random.random() * LONGEST_ABSENCE)
 
     def sees(self, batch: Batch) -> None:
         """What is about to be sent. Without transactions, responses to a scanned page may be lost, and its items be
         deleted meanwhile."""
         super().sees(batch)
-        if self.scenario.index and self._races(batch):
+        if self.scenario.index and self._races(batch, "segment:"):
             self.armed["leak"] = self.armed.get("leak", 0) + 1 + int(3 * self.random.random())
 
-    def _races(self, batch: Batch) -> bool:
-        scanned = {w.item for part in batch.parts if part.source.startswith("segment:") for w in part.writes}
-        if not scanned or not self.take("race"):
+    def inserts(self, batch: Batch) -> None:
+        """The command may be stopped before that, and the items be deleted meanwhile."""
+        if self.repairer is not None and self._races(batch, "verify"):
+            self.repairer.idle_until = self.step + int(self.random.random() * LONGEST_ABSENCE)
+
+    def _races(self, batch: Batch, source: str) -> bool:
+        """Whether something comes between: the items that a page of this source has are deleted then."""
+        items = {w.item for part in batch.parts if part.source.startswith(source) for w in part.writes}
+        if not items or not self.take("race"):
             return False
         for key in sorted(str(item["pk"]) for item in self.source.items(self.TABLE)):
-            if (key,) in scanned:
+            if (key,) in items:
                 self.write(key, removes=True)
         return True
 
@@ -376,6 +388,8 @@ class Swarm(Universe):
         if pipeline.view.request is not None or not pipeline.caught_up(self._calm_since):
             return False
         doubts = [slot.in_doubt for id, slot in pipeline.view.slots.items() if id in self.slots]
+        if self.repairer is not None or ("repair", "") in self.database.entries:
+            return False
         return window is None or not (window.left is not None or any(doubts) or coordinator._cleanup.overdue)
 
     _calm_since = 0.0
@@ -384,6 +398,8 @@ class Swarm(Universe):
         self._plan.clear()
         self.armed.clear()
         self.fatal_items.clear()
+        if self.repairs.random() < 0.5:
+            repairing.end(self)
         self.source.heal()
         self.source.page_sizes(shards=20, records=50, items=50)  # what is left to read may be much
         self.pace, self.slow = min(0.1, self.pace), 0.0
@@ -408,6 +424,7 @@ class Swarm(Universe):
                     self.clock.now += WINDOW
             raise runs.NeverSettled(f"not settled within {PATIENCE} steps")
         finally:
+            repairing.end(self)
             self.end_all()
 
 
@@ -511,6 +528,7 @@ def one_process(world: Swarm, act: Act) -> None:
 ACTS: Mapping[str, Callable[[Swarm, Act], None]] = {
     **{what: acts.ACTS[what] for what in (*SOURCE, *REQUESTS)},
     **requests.ACTS,
+    **repairing.ACTS,
     **dict.fromkeys(("leak", "race", "doze"), acts.arm),
     "regret": regret,
     "disable": acts.disable,

@@ -136,6 +136,9 @@ class Universe:
         for part in batch.parts:
             self.used |= {(epoch_of(write.version), part.source.removeprefix("shard:")) for write in part.writes}
 
+    def inserts(self, batch: Batch) -> None:
+        """A command is about to insert what it found missing."""
+
     def refuse(self, write: Upsert) -> str | None:
         poor = self.scenario.refuses and not self.lenient and int(str(write.body.get("v", 0))) % 5 == 1
         return "the target does not like this value" if poor else None
