@@ -27,7 +27,7 @@ from tests.simulation.transactions import Overlapping
 from tests.simulation.workers import draw, simulate
 
 SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400")) // 20
-FAILED_ONCE = (4, 356)  # shards given to a worker that was not told; a message that arrived when the slot was lost
+FAILED_ONCE = (27, 356)  # shards given to a worker that was not told; a message that arrived when the slot was lost
 MOST = 400  # seeds that may pass until a wrong design is noticed
 Patch = pytest.MonkeyPatch
 Apply = Callable[[Patch], None]
@@ -200,21 +200,21 @@ def parked_twice(patch: Patch) -> None:
 
 WRONG: Mapping[Apply, int] = {
     not_fenced_by_slot: 0,
-    counts_overwritten: 0,
+    counts_overwritten: 15,
     slots_kept: 0,
-    gap_ignored: 1,
-    fences_made_again: 20,
-    two_coordinators: 16,
-    two_that_give: 38,
-    without_a_common_lock: 12,
-    purged_unasked: 6,
-    purged_by_old_news: 14,
-    swept_once: 6,
-    forgotten_early: 1,
-    child_given_early: 0,
-    ordinals_anew: 0,
-    not_given_again: 4,
-    parked_twice: 37,
+    gap_ignored: 0,
+    fences_made_again: 39,
+    two_coordinators: 119,
+    two_that_give: 0,
+    without_a_common_lock: 28,
+    purged_unasked: 16,
+    purged_by_old_news: 5,
+    swept_once: 0,
+    forgotten_early: 71,
+    child_given_early: 13,
+    ordinals_anew: 2,
+    not_given_again: 27,
+    parked_twice: 106,
 }
 """Each with the seed that notices it: after a change of the code another one may be the first."""
 
@@ -266,6 +266,13 @@ def repairing(drawn: Scenario) -> Scenario:
     """Others damage documents, and a command repairs them while items change and vanish."""
     rates = {"write": 0.1, "damage": 0.02, "repair": 0.1, "suspend repair": 0.03, "suspend": 0.01, "roll": 0.005}
     return replace(drawn, steps=1500, keys=6, segments=1, pace=0.3, refuses=False, rates=rates)
+
+
+def parking(drawn: Scenario) -> Scenario:
+    """A hook, or the target, refuses some documents, and people retry or discard them."""
+    rates = {"write": 0.2, "retry": 0.02, "retry slowly": 0.05, "give up": 0.003, "roll": 0.01, "late": 0.005}
+    rates |= {"kill worker": 0.002, "request a resync": 0.002, "relent": 0.002}
+    return replace(drawn, steps=1000, keys=5, hook=drawn.hook or "poisoned", refuses=True, rates=rates)
 
 
 SHAPES: Mapping[Apply, Shape] = {

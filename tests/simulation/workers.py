@@ -26,7 +26,7 @@ from replicator.pipeline.progress import Progress
 from replicator.state import Entry, Owner
 from replicator.target.in_doubt import WINDOW
 from replicator.testing.dynamodb import AWS, LOCAL
-from tests.simulation import acts, plan, repairing, requests, runs, transactions, truth
+from tests.simulation import acts, deciding, plan, repairing, requests, runs, transactions, truth
 from tests.simulation.clock import VirtualStop
 from tests.simulation.hooks import HOOKS
 from tests.simulation.plan import Act, Plan
@@ -44,6 +44,7 @@ PATIENCE = 30_000  # steps within which a run that nothing disturbs has caught u
 REFUSES_WHEN_CUT_OFF = ("write", "save", "chore", "repair", "read", "claim")
 
 SOURCE = ("write", "burst", "expire", "split", "roll", "wither", "throttle", "outage", "lie", "blank", "trim")
+PARKED = ("retry", "retry again", "give up", "list", "relent")
 REQUESTS = ("lost", "unanswered", "late", "straggle", "cut short", "restart", "pause")
 
 RATES: Mapping[str, float] = {
@@ -76,6 +77,12 @@ RATES: Mapping[str, float] = {
     "stop repair": 0.0005,
     "suspend repair": 0.002,
     "kill repair": 0.0005,
+    "retry": 0.004,
+    "retry again": 0.002,
+    "retry slowly": 0.004,
+    "give up": 0.001,
+    "list": 0.001,
+    "relent": 0.0005,
     "kill worker": 0.004,
     "kill coordinator": 0.003,
     "cut off": 0.008,
@@ -129,6 +136,7 @@ class Swarm(Universe):
         self.claimed: int | None = None  # the run's revision, as the engine that starts processes knows it
         self._plan: dict[int, list[Act]] = {}
         self.transactions = transactions.Lock()
+        self.command: Process | None = None  # that a person has given
         super().__init__(seed, scenario, (), trace)
         self.target = transactions.target_of(scenario)
         self.chance = random.Random(f"workers {seed}")
@@ -155,6 +163,19 @@ class Swarm(Universe):
         if self.late:
             self.arrive()
         repairing.advance(self)
+        self.advance_command()
+
+    def advance_command(self) -> None:
+        """The command that a person has given makes its next request, some time."""
+        if self.command is not None and self.answers.random() < 0.1:
+            self.command.advance()
+            if self.command.ended:
+                self.command = None
+
+    def end_command(self) -> None:
+        if self.command is not None:
+            self.command.kill()
+            self.command = None
 
     def soon(self, steps: int, what: str) -> None:
         self._plan.setdefault(self.step + steps, []).append(Act(self.step + steps, what, (0.0, 0.0)))
@@ -398,6 +419,7 @@ class Swarm(Universe):
         self._plan.clear()
         self.armed.clear()
         self.fatal_items.clear()
+        self.end_command()
         if self.repairs.random() < 0.5:
             repairing.end(self)
         self.source.heal()
@@ -425,6 +447,7 @@ class Swarm(Universe):
             raise runs.NeverSettled(f"not settled within {PATIENCE} steps")
         finally:
             repairing.end(self)
+            self.end_command()
             self.end_all()
 
 
@@ -467,6 +490,17 @@ def _replace_perhaps(world: Swarm, actor: Actor, act: Act) -> None:
 def _one(world: Swarm, act: Act) -> Actor | None:
     living = [a for a in world.actors if a.lives and a.run is not None]
     return living[act.pick(len(living))] if living else None
+
+
+def retry_slowly(world: Swarm, act: Act) -> None:
+    """A person's command, which the processes of the run outrun; perhaps it is killed."""
+    decision = deciding.retried if act.luck[1] < 0.8 else deciding.dropped
+
+    def command(pause: Callable[[], None]) -> None:
+        deciding.decide(world, act, decision, pause)
+
+    if world.command is None:
+        world.command = Process(command)
 
 
 def regret(world: Swarm, act: Act) -> None:
@@ -529,6 +563,8 @@ ACTS: Mapping[str, Callable[[Swarm, Act], None]] = {
     **{what: acts.ACTS[what] for what in (*SOURCE, *REQUESTS)},
     **requests.ACTS,
     **repairing.ACTS,
+    **{what: deciding.ACTS[what] for what in PARKED},
+    "retry slowly": retry_slowly,
     **dict.fromkeys(("leak", "race", "doze"), acts.arm),
     "regret": regret,
     "disable": acts.disable,
@@ -550,7 +586,6 @@ def draw(seed: int) -> Scenario:
     hook = chance.choice([None, None, *HOOKS])
     own_ids = hook is not None and HOOKS[hook].own_ids
     view = "NEW_AND_OLD_IMAGES" if own_ids or chance.random() < 0.8 else chance.choice(["NEW_IMAGE", "KEYS_ONLY"])
-    rates = {what: rate * 10 ** chance.uniform(-1, 0.6) for what, rate in RATES.items() if chance.random() < 0.7}
     return Scenario(
         hook=hook,
         view=view,
@@ -570,8 +605,18 @@ def draw(seed: int) -> Scenario:
         dialect=chance.choice([AWS, LOCAL]),
         pace=chance.choice([0.01, 0.05, 0.2, 1.0]),
         slow=chance.choice([0.0, 0.1, 0.3]),
-        rates=rates,
+        rates=drawn_rates(seed),
     )
+
+
+def drawn_rates(seed: int) -> dict[str, float]:
+    """How often each act happens, if it does; independent of what other acts there are."""
+    rates = {}
+    for what, rate in RATES.items():
+        chance = random.Random(f"workers' {what} {seed}")
+        if chance.random() < 0.7:
+            rates[what] = rate * 10 ** chance.uniform(-1, 0.6)
+    return rates
 
 
 def simulate(seed: int, found: Scenario | None = None, trace: list[str] | None = None) -> Swarm:
