@@ -534,12 +534,24 @@ class Pipeline:
 
     def _move(self, taken: _Taken, moves: Iterable[Move]) -> None:
         for move in moves:
+            for save in move.saves:
+                self._save_once(taken, save)
+            if move.after is not None:
+                saved = taken.saves[move.kind, move.after.id]
+                move = replace(move, after=replace(move.after, revision=(saved.expected or 0) + 1))
             self.parked.apply(move)
             taken.moves.append(move)
-            for save in move.saves:
-                taken.saves[save.kind, save.id] = save
             if self.slot and move.kind == PARKED:
                 self._put(taken, "item", move.item, None if move.after is None else ParkedItem(move.after.id))
+
+    def _save_once(self, taken: _Taken, save: Save) -> None:
+        """Add a save to the batch. One that has the entry already, from another shard, says what revision to expect."""
+        place = save.kind, save.id
+        earlier = taken.saves.pop(place, None)
+        if earlier is not None:
+            save = structs.replace(save, expected=earlier.expected)
+        if save.text is not None or save.expected != 0:  # otherwise it was created and removed within the batch
+            taken.saves[place] = save
 
     def _put_heartbeat(self, taken: _Taken) -> None:
         if self._heartbeat is None:

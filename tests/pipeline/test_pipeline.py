@@ -352,6 +352,36 @@ def test_a_later_good_change_heals_a_parked_item() -> None:
     assert len(pipeline.parked) == 0
 
 
+def test_an_item_that_two_shards_park_or_heal_in_one_batch_is_saved_once() -> None:
+    """As after a listing without the shard between the two: a save that expects what the batch itself stores fails,
+    each time that it is tried again.
+    """
+
+    def picky(item: Item) -> Mapping[str, object]:
+        return {"v": 10 // int(item["v"])}
+
+    checkpoints = MemoryCheckpoints(MemoryDatabase())
+    claimed = checkpoints.claim(owner("run"))
+    pipeline = Pipeline(DocumentMapping(Hook("picky", picky, "", declared=False), ("orders",)), claimed)
+
+    def stored() -> None:
+        while (batch := pipeline.take(NOW)) is not None:
+            checkpoints.save(batch.saves)
+            pipeline.stored(batch, Outcome(), NOW)
+
+    state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stages.FOLLOWING)
+    pipeline.begin(state, Listing((Shard("a"), Shard("b")), True, "ENABLED", NOW), {})
+    stored()
+    opened(pipeline)
+    for sequence, (one, other) in enumerate([(1, 1), (0, 0), (0, 0), (1, 0), (0, 1), (1, 1)], start=1):
+        for shard, value in (("a", one), ("b", other)):
+            pipeline.accept(page(shard, record(sequence, "x", value)))
+        stored()
+        assert [(held.id, held.revision) for held in pipeline.parked.all_parked] == [
+            (e.id, e.revision) for e in checkpoints.read().entries if e.kind == "parked"
+        ]
+
+
 def test_expiries_can_be_ignored_and_are_counted_as_filtered() -> None:
     pipeline = begun(Shard("a"), expired=True)
     opened(pipeline)

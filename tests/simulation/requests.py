@@ -41,10 +41,10 @@ def request_items(world: Universe, act: Act) -> None:
     keys = sorted(
         {(f"k{chance.randrange(world.scenario.keys)}",) for _ in range(1 + act.pick(2 * world.scenario.keys))}
     )
-    if not world.scenario.keeps_expired:
+    noted = _note(world, ResyncRequest(world.clock.now, startup.digest(found), keys=tuple(keys)))
+    if noted and not world.scenario.keeps_expired:
         for key in keys:
             _change_by_hand(world, key, chance.random(), version(found.state.complete, 0))
-    _note(world, ResyncRequest(world.clock.now, startup.digest(found), keys=tuple(keys)))
 
 
 def _change_by_hand(world: Universe, id: DocumentId, luck: float, oldest: int) -> None:
@@ -84,10 +84,13 @@ def _startup(world: Universe, allowed: Allowed) -> StartupState | None:
     return None
 
 
-def _note(world: Universe, request: ResyncRequest) -> None:
+def _note(world: Universe, request: ResyncRequest) -> bool:
+    """Whether the command accepts the request, which it does not while one for another config is pending."""
     earlier = CheckpointView(MemoryCheckpoints(world.database).read()).request
-    with suppress(ConfigError):  # the pending one is for another config
+    with suppress(ConfigError):
         _save(world, request.joined(earlier))
+        return True
+    return False
 
 
 def _save(world: Universe, request: ResyncRequest) -> None:

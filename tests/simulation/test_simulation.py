@@ -28,6 +28,7 @@ GAP_AT_LAST = 536559  # in the run that outlives all doubt
 FORGOTTEN_PARENTS = (464866, 615998)  # so that nothing says where a shard's ordinals began
 UNPURGED = 134  # of repaired copies: the run ended between a repair's end and the purge of the tombstones it needed
 BEFORE_THE_EPOCH = (5000837, 5006068)  # what followed a record that was read from there was trimmed, without a word
+TWO_SHARDS_PARK = 62501133  # in one batch, because a listing lacked the shard between them
 
 
 @pytest.mark.timeout(60 + SEEDS)
@@ -43,7 +44,7 @@ def test_a_restored_store_is_resynced_if_nothing_else_reveals_it(seed: int) -> N
     simulate(seed)
 
 
-@pytest.mark.parametrize("seed", [*OLD_LISTINGS, GAP_AT_LAST, *FORGOTTEN_PARENTS, *BEFORE_THE_EPOCH])
+@pytest.mark.parametrize("seed", [*OLD_LISTINGS, GAP_AT_LAST, *FORGOTTEN_PARENTS, *BEFORE_THE_EPOCH, TWO_SHARDS_PARK])
 def test_a_seed_that_failed_once_holds(seed: int) -> None:
     simulate(seed)
 
