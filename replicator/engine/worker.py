@@ -35,6 +35,9 @@ from replicator.target.contract import AppliesLate, Transactional, marks_of
 
 log = logging.getLogger("replicator")
 
+Connect = Callable[[], AbstractContextManager[RunContext]]
+"""Source, target and checkpoints for one claim of a slot, closed on exit."""
+
 CLAIM_INTERVAL = 0.5  # seconds between two looks at whether the slot may be claimed
 
 
@@ -57,7 +60,7 @@ class Worker:
         self,
         post: Post,
         owner: Owner,
-        connect: Callable[[], AbstractContextManager[RunContext]],
+        connect: Connect,
         environment: Environment,
     ) -> None:
         self._post, self._owner, self._connect, self._environment = post, owner, connect, environment

@@ -1,0 +1,286 @@
+"""What one container of the AWS Lambda function does: an invocation is a batch of one shard, stored under its lane.
+
+It keeps nothing that is not in the checkpoints but a connection and the lane that it claimed last. Lambda invokes one
+container per shard at a time; where that fails (a frozen container wakes up, an invocation is repeated), the lane's
+fence lets one of them store, and the other starts over from what is stored then.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from replicator.aws.client import answered
+from replicator.change import Listing
+from replicator.checkpoints.contract import Claimed, Slotted
+from replicator.engine.context import Environment, RunContext
+from replicator.engine.coordinator import COORDINATOR
+from replicator.engine.lane_run import LaneRun
+from replicator.engine.retry import RetryPolicy, Stopped
+from replicator.engine.stop_event import Stop
+from replicator.engine.worker import Post
+from replicator.errors import ConfigError, Fenced, GapFound, TransientError
+from replicator.pipeline import lanes
+from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.discovery import Discovery
+from replicator.source.decoding import RecordsDecoder
+from replicator.source.lambda_event import ShardBatch, shard_batch
+from replicator.source.stream import LISTING_REST, Stream, listing
+from replicator.state import Gap, Owner, ShardState, decode
+from replicator.target.contract import AppliesLate
+
+log = logging.getLogger("replicator")
+
+LISTING = "listing"  # the slot that an invocation claims while it adds shards
+ATTEMPTS = 3  # how often an invocation starts over after another one took its lane
+RELIST = 0.5  # seconds between listings while a shard is missing from them
+BEGIN = "replicator run CONFIG --until backfilled"
+
+
+class Deadline(Stop):
+    """Set once the time of an invocation is over, and when it is set. Moved on by the next invocation."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._monotonic, self._at = monotonic, math.inf
+
+    def move(self, seconds: float) -> None:
+        self._at = self._monotonic() + seconds
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._monotonic() >= self._at
+
+    def wait(self, timeout: float | None = None) -> bool:
+        left = max(0.0, self._at - self._monotonic())
+        super().wait(left if timeout is None else min(timeout, left))
+        return self.is_set()
+
+
+class Function:
+    """The function in one container. ``environment.stop`` ends an invocation before Lambda does."""
+
+    def __init__(self, context: RunContext, owner: Owner, environment: Environment) -> None:
+        check_supported(context)
+        self._context, self._owner, self._environment = context, owner, environment
+        stop, now, random = environment.stop, environment.now, environment.random
+        self._retrying = RetryPolicy(stop, environment.waiting, now, random)
+        self._decode = RecordsDecoder(context.table.keys, images=context.table.view != "KEYS_ONLY")
+        self._held: LaneRun | None = None
+
+    def invoke(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Store a batch. The response names the first record that is not stored, which Lambda delivers again.
+
+        An error if none is stored, for the reason why.
+        """
+        batch = shard_batch(event, self._decode)
+        if not batch.records:
+            return {"batchItemFailures": [], "state": {}}
+        self._check_stream(batch)
+        try:
+            self._store(batch)
+        except BaseException as e:
+            failed = self._first_failed(batch)
+            self._release()
+            if failed == batch.records[0].sequence or not isinstance(e, Exception):
+                raise (_OUT_OF_TIME if isinstance(e, Stopped) else e) from e
+            log.warning("batch stored in part", extra={"shard": batch.shard, "first": failed, "reason": str(e)})
+            return {"batchItemFailures": [{"itemIdentifier": failed}], "state": {}}
+        return {"batchItemFailures": [], "state": {}}
+
+    def close(self) -> None:
+        self._release()
+
+    def _check_stream(self, batch: ShardBatch) -> None:
+        if batch.stream_arn and batch.stream_arn != (self._context.table.stream_arn or batch.stream_arn):
+            raise ConfigError(
+                f"the event source mapping reads {batch.stream_arn}, but the table of this config has the stream "
+                f"{self._context.table.stream_arn}: create the mapping for that one"
+            )
+
+    def _store(self, batch: ShardBatch) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._store_once(batch)
+                return
+            except Fenced:
+                self._release()
+                if attempt == ATTEMPTS:
+                    raise
+                log.info("another invocation took over; starting over", extra={"shard": batch.shard})
+
+    def _store_once(self, batch: ShardBatch) -> None:
+        held = self._held
+        if held is None or not self._holds(held, batch.shard):
+            held = self._hold_readable(batch.shard)
+        try:
+            held.store(batch)
+        except GapFound as gap:
+            held.skip(gap, batch.shard, ended=False)
+            held.accept(batch)
+        if held.has_read:
+            self._release()  # its readers are ahead of what events will bring
+
+    def _holds(self, held: LaneRun, shard: str) -> bool:
+        """Whether the shard is in that lane, and may be read."""
+        shards = held.pipeline.shards
+        return shard in shards and shards[shard].slot == held.lane and not lanes.unended_ancestors(shard, shards)
+
+    def _first_failed(self, batch: ShardBatch) -> str:
+        """The first record that is not stored, as far as this container knows."""
+        held = self._held
+        if held is None or not self._holds(held, batch.shard):
+            return batch.records[0].sequence
+        left = held.left_of(batch)
+        return left[0].sequence if left else batch.records[-1].sequence
+
+    # Claiming
+
+    def _hold_readable(self, shard: str) -> LaneRun:
+        """The shard's lane, claimed, after its ancestors are stored to their ends.
+
+        Lambda delivers a shard after its parent, but it tells nobody that the parent has ended, and may have given up
+        the rest of it. Reading what is left proves the end.
+        """
+        held = self._hold(shard)
+        for ancestor in lanes.unended_ancestors(shard, held.pipeline.shards):
+            held = self._hold(ancestor)
+            try:
+                held.read_to(ancestor, None)
+            except GapFound as gap:
+                held.skip(gap, ancestor, ended=True)
+            self._release()
+        return self._hold(shard)
+
+    def _hold(self, shard: str) -> LaneRun:
+        """The lane of a shard, claimed. Lists the stream if the shard is new."""
+        if self._held is not None and self._is_in(shard, self._held):
+            return self._held
+        self._release()
+        claimed = self._read()
+        states: Mapping[str, ShardState] = _shards(claimed)
+        if shard not in states or not lanes.is_lane(states[shard].slot):
+            states = self._add(shard, claimed.revision)
+        post = Post(states[shard].slot, claimed.revision)
+        self._held = LaneRun.claimed_lane(self._context, post, self._owner, self._environment)
+        return self._held
+
+    def _is_in(self, shard: str, held: LaneRun) -> bool:
+        known = held.pipeline.shards.get(shard)
+        return known is not None and known.slot == held.lane
+
+    def _read(self) -> Claimed:
+        """What is stored. ConfigError unless the pipeline was handed over to Lambda."""
+        claimed = self._retrying(self._context.checkpoints.read, asks="checkpoints")
+        view = CheckpointView(claimed)
+        noted = view.slots.get(COORDINATOR)
+        is_lanes = all(not s.slot or lanes.is_lane(s.slot) for s in view.shards.values() if not s.ended)
+        if view.pipeline is None or noted is None or noted.begun != claimed.revision or not is_lanes:
+            raise ConfigError(
+                f"pipeline {self._context.config.pipeline} is not handed over to AWS Lambda"
+                + ("" if claimed.revision == 0 else f" (its last run: {_owner_in(claimed)})")
+                + f". Stop other runs of it, and run: {BEGIN}. Until then nothing is stored, and Lambda retries"
+            )
+        if view.pipeline.opening:
+            raise TransientError("an epoch begins: retry")
+        return claimed
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
+
+    # New shards
+
+    def _add(self, shard: str, run: int) -> Mapping[str, ShardState]:
+        """Add the shards that are new in the stream, among them this one; all that are stored then.
+
+        Nobody else can add any at the same time, nor move the stage: the pipeline's entry is part of the save.
+        """
+        checkpoints, now = self._context.checkpoints, self._environment.now
+        assert isinstance(checkpoints, Slotted)
+        claimed = self._retrying(lambda: checkpoints.claim_slot(self._owner, LISTING, run), asks="checkpoints")
+        view = CheckpointView(claimed)
+        gap: GapFound | None = None
+        new: Mapping[str, ShardState] = {}
+        forgotten: frozenset[str] = frozenset()
+        try:
+            if shard not in view.shards:
+                new, forgotten = self._listed(shard, view)
+        except GapFound as e:
+            gap, new, forgotten = e, _root(shard, view, now()), frozenset()
+        after = {**view.shards, **new}
+        given = lanes.assigned(after)
+        saves = [view.put("shard", id, state)[0] for id, state in {**new, **given}.items()]
+        saves += [view.put("shard", id, None)[0] for id in forgotten - given.keys()]
+        if gap is not None:
+            log.error("gap", extra={"reason": gap.reason, "shard": gap.shard})
+            epoch = view.pipeline.epoch if view.pipeline is not None else 0
+            found = Gap(gap.reason, now(), epoch, gap.shard, gap.sequence)
+            saves.append(view.put("gap", f"{now():017.3f}@{LISTING}", found)[0])
+        saves.append(view.put("pipeline", "", view.pipeline)[0])
+        self._retrying(lambda: checkpoints.save(saves), asks="checkpoints")
+        return view.shards
+
+    def _listed(self, shard: str, view: CheckpointView) -> tuple[Mapping[str, ShardState], frozenset[str]]:
+        """New shards, and those that can be forgotten. GapFound if the shard's ancestors remain missing."""
+        heartbeat = view.heartbeat
+        discovery = Discovery(listed=heartbeat.listed if heartbeat is not None else None)
+        while True:
+            news = discovery.news(view.shards, self._list())
+            if shard in news.shards:
+                return news.shards, news.forgotten
+            if self._environment.stop.wait(RELIST):
+                raise Stopped
+
+    def _list(self) -> Listing:
+        stream = Stream(
+            arn=self._context.table.stream_arn or "",
+            table=self._context.config.source.table,
+            keys=self._context.table.keys,
+            decode=self._decode,
+            now=self._environment.now,
+            random=self._environment.random,
+        )
+
+        def list_all() -> Listing:
+            for step in answered(self._context.client, listing(stream)):
+                if isinstance(step, Listing):
+                    return step
+                self._environment.stop.wait(LISTING_REST)
+            raise AssertionError("a listing ends with a Listing")
+
+        return self._retrying(list_all, asks="source")
+
+
+_OUT_OF_TIME = TransientError("the invocation's time was over before anything of the batch was stored")
+
+
+def check_supported(context: RunContext) -> None:
+    """ConfigError for what cannot run behind Lambda."""
+    if not isinstance(context.checkpoints, Slotted):
+        raise ConfigError("checkpoints: this store cannot be written by several workers")
+    if isinstance(context.target, AppliesLate):
+        raise ConfigError(
+            "engine: behind AWS Lambda, targets without transactions are not supported: a write that timed out may "
+            "still be applied, and no process is left to purge the tombstones that guard against it. Use Postgres"
+        )
+
+
+def _shards(claimed: Claimed) -> dict[str, ShardState]:
+    decoded = {e.id: decode("shard", e.id, e.text) for e in claimed.entries if e.kind == "shard"}
+    return {id: state for id, state in decoded.items() if isinstance(state, ShardState)}
+
+
+def _owner_in(claimed: Claimed) -> str:
+    entries = [e for e in claimed.entries if (e.kind, e.id) == ("owner", "")]
+    owners = [decode(e.kind, e.id, e.text) for e in entries]
+    return "".join(owner.who for owner in owners if isinstance(owner, Owner))
+
+
+def _root(shard: str, view: CheckpointView, now: float) -> dict[str, ShardState]:
+    """The shard whose ancestors are lost, with ordinals after all there are, so that its changes are the newest."""
+    highest = max((s.ordinal for s in view.shards.values()), default=0)
+    return {shard: ShardState(None, None, whole=True, since=now, ordinal=highest)}

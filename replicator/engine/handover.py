@@ -1,0 +1,113 @@
+"""``run --until backfilled``: begins an epoch if one is due, makes its backfill, and leaves the stream to AWS Lambda.
+
+A coordinator gives each shard a lane, which the function's invocations claim, and a worker in the same process scans
+the segments. From then on nothing but the function works on the pipeline, until another run claims it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from dataclasses import replace
+
+from replicator.engine import startup
+from replicator.engine.context import Environment, RunContext
+from replicator.engine.coordinator import Coordinator
+from replicator.engine.function import check_supported
+from replicator.engine.worker import Connect, Post, Worker
+from replicator.errors import Fenced
+from replicator.pipeline import lanes, stages
+from replicator.pipeline.coordination import Workers
+from replicator.state import Owner, ShardState
+
+log = logging.getLogger("replicator")
+
+BACKFILL = "backfill"  # the slot that has all segments
+COORDINATE_INTERVAL = 1.0  # seconds between two steps of the coordinator while the worker is busy
+
+
+class LaneCoordinator(Coordinator):
+    """A coordinator whose workers are the function's invocations, one for each lane, and one that scans."""
+
+    def __init__(self, context: RunContext, owner: Owner, environment: Environment) -> None:
+        check_supported(context)
+        super().__init__(context, owner, environment, (BACKFILL,))
+        self._know_lanes()
+
+    @property
+    def is_backfilled(self) -> bool:
+        state = self.pipeline.state
+        return state is not None and state.stage == stages.FOLLOWING and not state.opening
+
+    def _refresh(self) -> None:
+        super()._refresh()
+        self._know_lanes()
+
+    def _know_lanes(self) -> None:
+        """The lanes may have become more: an invocation gives new shards theirs."""
+        shards, slots = self.pipeline.view.shards, self.pipeline.view.slots
+        found = {s.slot for s in shards.values() if lanes.is_lane(s.slot)} | {id for id in slots if lanes.is_lane(id)}
+        self._use_slots((BACKFILL, *sorted(found)))
+
+    def _use_slots(self, slots: tuple[str, ...]) -> None:
+        self._workers = self.pipeline.workers = Workers(slots, self._owner)
+
+    def _give(self) -> None:
+        """Give each shard a lane, before its parent has ended too, and all segments to this process."""
+        pipeline = self.pipeline
+        shards: dict[str, ShardState] = lanes.assigned(pipeline.shards)
+        left = {id: s for id, s in pipeline.segments.items() if not s.ended and s.slot != BACKFILL}
+        segments = {id: replace(segment, slot=BACKFILL) for id, segment in left.items()}
+        if shards or segments:
+            pipeline.give(shards, segments)
+            self._refresh()
+
+
+class Backfill:
+    """The coordinator and the worker of one run, step by step."""
+
+    def __init__(self, context: RunContext, owner: Owner, environment: Environment, connect: Connect) -> None:
+        self.coordinator = LaneCoordinator(context, owner, environment)
+        self._environment = environment
+        self._worker: Worker | None = None
+        self._owner, self._connect = owner, connect
+        self._coordinated = -math.inf
+
+    def start(self, allowed: startup.Allowed) -> None:
+        self.coordinator.start(allowed)
+        post = Post(BACKFILL, self.coordinator.revision)
+        self._worker = Worker(post, self._owner, self._connect, self._environment)
+
+    def step(self) -> None:
+        """A step of the worker while there is something to scan, and now and then one of the coordinator."""
+        assert self._worker is not None
+        scanning = self._is_scanning() and self._worker.step()
+        now = self._environment.monotonic()
+        if not scanning or now - self._coordinated >= COORDINATE_INTERVAL:
+            self._coordinated = now
+            self.coordinator.step()
+
+    def _is_scanning(self) -> bool:
+        state = self.coordinator.pipeline.state
+        return state is not None and state.stage == stages.SCANNING and not state.opening
+
+    def end(self) -> None:
+        if self._worker is not None:
+            with contextlib.suppress(Fenced):  # the coordinator took the slot away for the stage after the scan
+                self._worker.end()
+        self.coordinator.end()
+
+    def run(self, allowed: startup.Allowed) -> bool:
+        """Until the backfill is made, and cleaned up after. Returns False if stopped before."""
+        self.start(allowed)
+        stop = self._environment.stop
+        while not self.coordinator.is_backfilled and not stop.is_set():
+            self.step()
+        done = self.coordinator.is_backfilled
+        self.end()
+        if done:
+            log.info(
+                "backfilled; AWS Lambda follows the stream", extra={"shards": len(self.coordinator.pipeline.shards)}
+            )
+        return done

@@ -1,0 +1,177 @@
+"""A lane from one claim of it to the next: stores the records of an invocation, and reads what they do not continue."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from replicator.aws.client import Call, completed
+from replicator.aws.errors import AwsError, decoded
+from replicator.change import Page, Record
+from replicator.engine.context import Environment, RunContext
+from replicator.engine.fetcher import explained
+from replicator.engine.parked_limits import check_parked
+from replicator.engine.retry import Stopped
+from replicator.engine.worker import Post, SlotRun
+from replicator.errors import GapFound, TransientError
+from replicator.source.lambda_event import ShardBatch
+from replicator.source.shard_reader import OVERLAP
+from replicator.state import Owner, ShardState
+
+log = logging.getLogger("replicator")
+
+
+class LaneRun(SlotRun):
+    """The lane of one or more shards, of which at most one is not stored to its end or waits for another.
+
+    Records that an event source mapping delivers are stored as they are if they continue what is stored: then they cost
+    no request but the one that proves it. Otherwise the shard is read from the stored position. So nothing is lost if
+    Lambda gives up a batch, or the mapping is created anew, as long as the stream has it.
+    """
+
+    has_read = False  # whether it has read any shard itself, so that its readers have positions of their own
+
+    @classmethod
+    def claimed_lane(cls, context: RunContext, post: Post, owner: Owner, environment: Environment) -> LaneRun:
+        """The lane, claimed. TransientError while an epoch begins."""
+        held = cls.claimed(context, post, owner, environment, math.nan)
+        if held is None:
+            raise TransientError("an epoch is beginning, so nothing can be stored: Lambda retries")
+        assert isinstance(held, LaneRun)
+        return held
+
+    @property
+    def lane(self) -> str:
+        return self._post.slot
+
+    def left_of(self, batch: ShardBatch) -> Sequence[Record]:
+        """The records that are not stored, and needed."""
+        state = self.pipeline.shards[batch.shard]
+        if state.ended:
+            return ()
+        if state.sequence is None:
+            return batch.records if state.whole else [r for r in batch.records if r.created >= state.since - OVERLAP]
+        stored = int(state.sequence)
+        return [r for r in batch.records if int(r.sequence) > stored]
+
+    def store(self, batch: ShardBatch) -> None:
+        """Store what is left of a batch. GapFound if records before it can no longer be read: it may be stored then."""
+        check_parked(self.pipeline.parked, self._context.config.parked_limit)
+        left = self.left_of(batch)
+        if not left:
+            return
+        if self._continues(batch, left):
+            self.accept(batch)
+        else:
+            log.info("reading the stream", extra={"shard": batch.shard, "slot": self.lane})
+            self.read_to(batch.shard, left[-1].sequence)
+
+    def accept(self, batch: ShardBatch) -> None:
+        """Store what is left of a batch, whatever came before it."""
+        left = self.left_of(batch)
+        if not left:
+            return
+        state, created = self.pipeline.shards[batch.shard], min(left[-1].created, self._environment.now())
+        since, through = max(state.since, created), max(state.through or 0.0, created)
+        self.pipeline.accept(Page(batch.shard, left, False, through, size=batch.size, since=since))
+        self._beat()
+        self._delivery.flush()
+        self._watch.check()
+        self._recheck.check()
+
+    def read_to(self, shard: str, sequence: str | None) -> None:
+        """Read the shard until that record is stored; None: to its end. GapFound if records are lost.
+
+        What is read besides is stored too. Stopped if time runs out; what is stored by then is not read again.
+        """
+        self.has_read = True
+        while not self._has_stored(shard, sequence):
+            if self._environment.stop.is_set():
+                raise Stopped
+            self._step()
+        self._delivery.settle()
+
+    def skip(self, gap: GapFound, shard: str, *, ended: bool) -> None:
+        """Record a gap, and go on behind it: a rescan repairs it, and until then the stream is followed.
+
+        ``ended``: nothing more comes from the shard, which its children wait for.
+        """
+        gap = explained(gap, self._context.table, self._current_table()) if gap.gone else gap
+        log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence})
+        self._steps.clear()
+        self._delivery.settle()
+        self.pipeline.drop_ahead()
+        gaps = self.pipeline.view.gaps.values()
+        if not any(g.repaired is None and (g.reason, g.shard) == (gap.reason, gap.shard) for g in gaps):
+            self.pipeline.gap(gap, self._environment.now())
+        if ended:
+            self.pipeline.give({shard: replace(self.pipeline.shards[shard], ended=True)}, {})
+        self._delivery.flush()
+
+    def read_idle(self, shard: str, since: float) -> None:
+        """Read the shard until everything created before ``since`` is stored, or its end is."""
+        self.has_read = True
+        while not self._is_read_through(shard, since):
+            if self._environment.stop.is_set():
+                raise Stopped
+            self._step()
+        self._delivery.settle()
+
+    def _is_read_through(self, shard: str, since: float) -> bool:
+        state = self.pipeline.seen()[shard]
+        return state.ended or (state.through or 0.0) >= since
+
+    def _has_stored(self, shard: str, sequence: str | None) -> bool:
+        state = self.pipeline.shards[shard]
+        return state.ended or (sequence is not None and _is_at(state, sequence))
+
+    def _continues(self, batch: ShardBatch, left: Sequence[Record]) -> bool:
+        """Whether no record is missing between the stored position and what is left of the batch."""
+        state = self.pipeline.shards[batch.shard]
+        if self._fetcher.stream.keys_only or state.sequence is None:
+            return False
+        if any(int(r.sequence) == int(state.sequence) for r in batch.records):
+            return True
+        return self._next_after(batch.shard, state.sequence) == int(left[0].sequence)
+
+    def _next_after(self, shard: str, sequence: str) -> int | None:
+        """The record that follows in the shard; None if the stream did not show both of them at once."""
+        try:
+            shown = completed(self._context.client, _probe(self._fetcher.stream.arn, shard, sequence))
+        except (AwsError, TransientError):
+            return None  # the reader that follows handles every error
+        return shown[1] if len(shown) > 1 and shown[0] == int(sequence) else None
+
+
+def _is_at(state: ShardState, sequence: str) -> bool:
+    return state.sequence is not None and int(state.sequence) >= int(sequence)
+
+
+class _Iterator(msgspec.Struct):
+    ShardIterator: str
+
+
+class _Sequence(msgspec.Struct):
+    SequenceNumber: str
+
+
+class _Shown(msgspec.Struct):
+    dynamodb: _Sequence
+
+
+class _Page(msgspec.Struct):
+    Records: list[_Shown]
+
+
+def _probe(arn: str, shard: str, sequence: str) -> Any:
+    """The sequence numbers of a record and the one after it."""
+    place = {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": sequence}
+    body = yield Call("GetShardIterator", {"StreamArn": arn, "ShardId": shard, **place})
+    at = decoded(body, _Iterator, "GetShardIterator").ShardIterator
+    page = decoded((yield Call("GetRecords", {"ShardIterator": at, "Limit": 2})), _Page, "GetRecords")
+    return [int(r.dynamodb.SequenceNumber) for r in page.Records]

@@ -1,0 +1,54 @@
+"""Slots where each shard has its own worker at any time, as behind AWS Lambda. Pure functions.
+
+A lane is the slot of a shard, then of the shard that follows it: so there are as many as shards were ever open at once,
+and a child finds in its own slot what its parent's worker has left in doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from replicator.pipeline.lineage import ancestors
+from replicator.state import ShardState
+
+PREFIX = "lambda-"  # of the names of lanes: other engines' slots have other names
+
+
+def is_lane(slot: str) -> bool:
+    return slot.startswith(PREFIX)
+
+
+def assigned(shards: Mapping[str, ShardState]) -> dict[str, ShardState]:
+    """The shards that need a lane and have none, each with its own: that of its parent, or a free one.
+
+    A lane is free if no shard has it that may still be read. It is the parent's until a first child has it: that child
+    is read only after its parent.
+    """
+    parents = {id: shard.parent for id, shard in shards.items()}
+    left = [id for id, shard in shards.items() if not shard.ended and not is_lane(shard.slot)]
+    taken = {shard.slot: id for id, shard in shards.items() if not shard.ended and is_lane(shard.slot)}
+    given: dict[str, ShardState] = {}
+    for id in sorted(left, key=lambda id: (len(ancestors([id], parents)), id)):
+        parent = parents[id]
+        known = shards.get(parent) if parent is not None else None
+        before = given.get(parent, known) if parent is not None else None
+        inherited = before is not None and is_lane(before.slot) and taken.get(before.slot, parent) == parent
+        lane = before.slot if inherited and before is not None else _free(taken)
+        taken[lane] = id
+        given[id] = replace(shards[id], slot=lane)
+    return given
+
+
+def _free(taken: Mapping[str, str]) -> str:
+    return next(lane for n in range(len(taken) + 1) if (lane := f"{PREFIX}{n}") not in taken)
+
+
+def unended_ancestors(shard: str, shards: Mapping[str, ShardState]) -> list[str]:
+    """The ancestors of a shard that are not stored to their ends, oldest first."""
+    found: list[str] = []
+    parent = shards[shard].parent
+    while parent is not None and parent in shards:
+        found.append(parent)
+        parent = shards[parent].parent
+    return [id for id in reversed(found) if not shards[id].ended]

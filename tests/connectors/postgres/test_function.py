@@ -1,0 +1,69 @@
+"""The AWS Lambda function on a real Postgres: what it applies exactly once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from replicator.config.target import destination
+from replicator.engine.assembly import assemble
+from replicator.engine.context import RunContext
+from replicator.source.table import describe_table
+from tests.engine.cluster import TABLE, Wire
+from tests.engine.test_function import Stack
+from tests.servers.postgres_fixtures import Database
+
+
+class OnPostgres(Stack):
+    """The same, with a target in Postgres."""
+
+    def __init__(self, database: Database, resources: ExitStack) -> None:
+        self._server, self._resources = database, resources
+        super().__init__()
+
+    def context(self) -> RunContext:
+        found, problems = destination({"type": "postgres", "url": self._server.url, "table": "copy"})
+        assert found is not None, problems
+        target: Any = self._resources.enter_context(closing(found.build("memory")))
+        client, config = Wire(self.source), super().context().config
+        table = describe_table(client, TABLE)
+        return assemble(replace(config, target=found), client, target, target.checkpoints, None, table)
+
+    def rows(self, query: str) -> Any:
+        with self._server.connect() as connection:
+            return connection.execute(query).fetchall()
+
+
+@pytest.fixture
+def stack(one_postgres: Database) -> Iterator[OnPostgres]:
+    with ExitStack() as resources:
+        yield OnPostgres(one_postgres, resources)
+
+
+def test_each_change_is_applied_once_by_containers_that_take_turns_and_batches_that_come_again(
+    stack: OnPostgres,
+) -> None:
+    for n in range(20):
+        stack.write(f"k{n}", n)
+    stack.backfill()
+    chance, containers = random.Random(1), [stack.container() for _ in range(3)]
+    for n in range(30):
+        stack.write(f"k{chance.randrange(25)}", n)
+        if n % 10 == 5:
+            stack.source.split(TABLE, stack.source.open_shards(TABLE)[0])
+        if n % 6 == 0:
+            stack.deliver(*containers)
+    stack.deliver(*containers)
+    read = "SELECT sum(read), sum(stale) FROM replicator.counts WHERE source LIKE 'shard:%'"
+    before = stack.rows(read)
+    for shard in stack.mapping.shards.values():
+        shard.after, shard.ended = -1, False
+    stack.deliver(*containers)
+    assert stack.rows(read) == before
+    wanted = {id[0]: item["v"] for id, item in stack.wanted.items()}
+    assert dict(stack.rows("SELECT pk, (document->>'v')::int FROM copy")) == wanted

@@ -1,0 +1,281 @@
+"""The AWS Lambda function and the backfill that hands over to it, step by step in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from replicator.engine.context import RunContext
+from replicator.engine.function import Function
+from replicator.engine.handover import Backfill
+from replicator.engine.local import Driver
+from replicator.engine.startup import RESUMING, Allowed
+from replicator.errors import ConfigError, GapFound, TransientError
+from replicator.state import Gap, decode
+from tests.engine.cluster import TABLE, Cluster
+from tests.engine.event_source import EventSource
+from tests.simulation.clock import VirtualStop
+
+
+class Stack(Cluster):
+    """The source, the target, the mapping, and containers of the function."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**{"on_gap": "stop", **config})
+        self.mapping = EventSource(self.source, TABLE)
+        self.containers: list[Function] = []
+
+    def backfill(self, allowed: Allowed = RESUMING) -> Backfill:
+        @contextlib.contextmanager
+        def connect() -> Iterator[RunContext]:
+            yield self.context()
+
+        run = Backfill(self.context(), self.owner("backfill"), self.environment(), connect)
+        assert run.run(allowed)
+        return run
+
+    def container(self) -> Function:
+        self.containers.append(Function(self.context(), self.owner("container"), self.environment()))
+        return self.containers[-1]
+
+    def deliver(self, *functions: Function) -> None:
+        """All there is, in turns to these containers."""
+        turn, idle = 0, False
+        while not idle:
+            idle = True
+            for shard in self.mapping.ready():
+                batch = self.mapping.event(shard)
+                if batch is not None:
+                    response = functions[turn % len(functions)].invoke(batch)
+                    self.mapping.done(shard, batch, response)
+                    turn, idle = turn + 1, False
+                elif self.mapping.shards[shard].ended:
+                    idle = False
+
+    @property
+    def gaps(self) -> list[Gap]:
+        found = [decode(kind, id, text) for (kind, id), (_, text) in self.database.entries.items() if kind == "gap"]
+        return [gap for gap in found if isinstance(gap, Gap)]
+
+
+def filled(**config: Any) -> Stack:
+    stack = Stack(**config)
+    for n in range(20):
+        stack.write(f"k{n}", n)
+    stack.backfill()
+    assert stack.stored == stack.wanted
+    return stack
+
+
+def test_what_the_mapping_delivers_after_the_backfill_is_stored_once() -> None:
+    stack = filled()
+    for n in range(50):
+        stack.write(f"k{n % 25}", 100 + n)
+    stack.delete("k3")
+    function = stack.container()
+    stack.deliver(function)
+    assert stack.stored == stack.wanted
+    counts = sum(c.read for source, c in stack.database.counts.items() if source.startswith("shard:"))
+    for shard in list(stack.mapping.shards):
+        stack.mapping.shards[shard].after = -1
+    stack.deliver(function, stack.container())
+    assert sum(c.read for s, c in stack.database.counts.items() if s.startswith("shard:")) == counts
+    assert stack.stored == stack.wanted
+
+
+def test_shards_that_split_and_roll_over_are_followed_by_any_number_of_containers() -> None:
+    stack = filled()
+    chance, containers = random.Random(1), [stack.container() for _ in range(3)]
+    for n in range(60):
+        stack.write(f"k{chance.randrange(25)}", n)
+        if n % 10 == 5:
+            shards = stack.source.open_shards(TABLE)
+            stack.source.split(TABLE, shards[n % len(shards)])
+        if n % 10 == 9:
+            stack.source.roll_all(TABLE)
+        if n % 7 == 0:
+            stack.deliver(*containers)
+    stack.deliver(*containers)
+    assert stack.stored == stack.wanted
+    assert stack.gaps == []
+
+
+def test_a_batch_that_lambda_gave_up_is_read_from_the_stream_while_that_has_it() -> None:
+    stack = filled()
+    function = stack.container()
+    stack.write("k1", 1)
+    stack.deliver(function)
+    for n in range(9):
+        stack.write(f"k{n}", 200 + n)
+    for shard in stack.mapping.ready():
+        if (batch := stack.mapping.event(shard)) is not None:
+            stack.mapping.drop(shard, batch)
+    for n in range(20):
+        stack.write(f"k{n}", 300 + n)
+    stack.delete("k2")
+    stack.deliver(function)
+    assert stack.stored == stack.wanted
+    assert stack.gaps == []
+
+
+def test_records_that_nothing_can_read_any_more_are_a_gap_behind_which_the_stream_is_followed() -> None:
+    stack = filled()
+    function = stack.container()
+    for n in range(20):
+        stack.write(f"k{n}", 100 + n)
+    stack.deliver(function)
+    for n in range(20):
+        stack.write(f"k{n}", 200 + n)
+    for shard in stack.mapping.ready():
+        if (batch := stack.mapping.event(shard)) is not None:
+            stack.mapping.drop(shard, batch)
+    stack.trim_all()
+    stack.write("k1", 301)
+    stack.write("k2", 302)
+    stack.deliver(function, stack.container())
+    assert [gap.repaired for gap in stack.gaps] == [None] * len(stack.gaps) != []
+    assert {id[0]: d["v"] for id, d in stack.stored.items()} == {
+        **{f"k{n}": 100 + n for n in range(20)},
+        "k1": 301,
+        "k2": 302,
+    }
+    with pytest.raises(GapFound):
+        stack.backfill()
+    stack.backfill(Allowed(resync=True))
+    assert stack.stored == stack.wanted
+    assert all(gap.repaired for gap in stack.gaps)
+
+
+def test_a_container_that_knows_only_the_earlier_epoch_stores_nothing_of_it() -> None:
+    stack = filled()
+    function = stack.container()
+    stack.write("k1", 100)
+    stack.deliver(function)
+    stack.write("k1", 101)
+    stack.backfill(Allowed(resync=True))
+    stack.write("k1", 102)
+    stack.deliver(function)
+    assert stack.stored == stack.wanted
+    epochs = {version >> 48 for version, _ in stack.database.rows[TABLE].values()}
+    assert epochs == {1025}
+
+
+def test_while_another_engine_runs_the_pipeline_the_function_stores_nothing() -> None:
+    stack = filled()
+    function = stack.container()
+    stack.write("k1", 100)
+    stack.deliver(function)
+    other = Driver(stack.context(), stack.owner("local"), stack.environment())
+    other.start(RESUMING)
+    stack.write("k2", 200)
+    before = dict(stack.database.entries)
+    with pytest.raises(ConfigError, match=r"not handed over to AWS Lambda \(its last run: .*--until backfilled"):
+        stack.deliver(function)
+    assert stack.database.entries == before
+    stack.backfill()
+    stack.deliver(function)
+    assert stack.stored == stack.wanted
+
+
+def test_before_the_first_backfill_the_function_stores_nothing() -> None:
+    stack = Stack()
+    stack.write("k1", 100)
+    with pytest.raises(ConfigError, match=r"not handed over to AWS Lambda\. Stop other runs"):
+        stack.deliver(stack.container())
+    assert stack.database.entries == {}
+
+
+def test_an_event_without_a_shard_names_the_setting_that_adds_it() -> None:
+    stack = filled()
+    stack.write("k1", 1)
+    batch = next(b for s in stack.mapping.ready() if (b := stack.mapping.event(s)) is not None)
+    del batch["shardId"]
+    with pytest.raises(ConfigError, match="TumblingWindowInSeconds"):
+        stack.container().invoke(batch)
+
+
+def test_a_window_that_ends_without_records_is_nothing_to_store() -> None:
+    stack = filled()
+    before = dict(stack.database.entries)
+    ended = {"Records": [], "shardId": stack.mapping.ready()[0], "isFinalInvokeForWindow": True, "state": {}}
+    assert stack.container().invoke(ended) == {"batchItemFailures": [], "state": {}}
+    assert stack.database.entries == before
+
+
+class Timer(VirtualStop):
+    """Time is over once ``over`` says so."""
+
+    over: Callable[[], bool] = staticmethod(lambda: False)
+
+    def is_set(self) -> bool:
+        return self.over()
+
+
+def test_when_time_runs_out_the_response_names_the_first_record_that_is_not_stored() -> None:
+    stack = filled(shards=1)
+    stack.source.page_sizes(records=5)
+    for n in range(20):
+        stack.write(f"k{n}", 100 + n)
+    (shard,) = stack.mapping.ready()
+    batch = stack.mapping.event(shard)
+    assert batch is not None
+    timer = Timer(stack.clock)
+    timer.over = lambda: f"shard:{shard}" in stack.database.counts
+    environment = replace(stack.environment(), stop=timer)  # type: ignore[arg-type]
+    response = Function(stack.context(), stack.owner("container"), environment).invoke(batch)
+    stored = stack.database.counts[f"shard:{shard}"].read
+    new = [r["dynamodb"]["SequenceNumber"] for r in batch["Records"]]
+    assert 0 < stored < len(new) == 40
+    assert response["batchItemFailures"] == [{"itemIdentifier": new[stored]}]
+    stack.mapping.done(shard, batch, response)
+    stack.deliver(stack.container())
+    assert stack.stored == stack.wanted
+
+
+def test_when_time_runs_out_before_anything_is_stored_the_invocation_fails_and_comes_again() -> None:
+    stack = filled(shards=1)
+    stack.write("k1", 100)
+    timer = Timer(stack.clock)
+    timer.over = lambda: True
+    function = Function(stack.context(), stack.owner("container"), replace(stack.environment(), stop=timer))  # type: ignore[arg-type]
+    before = stack.stored
+    with pytest.raises(TransientError, match="time was over"):
+        stack.deliver(function)
+    assert stack.stored == before
+    timer.over = lambda: False
+    stack.deliver(function)
+    assert stack.stored == stack.wanted
+
+
+def test_a_frozen_container_that_wakes_up_after_a_takeover_stores_nothing_twice() -> None:
+    stack = filled(shards=1)
+    frozen, other = stack.container(), stack.container()
+    stack.write("k1", 100)
+    stack.deliver(frozen)
+    stack.write("k1", 101)
+    (shard,) = stack.mapping.ready()
+    late = stack.mapping.event(shard)
+    assert late is not None
+    stack.deliver(other)
+    stack.write("k1", 102)
+    stack.deliver(other)
+    counts = dict(stack.database.counts)
+    assert frozen.invoke(late) == {"batchItemFailures": [], "state": {}}
+    assert stack.database.counts == counts
+    stack.write("k1", 103)
+    stack.deliver(other)
+    assert stack.stored == stack.wanted
+
+
+def test_targets_without_transactions_are_refused() -> None:
+    stack = Stack(index=True)
+    with pytest.raises(ConfigError, match="behind AWS Lambda, targets without transactions are not supported"):
+        stack.container()
+    with pytest.raises(ConfigError, match="behind AWS Lambda"):
+        stack.backfill()
+    assert stack.database.entries == {}
