@@ -66,19 +66,20 @@ def test_long_ids_are_hashed_and_the_key_is_kept(search: Search) -> None:
     assert hits(search, of) == []
 
 
-def test_a_document_is_in_the_shard_of_its_routing(search: Search) -> None:
-    of = table(search, keys=PAIR, routing="pk", shards=3)
+@pytest.mark.parametrize(("routing", "key"), [("pk", "a"), ("before(pk, '#')", "a#1")])
+def test_a_document_is_in_the_shard_of_its_routing(search: Search, routing: str, key: str) -> None:
+    of = table(search, keys=PAIR, routing=routing, shards=3)
     found = opened(search, of)
-    found.write(batch(*(put({"pk": "a"}, 1, id=("a", str(n)), table=of.name) for n in range(9)), tombstones=True))
+    found.write(batch(*(put({"pk": key}, 1, id=(key, str(n)), table=of.name) for n in range(9)), tombstones=True))
     search.ask("POST", f"/{of.name}/_refresh")
     (listed,) = search.ask("GET", f"/_cat/count/{of.name}?format=json")
     one = search.ask("POST", f"/{of.name}/_search?routing=a&size=100")
     assert (listed["count"], {hit["_routing"] for hit in one["hits"]["hits"]}) == ("9", {"a"})
     assert len(one["hits"]["hits"]) == 9
-    exhaust(lambda: found.sweep(of, at(2), [("a", "3")]))
-    assert ids(search, of) == {"a|3"}
+    exhaust(lambda: found.sweep(of, at(2), [(key, "3")]))
+    assert ids(search, of) == {f"{key}|3"}
     exhaust(lambda: found.purge(of, at(3)))
-    assert set(behind(search, of)) == {"a|3"}
+    assert set(behind(search, of)) == {f"{key}|3"}
 
 
 # refusals
