@@ -13,6 +13,7 @@ from psycopg import sql
 
 from connectors.postgres.table_schema import DELETED, VERSION, BodyColumn, TableSchema
 from replicator.identity import Change, Identity, Parts
+from replicator.target.contract import SECOND
 from replicator.version import FIRST_EPOCH, epoch_of
 
 _MARKS = "replicator: when the row's item was deleted; NULL while there is one"
@@ -148,7 +149,13 @@ def lacks_marks(shape: TableSchema, table: Found) -> bool:
 
 def taken(shape: TableSchema, table: Found, pipeline: str) -> Iterator[str]:
     """That the table belongs to another pipeline: a sweep of either would remove the other's rows."""
-    if table.pipeline not in (None, pipeline):
+    if table.pipeline == pipeline + SECOND:
+        yield (
+            f"{shape.label} is written by the pipeline {table.pipeline}: a rebuild has switched to its new copy, and "
+            "this config is that of the old one. Use the config that replaces it; to go back: replicator rebuild "
+            "rollback NEW_CONFIG"
+        )
+    elif table.pipeline not in (None, pipeline):
         hand_over = comment(shape, pipeline, table.epoch).as_string(None)
         yield (
             f"{shape.label} is written by the pipeline {table.pipeline}; two copies in one table would overwrite each "
