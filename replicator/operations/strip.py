@@ -10,7 +10,7 @@ import os
 import random
 import socket
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from replicator.aws.boto import connect
@@ -33,7 +33,17 @@ from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.stream import Stream
 from replicator.source.table import SourceTable, describe_table
-from replicator.state import LONGEST_IN_DOUBT, Heartbeat, Owner, PipelineState, Save, Stripped, decode_repair, encode
+from replicator.state import (
+    LONGEST_IN_DOUBT,
+    Heartbeat,
+    Owner,
+    PipelineState,
+    Save,
+    Slot,
+    Stripped,
+    decode_repair,
+    encode,
+)
 from replicator.target.contract import Strippable, Table
 
 _ONCE_MORE = "start the run once more, until it is live, and stop it"
@@ -143,7 +153,7 @@ def needed(view: CheckpointView, *, parked: int, repairing: bool, now: float) ->
     once_more = _ONCE_MORE
     if state is None or state.stage != stages.FOLLOWING or any(gap.repaired is None for gap in view.gaps.values()):
         return f"the copy is not complete (see: replicator status CONFIG), so it cannot have taken over; {once_more}"
-    if heartbeat is not None and heartbeat.phase != "stopped" and now - heartbeat.at <= HEARTBEAT_TIMEOUT:
+    if any(beat.phase != "stopped" and now - beat.at <= HEARTBEAT_TIMEOUT for beat in view.heartbeats.values()):
         return "a run of this pipeline is up, or was killed seconds ago; stop it, and what restarts it, for good"
     if parked:
         return f"{parked:,} change(s) are parked, and cannot be stored afterwards: replicator parked retry, or drop"
@@ -151,17 +161,18 @@ def needed(view: CheckpointView, *, parked: int, repairing: bool, now: float) ->
         return f"verify --repair is running, or was killed; wait until it has ended, or {once_more}"
     if view.retries.all > state.retried:
         return f"parked changes were retried since the last run, and those writes may still be applied; {once_more}"
-    if (left := in_doubt(state, heartbeat, now)) > 0:
+    if (left := in_doubt(state, heartbeat, view.slots.values(), now)) > 0:
         return f"requests without a response may still be applied for {left:.0f} s; repeat this command then"
     return ""
 
 
-def in_doubt(state: PipelineState, heartbeat: Heartbeat | None, now: float) -> float:
-    """Seconds for which requests of the last run may still be applied."""
+def in_doubt(state: PipelineState, heartbeat: Heartbeat | None, slots: Iterable[Slot], now: float) -> float:
+    """Seconds for which requests of the last run, or of its workers, may still be applied."""
     if heartbeat is None or heartbeat.phase != "stopped":  # killed
         left = LONGEST_IN_DOUBT
     else:
-        left = max(state.lingers or 0.0, state.lingers_earlier or 0.0)
+        lingers = (state.lingers, state.lingers_earlier, *(slot.lingers for slot in slots))
+        left = max(seconds or 0.0 for seconds in lingers)
     return left - max(0.0, now - heartbeat.at) if heartbeat is not None else left
 
 

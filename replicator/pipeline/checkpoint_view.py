@@ -138,6 +138,11 @@ class CheckpointView:
             self._values["request"][""] = decode_request(entry.text)
 
     @property
+    def heartbeats(self) -> Mapping[str, Heartbeat]:
+        """Of each process by its slot, "" for the run or its coordinator."""
+        return {id: beat for id, beat in self._values["pulse"].items() if isinstance(beat, Heartbeat)}
+
+    @property
     def heartbeat(self) -> Heartbeat | None:
         return self._values["pulse"].get("")
 

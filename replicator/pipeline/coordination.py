@@ -1,13 +1,14 @@
 """What a coordinator of several workers decides, from what is stored. Pure functions.
 
-It alone lists shards, gives them to slots, moves slots between workers, and changes epochs and stages. It keeps nothing
-that is not in the checkpoints, so that another one can go on from there.
+It alone lists shards, gives them to slots, and changes epochs and stages. It keeps nothing that is not in the
+checkpoints, so that another one can go on from there. Each slot has one worker at a time; what starts workers again
+when they end is the engine's.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from replicator.pipeline import stages
@@ -97,27 +98,6 @@ def inherited_window(child: ShardState, shards: Mapping[str, ShardState], slots:
     if not parent.slot:
         return 0.0  # a run in one process ended it; where that was killed, the workers began with a window
     return slots[parent.slot].in_doubt if parent.slot in slots else LONGEST_IN_DOUBT
-
-
-def moves(workers: Sequence[str], holders: Mapping[str, str]) -> dict[str, str]:
-    """The slots that need another worker, and which: as few as leave every worker with as many, or one more.
-
-    ``holders``: the worker of each slot, perhaps one that is gone.
-    """
-    held = Counter({worker: 0 for worker in workers})
-    fewest, more = divmod(len(holders), len(workers))
-    moved: list[str] = []
-    for slot, worker in sorted(holders.items()):
-        most = fewest + (1 if sum(n > fewest for n in held.values()) < more else 0)
-        if worker in held and held[worker] < most:
-            held[worker] += 1
-        else:
-            moved.append(slot)
-    placed = {}
-    for slot in moved:
-        placed[slot] = worker = min(workers, key=lambda w: (held[w], w))
-        held[worker] += 1
-    return {slot: worker for slot, worker in placed.items() if holders[slot] != worker}
 
 
 def writers(entries: Iterable[Entry]) -> frozenset[str]:

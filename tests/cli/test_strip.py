@@ -32,6 +32,7 @@ from replicator.state import (
     PipelineState,
     Retried,
     Save,
+    Slot,
     Stripped,
     decode,
     encode,
@@ -476,6 +477,14 @@ def needed(of: CheckpointView, *, parked: int = 0, repairing: bool = False, now:
     return operation.needed(of, parked=parked, repairing=repairing, now=now)
 
 
+def test_a_worker_that_lives_is_a_run_that_is_up_although_its_coordinator_is_gone() -> None:
+    beats = [
+        Entry("pulse", id, 1, encode(Heartbeat(at, "live"))) for id, at in (("", 900.0), ("0", 900.0), ("1", 1005.0))
+    ]
+    of = CheckpointView(Claimed(1, [Entry("pipeline", "", 1, encode(STATE)), *beats]))
+    assert "a run of this pipeline is up" in needed(of)
+
+
 def lingering(**seconds: float | None) -> PipelineState:
     return replace(STATE, **seconds)  # type: ignore[arg-type]
 
@@ -496,6 +505,7 @@ def test_a_pipeline_that_stopped_cleanly_needs_nothing() -> None:
         (view(heartbeat=None), {}, f"may still be applied for {LONGEST_IN_DOUBT:.0f} s"),
         (view(lingering(lingers=50.0)), {}, "may still be applied for 40 s"),
         (view(lingering(lingers_earlier=60.0)), {}, "may still be applied for 50 s"),
+        (view(slot=Slot(1, "following", lingers=30.0)), {}, "may still be applied for 20 s"),
         (view(), {"parked": 3}, "3 change(s) are parked, and cannot be stored afterwards"),
         (view(), {"repairing": True}, "verify --repair is running, or was killed"),
     ],

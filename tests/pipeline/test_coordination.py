@@ -9,7 +9,18 @@ from dataclasses import replace
 import pytest
 
 from replicator.pipeline import coordination, stages
-from replicator.state import LONGEST_IN_DOUBT, Owner, PipelineState, Save, SegmentState, ShardState, Slot, decode
+from replicator.state import (
+    LONGEST_IN_DOUBT,
+    Entry,
+    Owner,
+    PipelineState,
+    Save,
+    SegmentState,
+    ShardState,
+    Slot,
+    decode,
+    encode,
+)
 from replicator.version import FIRST_EPOCH
 
 NOW = 1_700_000_000.0
@@ -70,15 +81,23 @@ def test_segments_are_spread_over_the_slots_and_stay_where_they_are() -> None:
     assert Counter(s.slot for s in given.values()) == {"0": 3, "1": 2}
 
 
-@pytest.mark.parametrize("workers", [["w1"], ["w1", "w2"], ["w1", "w2", "w3", "w4"]])
-def test_slots_are_spread_evenly_and_no_more_of_them_move_than_must(workers: list[str]) -> None:
-    holders = {f"{n}": f"w{1 + n % 3}" for n in range(8)}  # three, three and two
-    moved = coordination.moves(workers, holders)
-    after = Counter((holders | moved).values())
-    assert set(after) == set(workers)
-    assert max(after.values()) - min(after.values()) <= 1
-    assert len(moved) == {1: 5, 2: 2, 4: 2}[len(workers)]
-    assert coordination.moves(workers, holders | moved) == {}
+def test_who_writes_is_the_run_in_one_process_or_the_slots_that_have_something_left_to_read() -> None:
+    """Shards keep the slots of an earlier run."""
+    entries = [
+        Entry("shard", "p", 3, encode(replace(OPEN, slot="0", ended=True))),
+        Entry("shard", "c", 3, encode(replace(OPEN, slot="1"))),
+        Entry("shard", "d", 3, encode(OPEN)),
+        Entry("segment", "0", 1, encode(SegmentState(1, slot="2"))),
+        Entry("owner", "", 7, encode(Owner("run", "here", 1, NOW))),
+    ]
+    assert coordination.writers(entries) == {""}
+    noted = Entry("slot", coordination.COORDINATOR, 1, encode(Slot(0, "", lingers=None, begun=7)))
+    assert coordination.writers([*entries, noted]) == {"1", "2"}
+    assert coordination.writers([*entries, replace_revision(noted, 6)]) == {""}, "of an earlier run"
+
+
+def replace_revision(noted: Entry, run: int) -> Entry:
+    return Entry("slot", noted.id, noted.revision, encode(Slot(0, "", lingers=None, begun=run)))
 
 
 def test_the_scan_is_over_when_the_segments_of_all_slots_are_stored() -> None:

@@ -51,6 +51,7 @@ def _change_by_hand(world: Universe, id: DocumentId, luck: float, oldest: int) -
     rows, tombstones = world.database.rows.get(world.TABLE), world.database.tombstones.get(world.TABLE, {})
     if rows is None or id in tombstones or id in world.database.marked.get(world.TABLE, {}):
         return
+    world.damage.ever.add((world.TABLE, id))
     if id not in rows:
         rows[id] = oldest, b'{"by": "hand"}'
     elif luck < 0.5:
