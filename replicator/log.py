@@ -23,8 +23,8 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 
 
 def fields(record: logging.LogRecord) -> Mapping[str, Any]:
-    """The fields passed as ``extra``."""
-    return {name: value for name, value in vars(record).items() if name not in _OWN}
+    """The fields passed as ``extra``, without those that libraries add to every record (``_…``)."""
+    return {name: value for name, value in vars(record).items() if name not in _OWN and name[:1] != "_"}
 
 
 class JsonLines(logging.Formatter):

@@ -19,6 +19,7 @@ from replicator.hooks.time_limit import EXIT_DEADLINE
 
 if TYPE_CHECKING:
     from replicator.config.settings import Config
+    from replicator.engine.run import Follow
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,12 @@ listen_option = click.option(
     help="Serve metrics and a status page on this loopback address, e.g. 127.0.0.1:9464.",
 )
 
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    help="What runs the pipeline, instead of the config's engine: one process, or workers on Ray.",
+)
+
 remove_expired_option = click.option(
     "--remove-expired",
     is_flag=True,
@@ -58,6 +65,7 @@ remove_expired_option = click.option(
 )
 @schema_changes_option
 @remove_expired_option
+@engine_option
 @listen_option
 @json_option
 @click.pass_context
@@ -89,7 +97,9 @@ def _may_be_two(path: str) -> bool:
     return settings.load(path).replaces is not None
 
 
-def run_until_stopped(path: str, as_json: bool, *, listen: str | None = None, **how: Any) -> None:
+def run_until_stopped(
+    path: str, as_json: bool, *, listen: str | None = None, engine: str | None = None, **how: Any
+) -> None:
     """What ``run``, and ``resync --now``, do."""
     say_first(path, as_json)
     from replicator.cli import live_view
@@ -99,14 +109,26 @@ def run_until_stopped(path: str, as_json: bool, *, listen: str | None = None, **
     from replicator.engine.run import run as run_pipeline
 
     stop = stop_on_signals()
-    loaded = resolved(settings.load(path))
+    loaded = resolved(settings.load(path, engine=engine))
+    how["follow"] = _follow(loaded)
     with live_view.view(as_json, _title(loaded)) as observe, monitored(loaded, path, listen, observe) as more:
         run_pipeline(loaded, stop=stop, **audited(loaded, more), **how)
         if not stop.is_set():
             log.info("caught up", extra={"pipeline": loaded.pipeline})
 
 
-def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, **how: Any) -> int:
+def _follow(config: Config) -> Follow | None:
+    """The engine of the config; None: this process."""
+    from replicator.config.engine import Ray
+
+    if not isinstance(config.engine, Ray):
+        return None
+    from replicator.engine.ray.driver import follow
+
+    return follow
+
+
+def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, engine: str | None = None, **how: Any) -> int:
     """Run the pipelines of several configs; the exit code. A config that cannot be loaded does not stop the others."""
     if listen is not None:
         raise ConfigError("--listen: each of several pipelines needs its own port: set monitoring in its config")
@@ -120,7 +142,8 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, **how:
     codes: list[int] = []
     stop = stop_on_signals(lambda: several.worst(codes))
     with live_view.several(as_json) as observer_of:
-        loaded = _apart(_loaded(paths, settings.load, codes), codes)
+        own = _loaded(paths, lambda path: _in_this_process(settings.load(path, engine=engine)), codes)
+        loaded = _apart(own, codes)
 
         def work(config: Config, confirm: Callable[[], None]) -> None:
             with monitored(config, str(config.path), None, observer_of(config.pipeline)) as more:
@@ -130,6 +153,18 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, **how:
         runs = [run for config in loaded for run in generations.runs(config, work, stop)]
         several.run_each(runs, lambda _, code: codes.append(code))
         return several.worst(codes)
+
+
+def _in_this_process(config: Config) -> Config:
+    """ConfigError if the config wants an engine that runs one pipeline for each process."""
+    from replicator.config.engine import Local
+
+    if not isinstance(config.engine, Local):
+        raise ConfigError(
+            f"{config.path}: engine: only local runs several pipelines, or both copies of a rebuild, in one process; "
+            "start a separate replicator run for this config, or add --engine local"
+        )
+    return config
 
 
 def _loaded(paths: Sequence[str], load: Callable[[str], Config], codes: list[int]) -> list[Config]:

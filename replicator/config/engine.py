@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field
+
+from replicator.config.monitoring import Address
 from replicator.config.target import with_placeholders
 from replicator.config.validation import suggestion, validated
 from replicator.config.yaml_file import Problem
@@ -17,17 +21,42 @@ class Local(Options):
     """One process, which reads, transforms and writes everything."""
 
 
-Engine = Local
+def _address(text: str) -> str:
+    with suppress(ValueError):
+        return text if text == "auto" else str(Address.parsed(text))
+    raise ValueError("must be auto, or have the form HOST:PORT, such as 10.0.0.5:6379")
+
+
+class Ray(Options):
+    """Several workers on a Ray cluster, or on the cores of this machine; see docs/scaling.md.
+
+    Needs `pip install 'replicator[ray]'`.
+    """
+
+    address: Annotated[str, AfterValidator(_address)] | None = Field(
+        default=None,
+        description="a cluster that this machine is a node of: HOST:PORT, or auto to find it; by default, Ray is "
+        "started on this machine for the run",
+    )
+    workers: int = Field(default=2, ge=1, le=512, description="processes that read and write, each on a CPU of its own")
+
+
+Engine = Local | Ray
 """The validated options of any engine."""
 
-ENGINES: Mapping[str, type[Engine]] = {"local": Local}
+ENGINES: Mapping[str, type[Engine]] = {"local": Local, "ray": Ray}
 
 
-def engine(given: object) -> tuple[Engine, list[Problem]]:
-    """The engine that the section describes, or all that is wrong with it; the default if there is no section."""
+def engine(given: object, instead: str | None = None) -> tuple[Engine, list[Problem]]:
+    """The engine that the section describes, or all that is wrong with it; the default if there is no section.
+
+    ``instead``: a type of engine to use whatever the section says. If it is of that type, its options hold.
+    """
     if not isinstance(given, Mapping):
-        return Local(), []  # reported by the model of the sections if it is not a mapping
+        given = {}  # reported by the model of the sections if it is not a mapping
     kind = given.get("type", DEFAULT)
+    if instead is not None and kind != instead and kind in ENGINES:
+        given, kind = {}, instead
     if not isinstance(kind, str) or kind not in ENGINES:
         return Local(), [Problem(("engine", "type"), f"unknown engine; {suggestion(kind, sorted(ENGINES))}")]
     rest = {name: value for name, value in given.items() if name != "type"}

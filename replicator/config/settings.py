@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from replicator.config.checkpoints import KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
-from replicator.config.engine import Engine, Local, engine, with_engines
+from replicator.config.checkpoints import DEFAULT, KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
+from replicator.config.engine import Engine, Local, Ray, engine, with_engines
 from replicator.config.monitoring import Monitoring
 from replicator.config.target import Destination, destination, target_schema
 from replicator.config.validation import validated
@@ -191,11 +191,14 @@ class Config:
         return self.path.resolve().parent
 
 
-def load(path: str | Path, environ: Mapping[str, str] | None = None) -> Config:
-    """Load a config file. The ConfigError lists all mistakes, each with its line and its path in the file."""
+def load(path: str | Path, environ: Mapping[str, str] | None = None, engine: str | None = None) -> Config:
+    """Load a config file. The ConfigError lists all mistakes, each with its line and its path in the file.
+
+    ``engine``: the type to use whatever the file says; its own options of that type are kept.
+    """
     file = read(Path(path), os.environ if environ is None else environ)
     problems = list(file.problems)
-    config = None if file.values is None else _config(file, problems)
+    config = None if file.values is None else _config(file, problems, engine)
     if problems or config is None:
         ordered = sorted(problems, key=lambda p: file.line(p))
         raise ConfigError(*dict.fromkeys(file.sentence(p) for p in ordered))
@@ -238,18 +241,19 @@ def _problems(file: ConfigFile) -> Sequence[Problem]:
     return problems
 
 
-def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
+def _config(file: ConfigFile, problems: list[Problem], engine_type: str | None = None) -> Config | None:
     reported = {p.path for p in problems}  # a placeholder without a value is reported once
     sections, wrong = validated(Sections, file.values, ())
     target, wrong_target = destination(file.values.get("target"), file.path.resolve().parent)
     checkpoints, wrong_store = keeping(file.values.get("checkpoints"))
-    runs_on, wrong_engine = engine(file.values.get("engine"))
+    runs_on, wrong_engine = engine(file.values.get("engine"), engine_type)
     problems += [p for p in (*wrong, *wrong_target, *wrong_store, *wrong_engine) if p.path not in reported]
     if sections is None or target is None:
         return None
     if checkpoints is not None and hasattr(target.connector, "checkpoints"):
         problems.append(Problem(("checkpoints",), KEPT_BY_TARGET))
     problems += _loops(sections, target)
+    problems += [] if wrong_store else _shared(runs_on, target, checkpoints)
     if sections.verify is not None and not can_compare(target.connector):
         problems.append(Problem(("verify",), f"{target.type} {CANNOT_COMPARE}"))
     return Config(
@@ -284,6 +288,18 @@ def _loops(sections: Sections, target: Destination) -> Iterator[Problem]:
     if sections.backfill.enabled and getattr(target.options, "adopt", False):
         text = "must be false with target.loops and adopt: a scan would restore older states of the target's own items"
         yield Problem(("backfill", "enabled"), text)
+
+
+def _shared(runs_on: Engine, target: Destination, checkpoints: Keeping | None) -> Iterator[Problem]:
+    """What the nodes of a cluster must share."""
+    in_file = checkpoints is None and not hasattr(target.connector, "checkpoints")
+    if isinstance(runs_on, Ray) and runs_on.address is not None and (in_file or _is_file(checkpoints)):
+        text = "a file is on one machine, and engine.address names a cluster: use type: postgres or dynamodb"
+        yield Problem(("checkpoints",), text)
+
+
+def _is_file(checkpoints: Keeping | None) -> bool:
+    return checkpoints is not None and checkpoints.type == DEFAULT
 
 
 def schema() -> dict[str, Any]:

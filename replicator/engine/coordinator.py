@@ -54,7 +54,7 @@ class Coordinator(Driver):
         slots: tuple[str, ...],
         run: int | None = None,
     ) -> None:
-        _check_supported(context)
+        check_supported(context)
         self._workers = Workers(slots, owner)
         self._run_revision = run or 0
         self._owners: dict[str, Owner] = {}
@@ -116,7 +116,7 @@ class Coordinator(Driver):
 
     def _start(self, allowed: startup.Allowed) -> None:
         super()._start(allowed)
-        if self._is_new_run:
+        if self.is_new_run:
             self._tables_opened()
 
     def _begin(self, start: StartupState) -> None:
@@ -143,13 +143,13 @@ class Coordinator(Driver):
         """Give everything to slots; from then on workers may claim them."""
         self._refresh()
         self._give()
-        if self._is_new_run:
+        if self.is_new_run:
             self.pipeline.renew_slots(self._lingers, self._now())
             self.pipeline.note_run(COORDINATOR, self._run_revision)
         super()._tables_opened()
 
     @property
-    def _is_new_run(self) -> bool:
+    def is_new_run(self) -> bool:
         """Whether no coordinator of this run has given everything to slots yet."""
         noted = self.pipeline.view.slots.get(COORDINATOR)
         return noted is None or noted.begun != self._run_revision
@@ -216,6 +216,11 @@ class Coordinator(Driver):
             pipeline.give(given, segments)
             self._refresh()
 
+    @property
+    def read_at(self) -> float:
+        """When it last read what the workers have stored, on the monotonic clock: news can only come from that."""
+        return self._read_at
+
     def news(self) -> News:
         """What each slot's worker must be told of: shards that it was given and has not begun, their parents, and the
         claim of the slot for which that holds.
@@ -277,7 +282,7 @@ def _found(gap: Gap) -> GapFound:
     return GapFound(gap.reason, gap.shard, gap.sequence)
 
 
-def _check_supported(context: RunContext) -> None:
+def check_supported(context: RunContext) -> None:
     """ConfigError for what needs a single process."""
     if isinstance(context.target, Unguarded) and context.target.unguarded:
         raise ConfigError(

@@ -322,10 +322,15 @@ class Driver:
 
     def _run(self, until: str | None) -> None:
         while not self._environment.stop.is_set():
-            caught_up = until == "caught-up" and self.pipeline.caught_up(self._started)
-            if caught_up and not self._cleanup.overdue and not self._requests.pending:
+            if until == "caught-up" and self.caught_up:
                 return
             self._guarded_turn()
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that existed when the run started is stored, and nothing is left to clean up or to rescan."""
+        caught_up = self.pipeline.caught_up(self._started)
+        return caught_up and not self._cleanup.overdue and not self._requests.pending
 
     def _guarded_turn(self) -> None:
         try:

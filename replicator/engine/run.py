@@ -21,7 +21,7 @@ from replicator.config.settings import Config
 from replicator.engine import imports, preexisting
 from replicator.engine.assembly import assemble, ends, reduced_guarantee
 from replicator.engine.binding import check_start
-from replicator.engine.context import Environment
+from replicator.engine.context import Environment, RunContext
 from replicator.engine.local import Driver
 from replicator.engine.measurements import Measurements, Unmeasured
 from replicator.engine.retry import RetryPolicy, Stopped
@@ -30,7 +30,6 @@ from replicator.errors import Fenced, ItemsParked, ReplicatorError
 from replicator.hooks.hook import Hook
 from replicator.hooks.loading import load
 from replicator.hooks.time_limit import HookLimit
-from replicator.pipeline.pipeline import Pipeline
 from replicator.pipeline.progress import Progress
 from replicator.source.table import describe_table
 from replicator.state import Owner, decode
@@ -39,13 +38,18 @@ from replicator.target.contract import Table, Target
 log = logging.getLogger("replicator")
 
 
+Until = Literal["caught-up"] | None
+Beside = Callable[[Hook | None], contextlib.AbstractContextManager[object]]
+Follow = Callable[[RunContext, Owner, Environment, Until, Allowed, Beside], int]
+"""An engine: claims the pipeline and replicates until it is time to end. Returns how many items are parked."""
+
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def run(
     config: Config,
     *,
-    until: Literal["caught-up"] | None,
+    until: Until,
     resync: bool,
     accept_hook_change: bool,
     stop: threading.Event,
@@ -55,11 +59,12 @@ def run(
     remove_expired: bool = False,
     measurements: Measurements | None = None,
     confirm: Callable[[], None] = lambda: None,
-    beside: Callable[[Hook | None], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    beside: Beside = contextlib.nullcontext,
+    follow: Follow | None = None,
 ) -> None:
     """Replicate until ``stop`` is set, or until caught up. ``resync``: start a new epoch first. ``confirm`` is called
     once the run owns the pipeline, and may raise to end it before it has looked at the target. ``beside``: the context
-    in which the run works, for what it does besides; it gets the hook.
+    in which the run works, for what it does besides; it gets the hook. ``follow``: the engine; this process by default.
 
     Raises a ReplicatorError if the run cannot start or continue.
     """
@@ -93,11 +98,19 @@ def run(
             )
         )
         tune_allocator()
-        driver = Driver(context, _owner(), environment)
-        with _naming_the_owner(checkpoints), beside(hook):
-            driver.run(until=until, allowed=allowed)
+        parked = (follow or follow_here)(context, _owner(), environment, until, allowed, beside)
     if until is not None and not stop.is_set():
-        _check_parked(driver.pipeline)
+        _check_parked(parked)
+
+
+def follow_here(
+    context: RunContext, owner: Owner, environment: Environment, until: Until, allowed: Allowed, beside: Beside
+) -> int:
+    """Replicate in this process."""
+    driver = Driver(context, owner, environment)
+    with naming_the_owner(context.checkpoints), beside(context.hook):
+        driver.run(until=until, allowed=allowed)
+    return len(driver.pipeline.parked)
 
 
 def _check_copied(config: Config, target: Target, checkpoints: Checkpoints, tables: Sequence[Table]) -> None:
@@ -107,7 +120,7 @@ def _check_copied(config: Config, target: Target, checkpoints: Checkpoints, tabl
 
 
 @contextlib.contextmanager
-def _naming_the_owner(checkpoints: Checkpoints) -> Iterator[None]:
+def naming_the_owner(checkpoints: Checkpoints) -> Iterator[None]:
     """Add the name of the new owner to a Fenced error."""
     try:
         yield
@@ -124,9 +137,9 @@ def _owner_of(checkpoints: Checkpoints) -> str:
     return "".join(f". It is owned by {owner.who}" for owner in owners if isinstance(owner, Owner))
 
 
-def _check_parked(pipeline: Pipeline) -> None:
+def _check_parked(left: int) -> None:
     """ItemsParked if any item is parked, by this run or an earlier one: the caller may go on to use the copy."""
-    if left := len(pipeline.parked):
+    if left:
         raise ItemsParked(
             f"caught up, except for {left:,} item(s) that are parked because the hook or the target refused them: "
             "the target does not equal the table. See why with: replicator parked list CONFIG; "

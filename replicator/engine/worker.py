@@ -69,10 +69,15 @@ class Worker:
         self._lingers: float | None = LONGEST_IN_DOUBT  # of what this process sent under its last claim
         self._claimed_before = False
 
-    def run(self) -> None:
-        """Work until stopped, or until another worker or run has taken over (Fenced). Stores what is in flight."""
+    def run(self, news: Callable[[], Sequence[Entry]] = tuple) -> None:
+        """Work until stopped, or until another worker or run has taken over (Fenced). Stores what is in flight.
+
+        ``news``: what the coordinator has told since it was called last.
+        """
         try:
             while not self._environment.stop.is_set():
+                if told := news():
+                    self.learn(told)
                 if not self.step():
                     self._environment.stop.wait(CLAIM_INTERVAL)
             self.end()

@@ -102,6 +102,19 @@ def test_a_config_that_is_wrong_is_named_and_the_others_run(world: World, config
     assert copied(world) == {**ALL, "users": 0}
 
 
+def test_one_that_wants_workers_of_its_own_is_named_and_the_others_run(world: World, configs: list[str]) -> None:
+    Path(configs[0]).write_text(Path(configs[0]).read_text() + "engine: {type: ray}\n")
+
+    code, out = caught_up(world, configs)
+
+    assert code == 2
+    assert copied(world) == ALL | {"orders": 0}
+    (failed,) = events(out, "pipeline failed")
+    assert "engine: only local runs several pipelines" in failed["problems"][0]
+    code, out = caught_up(world, configs, "--engine", "local")
+    assert (code, copied(world)) == (0, ALL)
+
+
 def test_two_configs_of_the_same_pipeline_are_not_run_against_each_other(world: World, configs: list[str]) -> None:
     twin = world.folder / "twin.yaml"
     twin.write_text(Path(configs[0]).read_text())

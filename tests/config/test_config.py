@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from replicator.config import settings as config
-from replicator.config.engine import Local
+from replicator.config.engine import Local, Ray
 from replicator.config.target import destination
 from replicator.errors import ConfigError
 
@@ -401,12 +401,38 @@ class TestEngine:
             ("engine: {type: locl}", "engine.type: unknown engine; did you mean local?"),
             ("engine: {workers: 2}", "engine.workers: unknown key"),
             ("engine: local", "engine: must be a mapping"),
+            ("engine: {type: ray, workers: 0}", "engine.workers: must be at least 1"),
+            ("engine: {type: ray, worker: 2}", "engine.worker: unknown key; did you mean workers?"),
         ],
     )
     def test_a_mistake_is_named(self, write: Write, section: str, said: str) -> None:
         with pytest.raises(ConfigError, match=re.escape(said)):
             config.load(write(f"{RIGHT}{section}\n"), {})
         assert not TestSchema().accepts(f"{RIGHT}{section}\n")
+
+    def test_an_address_is_auto_or_host_and_port(self, write: Write) -> None:
+        for address in ("auto", "10.0.0.5:6379", "'[::1]:6379'"):
+            loaded = config.load(write(f"{RIGHT}engine: {{type: ray, address: {address}}}\n"), {})
+            assert loaded.engine == Ray(address=address.strip("'"))
+        for address in ("ray://10.0.0.5:10001", "10.0.0.5"):
+            with pytest.raises(ConfigError, match=r"engine.address: must be auto, or have the form HOST:PORT"):
+                config.load(write(f"{RIGHT}engine: {{type: ray, address: '{address}'}}\n"), {})
+
+    def test_the_command_line_may_name_another_engine_and_options_of_the_same_one_are_kept(self, write: Write) -> None:
+        path = write(RIGHT + "engine: {type: ray, workers: 5}\n")
+        assert config.load(path, {}, engine="local").engine == Local()
+        assert config.load(path, {}, engine="ray").engine == Ray(workers=5)
+        assert config.load(write(RIGHT), {}, engine="ray").engine == Ray()
+
+    def test_a_cluster_needs_checkpoints_that_all_its_nodes_reach(self, write: Write) -> None:
+        text = RIGHT.replace("type: postgres\n  url: postgresql://me@127.0.0.1:5432/shop", "type: dynamodb")
+        assert config.load(write(text + "engine: {type: ray}\n"), {}).engine == Ray()
+        assert config.load(
+            write(text + "engine: {type: ray, address: auto}\ncheckpoints: {type: dynamodb, table: kept}\n"), {}
+        )
+        for section in ("", "checkpoints: {path: here}\n"):
+            with pytest.raises(ConfigError, match=r"checkpoints: a file is on one machine, and engine.address"):
+                config.load(write(f"{text}engine: {{type: ray, address: auto}}\n{section}"), {})
 
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

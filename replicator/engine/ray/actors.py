@@ -1,0 +1,244 @@
+"""The processes of a run on Ray: one coordinator, and workers. What they know is in the checkpoints, or in the plan.
+
+Ray restarts them, on another node if theirs is gone, and has a restarted worker do its work again. The process that was
+replaced may still be there: each claims its slot with a name of its own, so the checkpoints fence the earlier one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from replicator import log as logs
+from replicator.aws.boto import connect
+from replicator.config.settings import Config
+from replicator.engine.assembly import assemble, ends
+from replicator.engine.context import Environment, RunContext
+from replicator.engine.coordinator import Coordinator
+from replicator.engine.ray.reports import (
+    Ended,
+    EventBuffer,
+    FromCoordinator,
+    FromWorker,
+    Measured,
+    Plan,
+    Recorder,
+    ToWorker,
+    Where,
+)
+from replicator.engine.retry import RetryPolicy, Stopped
+from replicator.engine.run import tune_allocator
+from replicator.engine.startup import RESUMING
+from replicator.engine.worker import Post, Worker
+from replicator.errors import ReplicatorError
+from replicator.hooks import redaction
+from replicator.hooks.hook import Hook
+from replicator.hooks.loading import load
+from replicator.hooks.time_limit import HookLimit
+from replicator.pipeline.progress import Progress
+from replicator.source.table import describe_table
+from replicator.state import Entry, Owner
+
+log = logging.getLogger("replicator")
+
+EXCHANGE_INTERVAL = 0.5  # seconds between two messages of a worker to the coordinator
+RESPONSE_TIMEOUT = 5.0  # seconds that it waits for the response
+
+
+def guarded(work: Callable[[], None]) -> Ended:
+    """How ``work`` ended. The messages of exceptions that nobody expected may contain item data: they are hidden."""
+    try:
+        work()
+    except ReplicatorError as e:
+        return Ended(e)
+    except Exception as e:
+        return Ended(bug=redaction.trace(e).stack)
+    return Ended()
+
+
+def started() -> tuple[Owner, Where]:
+    """This process, from now on: as an owner of slots, and for reports."""
+    owner = Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), time.time())
+    return owner, Where(owner.run, owner.host, owner.pid)
+
+
+def connected(
+    config: Config, hook: Hook | None, environment: Environment
+) -> contextlib.AbstractContextManager[RunContext]:
+    """The source, target and checkpoints, until the block ends."""
+    client = connect(config.source)
+
+    @contextlib.contextmanager
+    def context() -> Iterator[RunContext]:
+        retrying = RetryPolicy(environment.stop, environment.waiting, environment.now, environment.random)
+        table = retrying(lambda: describe_table(client, config.source.table), asks="source")
+        with ends(config) as (target, checkpoints):
+            yield assemble(config, client, target, checkpoints, hook, table)
+
+    return context()
+
+
+class WorkerActor:
+    """Works on one slot. ``coordinator``: tells the coordinator something, and returns its response."""
+
+    def __init__(self, plan: Plan, slot: str, coordinator: Callable[[str, FromWorker], ToWorker]) -> None:
+        self._plan, self._slot, self._coordinator = plan, slot, coordinator
+
+    def run(self) -> Ended:
+        """Until told to stop, or until something is wrong. On the main thread: only there hooks can be interrupted."""
+        stop, recorder, events, news = (
+            threading.Event(),
+            Recorder(),
+            EventBuffer(logging.WARNING),
+            deque[tuple[Entry, ...]](),
+        )
+        logs.silence_libraries()
+        logs.install(events)
+        owner, where = started()
+
+        def exchange() -> None:
+            measured: Measured | None = None
+            while not done.wait(EXCHANGE_INTERVAL):
+                measured = measured or recorder.fetch()
+                with contextlib.suppress(Exception):  # it is being restarted: what was not received is sent again
+                    told = self._coordinator(self._slot, FromWorker(where, events.fetch(), measured))
+                    measured = None
+                    news.append(told.entries)
+                    if told.stop:
+                        stop.set()
+
+        done = threading.Event()
+        talking = threading.Thread(target=exchange, daemon=True, name="exchange")
+        talking.start()
+        try:
+            return guarded(lambda: self._work(owner, stop, recorder, news))
+        finally:
+            done.set()
+            talking.join(RESPONSE_TIMEOUT)
+
+    def _work(self, owner: Owner, stop: threading.Event, recorder: Recorder, news: deque[tuple[Entry, ...]]) -> None:
+        config = self._plan.config
+        hook = load(config.transform, config.base) if config.transform is not None else None
+        environment = Environment(stop, _ignored, hook_limit=HookLimit(config.hook_timeout), measurements=recorder)
+        post = Post(self._slot, self._plan.run, len(self._plan.slots))
+        worker = Worker(post, owner, lambda: connected(config, hook, environment), environment)
+        tune_allocator()
+        worker.run(lambda: news.popleft() if news else ())
+
+
+def _ignored(_: Progress) -> None:
+    """Workers report what they store; the coordinator makes one picture of it."""
+
+
+class CoordinatorActor:
+    """Coordinates the run on a thread of its own, hears the workers, and tells the driver."""
+
+    def __init__(self, plan: Plan) -> None:
+        logs.silence_libraries()
+        self._events = EventBuffer()
+        logs.install(self._events)
+        self._plan = plan
+        self._owner, self._where = started()
+        self._recorder, self._stop, self._caught_up = Recorder(), threading.Event(), threading.Event()
+        self._lock = threading.Lock()  # of what follows: several threads hear workers and the driver
+        self._draining = False
+        self._news: dict[str, tuple[Entry, ...]] = {}
+        self._workers: dict[str, Where] = {}
+        self._heard: dict[str, float] = {}
+        self._received: list[tuple[str, FromWorker]] = []
+        self._progress: Progress | None = None
+        self._parked = 0
+        self._told_of = 0.0  # when what the last news are of was read
+        self._ended: Ended | None = None
+        threading.Thread(target=self._run, daemon=True, name="coordinator").start()
+
+    # Called by others
+
+    def exchange(self, slot: str, said: FromWorker) -> ToWorker:
+        with self._lock:
+            self._workers[slot], self._heard[slot] = said.where, time.monotonic()
+            self._received.append((slot, said))
+            return ToWorker(self._draining, self._news.pop(slot, ()))
+
+    def drain(self) -> None:
+        """Tell the workers to store what is in flight, and to end."""
+        with self._lock:
+            self._draining = True
+
+    def end(self) -> None:
+        """End, now that no worker is left."""
+        self._stop.set()
+
+    def report(self) -> FromCoordinator:
+        """What is new since the last report."""
+        with self._lock:
+            received, self._received, now = self._received, [], time.monotonic()
+            events = [("", event) for event in self._events.fetch()]
+            return FromCoordinator(
+                where=self._where,
+                workers=dict(self._workers),
+                silent={slot: now - at for slot, at in self._heard.items()},
+                progress=self._progress,
+                details=self._recorder.details,
+                waiting_for=self._recorder.reason,
+                events=(*events, *((slot, event) for slot, said in received for event in said.events)),
+                measured=(self._recorder.fetch(), *(said.measured for _, said in received)),
+                parked=self._parked,
+                caught_up=self._caught_up.is_set(),
+                ended=self._ended,
+            )
+
+    # On the coordinator's own thread
+
+    def _run(self) -> None:
+        self._ended = guarded(self._work)
+
+    def _work(self) -> None:
+        plan, config = self._plan, self._plan.config
+        hook = load(config.transform, config.base) if config.transform is not None else None
+        environment = Environment(self._stop, self._observe, measurements=self._recorder)
+        with contextlib.suppress(Stopped), connected(config, hook, environment) as context:
+            coordinator = Coordinator(context, self._owner, environment, plan.slots, plan.run)
+            coordinator.start(plan.allowed if coordinator.is_new_run else RESUMING)
+            tune_allocator()
+            while not self._stop.is_set():
+                coordinator.step()
+                self._take_news(coordinator)
+            coordinator.end()
+            self._parked = len(coordinator.pipeline.parked)
+
+    def _take_news(self, coordinator: Coordinator) -> None:
+        if coordinator.read_at != self._told_of:
+            self._told_of = coordinator.read_at
+            news = {slot: tuple(entries) for slot, entries in coordinator.news().items()}
+            with self._lock:
+                self._news = news
+        if self._plan.until is not None and coordinator.caught_up:
+            self._caught_up.set()
+
+    def _observe(self, progress: Progress) -> None:
+        self._progress = progress
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a worker asks the coordinator: by the ``name`` of its actor.
+
+    A handle would be an object in Ray's store. That would be gone with its node, and the worker could not be restarted.
+    """
+
+    name: str
+
+    def __call__(self, slot: str, said: FromWorker) -> ToWorker:
+        import ray  # an extra
+
+        told: ToWorker = ray.get(ray.get_actor(self.name).exchange.remote(slot, said), timeout=RESPONSE_TIMEOUT)
+        return told

@@ -1,0 +1,116 @@
+"""Starts Ray on this machine for one run, or connects to a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import os
+import re
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from replicator.config.engine import Ray
+from replicator.errors import ConfigError, TransientError
+
+OLDEST, BELOW = (2, 60), (3, 0)  # versions of Ray, as in pyproject.toml
+STORE = 80_000_000  # bytes of Ray's object store on this machine; nothing of ours goes through it
+NAMESPACE = "replicator"
+_INSTALL = "pip install 'replicator[ray]'"
+
+
+@contextlib.contextmanager
+def cluster(engine: Ray) -> Iterator[Any]:
+    """The module ``ray``, connected. What was started on this machine is ended on exit.
+
+    Ray replaces handlers of signals, which belong to the command line: they are restored.
+    """
+    check_version(_installed())
+    with contextlib.ExitStack() as resources:
+        with _own_signals():
+            ray = _on_this_machine(engine.workers, resources) if engine.address is None else _at(engine.address)
+        try:
+            yield ray
+        finally:
+            with _own_signals():
+                ray.shutdown()
+
+
+def _installed() -> str | None:
+    try:
+        return importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_version(version: str | None) -> None:
+    """ConfigError if Ray is missing, or of a version that does not fit."""
+    if version is None:
+        raise ConfigError(f"engine.type: Ray is not installed: {_INSTALL}")
+    if not OLDEST <= tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < BELOW:
+        oldest = ".".join(map(str, OLDEST))
+        raise ConfigError(
+            f"engine.type: Ray {version} is installed, but {oldest} or newer, below {BELOW[0]}, is needed: {_INSTALL}"
+        )
+
+
+def _on_this_machine(workers: int, resources: contextlib.ExitStack) -> Any:
+    """Ray, started for this run: on loopback, with a token that only its own processes know, and without a dashboard.
+
+    The variables stay set: Ray's processes inherit them, and this one needs the token as long as it is connected.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's own switch for a node that listens on loopback only
+    os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    ray = _imported()
+    folder = tempfile.mkdtemp(prefix="ray-")  # for Ray's logs and sockets; no other user can read it
+    resources.callback(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        _init(
+            ray,
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            object_store_memory=STORE,
+            _temp_dir=folder,
+        )
+    except (RuntimeError, ValueError, OSError) as e:
+        raise ConfigError(f"engine: Ray does not start on this machine: {_first_line(e)}") from e
+    return ray
+
+
+def _at(address: str) -> Any:
+    ray = _imported()
+    try:
+        _init(ray, address=address)
+    except (ConnectionError, TimeoutError) as e:
+        raise TransientError(f"engine.address: no Ray cluster answers at {address}: {_first_line(e)}") from e
+    except (RuntimeError, ValueError, OSError) as e:  # other versions of Ray or Python, or a wrong token
+        raise ConfigError(f"engine.address: cannot join the Ray cluster at {address}: {_first_line(e)}") from e
+    return ray
+
+
+def _imported() -> Any:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    return importlib.import_module("ray")
+
+
+def _init(ray: Any, **options: Any) -> None:
+    ray.init(namespace=NAMESPACE, log_to_driver=False, configure_logging=False, **options)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

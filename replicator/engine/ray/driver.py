@@ -1,0 +1,245 @@
+"""The process of ``replicator run`` with Ray: claims the pipeline, starts the actors, shows what they do, ends them.
+
+It is no part of the pipeline's work: while the coordinator is restarted, workers go on, and while this process is busy,
+all of them do. Ray ends the actors with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import structs
+
+from replicator.checkpoints.contract import Slotted
+from replicator.config.engine import Ray
+from replicator.engine.context import Environment, RunContext
+from replicator.engine.coordinator import check_supported
+from replicator.engine.ray.actors import Asking, CoordinatorActor, WorkerActor
+from replicator.engine.ray.cluster import cluster
+from replicator.engine.ray.reports import Ended, FromCoordinator, Plan
+from replicator.engine.retry import RetryPolicy
+from replicator.engine.run import Beside, Until, naming_the_owner
+from replicator.engine.startup import Allowed
+from replicator.errors import ConfigError, Fenced, TransientError
+from replicator.pipeline.progress import Progress
+from replicator.state import Owner
+
+log = logging.getLogger("replicator")
+
+POLL_INTERVAL = 0.25  # seconds between two looks at what the actors report
+STARTING = 15.0  # seconds after which a worker that has not started is reported
+AGAIN = 2.0  # seconds after which a worker that was fenced begins again
+UNHEARD = 10.0  # seconds without a sign of an actor after which something is wrong with it
+HOOKLESS = 300.0  # the same of a worker, if hooks have no time limit
+GIVEN_UP = 120.0  # seconds after which the run ends without a coordinator
+DRAINING = 4.5  # seconds that the workers get to store what is in flight, once they are told to end
+ENDING = 2.0  # seconds that the coordinator then gets
+
+
+def follow(
+    context: RunContext, owner: Owner, environment: Environment, until: Until, allowed: Allowed, beside: Beside
+) -> int:
+    """Replicate on a Ray cluster; see ``engine.run.Follow``."""
+    engine = context.config.engine
+    assert isinstance(engine, Ray)
+    check_supported(context)
+    with cluster(engine) as ray:
+        retrying = RetryPolicy(environment.stop, environment.waiting, environment.now, environment.random)
+        claimed = retrying(lambda: context.checkpoints.claim(owner), asks="checkpoints")
+        environment.confirm()
+        assert isinstance(context.checkpoints, Slotted)
+        slots = tuple(str(n) for n in range(engine.workers))
+        plan = Plan(context.config, claimed.revision, slots, until, allowed)
+        with naming_the_owner(context.checkpoints), beside(context.hook):
+            return Run(ray, plan, environment).work()
+
+
+@dataclass(slots=True)
+class Work:
+    """What a worker's actor does. ``call``: ends with its work. ``process``: the id of the process that does it."""
+
+    actor: Any
+    call: Any
+    process: str = ""
+    not_before: float = 0.0  # when it may be replaced, or begin again
+
+
+class Run:
+    """The actors of one run, from their start to their end."""
+
+    def __init__(self, ray: Any, plan: Plan, environment: Environment) -> None:
+        self._ray, self._plan, self._environment = ray, plan, environment
+        self._now, self._limit = environment.monotonic, unheard(plan.config.hook_timeout)
+        self._coordinator = self._placed(CoordinatorActor, "coordinator", cpus=0, calls=8).remote(plan)
+        self._works = {slot: self._begun(slot) for slot in plan.slots}
+        self._asked: Any = None  # a call of the coordinator that has not returned yet
+        self._progress = Progress("starting")
+        self._coordinated_by, self._heard, self._begun_at = "", self._now(), self._now()
+
+    def _placed(self, actor: type, name: str, *, cpus: int, calls: int) -> Any:
+        """An actor class that Ray restarts for ever, away from others of its kind where there are several nodes."""
+        options = {"num_cpus": cpus, "max_restarts": -1, "max_concurrency": calls, "scheduling_strategy": "SPREAD"}
+        return self._ray.remote(actor).options(name=self._name(name), **options)
+
+    def _name(self, name: str) -> str:
+        return f"{self._plan.config.pipeline}/{self._plan.run}/{name}"
+
+    def _begun(self, slot: str) -> Work:
+        actor = self._placed(WorkerActor, f"worker {slot}", cpus=1, calls=1)
+        actor = actor.remote(self._plan, slot, Asking(self._name("coordinator")))
+        return Work(actor, self._called(actor))
+
+    def _called(self, actor: Any) -> Any:
+        return actor.run.options(max_task_retries=-1).remote()  # a restarted worker does it again
+
+    def work(self) -> int:
+        """Until stopped, caught up, or something is wrong. Returns how many items are parked."""
+        ended: Ended | None = None
+        while ended is None and not self._environment.stop.wait(POLL_INTERVAL):
+            report = self._report()
+            ended = self._ended_worker() or (None if report is None else report.ended)
+            if report is not None and report.caught_up:
+                break
+        return self._end(ended)
+
+    # What the actors do
+
+    def _report(self, timeout: float = POLL_INTERVAL) -> FromCoordinator | None:
+        """What the coordinator tells; None if it does not respond in time."""
+        if self._asked is None:
+            self._asked = self._coordinator.report.remote()
+        if not self._ray.wait([self._asked], timeout=timeout)[0]:
+            self._unheard()
+            return None
+        asked, self._asked = self._asked, None
+        try:
+            report: FromCoordinator = self._ray.get(asked)
+        except self._ray.exceptions.RayActorError as e:  # it is being restarted
+            self._unheard(e)
+            return None
+        self._heard = self._now()
+        self._show(report)
+        return report
+
+    def _unheard(self, error: Exception | None = None) -> None:
+        silent = self._now() - self._heard
+        if error is not None and silent > GIVEN_UP:
+            raise TransientError(f"engine: Ray does not run the coordinator: {_first_line(error)}")
+        if silent > UNHEARD:
+            waiting_for = "Ray: the coordinator does not respond"
+            self._environment.observe(structs.replace(self._progress, waiting_for=waiting_for))
+
+    def _show(self, report: FromCoordinator) -> None:
+        for slot, event in report.events:
+            event.log(**({"worker": slot} if slot else {}))
+        measurements = self._environment.measurements
+        for measured in report.measured:
+            measured.replay(measurements)
+        if report.details is not None:
+            details = report.details
+            measurements.detailed(lambda: details)
+        if self._coordinated_by not in ("", report.where.id):
+            log.warning("coordinator restarted", extra={"host": report.where.host, "pid": report.where.pid})
+        self._coordinated_by = report.where.id
+        for slot, work in self._works.items():
+            self._look_at(slot, work, report)
+        if report.progress is None:
+            measurements.waiting(report.waiting_for)
+            return
+        self._progress = report.progress
+        waiting_for = report.progress.waiting_for or self._missing(report)
+        self._environment.observe(structs.replace(report.progress, waiting_for=waiting_for))
+
+    def _look_at(self, slot: str, work: Work, report: FromCoordinator) -> None:
+        where = report.workers.get(slot)
+        if where is not None and where.id != work.process:
+            if work.process:
+                log.warning("worker restarted", extra={"worker": slot, "host": where.host, "pid": where.pid})
+            work.process = where.id
+        if report.silent.get(slot, 0.0) > self._limit and self._now() >= work.not_before:
+            log.error("worker does not respond", extra={"worker": slot, "seconds": report.silent[slot]})
+            work.not_before = self._now() + self._limit
+            self._ray.kill(work.actor, no_restart=False)  # Ray starts another one; the checkpoints fence this one
+
+    def _missing(self, report: FromCoordinator) -> str | None:
+        """What to say of workers that Ray has not started yet."""
+        missing = len(self._works) - len(report.workers)
+        if not missing or self._now() - self._begun_at < STARTING:
+            return None
+        return f"Ray: {missing} of {len(self._works)} workers have no node with a free CPU"
+
+    def _ended_worker(self) -> Ended | None:
+        """How a worker ended that must not be started again; those that were fenced are."""
+        calls = {work.call: (slot, work) for slot, work in self._works.items() if work.call is not None}
+        done = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)[0] if calls else ()
+        for call in done:
+            slot, work = calls[call]
+            ended = self._result(slot, call)
+            if ended.bug or not (ended.failure is None or isinstance(ended.failure, Fenced)):
+                return ended
+            work.call = None
+            work.not_before = self._now() + AGAIN  # by then, the coordinator says so if another run has taken over
+        for work in self._works.values():
+            if work.call is None and self._now() >= work.not_before:
+                work.call = self._called(work.actor)
+        return None
+
+    def _result(self, slot: str, call: Any) -> Ended:
+        try:
+            ended: Ended = self._ray.get(call)
+        except self._ray.exceptions.RayError as e:  # its process cannot start: replicator is missing on its node
+            return Ended(ConfigError(f"engine: worker {slot} cannot start: {_first_line(e)}"))
+        return ended
+
+    # The end
+
+    def _end(self, ended: Ended | None) -> int:
+        """Have the workers store what is in flight, then the coordinator. Raises what ended the run."""
+        self._drain(self._now() + DRAINING)
+        report = self._finished(self._now() + ENDING)
+        if ended is None and report is not None:
+            ended = report.ended
+        if ended is not None and ended.bug:
+            log.error("bug", extra={"traceback": ended.bug})
+            raise RuntimeError("a process of the run failed unexpectedly; see its traceback in the log")
+        if ended is not None and ended.failure is not None:
+            raise ended.failure
+        return 0 if report is None else report.parked
+
+    def _drain(self, deadline: float) -> None:
+        calls = [work.call for work in self._works.values() if work.call is not None]
+        asked = self._coordinator.drain.remote()
+        while calls and self._now() < deadline:
+            self._report(0.0)
+            if self._ray.wait([asked], timeout=0)[0] and self._failed(asked):
+                asked = self._coordinator.drain.remote()
+            calls = self._ray.wait(calls, num_returns=len(calls), timeout=POLL_INTERVAL)[1]
+        if calls:
+            log.warning("workers did not end in time", extra={"workers": len(calls)})
+
+    def _finished(self, deadline: float) -> FromCoordinator | None:
+        asked = self._coordinator.end.remote()
+        report = None
+        while (report is None or report.ended is None) and self._now() < deadline:
+            report = self._report(0.1) or report
+            if self._ray.wait([asked], timeout=0.05)[0] and self._failed(asked):
+                asked = self._coordinator.end.remote()
+        return report
+
+    def _failed(self, call: Any) -> bool:
+        try:
+            self._ray.get(call)
+        except self._ray.exceptions.RayError:
+            return True
+        return False
+
+
+def unheard(hook_timeout: float | None) -> float:
+    """Seconds without a sign of a worker after which it is replaced. A hook may keep it from giving one."""
+    return HOOKLESS if hook_timeout is None else hook_timeout + UNHEARD
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

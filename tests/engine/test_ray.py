@@ -1,0 +1,360 @@
+"""A run on Ray as its driver sees it; Ray and its actors are simulated. On real Ray: tests/end_to_end/test_ray.py."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import pickle
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from replicator.config.engine import Ray
+from replicator.config.settings import Config, Source
+from replicator.config.target import Destination
+from replicator.engine.context import Environment
+from replicator.engine.measurements import Unmeasured
+from replicator.engine.ray.actors import WorkerActor, guarded
+from replicator.engine.ray.cluster import check_version, cluster
+from replicator.engine.ray.driver import GIVEN_UP, Run, unheard
+from replicator.engine.ray.reports import Ended, Event, EventBuffer, FromCoordinator, Plan, Recorder, Where
+from replicator.engine.startup import RESUMING
+from replicator.errors import ConfigError, Fenced, GapFound, NotPermitted, ReplicatorError, TransientError
+from replicator.pipeline.progress import Progress
+
+PLAN = Plan(
+    Config("orders", Source(table="orders"), Destination("memory", None, None, {"orders": {}}), engine=Ray()),  # type: ignore[arg-type]
+    7,
+    ("0", "1"),
+    None,
+    RESUMING,
+)
+HERE = Where("a", "here", 1)
+
+
+class RayError(Exception):
+    """What all errors of Ray derive from."""
+
+
+class RayActorError(RayError):
+    """Of an actor that is gone, or being restarted."""
+
+
+@dataclass(eq=False)
+class Ref:
+    """The result of a call; pending until there is one."""
+
+    result: Any = None
+
+
+@dataclass
+class Method:
+    """A method of an actor."""
+
+    call: Callable[[], Any]
+
+    def options(self, **_: Any) -> Method:
+        return self
+
+    def remote(self, *_: Any) -> Ref:
+        return Ref(self.call())
+
+
+@dataclass
+class Simulated:
+    """The module ``ray``, its actors, and the clock. ``reports``: of the coordinator; the last one again and again."""
+
+    reports: list[FromCoordinator | Exception]
+    works: list[Ref] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    killed: list[bool] = field(default_factory=list)
+    observed: list[Progress] = field(default_factory=list)
+    now: float = 0.0
+    turns: int = 0
+    stops_after: int = 200
+    exceptions = SimpleNamespace(RayError=RayError, RayActorError=RayActorError)
+
+    def remote(self, actor: type) -> Any:
+        made = self._worker if actor is WorkerActor else self._coordinator
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: made()))
+
+    def _worker(self) -> Any:
+        def run() -> Any:
+            self.works.append(Ref())
+            return None
+
+        return SimpleNamespace(
+            run=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: (run(), self.works[-1])[1]))
+        )
+
+    def _coordinator(self) -> Any:
+        def report() -> Any:
+            return self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
+
+        def drain() -> bool:
+            self.said.append("drain")
+            for work in self.works:
+                work.result = work.result or Ended()
+            return True
+
+        def end() -> bool:
+            self.said.append("end")
+            last = self.reports[0]
+            if isinstance(last, FromCoordinator):
+                self.reports = [replace(last, ended=last.ended or Ended())]
+            return True
+
+        return SimpleNamespace(report=Method(report), drain=Method(drain), end=Method(end))
+
+    def wait(self, refs: list[Ref], num_returns: int = 1, timeout: float = 0.0) -> tuple[list[Ref], list[Ref]]:
+        done = [ref for ref in refs if ref.result is not None]
+        self.now += 0.0 if done else timeout
+        return done, [ref for ref in refs if ref.result is None]
+
+    def get(self, ref: Ref) -> Any:
+        if isinstance(ref.result, Exception):
+            raise ref.result
+        return ref.result
+
+    def kill(self, actor: Any, no_restart: bool) -> None:
+        self.killed.append(no_restart)
+
+    def run(self, plan: Plan = PLAN) -> int:
+        stop = threading.Event()
+
+        def turn(seconds: float) -> bool:
+            self.now += seconds
+            self.turns += 1
+            return self.turns > self.stops_after
+
+        stop.wait = turn  # type: ignore[method-assign, assignment]
+        environment = Environment(stop, self.observed.append, monotonic=lambda: self.now)
+        run = Run(self, plan, environment)
+        return run.work()
+
+
+def report(**more: Any) -> FromCoordinator:
+    return FromCoordinator(HERE, **{"progress": Progress("live"), "workers": {"0": HERE, "1": HERE}, **more})
+
+
+def test_a_stop_ends_the_workers_first_and_then_the_coordinator() -> None:
+    ray = Simulated([report(parked=3)], stops_after=5)
+    assert ray.run() == 3
+    assert ray.said == ["drain", "end"]
+    assert {p.phase for p in ray.observed} == {"live"}
+
+
+def test_a_run_that_has_caught_up_ends_by_itself() -> None:
+    ray = Simulated([report(), report(caught_up=True)])
+    ray.run(replace(PLAN, until="caught-up"))
+    assert ray.said == ["drain", "end"]
+    assert ray.turns < 5
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [GapFound("trimmed", "shard-1", "12"), ConfigError("a", "b"), NotPermitted("no", "Scan", "table")],
+    ids=type,
+)
+def test_what_ends_the_coordinator_ends_the_run_with_all_that_it_says(failure: ReplicatorError) -> None:
+    ray = Simulated([report(ended=pickle.loads(pickle.dumps(Ended(failure))))])
+    with pytest.raises(type(failure)) as raised:
+        ray.run()
+    assert (str(raised.value), vars(raised.value)) == (str(failure), vars(failure))
+    assert ray.said == ["drain", "end"], "workers store what is in flight"
+
+
+def test_what_ends_a_worker_ends_the_run() -> None:
+    ray = Simulated([report()])
+    run = Run(ray, PLAN, Environment(threading.Event(), lambda _: None, monotonic=lambda: ray.now))
+    ray.works[1].result = Ended(ConfigError("transform: no"))
+    with pytest.raises(ConfigError, match="transform: no"):
+        run.work()
+    assert len(ray.works) == 2
+
+
+def test_a_worker_whose_process_cannot_start_ends_the_run() -> None:
+    ray = Simulated([report()])
+    run = Run(ray, PLAN, Environment(threading.Event(), lambda _: None, monotonic=lambda: ray.now))
+    ray.works[1].result = RayError("No module named 'replicator'\nTraceback")
+    with pytest.raises(ConfigError, match=r"engine: worker 1 cannot start: No module named 'replicator'$"):
+        run.work()
+
+
+def test_a_worker_that_was_fenced_begins_again_as_long_as_the_run_owns_the_pipeline() -> None:
+    """A process that was replaced may have claimed the slot once more."""
+    ray = Simulated([report()], stops_after=40)
+
+    def fence_once() -> None:
+        ray.works[0].result = Ended(Fenced("another worker"))
+
+    ray.observed = _OnFirst(fence_once)
+    ray.run()
+    assert len(ray.works) == 3
+
+
+class _OnFirst(list[Progress]):
+    def __init__(self, then: Callable[[], None]) -> None:
+        super().__init__()
+        self._then = then
+
+    def append(self, progress: Progress) -> None:
+        if not self:
+            self._then()
+        super().append(progress)
+
+
+def test_a_worker_that_gives_no_sign_for_longer_than_a_hook_may_take_is_replaced_once() -> None:
+    ray = Simulated([report(silent={"0": unheard(10.0) + 1, "1": 1.0})], stops_after=20)
+    ray.run()
+    assert ray.killed == [False], "Ray starts another one"
+    assert unheard(None) > unheard(10.0) > 10.0
+
+
+def test_workers_that_ray_has_not_started_are_what_the_run_waits_for() -> None:
+    ray = Simulated([report(workers={"0": HERE})], stops_after=100)
+    ray.run()
+    assert ray.observed[0].waiting_for is None
+    assert ray.observed[-1].waiting_for == "Ray: 1 of 2 workers have no node with a free CPU"
+
+
+def test_restarts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    other = Where("b", "there", 2)
+    ray = Simulated([report(), replace(report(workers={"0": other, "1": HERE}), where=other)], stops_after=5)
+    with caplog.at_level(logging.WARNING, "replicator"):
+        ray.run()
+    assert [(r.message, vars(r)["host"]) for r in caplog.records] == [
+        ("coordinator restarted", "there"),
+        ("worker restarted", "there"),
+    ]
+
+
+def test_a_coordinator_that_does_not_come_back_is_reported_and_then_ends_the_run() -> None:
+    ray = Simulated([report(), RayActorError("no node is left\nTraceback")], stops_after=2000)
+    with pytest.raises(TransientError, match=r"engine: Ray does not run the coordinator: no node is left$"):
+        ray.run()
+    assert ray.observed[-1].waiting_for == "Ray: the coordinator does not respond"
+    assert ray.now >= GIVEN_UP
+
+
+def test_a_bug_in_an_actor_is_shown_without_item_data(caplog: pytest.LogCaptureFixture) -> None:
+    data = {"card": "4711"}
+
+    def work() -> None:
+        raise KeyError(data["card"])
+
+    ray = Simulated([report(ended=guarded(work))])
+    with caplog.at_level(logging.ERROR, "replicator"), pytest.raises(RuntimeError, match="failed unexpectedly"):
+        ray.run()
+    (record,) = caplog.records
+    assert "KeyError: (message hidden" in vars(record)["traceback"]
+    assert "4711" not in vars(record)["traceback"]
+
+
+# What the processes send each other
+
+
+def test_events_of_an_actor_are_logged_again_with_the_worker_that_logged_them(caplog: pytest.LogCaptureFixture) -> None:
+    buffer = EventBuffer()
+    logger = logging.Logger("actor")
+    logger.addHandler(buffer)
+    logger.warning("slot claimed", extra={"epoch": 3, "object": object(), "counts": {"read": 1}})
+    (event,) = buffer.fetch()
+    assert buffer.fetch() == ()
+    assert event == Event(logging.WARNING, "slot claimed", {"epoch": 3, "counts": {"read": 1}})
+    ray = Simulated([report(events=(("1", event),)), report()], stops_after=3)
+    with caplog.at_level(logging.INFO, "replicator"):
+        ray.run()
+    assert [(r.message, vars(r)["worker"], vars(r)["epoch"]) for r in caplog.records] == [("slot claimed", "1", 3)]
+
+
+def test_measurements_of_an_actor_are_counted_by_the_driver_once() -> None:
+    class Counting(Unmeasured):
+        def __init__(self) -> None:
+            self.calls: list[tuple[Any, ...]] = []
+
+        def stored(self, changes: int, seconds: float) -> None:
+            self.calls.append((changes, seconds))
+
+        def retried(self, cause: str) -> None:
+            self.calls.append((cause,))
+
+        def responded(self, operation: str, outcome: str) -> None:
+            self.calls.append((operation, outcome))
+
+        def scanned(self, read_units: float) -> None:
+            self.calls.append(("scanned", read_units))
+
+    recorder, counting = Recorder(), Counting()
+    recorder.stored(5, 0.1)
+    recorder.retried("target")
+    recorder.responded("Scan", "ok")
+    recorder.responded("Scan", "ok")
+    recorder.scanned(1.5)
+    recorder.scanned(2.0)
+    for _ in range(2):
+        pickle.loads(pickle.dumps(recorder.fetch())).replay(counting)
+    assert counting.calls == [(5, 0.1), ("target",), ("Scan", "ok"), ("Scan", "ok"), ("scanned", 3.5)]
+
+
+# Ray itself
+
+
+def test_a_version_of_ray_that_does_not_fit_is_refused() -> None:
+    check_version("2.60.0")
+    check_version("2.61.1rc1")
+    for version in ("2.59.9", "3.0.0"):
+        with pytest.raises(ConfigError, match=rf"Ray {version} is installed, but 2.60 or newer, below 3, is needed"):
+            check_version(version)
+
+
+def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> str:
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr("replicator.engine.ray.cluster.importlib.metadata.version", missing)
+    with (
+        pytest.raises(ConfigError, match=r"engine.type: Ray is not installed: pip install 'replicator\[ray\]'"),
+        cluster(Ray()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (ConnectionError("nobody\nthere"), TransientError, "engine.address: no Ray cluster answers at h:1234: nobody$"),
+        (RuntimeError("Version mismatch"), ConfigError, "cannot join the Ray cluster at h:1234: Version mismatch"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_named(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception], said: str
+) -> None:
+    def init(**_: Any) -> None:
+        raise error
+
+    fake = SimpleNamespace(init=init)
+    monkeypatch.setattr("replicator.engine.ray.cluster.importlib.import_module", lambda _: fake)
+    with pytest.raises(raised, match=said), cluster(Ray(address="h:1234")):
+        pass
+
+
+def test_a_ray_that_does_not_start_on_this_machine_leaves_no_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def init(**_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+    fake = SimpleNamespace(init=init)
+    monkeypatch.setattr("replicator.engine.ray.cluster.importlib.import_module", lambda _: fake)
+    with pytest.raises(ConfigError, match=r"engine: Ray does not start on this machine: no space left"), cluster(Ray()):
+        pass
+    assert list(tmp_path.iterdir()) == []
