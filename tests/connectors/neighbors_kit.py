@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replicator.testing.dynamodb import DynamoDB
@@ -44,6 +44,12 @@ COMMANDS: Mapping[str, Command] = {
         Command("policy", 0),
     )
 }
+WRITING = ("run", "resync", "parked retry", "parked drop", "verify")
+GROUPS: Mapping[str, Sequence[str]] = {
+    **{name: (name,) for name in WRITING},
+    "those that only read": [name for name in COMMANDS if name not in WRITING],
+}
+"""Commands that one pipeline is enough for, one after the other."""
 REBUILD = ("start", "cancel", "start", "switch", "rollback", "switch", "finish")
 WITHOUT_TARGET = {"demo", "init", "schema", "version"}
 HOOK = "def hook(item):\n    return {'n': item['n']}\n"

@@ -19,7 +19,7 @@ from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import served
 from replicator.version import FIRST_EPOCH
 from tests.cli.command_line import Shell
-from tests.connectors.neighbors_kit import COMMANDS, HOOK, IDS, REBUILD, WITHOUT_TARGET, change, fill
+from tests.connectors.neighbors_kit import COMMANDS, GROUPS, HOOK, IDS, REBUILD, WITHOUT_TARGET, change, fill
 from tests.connectors.search.search_kit import table, target
 from tests.servers.search_fixtures import Search
 
@@ -74,19 +74,20 @@ def test_every_command_is_tested() -> None:
     assert known | {name for name, inners in groups.items() if not inners} == tested
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("commands", GROUPS)
 def test_a_command_leaves_the_indices_of_others_as_they_are(
-    one_search: Search, neighbors: Sequence[str], shell: tuple[Shell, str, DynamoDB], command: str
+    one_search: Search, neighbors: Sequence[str], shell: tuple[Shell, str, DynamoDB], commands: str
 ) -> None:
     replicator, config, db = shell
     before = everything(one_search, neighbors)
     listed = set(one_search.indices())
     assert replicator.run("run", config, "--until", "caught-up")[0] == 6, "an item is parked"
     change(db)
-    said = COMMANDS[command].run(replicator, config)
-    assert everything(one_search, neighbors) == before
-    assert set(one_search.indices()) - listed == {f"{one_search.prefix}orders-1"}
-    assert not any(re.search(rf"{other}(?![\w-])", said) for other in neighbors)  # none is even named
+    for command in GROUPS[commands]:
+        said = COMMANDS[command].run(replicator, config)
+        assert everything(one_search, neighbors) == before, command
+        assert set(one_search.indices()) - listed == {f"{one_search.prefix}orders-1"}, command
+        assert not any(re.search(rf"{other}(?![\w-])", said) for other in neighbors), command  # none is even named
 
 
 def test_a_rebuild_leaves_the_indices_of_others_as_they_are(
