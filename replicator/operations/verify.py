@@ -417,7 +417,7 @@ class Pass:
             for ids, cursor in self._pieces(self._both.tables[name], part.cursor):
                 walked += len(ids)
                 self.tally.walked += len(ids)
-                wanted = [id for id in ids if self._is_sampled(id)]
+                wanted = ids if self._request.share >= 1.0 else [id for id in ids if self._is_sampled(id)]
                 for portion in self._portions(wanted):
                     self._take(partial(self._looked_for, name, portion, part.next_origin))
                     self._settle()
@@ -454,8 +454,6 @@ class Pass:
                 return
 
     def _is_sampled(self, id: DocumentId) -> bool:
-        if self._request.share >= 1.0:
-            return True
         text = repr((self._note.started, id)).encode(errors="surrogatepass")
         return int.from_bytes(blake2b(text, digest_size=8).digest()) / 2**64 < self._request.share
 

@@ -26,7 +26,8 @@ def _empty(count: int) -> array[int]:
 class ComparedIds:
     """A hash table of at most ``most`` slots, which doubles while it is more than half full.
 
-    A hash is in one of two slots, by its lower and by its upper half; it is forgotten if neither is free. 0 is empty.
+    A hash is in the slot of its lower half, of its upper half, or beside them; it is forgotten if none is free. 0 is
+    empty.
     """
 
     most: int = MOST
@@ -49,18 +50,23 @@ class ComparedIds:
         return [
             id
             for id, number in zip(ids, _hashes(table, ids), strict=True)
-            if held[number & mask] != number and held[number >> 32 & mask] != number
+            if held[at := number & mask] != number
+            and held[other := number >> 32 & mask] != number
+            and held[at ^ 1] != number
+            and held[other ^ 1] != number
         ]
 
     def _store(self, numbers: Iterable[int]) -> None:
         held, mask = self._held, self.slots - 1
         for number in numbers:
-            at = number & mask
-            if held[at] and held[at] != number:
-                at = number >> 32 & mask
-            if not held[at]:
-                held[at] = number
-                self.count += 1
+            at, other = number & mask, number >> 32 & mask
+            for slot in (at, other, at ^ 1, other ^ 1):
+                if held[slot] == number:
+                    break
+                if not held[slot]:
+                    held[slot] = number
+                    self.count += 1
+                    break
 
 
 def _hashes(table: str, ids: Sequence[DocumentId]) -> Iterable[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -22,7 +22,6 @@ from replicator.target.contract import Table, marks_of
 from replicator.target.verification import VERSION_FIELD, Comparison, Expiring, Verifiable
 from replicator.verification.compared_ids import ComparedIds
 from replicator.verification.differences import Finding
-from replicator.version import epoch_of
 
 Image = msgspec.Raw | bytes
 Place = tuple[str, DocumentId]
@@ -47,8 +46,13 @@ class Floor:
     lowest: int
     epoch: int
 
-    def is_wrong(self, version: int | None) -> bool:
-        return version is not None and version >= 0 and (version < self.lowest or epoch_of(version) > self.epoch)
+    def is_wrong(self, version: int) -> bool:
+        """Whether it is one, and not among them. Negative: the target keeps none."""
+        return version >= 0 and not self.lowest <= version < self.above
+
+    @property
+    def above(self) -> int:
+        return self.epoch + 1 << versions.ORDINAL_BITS
 
 
 @dataclass(slots=True)
@@ -74,9 +78,9 @@ class Examiner:
         expected, findings = self._expected(items)
         if self.mapping.own_ids:
             self._remember(expected)
-        findings += self._compared(expected).values()
-        for table, ids in _by_table((write.table, write.id) for write in expected).items():
-            self.compared.add(table, ids)
+        for table, writes in _in_tables(expected).items():
+            findings += self._compared_in(table, writes)
+            self.compared.add(table, [write.id for write in writes])
         self.documents += len(expected)
         return findings
 
@@ -161,19 +165,19 @@ class Examiner:
         """The documents of these items, and a finding for each on which the hook fails."""
         expected: list[Upsert] = []
         rejected: list[Finding] = []
-        marks = marks_of(self.target)
+        marks, version = marks_of(self.target), versions.version(self.floor.epoch, 0)
         with self.limit:
             for key, image in items:
                 try:
                     if (plain := unmarked(marks, bytes(image))) is not None:
-                        expected += self._documents(key, plain)
+                        expected += self._documents(key, plain, version)
                 except (Poison, Malformed) as e:
                     id = (key_text(key), "") if self.mapping.own_ids else key
                     rejected.append(Finding("rejected", self.mapping.tables[0], id, key, reason=str(e)))
         return expected, rejected
 
-    def _documents(self, key: Key, image: bytes) -> list[Upsert]:
-        hook, version = self.mapping.hook, versions.version(self.floor.epoch, 0)
+    def _documents(self, key: Key, image: bytes, version: int) -> list[Upsert]:
+        hook = self.mapping.hook
         if hook is not None and hook.declared:
             text = key_text(key)
             placed = hook.many(Item(image, hook.profile), self.mapping.tables)
@@ -182,17 +186,19 @@ class Examiner:
         return [] if body is None else [Upsert(self.mapping.tables[0], key, body, version, key, 0)]
 
     def _compared(self, expected: Sequence[Upsert]) -> dict[Place, Finding]:
-        found: dict[Place, Finding] = {}
-        tables: dict[str, list[Upsert]] = {}
-        for write in expected:
-            tables.setdefault(write.table, []).append(write)
-        for name, writes in tables.items():
-            for start in range(0, len(writes), AT_ONCE):
-                piece = writes[start : start + AT_ONCE]
-                for write, comparison in zip(piece, self.target.compare(self.tables[name], piece), strict=True):
-                    if (finding := self._finding(write, comparison)) is not None:
-                        found[name, write.id] = finding
-        return found
+        tables = _in_tables(expected).items()
+        return {finding.place: finding for name, writes in tables for finding in self._compared_in(name, writes)}
+
+    def _compared_in(self, name: str, writes: Sequence[Upsert]) -> Iterator[Finding]:
+        table, lowest, above = self.tables[name], self.floor.lowest, self.floor.above
+        for start in range(0, len(writes), AT_ONCE):
+            piece = writes[start : start + AT_ONCE]
+            for write, comparison in zip(piece, self.target.compare(table, piece), strict=True):
+                version = comparison.version
+                if not (comparison.fields or comparison.refused or version is None) and lowest <= version < above:
+                    continue  # as nearly all of them
+                if (finding := self._finding(write, comparison)) is not None:
+                    yield finding
 
     def _finding(self, write: Upsert, comparison: Comparison) -> Finding | None:
         version, fields = comparison.version, comparison.fields
@@ -229,6 +235,13 @@ class Examiner:
 
 def _hash(table: str, id: DocumentId) -> bytes:
     return blake2b(repr((table, id)).encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _in_tables(writes: Iterable[Upsert]) -> dict[str, list[Upsert]]:
+    tables: dict[str, list[Upsert]] = {}
+    for write in writes:
+        tables.setdefault(write.table, []).append(write)
+    return tables
 
 
 def _by_table(places: Iterable[Place]) -> dict[str, list[DocumentId]]:
