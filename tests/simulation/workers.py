@@ -616,9 +616,7 @@ def drawn_rates(seed: int) -> dict[str, float]:
         chance = random.Random(f"workers' {what} {seed}")
         if chance.random() < 0.7:
             rates[what] = rate * 10 ** chance.uniform(-1, 0.6)
-    if (
-        "repair" in rates
-    ):  # three empty pages pass for all there was, so that `verify` could take what they hide for lost
+    if "repair" in rates:  # three empty pages count as all there was: `verify` could take what they hide for lost
         rates.pop("blank", None)
     return rates
 
