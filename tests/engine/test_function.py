@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from replicator.engine.context import RunContext
+from replicator.engine.context import Environment, RunContext
 from replicator.engine.function import Function
 from replicator.engine.handover import Backfill
 from replicator.engine.local import Driver
@@ -21,6 +22,17 @@ from tests.engine.cluster import TABLE, Cluster
 from tests.engine.event_source import EventSource
 from tests.simulation.clock import VirtualStop
 
+TIME = 100.0  # seconds
+
+
+class Timer(VirtualStop):
+    """Time is over once ``over`` says so."""
+
+    over: Callable[[], bool] = staticmethod(lambda: False)
+
+    def is_set(self) -> bool:
+        return self.over()
+
 
 class Stack(Cluster):
     """The source, the target, the mapping, and containers of the function."""
@@ -29,12 +41,20 @@ class Stack(Cluster):
         super().__init__(**{"on_gap": "stop", **config})
         self.mapping = EventSource(self.source, TABLE)
         self.containers: list[Function] = []
+        self._until = math.inf
+
+    def environment(self) -> Environment:
+        """Time that no invocation or backfill needs, so that one that makes no progress fails."""
+        timer = Timer(self.clock)
+        timer.over = lambda: self.clock.now >= self._until
+        return replace(super().environment(), stop=timer)  # type: ignore[arg-type]
 
     def backfill(self, allowed: Allowed = RESUMING) -> Backfill:
         @contextlib.contextmanager
         def connect() -> Iterator[RunContext]:
             yield self.context()
 
+        self._until = self.clock.now + TIME
         run = Backfill(self.context(), self.owner("backfill"), self.environment(), connect)
         assert run.run(allowed)
         return run
@@ -51,6 +71,8 @@ class Stack(Cluster):
             for shard in self.mapping.ready():
                 batch = self.mapping.event(shard)
                 if batch is not None:
+                    assert turn < 1000, "the same batches come again and again"
+                    self._until = self.clock.now + TIME
                     response = functions[turn % len(functions)].invoke(batch)
                     self.mapping.done(shard, batch, response)
                     turn, idle = turn + 1, False
@@ -106,21 +128,40 @@ def test_shards_that_split_and_roll_over_are_followed_by_any_number_of_container
 
 
 def test_a_batch_that_lambda_gave_up_is_read_from_the_stream_while_that_has_it() -> None:
-    stack = filled()
+    stack = filled(shards=1)
     function = stack.container()
-    stack.write("k1", 1)
-    stack.deliver(function)
-    for n in range(9):
-        stack.write(f"k{n}", 200 + n)
-    for shard in stack.mapping.ready():
-        if (batch := stack.mapping.event(shard)) is not None:
-            stack.mapping.drop(shard, batch)
-    for n in range(20):
-        stack.write(f"k{n}", 300 + n)
-    stack.delete("k2")
-    stack.deliver(function)
-    assert stack.stored == stack.wanted
+    for n in range(3):
+        stack.write("k1", 100 + n)
+        stack.deliver(function)
+        for k in range(9):
+            stack.write(f"k{k}", 200 + n)
+        (shard,) = stack.mapping.ready()
+        given_up = stack.mapping.event(shard)
+        assert given_up is not None
+        stack.mapping.drop(shard, given_up)
+        stack.write("k15", 300 + n)
+        stack.deliver(function)
+        assert stack.stored == stack.wanted
     assert stack.gaps == []
+
+
+def test_a_container_that_has_read_the_stream_itself_counts_nothing_twice_when_it_reads_it_again() -> None:
+    stack = filled(shards=1)
+    function = stack.container()
+    stack.write("k1", 100)
+    stack.deliver(function)  # nothing of the shard is stored before: it is read
+    for n in range(5):
+        stack.write("k2", 200 + n)
+    stack.deliver(function)  # continues what is stored
+    (shard,) = stack.mapping.ready()
+    stack.write("k3", 300)
+    given_up = stack.mapping.event(shard)
+    assert given_up is not None
+    stack.mapping.drop(shard, given_up)
+    stack.write("k4", 400)
+    stack.deliver(function)  # does not
+    assert stack.stored == stack.wanted
+    assert stack.database.counts[f"shard:{shard}"].read == 20 + 1 + 5 + 2
 
 
 def test_records_that_nothing_can_read_any_more_are_a_gap_behind_which_the_stream_is_followed() -> None:
@@ -205,15 +246,6 @@ def test_a_window_that_ends_without_records_is_nothing_to_store() -> None:
     ended = {"Records": [], "shardId": stack.mapping.ready()[0], "isFinalInvokeForWindow": True, "state": {}}
     assert stack.container().invoke(ended) == {"batchItemFailures": [], "state": {}}
     assert stack.database.entries == before
-
-
-class Timer(VirtualStop):
-    """Time is over once ``over`` says so."""
-
-    over: Callable[[], bool] = staticmethod(lambda: False)
-
-    def is_set(self) -> bool:
-        return self.over()
 
 
 def test_when_time_runs_out_the_response_names_the_first_record_that_is_not_stored() -> None:
