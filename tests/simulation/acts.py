@@ -292,6 +292,8 @@ def restore(world: Universe, act: Act) -> None:
         if world.trimmed_early:  # a backup from before such a shard was begun would be read as if it was young
             return
         world.left.clear()
+        known = truth.complete_of(backup.entries)  # a later epoch may get the number of one that is gone
+        world.expired = {key: (epoch if epoch <= known else 0, was) for key, (epoch, was) in world.expired.items()}
         for part in ("rows", "tombstones", "marked", "epochs") if world.scenario.index else backup.__slots__:
             setattr(world.database, part, getattr(backup, part))
         for table, rows in world.database.rows.items():
