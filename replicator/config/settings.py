@@ -290,12 +290,19 @@ def _loops(sections: Sections, target: Destination) -> Iterator[Problem]:
         yield Problem(("backfill", "enabled"), text)
 
 
+IN_DYNAMODB = 2  # workers that save without holding each other up for long, as measured (docs/scaling.md)
+
+
 def _shared(runs_on: Engine, target: Destination, checkpoints: Keeping | None) -> Iterator[Problem]:
     """What the nodes of a cluster must share."""
     in_file = checkpoints is None and not hasattr(target.connector, "checkpoints")
     if isinstance(runs_on, Ray) and runs_on.address is not None and (in_file or _is_file(checkpoints)):
         text = "a file is on one machine, and engine.address names a cluster: use type: postgres or dynamodb"
         yield Problem(("checkpoints",), text)
+    in_dynamodb = checkpoints is not None and checkpoints.type == "dynamodb"
+    if isinstance(runs_on, Ray) and in_dynamodb and runs_on.workers > IN_DYNAMODB:
+        text = f"at most {IN_DYNAMODB} with checkpoints in DynamoDB, where one worker saves at a time; for more, "
+        yield Problem(("engine", "workers"), text + "keep them in Postgres (checkpoints.type: postgres)")
 
 
 def _is_file(checkpoints: Keeping | None) -> bool:

@@ -434,6 +434,13 @@ class TestEngine:
             with pytest.raises(ConfigError, match=r"checkpoints: a file is on one machine, and engine.address"):
                 config.load(write(f"{text}engine: {{type: ray, address: auto}}\n{section}"), {})
 
+    def test_few_workers_share_checkpoints_in_dynamodb_because_one_saves_at_a_time(self, write: Write) -> None:
+        text = RIGHT.replace("type: postgres\n  url: postgresql://me@127.0.0.1:5432/shop", "type: dynamodb")
+        text += "checkpoints: {type: dynamodb, table: kept}\n"
+        assert config.load(write(text + "engine: {type: ray, workers: 2}\n"), {})
+        with pytest.raises(ConfigError, match=r"engine.workers: at most 2 with checkpoints in DynamoDB.*in Postgres"):
+            config.load(write(text + "engine: {type: ray, workers: 3}\n"), {})
+
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 _SCALARS = st.one_of(
