@@ -33,6 +33,7 @@ ACTS = {**EVENTS, **DECISIONS, **REQUESTS, **REPAIRS}
 
 
 HOUR = 3600.0
+MOST_EFFECTS = 2_000  # of one turn; what ends has a hundred at most
 NONE: Mapping[DocumentId, Marked] = {}
 FIELDS = ("hook_version", "v", "pk")  # of documents, in the order in which a table gets columns for them
 
@@ -58,7 +59,7 @@ class Universe:
             lingering=scenario.lingering,
         )
         self.target: type[Unreliable | UnreliableIndex] = target_of(scenario)
-        self.hook_version = self.depth = self.runs = self.effects_left = self.value = 0
+        self.hook_version = self.depth = self.runs = self.effects_left = self.effects = self.value = 0
         self.armed: dict[str, int] = {}
         self.late: list[Late] = []
         self.request_delay = 0.0  # seconds that each request of a batch takes at most
@@ -190,6 +191,7 @@ class Universe:
     def happen(self) -> None:
         """The world moves on."""
         self.step += 1
+        self.effects = 0
         self.clock.now += self.random.random() * self.pace
         for act in self._acts.get(self.step, ()):
             self.note("act", act.what, act.luck)
@@ -271,7 +273,9 @@ class Universe:
         self.later_between_runs(0, self.perishing)
 
     def effect(self, name: str) -> None:
-        """Between two effects the process may die."""
+        """Between two effects the process may die. AssertionError if a turn has so many that it seems endless."""
+        self.effects += 1
+        assert self.effects <= MOST_EFFECTS, f"a turn does not end: {MOST_EFFECTS} effects, the last one {name}"
         if self.dies_here(name):
             raise Killed
 
