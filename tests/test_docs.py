@@ -332,5 +332,5 @@ def test_ci_runs_the_documented_commands() -> None:
 
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
-    for line in ("make install", "make lint", "make types", "make test"):
-        assert f"{line}\n" in script.read_text()
+    called = {word for line in script.read_text().splitlines() if "make " in line for word in line.split()}
+    assert {"install", "lint", "types", "oldest", "test"} <= called

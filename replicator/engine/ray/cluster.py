@@ -21,6 +21,7 @@ OLDEST, BELOW = (2, 60), (3, 0)  # versions of Ray, as in pyproject.toml
 STORE = 80_000_000  # bytes of Ray's object store on this machine; nothing of ours goes through it
 NAMESPACE = "replicator"
 _INSTALL = "pip install 'replicator[ray]'"
+_NUMBER = re.compile(r"\d+")
 
 
 @contextlib.contextmanager
@@ -51,7 +52,7 @@ def check_version(version: str | None) -> None:
     """ConfigError if Ray is missing, or of a version that does not fit."""
     if version is None:
         raise ConfigError(f"engine.type: Ray is not installed: {_INSTALL}")
-    if not OLDEST <= tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < BELOW:
+    if not OLDEST <= tuple(int(n) for n in _NUMBER.findall(version)[:2]) < BELOW:
         oldest = ".".join(map(str, OLDEST))
         raise ConfigError(
             f"engine.type: Ray {version} is installed, but {oldest} or newer, below {BELOW[0]}, is needed: {_INSTALL}"
