@@ -28,7 +28,8 @@ KEYS = KeySchema((KeyAttribute("table", "S"),))
 class Note:
     """The ``pipeline`` that writes to a table, and its latest ``epoch`` there. ``stripped``: it has ended.
 
-    ``source``: the ARN of the table that it copies; empty in notes of earlier versions.
+    ``source``: the ARN of the table that it copies, if it marks its writes (``loops``); empty in notes of earlier
+    versions.
     """
 
     pipeline: str
@@ -75,7 +76,7 @@ class Epochs:
         return {"TableName": self.name, "Key": {"table": {"S": table.name}}, "ConsistentRead": True}
 
     def write(self, table: Described, note: Note) -> None:
-        """Store a note, unless the same table has one with a later epoch.
+        """Store a note, unless the same table has one with a later epoch, or with the same one and its source.
 
         ConfigError if another pipeline's note is there: two may have started on one table at the same moment. The same
         if the table was stripped: its own checkpoints say so, too, unless they were lost.
@@ -90,9 +91,16 @@ class Epochs:
                 **({"source": {"S": note.source}} if note.source else {}),
             },
             "ConditionExpression": (
-                "attribute_not_exists(#e) OR #i <> :i OR (#p = :p AND #e < :e AND attribute_not_exists(#s))"
+                "attribute_not_exists(#e) OR #i <> :i OR (#p = :p AND attribute_not_exists(#s) AND "
+                "(#e < :e OR (#e = :e AND attribute_not_exists(#o))))"
             ),
-            "ExpressionAttributeNames": {"#e": "epoch", "#i": "identity", "#p": "pipeline", "#s": "stripped"},
+            "ExpressionAttributeNames": {
+                "#e": "epoch",
+                "#i": "identity",
+                "#p": "pipeline",
+                "#s": "stripped",
+                "#o": "source",
+            },
             "ExpressionAttributeValues": {
                 ":e": {"N": str(note.epoch)},
                 ":i": {"S": table.identity},

@@ -100,7 +100,7 @@ class Tables:
             assert table is not None
             if plan is not None and plan.ttl is not None and epochs.read(table) is None:
                 self._enable_ttl(name, plan.ttl)
-            source = "" if self.source is None else self.source[0].arn
+            source = self.source[0].arn if self.source is not None and self._options.loops else ""
             epochs.write(table, Note(self._pipeline, epoch, source=source))
 
     def try_writes(self, wanted: Iterable[str]) -> None:

@@ -149,7 +149,7 @@ def _late(
 
 def needed(view: CheckpointView, *, parked: int, repairing: bool, now: float) -> str:
     """Why the pipeline still needs the versions; empty if it does not."""
-    state, heartbeat = view.pipeline, view.heartbeat
+    state = view.pipeline
     once_more = _ONCE_MORE
     if state is None or state.stage != stages.FOLLOWING or any(gap.repaired is None for gap in view.gaps.values()):
         return f"the copy is not complete (see: replicator status CONFIG), so it cannot have taken over; {once_more}"
@@ -161,19 +161,20 @@ def needed(view: CheckpointView, *, parked: int, repairing: bool, now: float) ->
         return f"verify --repair is running, or was killed; wait until it has ended, or {once_more}"
     if view.retries.all > state.retried:
         return f"parked changes were retried since the last run, and those writes may still be applied; {once_more}"
-    if (left := in_doubt(state, heartbeat, view.slots.values(), now)) > 0:
+    if (left := in_doubt(state, view.heartbeats.values(), view.slots.values(), now)) > 0:
         return f"requests without a response may still be applied for {left:.0f} s; repeat this command then"
     return ""
 
 
-def in_doubt(state: PipelineState, heartbeat: Heartbeat | None, slots: Iterable[Slot], now: float) -> float:
-    """Seconds for which requests of the last run, or of its workers, may still be applied."""
-    if heartbeat is None or heartbeat.phase != "stopped":  # killed
-        left = LONGEST_IN_DOUBT
-    else:
-        lingers = (state.lingers, state.lingers_earlier, *(slot.lingers for slot in slots))
-        left = max(seconds or 0.0 for seconds in lingers)
-    return left - max(0.0, now - heartbeat.at) if heartbeat is not None else left
+def in_doubt(state: PipelineState, heartbeats: Iterable[Heartbeat], slots: Iterable[Slot], now: float) -> float:
+    """Seconds for which requests of the last run, or of its workers, may still be applied.
+
+    A process whose last heartbeat does not say that it stopped was killed then, or later.
+    """
+    lingers = (state.lingers, state.lingers_earlier, *(slot.lingers for slot in slots))
+    stopped = max(seconds or 0.0 for seconds in lingers)
+    each = [(stopped if beat.phase == "stopped" else LONGEST_IN_DOUBT) - max(0.0, now - beat.at) for beat in heartbeats]
+    return max(each, default=LONGEST_IN_DOUBT)
 
 
 class _Stripping:

@@ -499,8 +499,8 @@ class Pass:
         self._verifier.parked = parked_items(entries)
         current = positions_of(entries, self._both.state.epoch, self._now())
         self._watch.looked(entries, current)
-        if not self._repairs.waits or current.blocked_by:
-            self._take(lambda: self._verifier.settle(current))
+        look = self._verifier.wait if self._repairs.waits else self._verifier.settle
+        self._take(lambda: look(current))
 
     def _take(self, results: Callable[[], Iterable[Result]]) -> None:
         """Count and report each result as it comes: what comes before a failure does not come again."""

@@ -111,17 +111,18 @@ class Verifier:
 
     def settle(self, positions: Positions) -> Iterator[Result]:
         """Look again at the candidates that are due. If no run advances, all are unconfirmed."""
-        self._ahead = max(self._ahead, positions.ahead)
-        self._read = max(self._read, positions.through or 0.0)
-        if not self._pending:
-            return
-        if self._stands_still(positions):
-            yield from self.give_up(positions.blocked_by or "the run makes no progress")
-            return
+        yield from self.wait(positions)
         due = [c for c in self._pending.values() if is_due(c, positions.through, self._ahead)]
         items = list(by_item(due).items())
         for start in range(0, len(items), PIECE):
             yield from self._looked(items[start : start + PIECE])
+
+    def wait(self, positions: Positions) -> Iterator[Result]:
+        """Look at no candidate yet. If no run advances, all are unconfirmed."""
+        self._ahead = max(self._ahead, positions.ahead)
+        self._read = max(self._read, positions.through or 0.0)
+        if self._pending and self._stands_still(positions):
+            yield from self.give_up(positions.blocked_by or "the run makes no progress")
 
     def give_up(self, reason: str) -> Iterator[Result]:
         pending, self._pending = list(self._pending.values()), {}

@@ -485,6 +485,17 @@ def test_a_worker_that_lives_is_a_run_that_is_up_although_its_coordinator_is_gon
     assert "a run of this pipeline is up" in needed(of)
 
 
+@pytest.mark.parametrize("phase", ["live", "stopped"])
+def test_requests_of_a_worker_that_was_killed_after_its_coordinator_may_still_be_applied(phase: str) -> None:
+    beats = [
+        Entry("pulse", id, 1, encode(beat))
+        for id, beat in (("", Heartbeat(1000.0, phase)), ("0", Heartbeat(1345.0, "live")))
+    ]
+    of = CheckpointView(Claimed(1, [Entry("pipeline", "", 1, encode(STATE)), *beats]))
+    assert "may still be applied for 344 s" in needed(of, now=1361.0)
+    assert needed(of, now=1345.0 + LONGEST_IN_DOUBT) == ""
+
+
 def lingering(**seconds: float | None) -> PipelineState:
     return replace(STATE, **seconds)  # type: ignore[arg-type]
 

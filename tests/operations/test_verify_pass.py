@@ -19,8 +19,22 @@ from replicator.hooks.hook import Hook
 from replicator.operations.parked import void_verified
 from replicator.operations.pass_record import Part, PassRecord, Voided
 from replicator.operations.verify import Pass, Paused, Request, Source, Watch, looked_up_at_once, opened
+from replicator.pipeline.coordination import COORDINATOR
 from replicator.pipeline.progress import passes_of
-from replicator.state import FULL, SAMPLE, UNFINISHED, Entry, Save, Verified
+from replicator.state import (
+    FULL,
+    SAMPLE,
+    UNFINISHED,
+    Entry,
+    Heartbeat,
+    Repair,
+    Save,
+    ShardState,
+    Slot,
+    Verified,
+    decode,
+    encode,
+)
 from replicator.target.contract import Table
 from replicator.target.verification import CursorExpired, Walked
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
@@ -31,6 +45,19 @@ from tests.operations.passes import Passes, Report
 from tests.operations.passes import forgetful as forgetful
 from tests.operations.passes import passes as passes
 from tests.operations.passes import patched as patched
+
+
+class WithoutWorker(Passes):
+    """The coordinator is up and has noticed a repair; the worker that reads the shards is gone."""
+
+    def _beat(self) -> None:
+        clock, entries = self.world.clock, self.world.database.entries
+        announced = entries.get(("repair", ""))
+        repair = None if announced is None else decode("repair", "", announced[1])
+        token = repair.token if isinstance(repair, Repair) else ""
+        entries["pulse", ""] = (1, encode(Heartbeat(clock(), "live", repair=token)))
+        clock.plan(1.0, self._beat)
+
 
 SO_FAR = Verified(1.0, 2.0, 1024, "full", 4)
 
@@ -269,3 +296,26 @@ def test_a_pass_of_another_epoch_is_not_resumed(passes: Passes) -> None:
     PassRecord(MemoryCheckpoints(passes.world.database), FULL).save(replace(SO_FAR, epoch=3))
     with pytest.raises(ConfigError, match="--resume: there is no unfinished pass of this epoch"):
         passes.make(Request(resume=True))
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_without_the_worker_that_reads_its_shards_a_difference_is_unconfirmed_after_two_minutes(
+    faults: World, patched: None, repair: bool
+) -> None:
+    faults.fill(20)
+    passes = WithoutWorker(faults)
+    entries = faults.database.entries
+    run = next(e.revision for e in MemoryCheckpoints(faults.database).read().entries if (e.kind, e.id) == ("owner", ""))
+    entries["slot", COORDINATOR] = (1, encode(Slot(0, "", lingers=None, begun=run)))
+    for place in [place for place in entries if place[0] == "shard"]:
+        state = decode(*place, entries[place][1])
+        assert isinstance(state, ShardState)
+        entries[place] = (entries[place][0], encode(replace(state, slot="1")))
+    entries["pulse", "1"] = (1, encode(Heartbeat(faults.clock() - 3600, "live")))
+    rows = faults.database.rows[TABLE]
+    rows["k1",] = (rows["k1",][0], b'{"id": "other"}')
+    report, begun = Report(), faults.clock()
+    passes.make(Request(repair=repair), report, seconds=3600)
+    (result,) = report.results
+    assert (result.outcome, result.reason) == ("unconfirmed", "the run makes no progress")
+    assert faults.clock() - begun < 180

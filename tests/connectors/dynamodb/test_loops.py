@@ -268,9 +268,29 @@ def test_a_copy_that_is_not_copied_back_but_on_is_refused_by_check_and_run(tmp_p
                 out + err,
             )
         assert "third" not in loop.api.list_tables()["TableNames"]
+        note = loop.api.get_item(TableName=kit.EPOCHS, Key={"table": {"S": "copy"}})["Item"]
+        del note["source"]
+        loop.api.put_item(TableName=kit.EPOCHS, Item=note)  # as an earlier version wrote it
+        loop.run("forward")  # adds it, in the same epoch
+        assert loop.shell.run("check", path)[0] == 2
         loop.run("back")  # the opposite one is none
         loop.api.delete_item(TableName=kit.EPOCHS, Key={"table": {"S": "copy"}})
         assert loop.shell.run("check", path)[0] == 0
+
+
+def test_a_copy_whose_writes_are_not_marked_may_be_copied_on(tmp_path: Path) -> None:
+    """Every write is marked with `loops`, and passed over then; without it, it looks like an application's."""
+    with served(DynamoDB(now=time.time, random=random.Random(1))) as endpoint:
+        loop = Loop(tmp_path, endpoint, "orders", "copy")
+        loop.configure("plain", "orders", "copy", create=True, loops=False)
+        loop.run("plain")
+        loop.enable_stream_there()
+        loop.configure("onward", "copy", "third", create=True)
+        loop.run("onward")
+        loop.put("orders", "late", 1)
+        loop.run("plain")
+        loop.run("onward")
+        assert loop.items("third") == loop.items("orders")
 
 
 def test_notes_that_may_not_be_read_or_do_not_exist_keep_no_pipeline_from_its_work() -> None:
