@@ -10,16 +10,9 @@ from replicator.errors import ConfigError
 from replicator.state import Entry
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
 from tests.cli.command_line import World
-from tests.cli.test_checkpoint_stores import NEED_A_PIPELINE
+from tests.cli.test_checkpoint_stores import NEED_A_PIPELINE, called
 
 READ = "SELECT pipeline, kind, id, revision, value::text, saved FROM replicator.checkpoints ORDER BY 1, 2, 3"
-
-
-def called(world: World, command: str) -> tuple[int, str]:
-    name, *rest = NEED_A_PIPELINE[command]
-    words = [name, rest.pop(0)] if name == "parked" else [name]
-    code, out, err = world.shell.run(*words, world.config, *rest, "--human")
-    return code, out + err
 
 
 def test_an_existing_pipeline_is_accepted() -> None:

@@ -77,6 +77,7 @@ class Simulated:
     now: float = 0.0
     turns: int = 0
     stops_after: int = 200
+    ends: bool = True  # the coordinator, in time
     exceptions = SimpleNamespace(RayError=RayError, RayActorError=RayActorError)
 
     def remote(self, actor: type) -> Any:
@@ -94,6 +95,7 @@ class Simulated:
 
     def _coordinator(self) -> Any:
         def report() -> Any:
+            self.now += 0.01
             return self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
 
         def drain() -> bool:
@@ -105,7 +107,7 @@ class Simulated:
         def end() -> bool:
             self.said.append("end")
             last = self.reports[0]
-            if isinstance(last, FromCoordinator):
+            if isinstance(last, FromCoordinator) and self.ends:
                 self.reports = [replace(last, ended=last.ended or Ended())]
             return True
 
@@ -147,6 +149,11 @@ def test_a_stop_ends_the_workers_first_and_then_the_coordinator() -> None:
     assert ray.run() == 3
     assert ray.said == ["drain", "end"]
     assert {p.phase for p in ray.observed} == {"live"}
+
+
+def test_what_is_parked_is_known_although_the_coordinator_does_not_end_in_time() -> None:
+    last = report(progress=Progress("live", parked=3), caught_up=True)
+    assert Simulated([last], ends=False).run(replace(PLAN, until="caught-up")) == 3
 
 
 def test_a_run_that_has_caught_up_ends_by_itself() -> None:

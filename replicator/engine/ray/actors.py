@@ -36,7 +36,7 @@ from replicator.engine.ray.reports import (
 )
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.run import tune_allocator
-from replicator.engine.startup import RESUMING
+from replicator.engine.startup import Allowed
 from replicator.engine.worker import Post, Worker
 from replicator.errors import ReplicatorError
 from replicator.hooks import redaction
@@ -207,7 +207,8 @@ class CoordinatorActor:
         environment = Environment(self._stop, self._observe, measurements=self._recorder)
         with contextlib.suppress(Stopped), connected(config, hook, environment) as context:
             coordinator = Coordinator(context, self._owner, environment, plan.slots, plan.run)
-            coordinator.start(plan.allowed if coordinator.is_new_run else RESUMING)
+            again = Allowed(sweep=plan.allowed.sweep)  # what was asked for is done once
+            coordinator.start(plan.allowed if coordinator.is_new_run else again)
             tune_allocator()
             while not self._stop.is_set():
                 coordinator.step()

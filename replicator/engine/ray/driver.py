@@ -206,7 +206,7 @@ class Run:
             raise RuntimeError("a process of the run failed unexpectedly; see its traceback in the log")
         if ended is not None and ended.failure is not None:
             raise ended.failure
-        return 0 if report is None else report.parked
+        return self._progress.parked if report is None or report.ended is None else report.parked
 
     def _drain(self, deadline: float) -> None:
         calls = [work.call for work in self._works.values() if work.call is not None]
