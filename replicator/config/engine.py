@@ -28,9 +28,9 @@ def _address(text: str) -> str:
 
 
 class Ray(Options):
-    """Several workers on a Ray cluster, or on the cores of this machine; see docs/scaling.md.
+    """Several workers on a Ray cluster, or on the cores of this machine, for targets with transactions (postgres).
 
-    Needs `pip install 'replicator[ray]'`.
+    See docs/scaling.md. Needs `pip install 'replicator[ray]'`.
     """
 
     address: Annotated[str, AfterValidator(_address)] | None = Field(
