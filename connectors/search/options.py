@@ -81,7 +81,7 @@ _BEFORE = re.compile(r"before\((?P<attribute>[^,()']+), ?'(?P<text>[^']+)'\)")
 
 
 def _routing(expression: str) -> str:
-    if "(" in expression and _BEFORE.fullmatch(expression) is None:
+    if expression.startswith("before(") and _BEFORE.fullmatch(expression) is None:  # other names may have parentheses
         raise ValueError("must be a key attribute, or its beginning up to a text: before(pk, '#')")
     return expression
 
