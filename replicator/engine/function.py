@@ -141,7 +141,7 @@ class Function:
     def _hold_readable(self, shard: str) -> LaneRun:
         """The shard's lane, claimed, after its ancestors are stored to their ends.
 
-        Lambda delivers a shard after its parent, but it tells nobody that the parent has ended, and may have given up
+        Lambda delivers a shard after its parent, but it does not say that the parent has ended, and may have given up
         the rest of it. Reading what is left proves the end.
         """
         held = self._hold(shard)
@@ -197,7 +197,7 @@ class Function:
     def _add(self, shard: str, run: int) -> Mapping[str, ShardState]:
         """Add the shards that are new in the stream, among them this one; all that are stored then.
 
-        Nobody else can add any at the same time, nor move the stage: the pipeline's entry is part of the save.
+        No other process can add any at the same time, nor move the stage: the pipeline's entry is part of the save.
         """
         checkpoints, now = self._context.checkpoints, self._environment.now
         assert isinstance(checkpoints, Slotted)

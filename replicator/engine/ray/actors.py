@@ -54,7 +54,7 @@ RESPONSE_TIMEOUT = 5.0  # seconds that it waits for the response
 
 
 def guarded(work: Callable[[], None]) -> Ended:
-    """How ``work`` ended. The messages of exceptions that nobody expected may contain item data: they are hidden."""
+    """How ``work`` ended. The messages of unexpected exceptions may contain item data: they are hidden."""
     try:
         work()
     except ReplicatorError as e:

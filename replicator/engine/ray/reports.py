@@ -68,7 +68,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process' work ended. ``bug``: the redacted traceback of an exception that nobody expected."""
+    """How a process' work ended. ``bug``: the redacted traceback of an unexpected exception."""
 
     failure: ReplicatorError | None = None
     bug: str = ""
