@@ -327,6 +327,7 @@ def test_after_the_switch_the_old_config_alone_writes_nothing(orders: World) -> 
         done(orders, "switch", "--unverified")
     code, _, err = orders.shell.run("run", str(orders.folder / "orders-old.yaml"), "--until", "caught-up")
     assert (code, "is written by the pipeline orders@new: a rebuild has switched to its new copy" in err) == (2, True)
+    assert "or of the new one without replaces: (put that back until rebuild finish)" in err
     assert "COMMENT ON" not in err  # how to take a table over
     assert {d["made"] for d in documents(orders, "orders").values()} == {"new"}
     for step in ("start", "cancel"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import pickle
+import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,11 +21,12 @@ from replicator.config.settings import Config, Source
 from replicator.config.target import Destination
 from replicator.engine.context import Environment
 from replicator.engine.measurements import Unmeasured
-from replicator.engine.ray.actors import WorkerActor, guarded
+from replicator.engine.ray import actors
+from replicator.engine.ray.actors import CoordinatorActor, WorkerActor, guarded
 from replicator.engine.ray.cluster import check_version, cluster
 from replicator.engine.ray.driver import GIVEN_UP, Run, unheard
 from replicator.engine.ray.reports import Ended, Event, EventBuffer, FromCoordinator, Plan, Recorder, Where
-from replicator.engine.startup import RESUMING
+from replicator.engine.startup import RESUMING, Allowed
 from replicator.errors import ConfigError, Fenced, GapFound, NotPermitted, ReplicatorError, TransientError
 from replicator.pipeline.progress import Progress
 
@@ -149,6 +152,30 @@ def test_a_stop_ends_the_workers_first_and_then_the_coordinator() -> None:
     assert ray.run() == 3
     assert ray.said == ["drain", "end"]
     assert {p.phase for p in ray.observed} == {"live"}
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_restarted_coordinator_is_not_asked_again_and_may_sweep_no_more_than_the_first_one(
+    monkeypatch: pytest.MonkeyPatch, new: bool
+) -> None:
+    allowed: queue.Queue[Allowed] = queue.Queue()
+
+    class Started:
+        is_new_run, read_at, caught_up = new, 0.0, False
+        pipeline = SimpleNamespace(parked=())
+
+        def __init__(self, *_: Any) -> None:
+            self.start, self.news = allowed.put, dict
+
+        def step(self) -> None: ...
+        def end(self) -> None: ...
+
+    monkeypatch.setattr(actors, "Coordinator", Started)
+    monkeypatch.setattr(actors, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(actors, "tune_allocator", lambda: None)
+    actor = CoordinatorActor(replace(PLAN, allowed=Allowed(resync=True, sweep=False)))
+    assert allowed.get(timeout=60) == Allowed(resync=new, sweep=False)
+    actor.end()
 
 
 def test_what_is_parked_is_known_although_the_coordinator_does_not_end_in_time() -> None:
