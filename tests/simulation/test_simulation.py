@@ -56,7 +56,7 @@ def test_the_next_run_purges_what_a_repair_needed_if_the_last_one_did_not_get_to
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
 def test_the_scenarios_for_wrong_designs_hold_without_them(shape: Shape) -> None:
-    for seed in range(SEEDS // 100):
+    for seed in range(SEEDS // 200):
         simulate(seed, shape(scenario.draw(seed)))
 
 
