@@ -86,7 +86,8 @@ class TableVerification:
         page = ask(self.client, "Query" if within else "Scan", request, self.layout.name)
         after = page.get("LastEvaluatedKey")
         ids = [self.layout.keys.key(item) for item in page["Items"] if self._is_live(item) and not self._is_due(item)]
-        return Walked(ids, None if after is None else orjson.dumps(after).decode())
+        keys = self.layout.keys
+        return Walked(ids, None if after is None else _cursor(after), lambda n: _cursor(keys.typed(ids[n])))
 
     def _scan(self) -> dict[str, Any]:
         wanted = dict.fromkeys((*self.layout.keys.names, *filter(None, [self.expiry])))
@@ -170,6 +171,10 @@ class TableVerification:
         if self.layout.pristine or self.layout.version not in item:
             return UNVERSIONED
         return int(item[self.layout.version].get("N", UNVERSIONED))
+
+
+def _cursor(key: Mapping[str, Any]) -> str:
+    return orjson.dumps(key).decode()
 
 
 def _equal(one: Typed | None, other: Typed | None) -> bool:

@@ -173,8 +173,7 @@ class TableVerification:
             return Walked([], None)
         parts = [map(FROM_TEXT[key.kind], texts) for key, texts in zip(keys, zip(*rows, strict=True), strict=True)]
         ids = list(zip(*parts, strict=True))
-        last = orjson.dumps(list(rows[-1])).decode() if len(rows) == _PIECE else None
-        return Walked(ids, last)
+        return Walked(ids, _cursor(rows[-1]) if len(rows) == _PIECE else None, lambda n: _cursor(rows[n]))
 
     def replace(self, writes: Sequence[Upsert]) -> list[str]:
         refused, literals = self._encoded([(write.id, write, 0) for write in writes])
@@ -323,6 +322,10 @@ class TableVerification:
         typed = [sql.SQL("{}::{}").format(sql.Literal(v), _raw(k.type)) for k, v in zip(keys, values, strict=True)]
         names = [sql.SQL("t.{}").format(sql.Identifier(key.name)) for key in keys]
         return sql.SQL("({}) > ({})").format(sql.SQL(", ").join(names), sql.SQL(", ").join(typed))
+
+
+def _cursor(row: Sequence[Any]) -> str:
+    return orjson.dumps(list(row)).decode()
 
 
 def _raw(text: str) -> sql.SQL:

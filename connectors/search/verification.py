@@ -117,7 +117,7 @@ class IndexVerification:
         if found.get("_shards", {}).get("failed", 0):
             raise TransientError(f"{self.connection.server}: a shard of {self.layout.index} fails the walk through it")
         ids = [tuple(hit["sort"]) for hit in found.get("hits", {}).get("hits", ())]
-        return Walked(ids, orjson.dumps(ids[-1]).decode() if len(ids) == size else None)
+        return Walked(ids, _cursor(ids[-1]) if len(ids) == size else None, lambda n: _cursor(ids[n]))
 
     def replace(self, writes: Sequence[Upsert]) -> list[str]:
         lines, refused = self._lines(writes)
@@ -153,6 +153,10 @@ class IndexVerification:
 
     def _is_marked(self, document: Stored) -> bool:
         return self.layout.marks and document.deleted_at is not None
+
+
+def _cursor(id: DocumentId) -> str:
+    return orjson.dumps(id).decode()
 
 
 def _texts(cursor: str) -> list[str]:

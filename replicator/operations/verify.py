@@ -51,7 +51,7 @@ from replicator.state import (
     decode,
 )
 from replicator.target.contract import Table, Target
-from replicator.target.verification import CANNOT_COMPARE, CursorExpired, Verifiable
+from replicator.target.verification import CANNOT_COMPARE, CursorExpired, Verifiable, Walked
 from replicator.verification.differences import Positions, has_scanned, positions
 from replicator.verification.examiner import Examiner, Floor, Image
 from replicator.verification.verifier import Result, Verifier
@@ -61,6 +61,7 @@ SETTLE_INTERVAL = 1.0  # seconds between reads of the positions, while there are
 SAVE_INTERVAL = 10.0  # seconds between saves of the progress; without candidates, also between reads of the positions
 POLL = 0.2  # seconds
 KEYS, WHOLE_ITEMS = 2000, 160  # that are looked up at once: 64 MB, of the largest items that there are
+ITEMS = 2000  # of a page that are compared at once
 FEWEST = 4  # segments of a scan
 PER_SEGMENT = 50_000  # items of a segment
 SAMPLED = 20  # segments of a sample at least
@@ -396,7 +397,10 @@ class Pass:
         part, at = self._part(f"segment:{page.segment}"), self._now()
         items = [(key, image) for key, image in page.items if image is not None]
         before = self._examiner.documents
-        self._take(lambda: self._verifier.scanned(items, at, part.next_origin))
+        for start in range(0, len(items), ITEMS):
+            some = items[start : start + ITEMS]
+            self._take(partial(self._verifier.scanned, some, at, part.next_origin))
+            self._make_room()
         documents = self._examiner.documents - before
         self.tally.items += len(page.items)
         self.tally.documents += documents
@@ -414,42 +418,36 @@ class Pass:
             estimate = max(1, self.tally.documents // len(names))
             part = self._part(f"table:{name}")
             walked = estimate * max(0.0, (self._note.done - 0.5) * 2 * len(names) - number)  # if the pass is resumed
-            for ids, cursor in self._pieces(self._both.tables[name], part.cursor):
-                walked += len(ids)
-                self.tally.walked += len(ids)
-                wanted = ids if self._request.share >= 1.0 else [id for id in ids if self._is_sampled(id)]
-                for portion in self._portions(wanted):
-                    self._take(partial(self._looked_for, name, portion, part.next_origin))
-                    self._settle()
-                part.read(cursor)
+            for piece in self._pieces(self._both.tables[name], part.cursor):
+                walked += len(piece.ids)
+                self.tally.walked += len(piece.ids)
+                self._look_for(name, piece, part)
                 share = (number + min(0.99, walked / estimate)) / len(names)
                 self._note = replace(self._note, done=max(self._note.done, 0.5 + 0.5 * share))
                 self._settle()
-                while self._verifier.full and not self._stop.is_set():
-                    self._stop.wait(POLL)
-                    self._settle()
-            if self._stop.is_set():
-                return
 
-    def _looked_for(self, name: str, ids: Sequence[DocumentId], origin: str) -> Iterator[Result]:
-        return self._verifier.walked(name, ids, origin) if ids else iter(())
-
-    def _portions(self, ids: Sequence[DocumentId]) -> Iterator[Sequence[DocumentId]]:
+    def _look_for(self, name: str, piece: Walked, part: Part) -> None:
+        """Look for the items of a piece's documents, in portions that are done one by one: reading them takes time."""
+        every = self._request.share >= 1.0
+        wanted = [(n, id) for n, id in enumerate(piece.ids) if every or self._is_sampled(id)]
         size = looked_up_at_once(self._both.mapping.hook, self._request.read_units)
-        for start in range(0, len(ids), size):
-            yield ids[start : start + size]
+        for start in range(0, len(wanted), size):
+            portion = wanted[start : start + size]
+            self._take(partial(self._verifier.walked, name, [id for _, id in portion], part.next_origin))
+            if piece.behind is not None:
+                part.read(piece.behind(portion[-1][0]))
+            self._make_room()
+        part.read(piece.cursor)
 
-    def _pieces(
-        self, table: Table, cursor: str | None, within: DocumentId = ()
-    ) -> Iterator[tuple[Sequence[DocumentId], str | None]]:
-        """The ids behind ``cursor``, or all where it has expired; with each piece, the cursor behind it."""
+    def _pieces(self, table: Table, cursor: str | None, within: DocumentId = ()) -> Iterator[Walked]:
+        """What is behind ``cursor``, or all where it has expired."""
         while not self._stop.is_set():
             try:
                 piece = self._retrying(lambda c=cursor: self._both.comparing.walk(table, c, within))  # type: ignore[misc]
             except CursorExpired:
                 cursor = None
                 continue
-            yield piece.ids, piece.cursor
+            yield piece
             if (cursor := piece.cursor) is None:
                 return
 
@@ -464,11 +462,21 @@ class Pass:
         self._take(lambda: verifier.look_at(key, "key"))
         within: DocumentId = (key_text(key),) if own else key
         for name, table in self._both.tables.items():
-            for ids, _ in self._pieces(table, None, within):
-                self._take(partial(self._looked_for, name, ids, f"table:{name}"))
+            for piece in self._pieces(table, None, within):
+                if piece.ids:
+                    self._take(partial(self._verifier.walked, name, piece.ids, f"table:{name}"))
         self.tally.items = 1
 
     # Candidates
+
+    def _make_room(self) -> None:
+        """Settle candidates, until another portion may be compared. Stopped if the pass must end before that."""
+        self._settle()
+        while self._verifier.full and not self._stop.is_set():
+            self._stop.wait(POLL)
+            self._settle()
+        if self._stop.is_set():
+            raise Stopped
 
     def _settle(self) -> None:
         now = self._monotonic()

@@ -7,8 +7,8 @@ values are compared as values, never as text that a server reformats.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -40,10 +40,15 @@ CANNOT_COMPARE = (
 
 @dataclass(frozen=True, slots=True)
 class Walked:
-    """A piece of a walk: ids of documents, and where the next piece begins; None at the end."""
+    """A piece of a walk: ids of documents, and where the next piece begins; None at the end.
+
+    ``behind``: the cursor behind the n-th of these ids, so that an interrupted walk can go on within the piece. Without
+    it, the whole piece is walked through again.
+    """
 
     ids: Sequence[DocumentId]
     cursor: str | None
+    behind: Callable[[int], str] | None = field(default=None, compare=False)
 
 
 @runtime_checkable

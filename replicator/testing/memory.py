@@ -302,7 +302,7 @@ class MemoryRows:
         after = () if cursor is None else tuple(orjson.loads(cursor))
         rows = sorted(id for id in self._database.rows[table.name] if id > after and id[: len(within)] == within)
         ids = rows[:_PIECE]
-        return Walked(ids, orjson.dumps(ids[-1]).decode() if len(rows) > _PIECE else None)
+        return Walked(ids, _cursor(ids[-1]) if len(rows) > _PIECE else None, lambda n: _cursor(ids[n]))
 
     def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
         return [self._replaced(table, write) for write in writes]
@@ -336,6 +336,10 @@ class MemoryRows:
 
 
 _PIECE = 100  # ids of a walk
+
+
+def _cursor(id: DocumentId) -> str:
+    return orjson.dumps(id).decode()
 
 
 class MemoryTarget(MemoryRows):

@@ -16,9 +16,10 @@ from replicator.engine.context import Environment
 from replicator.engine.retry import Stopped
 from replicator.errors import ConfigError, Fenced, TransientError
 from replicator.hooks.hook import Hook
+from replicator.operations import verify as operation
 from replicator.operations.parked import void_verified
 from replicator.operations.pass_record import Part, PassRecord, Voided
-from replicator.operations.verify import Pass, Paused, Request, Source, Watch, looked_up_at_once, opened
+from replicator.operations.verify import Paused, Request, Source, Watch, looked_up_at_once, opened
 from replicator.pipeline.coordination import COORDINATOR
 from replicator.pipeline.progress import passes_of
 from replicator.state import (
@@ -37,8 +38,11 @@ from replicator.state import (
 )
 from replicator.target.contract import Table
 from replicator.target.verification import CursorExpired, Walked
+from replicator.testing import memory
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
+from replicator.verification import verifier
 from replicator.verification.differences import Positions
+from replicator.verification.verifier import Verifier
 from tests.faults.world import TABLE, World
 from tests.faults.world import faults as faults
 from tests.operations.passes import Passes, Report
@@ -77,6 +81,44 @@ def test_a_stopped_pass_goes_on_behind_what_it_had_walked_through(passes: Passes
     assert report.shares == sorted(report.shares)
     assert passes.recorded[FULL].ended is not None
     assert UNFINISHED[FULL] not in passes.recorded
+
+
+def test_a_pass_that_is_stopped_again_and_again_ends_however_few_read_units_it_has(
+    passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time after a portion or two of a piece that takes a minute and a half."""
+    monkeypatch.setattr(memory, "_PIECE", 10_000)
+    passes.make(Request(read_units=5), seconds=60)
+    for _ in range(20):
+        if UNFINISHED[FULL] not in passes.recorded:
+            break
+        passes.make(Request(read_units=5, resume=True), seconds=15)
+    assert (passes.recorded[FULL].items, passes.recorded[FULL].documents) == (450, 450)
+    assert set(passes.requested_keys()) == {f"k{n}" for n in range(450)}
+
+
+def test_no_more_candidates_are_kept_than_the_limit_and_those_of_one_portion(
+    faults: World, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what the scan reads differs, and half of what the walk reads is extra."""
+    for module, name, value in ((verifier, "MOST_PENDING", 60), (operation, "ITEMS", 20), (operation, "KEYS", 20)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(memory, "_PIECE", 10_000)
+    rows = faults.database.rows[TABLE]
+    rows |= {(f"x{n}",): rows["k0",] for n in range(450)}
+    rows |= {(f"k{n}",): (rows["k0",][0], b'{"id": "other"}') for n in range(1, 450)}
+    most = 0
+
+    def added(self: Verifier, *arguments: Any) -> Any:
+        nonlocal most
+        yield from add(self, *arguments)
+        most = max(most, self.pending)
+
+    add = Verifier._add
+    monkeypatch.setattr(Verifier, "_add", added)
+    tally = passes.make(Request())
+    assert (tally.different, tally.extra) == (449, 450)
+    assert 60 <= most < 60 + 20
 
 
 def test_a_stopped_pass_goes_on_within_a_segment(faults: World, patched: None) -> None:
@@ -190,13 +232,13 @@ def test_as_many_items_are_looked_up_at_once_as_fit_in_memory_and_can_be_read_in
 def test_items_are_compared_as_soon_as_they_are_read(passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
     """An item that changes often would never be found equal if a wait for read units came in between."""
     compared: list[float] = []
-    real = Pass._looked_for
+    real = Verifier.walked
 
-    def looked_for(self: Pass, name: str, ids: Sequence[DocumentId], origin: str) -> Any:
+    def walked(self: Verifier, name: str, ids: Sequence[DocumentId], origin: str) -> Any:
         yield from real(self, name, ids, origin)
         compared.append(passes.world.clock())
 
-    monkeypatch.setattr(Pass, "_looked_for", looked_for)
+    monkeypatch.setattr(Verifier, "walked", walked)
     passes.make(Request(read_units=5))
     assert compared == passes.world.client.times("BatchGetItem")
 

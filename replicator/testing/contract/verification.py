@@ -105,7 +105,9 @@ class Verification(Contract):
         assert sorted(walked(target, table())) == sorted((name,) for name in names if name != "0007")
 
     def test_a_cursor_that_is_used_again_skips_nothing(self, opened: Target, build: Callable[[], Target]) -> None:
-        """After a lost response, or by another process: it finds what is behind it, or it has expired."""
+        """After a lost response, or by another process: it finds what is behind it, or it has expired. So does one that
+        is behind an id within the piece.
+        """
         target = verifiable(opened)
         opened.write(batch(*(put({"pk": f"{n:04}"}, 1) for n in range(self.many))))
         first = target.walk(table(), None)
@@ -116,6 +118,9 @@ class Verification(Contract):
             assert target.walk(table(), first.cursor).ids == second.ids
         with suppress(CursorExpired):
             assert verifiable(build()).walk(table(), first.cursor).ids == second.ids
+        if first.behind is not None:
+            inside = target.walk(table(), first.behind(9)).ids
+            assert [*first.ids, *second.ids][10 : 10 + len(inside)] == list(inside)
 
     def test_a_walk_finds_the_documents_of_an_item(self, target: Target) -> None:
         own, pair = table(keys=OWN_IDS), table("pair", PAIR)
