@@ -157,9 +157,11 @@ class SlotRun:
         environment: Environment,
         pipeline: Pipeline,
         revision: int,
-        retrying: RetryPolicy,
     ) -> None:
         target, now, monotonic = context.target, environment.now, environment.monotonic
+        retrying = RetryPolicy(
+            environment.stop, self._report, now, environment.random, environment.measurements.retried
+        )
         self.pipeline, self._revision = pipeline, revision
         self._context, self._environment, self._post, self._owner = context, environment, post, owner
         self._retrying = retrying
@@ -208,7 +210,7 @@ class SlotRun:
         )
         if not _has_begun(pipeline.state):
             return None
-        held = cls(context, post, owner, environment, pipeline, claimed.revision, retrying)
+        held = cls(context, post, owner, environment, pipeline, claimed.revision)
         held.begin(lingers)
         return held
 
@@ -329,6 +331,11 @@ class SlotRun:
         return fetcher_for(self._context, self._environment, self.pipeline, table, arn, budget, self._steps)
 
     # Heartbeats
+
+    def _report(self, waiting_for: str | None) -> None:
+        """What the worker waits for and tries again; the next heartbeat says it."""
+        self._waiting_for = waiting_for
+        self._environment.waiting(waiting_for)
 
     def _beat(self) -> None:
         self._waiting_for = next(iter(self._fetcher.waiting_for.values()), None)

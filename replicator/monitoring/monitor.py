@@ -13,9 +13,7 @@ from replicator.monitoring.health import Mark, Verdict, health, readiness
 from replicator.monitoring.history import History, Sample
 from replicator.monitoring.metrics import Metrics, Moment
 from replicator.pipeline.details import Details
-from replicator.pipeline.progress import RETENTION_HOURS, Progress, as_values
-
-SILENT = 1.5  # seconds without a report after which the lag is known to grow
+from replicator.pipeline.progress import CURRENT, Progress, aged, as_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +102,7 @@ class Monitor:
         """The latest progress, with the run's owner. While the run reports nothing, its lag grows."""
         progress, silent = self._progress, self.silent
         progress = structs.replace(progress, owner=self._details.owner)
-        if progress.lag_seconds is None or silent < SILENT:
-            return progress
-        lag = progress.lag_seconds + silent
-        return structs.replace(
-            progress,
-            phase="catching-up" if progress.phase == "live" else progress.phase,
-            lag_seconds=lag,
-            retention_left_hours=max(0.0, RETENTION_HOURS - lag / 3600),
-            rate=0.0,
-        )
+        return progress if silent < CURRENT else aged(progress, silent)
 
     def health(self) -> Verdict:
         stuck = self._monotonic() - self._moved

@@ -30,6 +30,7 @@ from replicator.state import (
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
 HEARTBEAT_TIMEOUT = 15.0  # seconds without a heartbeat after which a run counts as stopped
 ABANDONED = 900.0  # seconds without a sign of a command's pass after which it does not count as in progress
+CURRENT = 1.5  # seconds for which a report of a run counts as its present state
 CLOCK_SKEW = 300.0  # seconds that another machine's clock may be ahead; times further in the future are ignored
 
 
@@ -168,6 +169,20 @@ def measured(
         epoch=state.epoch if state else None,
         owner=owner,
         request=request,
+    )
+
+
+def aged(progress: Progress, seconds: float) -> Progress:
+    """What ``progress`` of so many seconds ago says by now, if nothing was stored since."""
+    if progress.lag_seconds is None:
+        return progress
+    lag = progress.lag_seconds + seconds
+    return structs.replace(
+        progress,
+        phase="catching-up" if progress.phase == "live" else progress.phase,
+        lag_seconds=lag,
+        retention_left_hours=max(0.0, RETENTION_HOURS - lag / 3600),
+        rate=0.0,
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import served
-from tests.end_to_end.world import Copy, Load, Source
+from tests.end_to_end.world import Copy, Load, Source, eventually
 from tests.servers.postgres_fixtures import Database
 
 RAY = ("--engine", "ray")
@@ -51,6 +51,7 @@ def test_a_killed_worker_and_changes_of_the_engine_lose_nothing_and_repeat_nothi
         run.until("snapshot started")
         with Load(source, seed=11, keys=300, every=reshard, pause=0.02) as load:
             run.until("progress", phase="live")
+            eventually(lambda: process_of(copy, "0") and process_of(copy, "1"), "the slots are claimed for this stage")
             assert process_of(copy, "0") != process_of(copy, "1")
             os.kill(process_of(copy, "0"), signal.SIGKILL)
             run.until("worker restarted", worker="0")

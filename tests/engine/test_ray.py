@@ -24,11 +24,28 @@ from replicator.engine.measurements import Unmeasured
 from replicator.engine.ray import actors
 from replicator.engine.ray.actors import CoordinatorActor, WorkerActor, guarded
 from replicator.engine.ray.cluster import check_version, cluster
-from replicator.engine.ray.driver import GIVEN_UP, Run, unheard
-from replicator.engine.ray.reports import Ended, Event, EventBuffer, FromCoordinator, Plan, Recorder, Where
+from replicator.engine.ray.driver import GIVEN_UP, HANGS, STUCK, UNHEARD, Run, unheard
+from replicator.engine.ray.reports import (
+    MOST_EVENTS,
+    Ended,
+    Event,
+    EventBuffer,
+    FromCoordinator,
+    FromWorker,
+    Heard,
+    Plan,
+    Recorder,
+    ToWorker,
+    Unlogged,
+    Where,
+)
 from replicator.engine.startup import RESUMING, Allowed
 from replicator.errors import ConfigError, Fenced, GapFound, NotPermitted, ReplicatorError, TransientError
+from replicator.hooks.loading import load
+from replicator.monitoring.health import Verdict
+from replicator.monitoring.monitor import Monitor
 from replicator.pipeline.progress import Progress
+from tests.monitoring.phases import NOW, SUBJECT, Clock
 
 PLAN = Plan(
     Config("orders", Source(table="orders"), Destination("memory", None, None, {"orders": {}}), engine=Ray()),  # type: ignore[arg-type]
@@ -37,7 +54,7 @@ PLAN = Plan(
     None,
     RESUMING,
 )
-HERE = Where("a", "here", 1)
+HERE, WORKER = Where("a", "here", 1), Where("w", "here", 3)
 
 
 class RayError(Exception):
@@ -59,13 +76,13 @@ class Ref:
 class Method:
     """A method of an actor."""
 
-    call: Callable[[], Any]
+    call: Callable[..., Any]
 
     def options(self, **_: Any) -> Method:
         return self
 
-    def remote(self, *_: Any) -> Ref:
-        return Ref(self.call())
+    def remote(self, *given: Any) -> Ref:
+        return Ref(self.call(*given))
 
 
 @dataclass
@@ -75,7 +92,9 @@ class Simulated:
     reports: list[FromCoordinator | Exception]
     works: list[Ref] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
-    killed: list[bool] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)  # what was replaced
+    logged: list[dict[str, int]] = field(default_factory=list)  # what the coordinator was told of that
+    on_kill: Callable[[], None] = lambda: None
     observed: list[Progress] = field(default_factory=list)
     now: float = 0.0
     turns: int = 0
@@ -93,12 +112,14 @@ class Simulated:
             return None
 
         return SimpleNamespace(
-            run=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: (run(), self.works[-1])[1]))
+            name=f"worker {len(self.works)}",
+            run=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: (run(), self.works[-1])[1])),
         )
 
     def _coordinator(self) -> Any:
-        def report() -> Any:
+        def report(logged: dict[str, int]) -> Any:
             self.now += 0.01
+            self.logged.append(logged)
             return self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
 
         def drain() -> bool:
@@ -114,7 +135,7 @@ class Simulated:
                 self.reports = [replace(last, ended=last.ended or Ended())]
             return True
 
-        return SimpleNamespace(report=Method(report), drain=Method(drain), end=Method(end))
+        return SimpleNamespace(name="coordinator", report=Method(report), drain=Method(drain), end=Method(end))
 
     def wait(self, refs: list[Ref], num_returns: int = 1, timeout: float = 0.0) -> tuple[list[Ref], list[Ref]]:
         done = [ref for ref in refs if ref.result is not None]
@@ -127,7 +148,9 @@ class Simulated:
         return ref.result
 
     def kill(self, actor: Any, no_restart: bool) -> None:
-        self.killed.append(no_restart)
+        assert not no_restart, "Ray starts another one"
+        self.killed.append(actor.name)
+        self.on_kill()
 
     def run(self, plan: Plan = PLAN) -> int:
         stop = threading.Event()
@@ -144,7 +167,8 @@ class Simulated:
 
 
 def report(**more: Any) -> FromCoordinator:
-    return FromCoordinator(HERE, **{"progress": Progress("live"), "workers": {"0": HERE, "1": HERE}, **more})
+    known = {"0": Heard(HERE), "1": Heard(WORKER)}
+    return FromCoordinator(HERE, **{"progress": Progress("live"), "workers": known, **more})
 
 
 def test_a_stop_ends_the_workers_first_and_then_the_coordinator() -> None:
@@ -244,14 +268,89 @@ class _OnFirst(list[Progress]):
 
 
 def test_a_worker_that_gives_no_sign_for_longer_than_a_hook_may_take_is_replaced_once() -> None:
-    ray = Simulated([report(silent={"0": unheard(10.0) + 1, "1": 1.0})], stops_after=20)
+    turns = int(4 * (unheard(10.0) + 2))
+    reports = [report(workers={"0": Heard(HERE, silent=n / 4), "1": Heard(WORKER)}) for n in range(turns)]
+    ray = Simulated([*reports], stops_after=turns)
     ray.run()
-    assert ray.killed == [False], "Ray starts another one"
+    assert ray.killed == ["worker 0"]
     assert unheard(None) > unheard(10.0) > 10.0
 
 
+@pytest.mark.parametrize(("seconds", "replaced"), [(UNHEARD + 1, []), (unheard(10.0) + 1, ["worker 1"])])
+def test_a_worker_that_hangs_is_noticed_although_the_coordinator_was_restarted_and_never_heard_it(
+    seconds: float, replaced: list[str]
+) -> None:
+    later = replace(report(workers={"0": Heard(HERE)}), where=Where("b", "there", 2))
+    ray = Simulated([report(), later], stops_after=int(4 * seconds))
+    ray.run()
+    assert ray.killed == replaced
+    assert "Ray: worker 1 does not respond" in {p.waiting_for for p in ray.observed}
+
+
+@pytest.mark.parametrize(("stuck", "replaced"), [(STUCK - 1, []), (STUCK + 1, ["worker 0"])])
+def test_a_worker_whose_main_thread_hangs_is_reported_and_replaced(stuck: float, replaced: list[str]) -> None:
+    ray = Simulated([report(workers={"0": Heard(HERE, stuck=stuck), "1": Heard(WORKER)})], stops_after=4)
+    ray.run()
+    assert ray.killed == replaced
+    if not replaced:
+        assert ray.observed[-1].waiting_for == f"Ray: worker 0 makes no progress for {stuck:.0f} s"
+
+
+def test_what_a_worker_waits_for_is_what_the_run_waits_for() -> None:
+    ray = Simulated([report(workers={"0": Heard(HERE), "1": Heard(WORKER, waiting_for="no route")})], stops_after=3)
+    ray.run()
+    assert ray.observed[-1].waiting_for == "worker 1: no route"
+
+
+class Hanging(Simulated):
+    """The coordinator stops responding after its first report, until it was replaced."""
+
+    def wait(self, refs: list[Ref], num_returns: int = 1, timeout: float = 0.0) -> tuple[list[Ref], list[Ref]]:
+        asked = [ref for ref in refs if isinstance(ref.result, FromCoordinator)]
+        if asked and len(self.logged) > 1 and not self.killed:
+            self.now += timeout
+            return [], refs
+        return super().wait(refs, num_returns, timeout)
+
+
+def test_a_coordinator_that_hangs_is_reported_and_replaced_and_meanwhile_the_lag_grows() -> None:
+    live = Progress("live", lag_seconds=1.0)
+    ray = Hanging([report(progress=live)], stops_after=100)
+    ray.run()
+    assert ray.killed == ["coordinator"]
+    reported = next(p for p in ray.observed if p.waiting_for == "Ray: the coordinator does not respond")
+    assert reported.phase == "catching-up"
+    assert reported.lag_seconds is not None
+    assert UNHEARD < reported.lag_seconds < HANGS
+    assert ray.observed[-1] == live, "the next one reports again"
+
+
+def test_a_coordinator_whose_own_thread_hangs_is_unhealthy_and_then_replaced() -> None:
+    def hanging(seconds: float) -> FromCoordinator:
+        return report(progress=Progress("live", lag_seconds=1.0), age=seconds, stuck=seconds)
+
+    clock = Clock()
+    monitor = Monitor(SUBJECT, now=clock, monotonic=clock)
+    turn = 0.26  # seconds that one takes in this simulation
+    turns = int(STUCK / turn) + 4
+    ray = Simulated([hanging(turn * n) for n in range(turns)], stops_after=turns)
+
+    def observe(progress: Progress) -> None:
+        clock.time = NOW + ray.now
+        monitor.observe(progress)
+        if ray.now == pytest.approx(STUCK / 2, abs=0.2):
+            verdicts.append(monitor.health())
+
+    verdicts: list[Verdict] = []
+    ray.observed = SimpleNamespace(append=observe)  # type: ignore[assignment]
+    ray.run()
+    assert ray.killed == ["coordinator"]
+    assert not verdicts[0].ok
+    assert "waiting for: Ray: the coordinator makes no progress for" in verdicts[0].reason
+
+
 def test_workers_that_ray_has_not_started_are_what_the_run_waits_for() -> None:
-    ray = Simulated([report(workers={"0": HERE})], stops_after=100)
+    ray = Simulated([report(workers={"0": Heard(HERE)})], stops_after=100)
     ray.run()
     assert ray.observed[0].waiting_for is None
     assert ray.observed[-1].waiting_for == "Ray: 1 of 2 workers have no node with a free CPU"
@@ -259,7 +358,8 @@ def test_workers_that_ray_has_not_started_are_what_the_run_waits_for() -> None:
 
 def test_restarts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     other = Where("b", "there", 2)
-    ray = Simulated([report(), replace(report(workers={"0": other, "1": HERE}), where=other)], stops_after=5)
+    moved = report(workers={"0": Heard(other), "1": Heard(WORKER)})
+    ray = Simulated([report(), replace(moved, where=other)], stops_after=5)
     with caplog.at_level(logging.WARNING, "replicator"):
         ray.run()
     assert [(r.message, vars(r)["host"]) for r in caplog.records] == [
@@ -298,13 +398,89 @@ def test_events_of_an_actor_are_logged_again_with_the_worker_that_logged_them(ca
     logger = logging.Logger("actor")
     logger.addHandler(buffer)
     logger.warning("slot claimed", extra={"epoch": 3, "object": object(), "counts": {"read": 1}})
-    (event,) = buffer.fetch()
-    assert buffer.fetch() == ()
-    assert event == Event(logging.WARNING, "slot claimed", {"epoch": 3, "counts": {"read": 1}})
-    ray = Simulated([report(events=(("1", event),)), report()], stops_after=3)
+    sent = buffer.unlogged("w")
+    assert sent.events == (Event(logging.WARNING, "slot claimed", {"epoch": 3, "counts": {"read": 1}}),)
+    ray = Simulated([report(logs=(("1", sent),))], stops_after=3)
     with caplog.at_level(logging.INFO, "replicator"):
         ray.run()
     assert [(r.message, vars(r)["worker"], vars(r)["epoch"]) for r in caplog.records] == [("slot claimed", "1", 3)]
+    assert ray.logged[-1] == {"w": 1}, "and that is confirmed"
+    buffer.logged(1)
+    assert buffer.unlogged("w") == Unlogged("w", 2)
+
+
+def test_only_the_oldest_events_are_dropped_if_too_many_are_not_fetched() -> None:
+    buffer = EventBuffer()
+    logger = logging.Logger("actor")
+    logger.addHandler(buffer)
+    for n in range(MOST_EVENTS + 2):
+        logger.warning("%d", n)
+    assert (buffer.unlogged("w").first, buffer.unlogged("w").events[0].text) == (3, "2")
+
+
+def test_events_of_a_worker_are_sent_until_they_are_confirmed_and_the_last_ones_come_with_its_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(actors, "EXCHANGE_INTERVAL", 0.001)
+    sent: list[Unlogged] = []
+    twice, logger = threading.Event(), logging.getLogger("replicator")
+
+    def exchange(_: str, said: FromWorker) -> ToWorker:
+        sent.append(said.log)
+        if said.log.events and not twice.is_set():
+            if sent[-2:] != [said.log, said.log]:
+                raise RayActorError("the coordinator is being restarted")
+            twice.set()
+        return ToWorker(logged=0)
+
+    def work(*_: Any) -> None:
+        logger.warning("first")
+        assert twice.wait(60)
+        logger.warning("last")
+
+    worker = WorkerActor(PLAN, "1", exchange)
+    monkeypatch.setattr(worker, "_work", work)
+    ended = worker.run()
+    assert ended.log is not None
+    assert [event.text for event in ended.log.events] == ["first", "last"]
+
+
+def test_events_that_are_sent_again_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    first, last = Event(logging.WARNING, "first", {}), Event(logging.WARNING, "last", {})
+    ray = Simulated([report(logs=(("1", Unlogged("w", 1, (first,))),))])
+    run = Run(ray, PLAN, Environment(threading.Event(), lambda _: None, monotonic=lambda: ray.now))
+    ray.works[1].result = Ended(ConfigError("transform: no"), log=Unlogged("w", 1, (first, last)))
+    with caplog.at_level(logging.WARNING, "replicator"), pytest.raises(ConfigError, match="transform: no"):
+        run.work()
+    assert [r.message for r in caplog.records] == ["first", "last"]
+
+
+class Quiet(CoordinatorActor):
+    """Only hears and tells."""
+
+    def _run(self) -> None: ...
+
+
+def test_a_coordinator_passes_events_on_until_the_driver_has_them() -> None:
+    said = FromWorker(WORKER, Unlogged("w", 1, (Event(logging.ERROR, "gap", {}),)))
+    coordinator = Quiet(PLAN)
+    assert coordinator.exchange("1", said).logged == 0
+    assert ("1", said.log) in coordinator.report({}).logs
+    assert ("1", said.log) in coordinator.report({"w": 1}).logs
+    assert coordinator.exchange("1", FromWorker(WORKER)).logged == 1
+
+
+def test_a_hook_that_was_edited_during_the_run_is_refused_by_a_process_that_starts(tmp_path: Path) -> None:
+    (tmp_path / "hooks.py").write_text("def hook(item):\n    return item\n")
+    config = replace(PLAN.config, path=tmp_path / "c.yaml", transform="hooks.py:hook")
+    hook = load("hooks.py:hook", tmp_path)
+    plan = replace(PLAN, config=config, hook=hook.fingerprint)
+    assert actors.hook_of(plan) is not None
+    (tmp_path / "hooks.py").write_text("def hook(item):\n    return None\n")
+    with pytest.raises(
+        ConfigError, match=r"hooks.py:hook on .* is not what this run was started with: its file may not"
+    ):
+        actors.hook_of(plan)
 
 
 def test_measurements_of_an_actor_are_counted_by_the_driver_once() -> None:

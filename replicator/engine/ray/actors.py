@@ -14,8 +14,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from replicator import log as logs
 from replicator.aws.boto import connect
@@ -28,17 +28,19 @@ from replicator.engine.ray.reports import (
     EventBuffer,
     FromCoordinator,
     FromWorker,
+    Heard,
     Measured,
     Plan,
     Recorder,
     ToWorker,
+    Unlogged,
     Where,
 )
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.run import tune_allocator
 from replicator.engine.startup import Allowed
 from replicator.engine.worker import Post, Worker
-from replicator.errors import ReplicatorError
+from replicator.errors import ConfigError, ReplicatorError
 from replicator.hooks import redaction
 from replicator.hooks.hook import Hook
 from replicator.hooks.loading import load
@@ -68,6 +70,20 @@ def started() -> tuple[Owner, Where]:
     """This process, from now on: as an owner of slots, and for reports."""
     owner = Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), time.time())
     return owner, Where(owner.run, owner.host, owner.pid)
+
+
+def hook_of(plan: Plan) -> Hook | None:
+    """The hook, loaded on this node. ConfigError if it is not the driver's: processes of one run share a hook."""
+    config = plan.config
+    if config.transform is None:
+        return None
+    hook = load(config.transform, config.base)
+    if hook.fingerprint != plan.hook:
+        raise ConfigError(
+            f"transform: {config.transform} on {socket.gethostname()} is not what this run was started with: its file "
+            "may not change during a run, and must be the same on every node. Start the run again"
+        )
+    return hook
 
 
 def connected(
@@ -108,9 +124,11 @@ class WorkerActor:
             measured: Measured | None = None
             while not done.wait(EXCHANGE_INTERVAL):
                 measured = measured or recorder.fetch()
+                said = FromWorker(where, events.unlogged(where.id), measured, recorder.reason, recorder.stuck)
                 with contextlib.suppress(Exception):  # it is being restarted: what was not received is sent again
-                    told = self._coordinator(self._slot, FromWorker(where, events.fetch(), measured))
+                    told = self._coordinator(self._slot, said)
                     measured = None
+                    events.logged(told.logged)
                     news.append(told.entries)
                     if told.stop:
                         stop.set()
@@ -119,19 +137,24 @@ class WorkerActor:
         talking = threading.Thread(target=exchange, daemon=True, name="exchange")
         talking.start()
         try:
-            return guarded(lambda: self._work(owner, stop, recorder, news))
+            ended = guarded(lambda: self._work(owner, stop, recorder, news))
+            return replace(ended, log=events.unlogged(where.id))
         finally:
             done.set()
             talking.join(RESPONSE_TIMEOUT)
 
     def _work(self, owner: Owner, stop: threading.Event, recorder: Recorder, news: deque[tuple[Entry, ...]]) -> None:
-        config = self._plan.config
-        hook = load(config.transform, config.base) if config.transform is not None else None
+        config, hook = self._plan.config, hook_of(self._plan)
         environment = Environment(stop, _ignored, hook_limit=HookLimit(config.hook_timeout), measurements=recorder)
         post = Post(self._slot, self._plan.run, len(self._plan.slots))
         worker = Worker(post, owner, lambda: connected(config, hook, environment), environment)
         tune_allocator()
-        worker.run(lambda: news.popleft() if news else ())
+
+        def told() -> tuple[Entry, ...]:
+            recorder.active()
+            return news.popleft() if news else ()
+
+        worker.run(told)
 
 
 def _ignored(_: Progress) -> None:
@@ -151,10 +174,10 @@ class CoordinatorActor:
         self._lock = threading.Lock()  # of what follows: several threads hear workers and the driver
         self._draining = False
         self._news: dict[str, tuple[Entry, ...]] = {}
-        self._workers: dict[str, Where] = {}
-        self._heard: dict[str, float] = {}
-        self._received: list[tuple[str, FromWorker]] = []
-        self._progress: Progress | None = None
+        self._said: dict[str, tuple[float, FromWorker]] = {}  # when, and what each worker said last
+        self._measured: list[Measured] = []
+        self._logged: Mapping[str, int] = {}
+        self._progress: tuple[float, Progress] | None = None
         self._parked = 0
         self._told_of = 0.0  # when what the last news are of was read
         self._ended: Ended | None = None
@@ -164,9 +187,9 @@ class CoordinatorActor:
 
     def exchange(self, slot: str, said: FromWorker) -> ToWorker:
         with self._lock:
-            self._workers[slot], self._heard[slot] = said.where, time.monotonic()
-            self._received.append((slot, said))
-            return ToWorker(self._draining, self._news.pop(slot, ()))
+            self._said[slot] = (time.monotonic(), said)
+            self._measured.append(said.measured)
+            return ToWorker(self._draining, self._news.pop(slot, ()), self._logged.get(said.where.id, 0))
 
     def drain(self) -> None:
         """Tell the workers to store what is in flight, and to end."""
@@ -177,23 +200,31 @@ class CoordinatorActor:
         """End, now that no worker is left."""
         self._stop.set()
 
-    def report(self) -> FromCoordinator:
-        """What is new since the last report."""
+    def report(self, logged: Mapping[str, int]) -> FromCoordinator:
+        """What is new since the last report. ``logged``: by process, the number of its last event that was logged."""
+        ended = self._ended  # first: the events that led to it are there
         with self._lock:
-            received, self._received, now = self._received, [], time.monotonic()
-            events = [("", event) for event in self._events.fetch()]
+            measured, self._measured, self._logged, now = self._measured, [], logged, time.monotonic()
+            self._events.logged(logged.get(self._where.id, 0))
+            at, progress = self._progress or (now, None)
+            workers = {
+                slot: Heard(said.where, now - heard, said.waiting_for, said.stuck)
+                for slot, (heard, said) in self._said.items()
+            }
+            logs: list[tuple[str, Unlogged]] = [("", self._events.unlogged(self._where.id))]
             return FromCoordinator(
                 where=self._where,
-                workers=dict(self._workers),
-                silent={slot: now - at for slot, at in self._heard.items()},
-                progress=self._progress,
+                workers=workers,
+                progress=progress,
+                age=now - at,
+                stuck=self._recorder.stuck,
                 details=self._recorder.details,
                 waiting_for=self._recorder.reason,
-                events=(*events, *((slot, event) for slot, said in received for event in said.events)),
-                measured=(self._recorder.fetch(), *(said.measured for _, said in received)),
+                logs=(*logs, *((slot, said.log) for slot, (_, said) in self._said.items())),
+                measured=(self._recorder.fetch(), *measured),
                 parked=self._parked,
                 caught_up=self._caught_up.is_set(),
-                ended=self._ended,
+                ended=ended,
             )
 
     # On the coordinator's own thread
@@ -202,8 +233,7 @@ class CoordinatorActor:
         self._ended = guarded(self._work)
 
     def _work(self) -> None:
-        plan, config = self._plan, self._plan.config
-        hook = load(config.transform, config.base) if config.transform is not None else None
+        plan, config, hook = self._plan, self._plan.config, hook_of(self._plan)
         environment = Environment(self._stop, self._observe, measurements=self._recorder)
         with contextlib.suppress(Stopped), connected(config, hook, environment) as context:
             coordinator = Coordinator(context, self._owner, environment, plan.slots, plan.run)
@@ -211,6 +241,7 @@ class CoordinatorActor:
             coordinator.start(plan.allowed if coordinator.is_new_run else again)
             tune_allocator()
             while not self._stop.is_set():
+                self._recorder.active()
                 coordinator.step()
                 self._take_news(coordinator)
             coordinator.end()
@@ -226,7 +257,7 @@ class CoordinatorActor:
             self._caught_up.set()
 
     def _observe(self, progress: Progress) -> None:
-        self._progress = progress
+        self._progress = time.monotonic(), progress
 
 
 @dataclass(frozen=True, slots=True)

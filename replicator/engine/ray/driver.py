@@ -7,7 +7,8 @@ all of them do. Ray ends the actors with it.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import structs
@@ -18,12 +19,12 @@ from replicator.engine.context import Environment, RunContext
 from replicator.engine.coordinator import check_supported
 from replicator.engine.ray.actors import Asking, CoordinatorActor, WorkerActor
 from replicator.engine.ray.cluster import cluster
-from replicator.engine.ray.reports import Ended, FromCoordinator, Plan
+from replicator.engine.ray.reports import Ended, FromCoordinator, Heard, Plan, Unlogged, Where
 from replicator.engine.retry import RetryPolicy
 from replicator.engine.run import Beside, Until, naming_the_owner
 from replicator.engine.startup import Allowed
 from replicator.errors import ConfigError, Fenced, TransientError
-from replicator.pipeline.progress import Progress
+from replicator.pipeline.progress import CURRENT, Progress, aged
 from replicator.state import Owner
 
 log = logging.getLogger("replicator")
@@ -31,8 +32,11 @@ log = logging.getLogger("replicator")
 POLL_INTERVAL = 0.25  # seconds between two looks at what the actors report
 STARTING = 15.0  # seconds after which a worker that has not started is reported
 AGAIN = 2.0  # seconds after which a worker that was fenced begins again
-UNHEARD = 10.0  # seconds without a sign of an actor after which something is wrong with it
+UNHEARD = 10.0  # seconds without a sign of an actor after which that is reported
+HANGS = 20.0  # seconds without a response of the coordinator after which it is replaced
 HOOKLESS = 300.0  # the same of a worker, if hooks have no time limit
+STUCK = 300.0  # seconds without any activity after which an actor is replaced although its process responds
+RESTARTING = 60.0  # seconds that a new process gets before it, too, may be replaced
 GIVEN_UP = 120.0  # seconds after which the run ends without a coordinator
 DRAINING = 4.5  # seconds that the workers get to store what is in flight, once they are told to end
 ENDING = 2.0  # seconds that the coordinator then gets
@@ -51,18 +55,25 @@ def follow(
         environment.confirm()
         assert isinstance(context.checkpoints, Slotted)
         slots = tuple(str(n) for n in range(engine.workers))
-        plan = Plan(context.config, claimed.revision, slots, until, allowed)
+        hook = context.hook.fingerprint if context.hook is not None else ""
+        plan = Plan(context.config, claimed.revision, slots, until, allowed, hook)
         with naming_the_owner(context.checkpoints), beside(context.hook):
             return Run(ray, plan, environment).work()
 
 
 @dataclass(slots=True)
 class Work:
-    """What a worker's actor does. ``call``: ends with its work. ``process``: the id of the process that does it."""
+    """What a worker's actor does. ``call``: ends with its work. ``where``: the process that does it, if that is known.
+
+    ``heard``: when that was last known to be up. ``begun``: when it was started, or replaced.
+    """
 
     actor: Any
     call: Any
-    process: str = ""
+    begun: float
+    where: Where | None = None
+    heard: float = 0.0
+    processes: set[str] = field(default_factory=set)  # that have done it
     not_before: float = 0.0  # when it may be replaced, or begin again
 
 
@@ -72,11 +83,13 @@ class Run:
     def __init__(self, ray: Any, plan: Plan, environment: Environment) -> None:
         self._ray, self._plan, self._environment = ray, plan, environment
         self._now, self._limit = environment.monotonic, unheard(plan.config.hook_timeout)
+        self._logged: dict[str, int] = {}  # by process, the number of its last event that was logged
         self._coordinator = self._placed(CoordinatorActor, "coordinator", cpus=0, calls=8).remote(plan)
         self._works = {slot: self._begun(slot) for slot in plan.slots}
         self._asked: Any = None  # a call of the coordinator that has not returned yet
-        self._progress = Progress("starting")
-        self._coordinated_by, self._heard, self._begun_at = "", self._now(), self._now()
+        self._progress, self._progressed = Progress("starting"), self._now()
+        self._coordinated_by, self._coordinated_since, self._heard = "", self._now(), self._now()
+        self._replace_after = math.inf  # when the coordinator may be replaced
 
     def _placed(self, actor: type, name: str, *, cpus: int, calls: int) -> Any:
         """An actor class that Ray restarts for ever, away from others of its kind where there are several nodes."""
@@ -89,7 +102,7 @@ class Run:
     def _begun(self, slot: str) -> Work:
         actor = self._placed(WorkerActor, f"worker {slot}", cpus=1, calls=1)
         actor = actor.remote(self._plan, slot, Asking(self._name("coordinator")))
-        return Work(actor, self._called(actor))
+        return Work(actor, self._called(actor), self._now())
 
     def _called(self, actor: Any) -> Any:
         return actor.run.options(max_task_retries=-1).remote()  # a restarted worker does it again
@@ -109,66 +122,119 @@ class Run:
     def _report(self, timeout: float = POLL_INTERVAL) -> FromCoordinator | None:
         """What the coordinator tells; None if it does not respond in time."""
         if self._asked is None:
-            self._asked = self._coordinator.report.remote()
+            self._asked = self._coordinator.report.remote(dict(self._logged))
         if not self._ray.wait([self._asked], timeout=timeout)[0]:
-            self._unheard()
+            self._unheard("it does not respond")
             return None
         asked, self._asked = self._asked, None
         try:
             report: FromCoordinator = self._ray.get(asked)
         except self._ray.exceptions.RayActorError as e:  # it is being restarted
-            self._unheard(e)
+            self._unheard(_first_line(e))
             return None
         self._heard = self._now()
         self._show(report)
         return report
 
-    def _unheard(self, error: Exception | None = None) -> None:
+    def _unheard(self, why: str) -> None:
         silent = self._now() - self._heard
-        if error is not None and silent > GIVEN_UP:
-            raise TransientError(f"engine: Ray does not run the coordinator: {_first_line(error)}")
+        if silent > GIVEN_UP:
+            raise TransientError(f"engine: Ray does not run the coordinator: {why}")
         if silent > UNHEARD:
-            waiting_for = "Ray: the coordinator does not respond"
-            self._environment.observe(structs.replace(self._progress, waiting_for=waiting_for))
+            self._observe("Ray: the coordinator does not respond")
+        if silent > HANGS:
+            self._replace_coordinator(silent)
+
+    def _replace_coordinator(self, seconds: float) -> None:
+        """Have Ray start another one, which claims the coordinator's entry: the checkpoints fence this one."""
+        if self._now() < self._replace_after:
+            return
+        self._replace_after = math.inf  # the next one is not replaced before it was heard
+        log.error("coordinator does not respond", extra={"seconds": round(seconds)})
+        self._ray.kill(self._coordinator, no_restart=False)
 
     def _show(self, report: FromCoordinator) -> None:
-        for slot, event in report.events:
-            event.log(**({"worker": slot} if slot else {}))
+        for slot, unlogged in report.logs:
+            self._log(slot, unlogged)
         measurements = self._environment.measurements
         for measured in report.measured:
             measured.replay(measurements)
         if report.details is not None:
             details = report.details
             measurements.detailed(lambda: details)
-        if self._coordinated_by not in ("", report.where.id):
-            log.warning("coordinator restarted", extra={"host": report.where.host, "pid": report.where.pid})
-        self._coordinated_by = report.where.id
+        self._look_at_coordinator(report)
         for slot, work in self._works.items():
-            self._look_at(slot, work, report)
+            self._look_at(slot, work, report.workers.get(slot))
         if report.progress is None:
             measurements.waiting(report.waiting_for)
             return
-        self._progress = report.progress
-        waiting_for = report.progress.waiting_for or self._missing(report)
-        self._environment.observe(structs.replace(report.progress, waiting_for=waiting_for))
+        self._progress, self._progressed = report.progress, self._now() - report.age
+        self._observe(report.progress.waiting_for or report.waiting_for or self._blocked(report))
 
-    def _look_at(self, slot: str, work: Work, report: FromCoordinator) -> None:
-        where = report.workers.get(slot)
-        if where is not None and where.id != work.process:
-            if work.process:
-                log.warning("worker restarted", extra={"worker": slot, "host": where.host, "pid": where.pid})
-            work.process = where.id
-        if report.silent.get(slot, 0.0) > self._limit and self._now() >= work.not_before:
-            log.error("worker does not respond", extra={"worker": slot, "seconds": report.silent[slot]})
-            work.not_before = self._now() + self._limit
+    def _observe(self, waiting_for: str | None) -> None:
+        """Show the last known progress; what is older than a moment is shown as that: its lag grows."""
+        age = self._now() - self._progressed
+        progress = self._progress if age < CURRENT else aged(self._progress, age)
+        self._environment.observe(structs.replace(progress, waiting_for=waiting_for))
+
+    def _log(self, slot: str, unlogged: Unlogged) -> None:
+        """Log the events that were not logged yet; they are sent until that is confirmed."""
+        last = self._logged.get(unlogged.process, 0)
+        for number, event in enumerate(unlogged.events, unlogged.first):
+            if number > last:
+                event.log(**({"worker": slot} if slot else {}))
+                self._logged[unlogged.process] = number
+
+    def _look_at_coordinator(self, report: FromCoordinator) -> None:
+        if report.where.id != self._coordinated_by:
+            if self._coordinated_by:
+                log.warning("coordinator restarted", extra={"host": report.where.host, "pid": report.where.pid})
+            self._coordinated_by, self._coordinated_since = report.where.id, self._now()
+            self._replace_after = self._now()
+        if report.stuck > STUCK and report.progress is not None:  # its start may take as long as an index takes
+            self._replace_coordinator(report.stuck)
+
+    def _look_at(self, slot: str, work: Work, heard: Heard | None) -> None:
+        if heard is not None and heard.where.id not in work.processes:
+            if work.processes:
+                where = {"host": heard.where.host, "pid": heard.where.pid}
+                log.warning("worker restarted", extra={"worker": slot, **where})
+            work.processes.add(heard.where.id)
+            work.where = heard.where
+        stuck = 0.0
+        if heard is not None and heard.where == work.where:
+            work.heard, stuck = max(work.heard, self._now() - heard.silent), heard.stuck
+        if work.where is None or self._now() < work.not_before:
+            return
+        silent = self._silent(work)
+        if silent > self._limit or stuck > max(STUCK, self._limit):
+            log.error("worker does not respond", extra={"worker": slot, "seconds": round(max(silent, stuck))})
+            work.where, work.begun, work.not_before = None, self._now(), self._now() + RESTARTING
             self._ray.kill(work.actor, no_restart=False)  # Ray starts another one; the checkpoints fence this one
 
-    def _missing(self, report: FromCoordinator) -> str | None:
+    def _silent(self, work: Work) -> float:
+        """Seconds without a sign of a worker. A restarted coordinator has not heard any, and they tell it soon."""
+        return self._now() - max(work.heard, self._coordinated_since)
+
+    def _blocked(self, report: FromCoordinator) -> str | None:
+        """What actors wait for, or why nothing is known of them."""
+        if report.stuck > UNHEARD:
+            return f"Ray: the coordinator makes no progress for {report.stuck:.0f} s"
+        for slot, heard in report.workers.items():
+            if heard.waiting_for is not None:
+                return f"worker {slot}: {heard.waiting_for}"
+        for slot, work in self._works.items():
+            if work.where is not None and self._silent(work) > UNHEARD:
+                return f"Ray: worker {slot} does not respond"
+            heard_of = report.workers.get(slot)
+            if heard_of is not None and heard_of.where == work.where and heard_of.stuck > UNHEARD:
+                return f"Ray: worker {slot} makes no progress for {heard_of.stuck:.0f} s"
+        return self._missing()
+
+    def _missing(self) -> str | None:
         """What to say of workers that Ray has not started yet."""
-        missing = len(self._works) - len(report.workers)
-        if not missing or self._now() - self._begun_at < STARTING:
-            return None
-        return f"Ray: {missing} of {len(self._works)} workers have no node with a free CPU"
+        missing = sum(w.where is None and self._now() - w.begun > STARTING for w in self._works.values())
+        return f"Ray: {missing} of {len(self._works)} workers have no node with a free CPU" if missing else None
 
     def _ended_worker(self) -> Ended | None:
         """How a worker ended that must not be started again; those that were fenced are."""
@@ -177,6 +243,8 @@ class Run:
         for call in done:
             slot, work = calls[call]
             ended = self._result(slot, call)
+            if ended.log is not None:
+                self._log(slot, ended.log)
             if ended.bug or not (ended.failure is None or isinstance(ended.failure, Fenced)):
                 return ended
             work.call = None
@@ -198,6 +266,7 @@ class Run:
     def _end(self, ended: Ended | None) -> int:
         """Have the workers store what is in flight, then the coordinator. Raises what ended the run."""
         self._drain(self._now() + DRAINING)
+        self._log_rest()
         report = self._finished(self._now() + ENDING)
         if ended is None and report is not None:
             ended = report.ended
@@ -218,6 +287,14 @@ class Run:
             calls = self._ray.wait(calls, num_returns=len(calls), timeout=POLL_INTERVAL)[1]
         if calls:
             log.warning("workers did not end in time", extra={"workers": len(calls)})
+
+    def _log_rest(self) -> None:
+        """The last events of the workers that have ended."""
+        calls = {work.call: slot for slot, work in self._works.items() if work.call is not None}
+        for call in self._ray.wait(list(calls), num_returns=len(calls), timeout=0)[0] if calls else ():
+            ended = self._result(calls[call], call)
+            if ended.log is not None:
+                self._log(calls[call], ended.log)
 
     def _finished(self, deadline: float) -> FromCoordinator | None:
         asked = self._coordinator.end.remote()

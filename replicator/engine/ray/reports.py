@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,18 +19,21 @@ from replicator.pipeline.details import Details
 from replicator.pipeline.progress import Progress
 from replicator.state import Entry
 
-MOST_EVENTS = 1000  # log events that a process keeps until they are fetched; the oldest are dropped
+MOST_EVENTS = 1000  # log events that a process keeps until the driver has logged them; the oldest are dropped
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What every process of a run is given. ``run``: the revision of its claim of the pipeline."""
+    """What every process of a run is given. ``run``: the revision of its claim of the pipeline. ``hook``: the
+    fingerprint of the driver's hook, "" without one.
+    """
 
     config: Config
     run: int
     slots: tuple[str, ...]
     until: Literal["caught-up"] | None
     allowed: Allowed
+    hook: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,18 @@ class Event:
 
     def log(self, **more: Any) -> None:
         logging.getLogger(logs.ROOT).log(self.level, self.text, extra={**self.fields, **more})
+
+
+@dataclass(frozen=True, slots=True)
+class Unlogged:
+    """Events of a ``process`` (``Where.id``) that the driver may not have logged. ``first``: the first one's number.
+
+    They are sent again until the driver has confirmed them, so that none is lost with a message, or with a coordinator.
+    """
+
+    process: str
+    first: int = 1
+    events: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +84,11 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process' work ended. ``bug``: the redacted traceback of an unexpected exception."""
+    """How a process' work ended. ``bug``: the redacted traceback of an unexpected exception. ``log``: last events."""
 
     failure: ReplicatorError | None = None
     bug: str = ""
+    log: Unlogged | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,36 +102,52 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class FromWorker:
-    """What a worker tells the coordinator, again and again."""
+    """What a worker tells the coordinator, again and again. ``stuck``: seconds since its main thread did anything."""
 
     where: Where
-    events: tuple[Event, ...] = ()
+    log: Unlogged = Unlogged("")
     measured: Measured = Measured()
+    waiting_for: str | None = None
+    stuck: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ToWorker:
-    """The coordinator's response. ``stop``: store what is in flight, and end."""
+    """The coordinator's response. ``stop``: store what is in flight, and end. ``logged``: the number of the last of the
+    worker's events that the driver has logged.
+    """
 
     stop: bool = False
     entries: tuple[Entry, ...] = ()
+    logged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the coordinator last heard of a worker, ``silent`` seconds ago. ``waiting_for``, ``stuck``: what it said."""
+
+    where: Where
+    silent: float = 0.0
+    waiting_for: str | None = None
+    stuck: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class FromCoordinator:
     """What the coordinator tells the driver.
 
-    ``silent``: seconds since each worker was last heard. ``ended``: the coordinator's own work has. ``caught_up``: it
-    is time to end, as ``until`` says. ``parked``: items.
+    ``workers``: by slot. ``progress`` was true ``age`` seconds ago. ``stuck``: seconds since its thread did anything.
+    ``ended``: the coordinator's own work has. ``caught_up``: it is time to end, as ``until`` says. ``parked``: items.
     """
 
     where: Where
-    workers: Mapping[str, Where] = field(default_factory=dict)
-    silent: Mapping[str, float] = field(default_factory=dict)
+    workers: Mapping[str, Heard] = field(default_factory=dict)
     progress: Progress | None = None
+    age: float = 0.0
+    stuck: float = 0.0
     details: Details | None = None
     waiting_for: str | None = None
-    events: tuple[tuple[str, Event], ...] = ()  # with the slot of the worker that logged it, "" for the coordinator
+    logs: tuple[tuple[str, Unlogged], ...] = ()  # with the worker's slot, "" for the coordinator
     measured: tuple[Measured, ...] = ()
     parked: int = 0
     caught_up: bool = False
@@ -122,21 +155,31 @@ class FromCoordinator:
 
 
 class EventBuffer(logging.Handler):
-    """Keeps log events of at least a level until they are fetched."""
+    """Keeps log events of at least a level, numbered from 1, until the driver has logged them."""
 
     def __init__(self, level: int = logging.INFO) -> None:
         super().__init__(level)
+        self._first = 1
         self._events: list[Event] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         fields = {name: value for name, value in logs.fields(record).items() if _is_plain(value)}
         self._events.append(Event(record.levelno, record.getMessage(), fields))  # under the handler's lock
-        del self._events[:-MOST_EVENTS]
+        self._drop(len(self._events) - MOST_EVENTS)
 
-    def fetch(self) -> tuple[Event, ...]:
+    def unlogged(self, process: str) -> Unlogged:
         with self.lock or threading.RLock():
-            events, self._events = tuple(self._events), []
-        return events
+            return Unlogged(process, self._first, tuple(self._events))
+
+    def logged(self, last: int) -> None:
+        """The driver has logged all events up to the one with this number."""
+        with self.lock or threading.RLock():
+            self._drop(last + 1 - self._first)
+
+    def _drop(self, count: int) -> None:
+        if count > 0:
+            del self._events[:count]
+            self._first += count
 
 
 def _is_plain(value: object) -> bool:
@@ -151,9 +194,10 @@ def _is_plain(value: object) -> bool:
 class Recorder:
     """``Measurements`` that are kept until they are fetched, on another thread."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.reason: str | None = None  # what the startup waits for
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._lock, self._monotonic = threading.Lock(), monotonic
+        self._active = monotonic()
+        self.reason: str | None = None  # what the run waits for, and tries again
         self.details: Details | None = None
         self._clear()
 
@@ -172,10 +216,17 @@ class Recorder:
     def guarantee_reduced(self, reduced: str) -> None:
         """The driver knows it."""
 
+    @property
+    def stuck(self) -> float:
+        """Seconds since the run's thread last did anything; a failed attempt that it repeats counts."""
+        return self._monotonic() - self._active
+
     def waiting(self, reason: str | None) -> None:
         self.reason = reason
+        self.active()
 
-    def active(self) -> None: ...
+    def active(self) -> None:
+        self._active = self._monotonic()
 
     def detailed(self, details: Callable[[], Details]) -> None:
         self.details = details()
