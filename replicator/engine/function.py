@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from replicator.aws.client import answered
@@ -18,7 +19,7 @@ from replicator.change import Listing
 from replicator.checkpoints.contract import Claimed, Slotted
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.coordinator import COORDINATOR
-from replicator.engine.lane_run import LaneRun
+from replicator.engine.lane_run import LaneRun, has_gap
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.stop_event import Stop
 from replicator.engine.worker import Post
@@ -26,10 +27,12 @@ from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import lanes
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.discovery import Discovery
+from replicator.pipeline.lineage import readable
 from replicator.source.decoding import RecordsDecoder
-from replicator.source.lambda_event import ShardBatch, shard_batch
+from replicator.source.lambda_event import ShardBatch, is_batch, shard_batch
 from replicator.source.stream import LISTING_REST, Stream, listing
-from replicator.state import Gap, Owner, ShardState, decode
+from replicator.source.table import SourceTable, find_table
+from replicator.state import Gap, Heartbeat, Owner, Save, ShardState, decode, encode
 from replicator.target.contract import AppliesLate
 
 log = logging.getLogger("replicator")
@@ -37,7 +40,9 @@ log = logging.getLogger("replicator")
 LISTING = "listing"  # the slot that an invocation claims while it adds shards
 ATTEMPTS = 3  # how often an invocation starts over after another one took its lane
 RELIST = 0.5  # seconds between listings while a shard is missing from them
+IDLE = 600.0  # seconds after which a shard that no event has moved is read by a scheduled invocation
 BEGIN = "replicator run CONFIG --until backfilled"
+RESCAN = "replicator resync CONFIG, then " + BEGIN
 
 
 class Deadline(Stop):
@@ -67,18 +72,20 @@ class Function:
         self._context, self._owner, self._environment = context, owner, environment
         stop, now, random = environment.stop, environment.now, environment.random
         self._retrying = RetryPolicy(stop, environment.waiting, now, random)
-        self._decode = RecordsDecoder(context.table.keys, images=context.table.view != "KEYS_ONLY")
+        self._decode = _decoder(context.table)
         self._held: LaneRun | None = None
 
     def invoke(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Store a batch. The response names the first record that is not stored, which Lambda delivers again.
+        """Store a batch, or keep up with what no event tells of if a schedule sent the event (``keep_up``).
 
-        An error if none is stored, for the reason why.
+        The response names the first record that is not stored, which Lambda delivers again. An error if none is
+        stored, for the reason why.
         """
-        batch = shard_batch(event, self._decode)
+        if not is_batch(event):
+            return self.keep_up()
+        batch = self._batch(event)
         if not batch.records:
             return {"batchItemFailures": [], "state": {}}
-        self._check_stream(batch)
         try:
             self._store(batch)
         except BaseException as e:
@@ -93,12 +100,89 @@ class Function:
     def close(self) -> None:
         self._release()
 
-    def _check_stream(self, batch: ShardBatch) -> None:
-        if batch.stream_arn and batch.stream_arn != (self._context.table.stream_arn or batch.stream_arn):
+    def _batch(self, event: Mapping[str, Any]) -> ShardBatch:
+        try:
+            return shard_batch(event, self._decode)
+        except ConfigError:
+            self._know_table()  # perhaps it has another stream by now, with another view
+            return shard_batch(event, self._decode)
+
+    def keep_up(self) -> dict[str, Any]:
+        """Add new shards, and read those that no event has moved for a while; as far as there is time.
+
+        A shard without records causes no invocation. Without this its position would grow old, and be a gap after a
+        day, because nothing would prove that nothing was trimmed.
+        """
+        since, read = self._environment.now(), 0
+        self._release()
+        self._add(None, self._read().revision)
+        try:
+            while (shard := self._idle_shard(since)) is not None:
+                self._read_idle(shard, since)
+                read += 1
+        except Stopped:
+            log.info("time is over", extra={"shards": read})
+        finally:
+            self._release()
+        return {"shards": read}
+
+    def _idle_shard(self, since: float) -> str | None:
+        """The shard that may be read and was not for the longest time; None if there is none."""
+        view = CheckpointView(self._read())
+        ages = {id: view.shards[id].through or view.shards[id].since for id in readable(view.shards)}
+        due = [id for id, at in ages.items() if at <= since - IDLE and not has_gap(id, view)]
+        return min(due, key=lambda id: (ages[id], id), default=None)
+
+    def _read_idle(self, shard: str, since: float) -> None:
+        try:
+            held = self._hold(shard)
+            try:
+                held.read_idle(shard, since)
+            except GapFound as gap:
+                held.skip(gap, shard, ended=gap.gone)
+        except Fenced:
+            log.info("another invocation works on the shard", extra={"shard": shard})
+        self._release()
+
+    def _check_stream(self, arn: str, bound: str) -> None:
+        """Whether events of the stream ``arn`` may be stored in an epoch ``bound`` to a stream.
+
+        GapFound, which is recorded, if the table's stream was replaced; ConfigError if this is another table's.
+        """
+        if bound != self._context.table.stream_arn:
+            self._know_table()  # this container may be older than the epoch
+        if not arn or arn == bound:
+            return
+        current = self._know_table()
+        if current is None or current.stream_arn != arn:
             raise ConfigError(
-                f"the event source mapping reads {batch.stream_arn}, but the table of this config has the stream "
-                f"{self._context.table.stream_arn}: create the mapping for that one"
+                f"the event source mapping reads {arn}, but this pipeline follows {bound}: create the mapping for "
+                "that stream"
             )
+        gap = GapFound(f"the stream was replaced: the last run read {bound}, the table now has {arn}")
+        self._record(gap)
+        raise GapFound(f"{gap.reason}. Nothing of it is stored before a rescan: {RESCAN}")
+
+    def _know_table(self) -> SourceTable | None:
+        """The table as it is now; None if it is gone."""
+        name = self._context.config.source.table
+        current = self._retrying(lambda: find_table(self._context.client, name), asks="source")
+        if current is not None:
+            self._context, self._decode = replace(self._context, table=current), _decoder(current)
+        return current
+
+    def _record(self, gap: GapFound) -> None:
+        """Record a gap of no shard, unless it is already."""
+        claimed = self._claim_listing(self._read().revision)
+        view = CheckpointView(claimed)
+        if not has_gap(None, view):
+            saves = [self._noted(gap, view), view.put("pipeline", "", view.pipeline)[0]]
+            self._retrying(lambda: self._context.checkpoints.save(saves), asks="checkpoints")
+
+    def _noted(self, gap: GapFound, view: CheckpointView) -> Save:
+        log.error("gap", extra={"reason": gap.reason, "shard": gap.shard})
+        now, epoch = self._environment.now(), view.pipeline.epoch if view.pipeline is not None else 0
+        return view.put("gap", f"{now:017.3f}@{LISTING}", Gap(gap.reason, now, epoch, gap.shard, gap.sequence))[0]
 
     def _store(self, batch: ShardBatch) -> None:
         for attempt in range(1, ATTEMPTS + 1):
@@ -113,8 +197,8 @@ class Function:
 
     def _store_once(self, batch: ShardBatch) -> None:
         held = self._held
-        if held is None or not self._holds(held, batch.shard):
-            held = self._hold_readable(batch.shard)
+        if held is None or batch.stream_arn not in ("", held.stream_arn) or not self._holds(held, batch.shard):
+            held = self._hold_readable(batch.shard, batch.stream_arn)
         try:
             held.store(batch)
         except GapFound as gap:
@@ -138,12 +222,16 @@ class Function:
 
     # Claiming
 
-    def _hold_readable(self, shard: str) -> LaneRun:
+    def _hold_readable(self, shard: str, stream_arn: str) -> LaneRun:
         """The shard's lane, claimed, after its ancestors are stored to their ends.
 
         Lambda delivers a shard after its parent, but it does not say that the parent has ended, and may have given up
         the rest of it. Reading what is left proves the end.
         """
+        self._release()
+        state = CheckpointView(self._read()).pipeline
+        assert state is not None
+        self._check_stream(stream_arn, state.stream_arn)
         held = self._hold(shard)
         for ancestor in lanes.unended_ancestors(shard, held.pipeline.shards):
             held = self._hold(ancestor)
@@ -194,50 +282,54 @@ class Function:
 
     # New shards
 
-    def _add(self, shard: str, run: int) -> Mapping[str, ShardState]:
-        """Add the shards that are new in the stream, among them this one; all that are stored then.
+    def _claim_listing(self, run: int) -> Claimed:
+        checkpoints = self._context.checkpoints
+        assert isinstance(checkpoints, Slotted)
+        return self._retrying(lambda: checkpoints.claim_slot(self._owner, LISTING, run), asks="checkpoints")
+
+    def _add(self, shard: str | None, run: int) -> Mapping[str, ShardState]:
+        """Add the shards that are new in the stream, among them this one if it is given; all that are stored then.
 
         No other process can add any at the same time, nor move the stage: the pipeline's entry is part of the save.
         """
-        checkpoints, now = self._context.checkpoints, self._environment.now
-        assert isinstance(checkpoints, Slotted)
-        claimed = self._retrying(lambda: checkpoints.claim_slot(self._owner, LISTING, run), asks="checkpoints")
-        view = CheckpointView(claimed)
+        now = self._environment.now
+        view = CheckpointView(self._claim_listing(run))
+        heartbeat = view.heartbeat
+        discovery = Discovery(listed=heartbeat.listed if heartbeat is not None else None)
         gap: GapFound | None = None
         new: Mapping[str, ShardState] = {}
         forgotten: frozenset[str] = frozenset()
         try:
             if shard not in view.shards:
-                new, forgotten = self._listed(shard, view)
+                new, forgotten = self._listed(shard, view, discovery)
         except GapFound as e:
-            gap, new, forgotten = e, _root(shard, view, now()), frozenset()
+            gap, new, forgotten = e, {} if shard is None else _root(shard, view, now()), frozenset()
         after = {**view.shards, **new}
         given = lanes.assigned(after)
         saves = [view.put("shard", id, state)[0] for id, state in {**new, **given}.items()]
         saves += [view.put("shard", id, None)[0] for id in forgotten - given.keys()]
-        if gap is not None:
-            log.error("gap", extra={"reason": gap.reason, "shard": gap.shard})
-            epoch = view.pipeline.epoch if view.pipeline is not None else 0
-            found = Gap(gap.reason, now(), epoch, gap.shard, gap.sequence)
-            saves.append(view.put("gap", f"{now():017.3f}@{LISTING}", found)[0])
-        saves.append(view.put("pipeline", "", view.pipeline)[0])
-        self._retrying(lambda: checkpoints.save(saves), asks="checkpoints")
+        if gap is not None and not has_gap(gap.shard, view):
+            saves.append(self._noted(gap, view))
+        beat = Heartbeat(now(), "live", listed=discovery.listed, who=self._owner.who)
+        saves += [view.put("pipeline", "", view.pipeline)[0], Save("pulse", "", None, encode(beat))]
+        self._retrying(lambda: self._context.checkpoints.save(saves), asks="checkpoints")
         return view.shards
 
-    def _listed(self, shard: str, view: CheckpointView) -> tuple[Mapping[str, ShardState], frozenset[str]]:
-        """New shards, and those that can be forgotten. GapFound if the shard's ancestors remain missing."""
-        heartbeat = view.heartbeat
-        discovery = Discovery(listed=heartbeat.listed if heartbeat is not None else None)
+    def _listed(
+        self, shard: str | None, view: CheckpointView, discovery: Discovery
+    ) -> tuple[Mapping[str, ShardState], frozenset[str]]:
+        """New shards, and those that can be forgotten. GapFound if the given shard's ancestors remain missing."""
+        assert view.pipeline is not None
         while True:
-            news = discovery.news(view.shards, self._list())
-            if shard in news.shards:
+            news = discovery.news(view.shards, self._list(view.pipeline.stream_arn))
+            if shard is None or shard in news.shards:
                 return news.shards, news.forgotten
             if self._environment.stop.wait(RELIST):
                 raise Stopped
 
-    def _list(self) -> Listing:
+    def _list(self, stream_arn: str) -> Listing:
         stream = Stream(
-            arn=self._context.table.stream_arn or "",
+            arn=stream_arn,
             table=self._context.config.source.table,
             keys=self._context.table.keys,
             decode=self._decode,
@@ -267,6 +359,10 @@ def check_supported(context: RunContext) -> None:
             "engine: behind AWS Lambda, targets without transactions are not supported: a write that timed out may "
             "still be applied, and no process is left to purge the tombstones that guard against it. Use Postgres"
         )
+
+
+def _decoder(table: SourceTable) -> RecordsDecoder:
+    return RecordsDecoder(table.keys, images=table.view != "KEYS_ONLY")
 
 
 def _shards(claimed: Claimed) -> dict[str, ShardState]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,15 @@ from replicator.engine.parked_limits import check_parked
 from replicator.engine.retry import Stopped
 from replicator.engine.worker import Post, SlotRun
 from replicator.errors import GapFound, TransientError
+from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.source.keys_only import FIRST_KEYS, keys_for, looked_up, portion, weight
 from replicator.source.lambda_event import ShardBatch
 from replicator.source.shard_reader import OVERLAP
 from replicator.state import Owner, ShardState
 
 log = logging.getLogger("replicator")
+
+LOOK_UP_PAUSE = 0.5  # seconds before a look-up of items is repeated
 
 
 class LaneRun(SlotRun):
@@ -49,6 +53,11 @@ class LaneRun(SlotRun):
     def lane(self) -> str:
         return self._post.slot
 
+    @property
+    def stream_arn(self) -> str:
+        """The stream that the epoch is about."""
+        return self._state.stream_arn
+
     def left_of(self, batch: ShardBatch) -> Sequence[Record]:
         """The records that are not stored, and needed."""
         state = self.pipeline.shards[batch.shard]
@@ -73,16 +82,41 @@ class LaneRun(SlotRun):
 
     def accept(self, batch: ShardBatch) -> None:
         """Store what is left of a batch, whatever came before it."""
-        left = self.left_of(batch)
-        if not left:
+        if not self._fetcher.stream.keys_only:
+            self._accept(batch.shard, self.left_of(batch), batch.size)
             return
-        state, created = self.pipeline.shards[batch.shard], min(left[-1].created, self._environment.now())
+        for records in self._with_images(batch):
+            self._accept(batch.shard, records, weight(records))
+
+    def _accept(self, shard: str, records: Sequence[Record], size: int) -> None:
+        if not records:
+            return
+        state, created = self.pipeline.shards[shard], min(records[-1].created, self._environment.now())
         since, through = max(state.since, created), max(state.through or 0.0, created)
-        self.pipeline.accept(Page(batch.shard, left, False, through, size=batch.size, since=since))
+        self.pipeline.accept(Page(shard, records, False, through, size=size, since=since))
         self._beat()
         self._delivery.flush()
         self._watch.check()
         self._recheck.check()
+
+    def _with_images(self, batch: ShardBatch) -> Iterator[Sequence[Record]]:
+        """What is left of a batch of a KEYS_ONLY stream, in portions, with the images that the items have now."""
+        left, keys, stream = self.left_of(batch), FIRST_KEYS, self._fetcher.stream
+        while left:
+            removed = {i for i, record in enumerate(left) if record.sequence in batch.removals}
+            count = portion(left, removed, keys)
+            of_portion = {i for i in removed if i < count}
+            steps: Any = looked_up(stream, left[:count], of_portion, self._pause)
+            records: Sequence[Record] = completed(self._context.client, steps)
+            yield records
+            keys, left = keys_for(records, keys), left[count:]
+
+    def _pause(self, waiting_for: str, progress: bool) -> None:
+        """Wait before a look-up is repeated. Stopped if the invocation's time is over."""
+        if waiting_for and not progress:
+            log.info("waiting", extra={"reason": waiting_for})
+        if self._environment.stop.wait(LOOK_UP_PAUSE if waiting_for else 0.0):
+            raise Stopped
 
     def read_to(self, shard: str, sequence: str | None) -> None:
         """Read the shard until that record is stored; None: to its end. GapFound if records are lost.
@@ -106,21 +140,25 @@ class LaneRun(SlotRun):
         self._steps.clear()
         self._delivery.settle()
         self.pipeline.drop_ahead()
-        gaps = self.pipeline.view.gaps.values()
-        if not any(g.repaired is None and (g.reason, g.shard) == (gap.reason, gap.shard) for g in gaps):
+        if not has_gap(gap.shard, self.pipeline.view):
             self.pipeline.gap(gap, self._environment.now())
         if ended:
             self.pipeline.give({shard: replace(self.pipeline.shards[shard], ended=True)}, {})
         self._delivery.flush()
 
     def read_idle(self, shard: str, since: float) -> None:
-        """Read the shard until everything created before ``since`` is stored, or its end is."""
+        """Read the shard until everything created before ``since`` is stored, or its end is. GapFound as ``read_to``.
+
+        That nothing was in it by then is stored too: otherwise an idle shard's start would seem to be trimmed one day.
+        """
         self.has_read = True
         while not self._is_read_through(shard, since):
             if self._environment.stop.is_set():
                 raise Stopped
             self._step()
+        self.pipeline.heartbeat(self._heartbeat())
         self._delivery.settle()
+        self._delivery.flush()
 
     def _is_read_through(self, shard: str, since: float) -> bool:
         state = self.pipeline.seen()[shard]
@@ -133,7 +171,7 @@ class LaneRun(SlotRun):
     def _continues(self, batch: ShardBatch, left: Sequence[Record]) -> bool:
         """Whether no record is missing between the stored position and what is left of the batch."""
         state = self.pipeline.shards[batch.shard]
-        if self._fetcher.stream.keys_only or state.sequence is None:
+        if state.sequence is None:
             return False
         if any(int(r.sequence) == int(state.sequence) for r in batch.records):
             return True
@@ -146,6 +184,11 @@ class LaneRun(SlotRun):
         except (AwsError, TransientError):
             return None  # the reader that follows handles every error
         return shown[1] if len(shown) > 1 and shown[0] == int(sequence) else None
+
+
+def has_gap(shard: str | None, view: CheckpointView) -> bool:
+    """Whether a gap of the shard is recorded that no rescan has repaired: the rescan repairs later ones with it."""
+    return any(gap.repaired is None and gap.shard == shard for gap in view.gaps.values())
 
 
 def _is_at(state: ShardState, sequence: str) -> bool:

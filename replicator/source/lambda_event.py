@@ -19,12 +19,15 @@ NO_SHARD = (
 
 
 class ShardBatch(msgspec.Struct, frozen=True):
-    """Records of one shard, in order. Empty at the end of a window. ``size``: in bytes."""
+    """Records of one shard, in order. Empty at the end of a window. ``removals``: their sequence numbers. ``size``: in
+    bytes.
+    """
 
     shard: str
     stream_arn: str
     records: Sequence[Record]
     size: int
+    removals: frozenset[str] = frozenset()
 
 
 def is_batch(event: object) -> bool:
@@ -50,4 +53,5 @@ def shard_batch(event: Mapping[str, Any], decode: RecordsDecoder) -> ShardBatch:
     except TransientError as e:
         raise ConfigError(str(e).replace("the response to GetRecords", "the event")) from e
     arn = event.get("eventSourceARN") or next((r.get("eventSourceARN") for r in records), None)
-    return ShardBatch(shard, arn or "", decoded.records, len(body))
+    removals = frozenset(decoded.records[i].sequence for i in decoded.removals)
+    return ShardBatch(shard, arn or "", decoded.records, len(body), removals)

@@ -70,11 +70,18 @@ class Cluster:
     """The source, the target, and what works between them. ``index``: the target has no transactions."""
 
     def __init__(
-        self, *, slots: int = 3, index: bool = False, shards: int = 2, hook: Hook | None = None, **config: Any
+        self,
+        *,
+        slots: int = 3,
+        index: bool = False,
+        shards: int = 2,
+        hook: Hook | None = None,
+        view: str = "NEW_AND_OLD_IMAGES",
+        **config: Any,
     ) -> None:
         self.clock = Clock()
         self.source = DynamoDB(now=self.clock, random=random.Random(1), shards=shards)
-        self.source.create_table(TABLE, keys={"pk": "S"})
+        self.source.create_table(TABLE, keys={"pk": "S"}, view=view)
         self.source.lag_reads(TABLE)
         self.database, self.index, self.hook = MemoryDatabase(), index, hook
         self.slots = tuple(str(n) for n in range(slots))

@@ -37,8 +37,8 @@ class Timer(VirtualStop):
 class Stack(Cluster):
     """The source, the target, the mapping, and containers of the function."""
 
-    def __init__(self, **config: Any) -> None:
-        super().__init__(**{"on_gap": "stop", **config})
+    def __init__(self, *, view: str = "NEW_AND_OLD_IMAGES", **config: Any) -> None:
+        super().__init__(**{"on_gap": "stop", **config}, view=view)
         self.mapping = EventSource(self.source, TABLE)
         self.containers: list[Function] = []
         self._until = math.inf
@@ -58,6 +58,10 @@ class Stack(Cluster):
         run = Backfill(self.context(), self.owner("backfill"), self.environment(), connect)
         assert run.run(allowed)
         return run
+
+    def until_over(self) -> None:
+        """The next invocation has its time from now on."""
+        self._until = self.clock.now + TIME
 
     def container(self) -> Function:
         self.containers.append(Function(self.context(), self.owner("container"), self.environment()))
@@ -190,6 +194,107 @@ def test_records_that_nothing_can_read_any_more_are_a_gap_behind_which_the_strea
     stack.backfill(Allowed(resync=True))
     assert stack.stored == stack.wanted
     assert all(gap.repaired for gap in stack.gaps)
+
+
+def test_behind_a_gap_items_of_a_keys_only_stream_are_looked_up_not_deleted() -> None:
+    stack = filled(view="KEYS_ONLY")
+    function = stack.container()
+    for n in range(20):
+        stack.write(f"k{n}", 100 + n)
+    stack.deliver(function)
+    assert stack.stored == stack.wanted
+    for n in range(20):
+        stack.write(f"k{n}", 200 + n)
+    for shard in stack.mapping.ready():
+        if (batch := stack.mapping.event(shard)) is not None:
+            stack.mapping.drop(shard, batch)
+    stack.trim_all()
+    for n in range(12):  # more than one look-up
+        stack.write(f"k{n}", 300 + n)
+    stack.delete("k3")
+    stack.source.fail("BatchGetItem")
+    stack.deliver(function, stack.container())
+    assert stack.gaps
+    behind = {f"k{n}": 300 + n for n in range(12) if n != 3}
+    assert {id[0]: d["v"] for id, d in stack.stored.items()} == {**{f"k{n}": 100 + n for n in range(12, 20)}, **behind}
+
+
+@pytest.mark.parametrize("view", ["NEW_AND_OLD_IMAGES", "KEYS_ONLY"])
+def test_a_stream_that_was_replaced_is_a_gap_and_followed_after_a_rescan(view: str) -> None:
+    stack = filled(shards=1)
+    function = stack.container()
+    stack.write("k1", 100)
+    stack.deliver(function)
+    stack.source.disable_stream(TABLE)
+    stack.write("k5", 555)  # in no stream
+    stack.source.enable_stream(TABLE, view)
+    stack.mapping = EventSource(stack.source, TABLE)
+    stack.write("k2", 200)
+    for container in (function, stack.container(), function):
+        with pytest.raises(GapFound, match=r"the stream was replaced: .*replicator resync CONFIG, then .*backfilled"):
+            stack.deliver(container)
+    assert [gap.reason.partition(":")[0] for gap in stack.gaps] == ["the stream was replaced"]
+    stack.backfill(Allowed(resync=True))
+    stack.deliver(function)
+    stack.write("k2", 201)
+    stack.deliver(function, stack.container())
+    assert stack.stored == stack.wanted
+    assert all(gap.repaired for gap in stack.gaps)
+
+
+def test_a_mapping_of_another_tables_stream_is_refused() -> None:
+    stack = filled()
+    stack.write("k1", 1)
+    batch = next(b for s in stack.mapping.ready() if (b := stack.mapping.event(s)) is not None)
+    batch["eventSourceARN"] = "arn:aws:dynamodb:eu-west-1:1:table/other/stream/1"
+    with pytest.raises(
+        ConfigError, match=r"the event source mapping reads .*other/stream/1, but this pipeline follows"
+    ):
+        stack.container().invoke(batch)
+    assert stack.gaps == []
+
+
+def test_with_a_schedule_a_table_without_writes_is_no_gap_after_days() -> None:
+    stack = filled(shards=1)
+    function = stack.container()
+    stack.write("k0", 50)
+    stack.deliver(function)
+    for _ in range(8):
+        stack.clock.now += 5 * 3600
+        stack.source.roll_all(TABLE)
+        stack.until_over()
+        stack.container().invoke({"source": "aws.events"})
+        stack.deliver(function)
+    stack.write("k1", 77)
+    stack.deliver(function, stack.container())
+    assert stack.gaps == []
+    assert stack.stored == stack.wanted
+
+
+def test_a_schedule_leaves_shards_alone_that_events_move() -> None:
+    stack = filled(shards=2)
+    function = stack.container()
+    stack.clock.now += 3600
+    stack.write("k1", 501)
+    stack.deliver(function)
+    assert stack.stored == stack.wanted
+    stack.until_over()
+    assert stack.container().invoke({}) == {"shards": 1}
+    assert stack.container().invoke({}) == {"shards": 0}
+    stack.write("k1", 502)
+    stack.deliver(function)
+    assert stack.stored == stack.wanted
+
+
+def test_an_idle_shard_whose_records_are_lost_is_one_gap_however_often_the_schedule_comes() -> None:
+    stack = filled(shards=1)
+    stack.write("k1", 501)
+    stack.trim_all()
+    for _ in range(3):
+        stack.clock.now += 40 * 3600
+        stack.until_over()
+        stack.container().invoke({})
+    assert len(stack.gaps) == 1
 
 
 def test_a_container_that_knows_only_the_earlier_epoch_stores_nothing_of_it() -> None:
