@@ -153,7 +153,8 @@ def taken(shape: TableSchema, table: Found, pipeline: str) -> Iterator[str]:
         yield (
             f"{shape.label} is written by the pipeline {table.pipeline}: a rebuild has switched to its new copy, and "
             "this config is that of the old one, or of the new one without replaces: (put that back until rebuild "
-            "finish). Use the config that replaces it; to go back: replicator rebuild rollback NEW_CONFIG"
+            "finish). Run the config that replaces it, for both copies; to go back: replicator rebuild rollback "
+            "NEW_CONFIG"
         )
     elif table.pipeline not in (None, pipeline):
         hand_over = comment(shape, pipeline, table.epoch).as_string(None)

@@ -58,6 +58,7 @@ ON CONFLICT (pipeline, kind, id) DO UPDATE SET revision = c.revision + 1, value 
 _RUN = """
 SELECT FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'owner' AND id = '' AND revision = %s FOR SHARE"""
 _REBUILD = "SELECT FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'rebuild' FOR SHARE"
+_OWNERS = "SELECT id, revision FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'owner'"
 _ENTRIES = """
 SELECT kind, id, revision, CASE kind WHEN 'parked' THEN '' ELSE value::text END
 FROM replicator.checkpoints WHERE pipeline = %s ORDER BY kind, id"""
@@ -133,6 +134,13 @@ class PostgresCheckpoints:
         self._claims = claims
         self._stale = Counter({source: counts.superseded for source, counts in claimed.counts.items()})
         return claimed
+
+    def check_claims(self, connection: psycopg.Connection[Any]) -> None:
+        """Fenced if another run has claimed what this one has, or a rebuild has exchanged or removed its tables."""
+        if self._claims:
+            owners = dict(connection.execute(_OWNERS, (self._pipeline,)).fetchall())
+            if any(owners.get(id) != revision for id, revision in self._claims.items()):
+                raise Fenced("another run owns this pipeline now, or a rebuild has moved on")
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         try:

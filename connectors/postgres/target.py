@@ -141,6 +141,7 @@ class Postgres(ComparesByTable):
             install(connection)
             with connection.transaction():
                 connection.execute(_LOCK)
+                self._checkpoints.check_claims(connection)  # else a table that a rebuild removed would be back
                 problems = [text for shape in wanted.values() for text in self._mismatches(connection, shape)]
                 if problems:
                     raise ConfigError(*problems)

@@ -117,6 +117,6 @@ def _report(ctx: click.Context, outcome: Outcome, done: str, as_json: bool) -> N
             say(f"  {text}")
     else:
         say("nothing to do: that is the case already" if outcome.already else done)
-        for text in outcome.notes:
-            say(f"note: {text}")
+    for text in outcome.notes if not as_json else ():
+        say(f"note: {text}")
     ctx.exit(outcome.reasons[0].code if outcome.reasons else 0)

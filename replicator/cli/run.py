@@ -109,7 +109,9 @@ def run_until_stopped(
     from replicator.engine.run import run as run_pipeline
 
     stop = stop_on_signals()
-    loaded = resolved(settings.load(path, engine=engine))
+    loaded = settings.load(path, engine=engine)
+    if loaded.replaces is not None:
+        loaded = resolved(loaded)
     how["follow"] = _follow(loaded)
     with live_view.view(as_json, _title(loaded)) as observe, monitored(loaded, path, listen, observe) as more:
         run_pipeline(loaded, stop=stop, **audited(loaded, more), **how)

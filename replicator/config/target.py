@@ -18,7 +18,7 @@ from pydantic.json_schema import models_json_schema
 from replicator.config.validation import suggestion, validated
 from replicator.config.yaml_file import Problem
 from replicator.key import KeySchema
-from replicator.target.contract import OWN_IDS, Table, Target
+from replicator.target.contract import OWN_IDS, Generation, Table, Target
 
 GROUP = "replicator.targets"
 _OURS = ("type", "table", "tables")  # keys under ``target`` that all connectors share
@@ -34,6 +34,7 @@ class Destination:
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     suffix: str = ""  # during a rebuild, of the tables' names in the destination
     beside: Destination | None = None  # during a rebuild of tables with an alias: that of the other generation
+    generation: Generation = Generation.ONLY
 
     def build(self, pipeline: str) -> Target:
         """The target, not yet connected; its own state is stored under ``pipeline``."""
@@ -46,7 +47,8 @@ class Destination:
         stored_as = {name: name + self.suffix if self.suffix else "" for name in self.tables}
         others = {} if self.beside is None else {table.name: table for table in self.beside.wanted(keys, own_ids=False)}
         return tuple(
-            Table(name, keys, options, stored_as[name], others.get(name)) for name, options in self.tables.items()
+            Table(name, keys, options, stored_as[name], others.get(name), self.generation)
+            for name, options in self.tables.items()
         )
 
 

@@ -27,10 +27,12 @@ from replicator.engine.context import log_wait
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.several import PipelineRun
 from replicator.errors import ConfigError, Fenced, ReplicatorError
+from replicator.hooks import loading
 from replicator.hooks.collisions import HookFile, hook_file
 from replicator.log import PIPELINE
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.state import Entry, Rebuild, decode
-from replicator.target.contract import SECOND, Aliased
+from replicator.target.contract import SECOND, Aliased, Generation, Rebuilding
 
 log = logging.getLogger("replicator")
 
@@ -69,9 +71,11 @@ def decoded(entry: Entry | None) -> Rebuild | None:
 
 
 def resolved(config: Config) -> Config:
-    """The config as commands use it: during a rebuild, one with ``replaces`` is of the second generation."""
+    """The config as commands use it: during a rebuild, one with ``replaces`` is of the second generation, and the one
+    that it replaces is of the first, whatever its tables are named now.
+    """
     if config.replaces is None:
-        return config
+        return _retired(config)
     rebuild = decoded(rebuild_entry(config))
     if rebuild is None:
         return config
@@ -83,6 +87,40 @@ def resolved(config: Config) -> Config:
     return second_of(config, rebuild)
 
 
+def _retired(config: Config) -> Config:
+    """The config of tables that a rebuild has renamed, or as it is. A target that cannot be read says so itself."""
+    connector = config.target.connector
+    if not isinstance(connector, type) or not issubclass(connector, Rebuilding):
+        return config
+    rebuild = None
+    with contextlib.suppress(ReplicatorError):
+        rebuild = decoded(rebuild_entry(config))
+    if rebuild is None or not rebuild.switched:
+        return config
+    _require_old(config)
+    return replace(config, target=replace(config.target, suffix=RETIRED, generation=Generation.OLD))
+
+
+def _require_old(config: Config) -> None:
+    """ConfigError for the new config without its ``replaces``: its hook must not write to the old copy."""
+    if config.transform is None:
+        return
+    given = loading.load(config.transform, config.base).fingerprint
+    old, new = (_hook_of(name, config) for name in (config.pipeline, config.pipeline + SECOND))
+    if given == new != old:
+        raise ConfigError(
+            "transform: a rebuild has switched to the copy that this hook made, so this config is the new one and "
+            "needs replaces: until rebuild finish; commands for the old copy need the old config"
+        )
+
+
+def _hook_of(pipeline: str, config: Config) -> str | None:
+    """The fingerprint of the hook that a pipeline was last run with."""
+    with ends(replace(config, pipeline=pipeline)) as (_, checkpoints):
+        state = CheckpointView(checkpoints.read()).pipeline
+    return None if state is None else state.hook
+
+
 def generations(config: Config, rebuild: Rebuild | None) -> Generations:
     """Both generations. ConfigError if the config that this one ``replaces`` cannot be loaded."""
     if rebuild is None:
@@ -92,19 +130,21 @@ def generations(config: Config, rebuild: Rebuild | None) -> Generations:
 
 
 def second_of(config: Config, rebuild: Rebuild) -> Config:
+    new = replace(config.target, generation=Generation.NEW)
     if by_alias(config):
-        return replace(config, target=replace(config.target, beside=replaced(config).target))
+        return replace(config, target=replace(new, beside=replaced(config).target))
     suffix = "" if rebuild.switched else BUILT
-    return replace(config, pipeline=config.pipeline + SECOND, target=replace(config.target, suffix=suffix))
+    return replace(config, pipeline=config.pipeline + SECOND, target=replace(new, suffix=suffix))
 
 
 def first_of(config: Config, rebuild: Rebuild) -> Config:
     """The old config. Without monitoring if it would listen where the new one does."""
     old = replaced(config)
+    target = replace(old.target, generation=Generation.OLD)
     if by_alias(config):
-        target = replace(old.target, beside=config.target)
+        target = replace(target, beside=config.target)
     else:
-        target = replace(old.target, suffix=RETIRED if rebuild.switched else "")
+        target = replace(target, suffix=RETIRED if rebuild.switched else "")
     same = old.monitoring is not None and config.monitoring is not None
     same = same and str(old.monitoring.address) == str(config.monitoring.address)  # type: ignore[union-attr]
     monitoring = None if same else old.monitoring

@@ -20,6 +20,7 @@ from replicator.target.contract import (
     Defining,
     Denied,
     EpochChecking,
+    Generation,
     Identifying,
     Inspectable,
     Table,
@@ -51,6 +52,7 @@ def inspect(
         emptied=_emptied(view, target, tables),
         adopted=target.adopted(tables) if isinstance(target, Adopting) else (),
         stripped=view.stripped,
+        generation=tables[0].generation if tables else Generation.ONLY,
     )
 
 

@@ -24,10 +24,27 @@ from replicator.identity import (
 from replicator.pipeline import stages
 from replicator.source.table import SourceTable
 from replicator.state import Gap, PipelineState, ResyncRequest, SegmentState, ShardState, Stripped
+from replicator.target.contract import Generation
 from replicator.version import FIRST_EPOCH, LAST_EPOCH
 
 ACCEPT_IDENTITY = "replicator resync --accept-identity-change"
 APPLY_SCHEMA = "replicator run --apply-schema-changes"
+_RECOMPUTE = {
+    Generation.ONLY: "recompute all documents: in a second copy, with a switch at the end (replicator rebuild start), "
+    "or in place (replicator resync)",
+    Generation.NEW: "recompute all documents of the new copy: in place (replicator resync CONFIG; readers see it only "
+    "once it is live), or by starting over, while it is not live: replicator rebuild cancel CONFIG, then replicator "
+    "rebuild start CONFIG",
+    Generation.OLD: "recompute all documents of the old copy in place (replicator resync OLD_CONFIG). The old copy of "
+    "a rebuild needs what it was made with: keep the new hook and definition in the new config only",
+}
+"""How documents become those of a changed hook or definition, for each of the copies that a rebuild keeps."""
+_ANEW = {
+    Generation.ONLY: "To build a second copy with it, and switch at the end: replicator rebuild start. ",
+    Generation.NEW: "To start the new copy over, while it is not live: replicator rebuild cancel CONFIG, then "
+    "replicator rebuild start CONFIG. ",
+    Generation.OLD: "",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +54,7 @@ class StartupState:
     ``epochs``: ``Target.epoch`` of each table. ``identities``, ``parts``: of the tables in the current config.
     ``hook``: the hook's fingerprint, "" without a hook. ``additions``: statements that bring the tables to the current
     definition, None if that requires a resync. ``emptied``: tables that are empty now and were not when the last run
-    stopped. ``adopted``: tables with rows that no pipeline wrote, to be taken over.
+    stopped. ``adopted``: tables with rows that no pipeline wrote, to be taken over. ``generation``: which copy it is.
     """
 
     state: PipelineState | None
@@ -54,6 +71,7 @@ class StartupState:
     emptied: Sequence[str] = ()
     adopted: Sequence[str] = ()
     stripped: Stripped | None = None
+    generation: Generation = Generation.ONLY
 
     @property
     def highest(self) -> int:
@@ -305,8 +323,7 @@ def check_hook(found: StartupState) -> None:
         what = "changed" if state.hook and found.hook else "was removed" if state.hook else "was added"
         raise ConfigError(
             f"transform: the hook {what} since the last run. Either resume and leave existing documents as they are "
-            "(run --accept-hook-change), or recompute all documents: in a second copy, with a switch at the end "
-            "(replicator rebuild start), or in place (resync)"
+            f"(run --accept-hook-change), or {_RECOMPUTE[found.generation]}"
             + ("" if found.hook else ". To keep the documents' shape, restore transform: in the config")
         )
 
@@ -317,14 +334,12 @@ def _redefined(found: StartupState, additions: Sequence[str] | None) -> ConfigEr
     if additions is None:
         return ConfigError(
             f"target.tables: {changed} since the last run, so existing documents do not match the definition. "
-            "Undo the change, or recompute all documents: in a second copy, with a switch at the end (replicator "
-            "rebuild start), or in place (replicator resync)"
+            f"Undo the change, or {_RECOMPUTE[found.generation]}"
         )
     statements = "".join(f"\n{statement}" for statement in additions)
     return ConfigError(
-        f"target.tables: {changed} since the last run. To build a second copy with it, and switch at the end: "
-        "replicator rebuild start. To apply this and fill it with a new scan of the source: "
-        f"{APPLY_SCHEMA}{', which executes:' if statements else ''}{statements}"
+        f"target.tables: {changed} since the last run. {_ANEW[found.generation]}To apply this and fill it with a new "
+        f"scan of the source: {APPLY_SCHEMA}{', which executes:' if statements else ''}{statements}"
     )
 
 

@@ -32,9 +32,11 @@ from replicator.operations.rebuild_checks import (
     Outcome,
     busy,
     check_alike,
+    check_resumes,
     complete_tables,
     in_progress,
     not_live,
+    of_old,
     rebuild_of,
     refusing,
     repairing,
@@ -64,6 +66,9 @@ def start(config: Config, now: Callable[[], float] = time.time) -> Outcome:
         check_known(config.pipeline, checkpoints, claimed)
         if (entry := rebuild_of(claimed)) is not None:
             _require_unswitched(entry)
+            noted = decoded(entry)
+            assert noted is not None
+            check_resumes(second_of(config, noted))
             return Outcome(already=True)
         rebuild = Rebuild(now())
         live, new = tables_of(old), tables_of(second_of(config, rebuild))
@@ -143,7 +148,7 @@ def rollback(
         checks = [*ready(first, Criteria(now()), verified=False), *verifying(claimed, second)]
         found = [*repairing(claimed), *([] if unchecked else checks)]
         if found:
-            return refusing(found)
+            return of_old(found, config)
         live = tables_of(second_of(config, rebuild))
         _exchange(target, config, live, (BUILT, RETIRED), entry, replace(rebuild, switched=False), pause)
         return Outcome()

@@ -28,9 +28,11 @@ from replicator.operations.rebuild_checks import (
     Outcome,
     busy,
     check_alike,
+    check_resumes,
     complete_tables,
     in_progress,
     not_live,
+    of_old,
     rebuild_of,
     refusing,
     repairing,
@@ -100,6 +102,7 @@ def start(config: Config, now: Callable[[], float] = time.time) -> Outcome:
         if rebuild is not None and not rebuild.canceled:
             if rebuild.finishing or _seen(both.target, both.new):
                 raise still_live()
+            check_resumes(both.second)
             return Outcome(already=True)
         check_alike(replaced(config), config, both.any_target)
         problems = both.target.rebuild_problems(both.old, both.new, both.pipelines)
@@ -142,7 +145,7 @@ def rollback(config: Config, *, unchecked: bool = False, now: Callable[[], float
         first = standing(claimed, now())
         checks = [*ready(first, Criteria(now()), verified=False), *verifying(claimed, standing(second, now()))]
         if reasons := [*repairing(claimed), *([] if unchecked else checks)]:
-            return refusing(reasons)
+            return of_old(reasons, config)
         pipelines = (both.second.pipeline, both.first.pipeline)
         return Outcome(already=not both.target.point(both.new, both.old, pipelines))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from replicator.aws.boto import connect
 from replicator.checkpoints.contract import Claimed
@@ -11,8 +12,8 @@ from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.assembly import ends, introduce, target_tables
 from replicator.engine.generations import decoded, hook_files
-from replicator.engine.startup import RESUMING, start_mode
-from replicator.errors import ConfigError
+from replicator.engine.startup import RESUMING, start_mode, with_request
+from replicator.errors import ConfigError, GapFound
 from replicator.hooks import loading
 from replicator.hooks.collisions import collision
 from replicator.operations.cutover import Reason, Standing, standing
@@ -38,6 +39,14 @@ class Outcome:
 def refusing(reasons: Sequence[Reason]) -> Outcome:
     """Nothing was done, for these reasons; the most severe one comes first."""
     return Outcome(sorted(reasons, key=lambda reason: reason.code))
+
+
+def of_old(reasons: Sequence[Reason], config: Config) -> Outcome:
+    """Why there is no rollback. What repairs the old copy needs the old config; a run needs the new one."""
+    named = [r if r.code == 7 else replace(r, text=r.text.replace("CONFIG", str(config.replaces))) for r in reasons]
+    lossy = any(reason.code in (3, 6) for reason in reasons)
+    notes = ("to go back to the old copy as it is: replicator rebuild rollback CONFIG --unchecked",) if lossy else ()
+    return replace(refusing(named), notes=notes)
 
 
 def rebuild_of(claimed: Claimed) -> Entry | None:
@@ -107,6 +116,18 @@ def check_alike(old: Config, new: Config, target: Target) -> None:
             raise ConfigError("target: the new config must name the same tables of the same server as the old one")
         view = CheckpointView(checkpoints.read())
         start_mode(preexisting.inspect(view, source, old_target, tables, hook), RESUMING)
+
+
+def check_resumes(config: Config) -> None:
+    """ConfigError if the hook or the tables changed since a run of this config. Gaps are for the run to handle."""
+    hook = loading.load(config.transform, config.base) if config.transform is not None else None
+    client = connect(config.source)
+    source = describe_table(client, config.source.table)
+    with ends(config) as (target, checkpoints), contextlib.suppress(GapFound):
+        introduce(config, target, source, client)
+        view = CheckpointView(checkpoints.read())
+        found = preexisting.inspect(view, source, target, target_tables(config, source, hook), hook)
+        start_mode(found, with_request(RESUMING, view.request, found))
 
 
 def standing_of(config: Config, now: float) -> Standing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 from replicator.aws.client import Client
@@ -20,6 +21,12 @@ from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.observed import Field, Proposal
 
 
+class Generation(Enum):
+    """Which of the two copies that a rebuild keeps; ``ONLY`` if there is one. For messages: each has other remedies."""
+
+    ONLY, OLD, NEW = "only", "old", "new"
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """One table (or index) of a target.
@@ -27,7 +34,8 @@ class Table:
     ``keys``: the parts of a document's id: the item's key attributes, or ``_item`` and ``_id`` (both text) if the hook
     chooses document ids. ``options``: from the config; interpreted by the connector. ``stored_as``: its name in the
     destination, if that differs, as it does during a rebuild; only for targets that are ``Rebuilding``. ``beside``: the
-    same table of the other generation, during a rebuild of targets that are ``Aliased``.
+    same table of the other generation, during a rebuild of targets that are ``Aliased``. ``generation``: which one this
+    is.
     """
 
     name: str
@@ -35,6 +43,7 @@ class Table:
     options: Mapping[str, Any] = field(default_factory=dict)
     stored_as: str = ""
     beside: Table | None = None
+    generation: Generation = Generation.ONLY
 
 
 def marking(tables: Sequence[Table]) -> frozenset[str]:

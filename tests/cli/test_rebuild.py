@@ -28,7 +28,7 @@ from tests.cli.test_run import await_that
 DOCUMENT = Path(__file__).parents[2] / "docs" / "rebuilding.md"
 BLOCKS = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-OLD = "def hook(item):\n    return {'made': 'old', 'n': int(item['n'])}\n"
+OLD = "def hook(item):\n    assert item['n'] != 1000\n    return {'made': 'old', 'n': int(item['n'])}\n"
 NEW = "def hook(item):\n    return {'made': 'new', 'n': int(item['n']) * 10}\n"
 ITEMS = 50
 
@@ -258,7 +258,9 @@ def test_a_rebuild_that_is_canceled_leaves_the_pipeline_as_it_was(orders: World)
 def test_a_changed_hook_or_column_leads_to_rebuild(orders: World) -> None:
     code, out, _ = orders.shell.run("run", orders.config, "--until", "caught-up")
     assert code == 2
-    assert "in a second copy, with a switch at the end (replicator rebuild start), or in place (resync)" in out
+    assert (
+        "in a second copy, with a switch at the end (replicator rebuild start), or in place (replicator resync)" in out
+    )
 
 
 def test_start_needs_the_config_and_the_hook_that_made_the_copy(orders: World) -> None:
@@ -341,6 +343,81 @@ def test_after_the_switch_the_old_config_alone_writes_nothing(orders: World) -> 
     )
     done(orders, "rollback", "--unchecked")
     assert {d["made"] for d in documents(orders, "orders").values()} == {"old"}
+
+
+def test_after_the_switch_the_old_config_repairs_the_old_copy_so_that_a_rollback_is_possible(orders: World) -> None:
+    old = str(orders.folder / "orders-old.yaml")
+
+    def carry_out(*command: str) -> str:
+        code, out, err = orders.call(*command)
+        assert code == 0, out + err
+        return out
+
+    done(orders, "start")
+    with running(orders) as process:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        done(orders, "switch", "--unverified")
+        orders.db.put("orders", {"id": "00", "n": 1000})  # the old hook refuses it
+        await_that(lambda: [line["parked"] for line in orders.lines("status", orders.config)] == [0, 1], process)
+    with ends(load(old)) as (_, checkpoints):
+        checkpoints.save([Save("gap", "s", 0, encode(Gap("trimmed", time.time(), 1024)))])
+    code, out, _ = orders.call("rebuild", "rollback", orders.config, "--human")
+    assert code == 3
+    assert "records were lost: trimmed; repair the copy with: replicator resync orders-old.yaml\n" in out
+    assert 'are parked: ["00"]; see: replicator parked list orders-old.yaml\n' in out
+    assert "note: to go back to the old copy as it is: replicator rebuild rollback CONFIG --unchecked" in out
+
+    carry_out("resync", old)
+    with running(orders) as process:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        orders.db.put("orders", {"id": "00", "n": 0})
+        carry_out("parked", "retry", old, "--all")
+        assert carry_out("parked", "list", old) == ""
+        carry_out("verify", old, "--repair")
+        carry_out("check", old)
+        await_that(lambda: refusal(orders, "rollback") == (0, []), process)
+    assert documents(orders, "orders") == {f"{n:02}": {"made": "old", "n": n} for n in range(ITEMS)}
+    assert {d["made"] for d in documents(orders, "orders_new").values()} == {"new"}
+
+
+def test_after_the_switch_the_new_config_without_replaces_writes_nothing_to_the_old_copy(orders: World) -> None:
+    done(orders, "start")
+    with running(orders) as process:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        done(orders, "switch", "--unverified")
+    orders.change("replaces: orders-old.yaml\n", "")
+    for command in ("check", "resync", "verify"):
+        code, out, err = orders.call(command, orders.config)
+        assert (code, "needs replaces: until rebuild finish" in out + err) == (2, True), out + err
+
+
+def test_a_hook_or_column_that_changes_again_during_a_build_starts_over(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "a", "n": 7})
+    text = Path(world.config).read_text().removesuffix("table: orders\n")
+    Path(world.config).write_text(text + "tables: {orders: {columns: {made: text, n: bigint}}}\n")
+    world.hook(OLD)
+    world.catch_up()
+    use(world, NEW)
+    done(world, "start")
+    world.catch_up()
+    world.hook(NEW.replace("new", "newer"))
+    again = "replicator rebuild cancel CONFIG, then replicator rebuild start CONFIG"
+    for command in (("run", world.config, "--until", "caught-up"), ("rebuild", "start", world.config)):
+        code, out, err = world.shell.run(*command)
+        assert (code, "transform: the hook changed" in out + err, again in out + err) == (2, True, True), out + err
+    world.call("resync", world.config)  # the other way: in place
+    done(world, "start")
+    world.catch_up()
+    assert world.rows("SELECT made FROM orders_new") == [("newer",)]
+    world.change("n: bigint", "n: text")
+    code, (text, *_) = refusal(world, "start")
+    assert (code, "columns.n" in text, again in text) == (2, True, True)
+    world.hook(NEW.replace("int(item['n']) * 10", "str(item['n'])"))
+    done(world, "cancel")
+    done(world, "start")
+    world.catch_up()
+    assert world.rows("SELECT made, n FROM orders_new") == [("new", "7")]
 
 
 LINES = """from replicator import Document, documents

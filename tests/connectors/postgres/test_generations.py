@@ -107,6 +107,17 @@ def test_a_run_that_starts_with_the_names_of_before_the_exchange_is_refused(
     assert late.epoch([NEW]) is None  # the table of that name is gone
 
 
+def test_a_run_that_has_claimed_the_old_copy_does_not_bring_it_back_once_it_was_removed(
+    first: Postgres, second: Postgres, command: Postgres, one_postgres: Database
+) -> None:
+    command.exchange(switch())
+    first.checkpoints.claim(owner("claimed before the removal"))
+    finished(command)
+    with pytest.raises(Fenced):
+        first.open([replace(OLD, stored_as="contract_old")], 1024)
+    assert target(one_postgres).epoch([replace(OLD, stored_as="contract_old")]) is None
+
+
 @pytest.mark.parametrize("step", ["write", "replace", "remove"])
 def test_a_command_that_was_opened_before_the_exchange_writes_nothing_after_it(
     step: str, second: Postgres, command: Postgres, one_postgres: Database
