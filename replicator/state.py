@@ -349,7 +349,7 @@ class Heartbeat:
     younger. ``filled``: after a clean stop, the target's nonempty tables. ``retried``: the number of notes of retries
     at that time; a later retry may have emptied tables. ``in_doubt``: seconds for which requests without a response
     may still be applied; None or 0 if none can be. ``repair``: the token of the ``Repair`` for which every delete
-    leaves a tombstone, "" if there is none.
+    leaves a tombstone, "" if there is none. ``restarts``: of a run's workers, by slot, and of its coordinator.
     """
 
     at: float
@@ -363,6 +363,7 @@ class Heartbeat:
     retried: int = 0
     in_doubt: float | None = None
     repair: str = ""
+    restarts: Mapping[str, int] = field(default_factory=dict)
 
 
 FULL, SAMPLE, BY_RUN = "", "sample", "run"

@@ -26,7 +26,7 @@ from replicator.hooks.loading import load
 from replicator.items.attributes import image
 from replicator.operations.preview import preview
 from replicator.pipeline.progress import Backfill as BackfillProgress
-from replicator.pipeline.progress import Progress, Verifying, as_values
+from replicator.pipeline.progress import Progress, Verifying, WorkerProgress, as_values
 from replicator.state import Gap, Owner, ResyncRequest, Stripped, Verified
 from replicator.target import contract
 from tests.cli.command_line import World
@@ -240,6 +240,7 @@ def test_every_json_field_of_status_is_documented_and_no_other() -> None:
         verified=Verified(0.0, 1.0, 1024, "full", 4),
         verifying=Verifying(Verified(0.0, 1.0, 1024, "full", 4), "run"),
         stripped=Stripped(0.0),
+        workers=(WorkerProgress("0"),),
     )
 
     given = json_fields(as_values(progress)) | {"pipeline", "reduced_guarantee"}

@@ -13,7 +13,7 @@ from rich.console import Console
 from replicator import log
 from replicator.cli import live_view
 from replicator.cli.render import as_table
-from replicator.pipeline.progress import Backfill, Progress, Shards, Verifying
+from replicator.pipeline.progress import Backfill, Progress, Shards, Verifying, WorkerProgress
 from replicator.state import Counts, Gap, Verified
 
 FULL = Progress(
@@ -29,6 +29,11 @@ FULL = Progress(
     waiting_for="the target does not answer",
     verified=Verified(100.0, 200.0, 1024, "full", 4, differences=2, parked=1, ended=200.0),
     verifying=Verifying(Verified(300.0, 400.0, 1024, "full", 4, items=1000, done=0.37), "run"),
+    workers=(
+        WorkerProgress("coordinator", "near", 2, silent=1.0, restarts=1),
+        WorkerProgress("0", "far", 7, silent=40.0, shards=2, segments=1, waiting_for="the target"),
+        WorkerProgress("1", "near", 8, silent=1.0, shards=2),
+    ),
 )
 
 
@@ -124,6 +129,9 @@ def test_the_live_view_shows_everything() -> None:
         "the target does not answer",
         "up to 1970-01-01 00:01:40 UTC: 2 differences, 1 parked, 0 unconfirmed; the pass ended 1970-01-01 00:03:20 UTC",
         "37%, 1,000 items, 0 differences",
+        "1 of 2 up, on 2 node(s)",
+        "coordinator: near, process 2, restarted 1 time(s)",
+        "worker 0: far, process 7, 2 shard(s), 1 segment(s), no sign of it for 40 s, waiting for: the target",
     ):
         assert part in text
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from msgspec import structs
+
 from replicator import log as logs
 from replicator.cli.output import aside
 from replicator.pipeline.progress import Progress, as_values, known
@@ -102,7 +104,8 @@ class Events:
         if state != self._last or now >= self._due:
             self._last, self._due = state, now + EVERY
             level = logging.WARNING if progress.waiting_for else logging.INFO
-            log.log(level, "progress", extra=known(as_values(progress)))
+            values = as_values(structs.replace(progress, workers=()))  # a list for each worker would be too long here
+            log.log(level, "progress", extra=known(values))
 
 
 @contextmanager

@@ -12,12 +12,13 @@ from rich.text import Text
 
 from replicator.duration import duration
 from replicator.escape import escaped
-from replicator.pipeline.progress import Backfill, Progress, Verifying
+from replicator.pipeline.progress import Backfill, Progress, Verifying, WorkerProgress
 from replicator.state import FULL_SCOPE, ResyncRequest, Verified
 
 if TYPE_CHECKING:
     from replicator.operations.status import Reading
 
+MOST_WORKERS = 12  # that are listed one by one
 SILENT = 1.5  # seconds without a report from the run, after which it is shown as waiting
 _COLORS = {"live": "green", "gap": "red", "stopped": "yellow"}
 
@@ -78,6 +79,7 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
     yield "retention left", "unknown" if p.retention_left_hours is None else _hours(p.retention_left_hours)
     yield "records", "unknown" if p.rate is None else f"{p.rate:,.0f}/s"
     yield "shards", f"{p.shards.open} open, {p.shards.ended} ended, {p.shards.waiting} waiting"
+    yield from _workers(p.workers)
     c = p.counts
     parts = f"{c.applied:,} applied + {c.superseded:,} superseded + {c.filtered:,} filtered + {c.parked:,} parked"
     yield "changes", f"{c.read:,} read = {parts}"
@@ -96,6 +98,40 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
         yield "waiting for", Text(escaped(p.waiting_for), style="red")
     elif silent >= SILENT:
         yield "waiting for", Text(f"no response from the source or the target for {silent:.0f} s", style="yellow")
+
+
+def _workers(workers: Sequence[WorkerProgress]) -> Iterator[tuple[str, Any]]:
+    """A summary, and a line for each worker; those that need attention first if there are many."""
+    own = [worker for worker in workers if not worker.is_coordinator]
+    if not workers:
+        return
+    up = [worker for worker in own if worker.is_up]
+    nodes = len({worker.host for worker in workers if worker.host})
+    summary = f"{len(up)} of {len(own)} up, on {nodes} node(s)"
+    yield "workers", Text(summary, style="" if len(up) == len(own) else "yellow")
+    listed = workers
+    if len(workers) > MOST_WORKERS:
+        listed = sorted(workers, key=lambda w: (w.is_up and w.waiting_for is None, not w.restarts))[:MOST_WORKERS]
+    for worker in listed:
+        blocked = worker.waiting_for is not None or not worker.is_up
+        yield "", Text(escaped(worker_line(worker)), style="yellow" if blocked else "")
+    if len(listed) < len(workers):
+        yield "", f"and {len(workers) - len(listed)} more: status --json lists all"
+
+
+def worker_line(worker: WorkerProgress) -> str:
+    """A worker in one line: where it is, what it owns, and what it waits for."""
+    parts = [f"{worker.host}, process {worker.pid}" if worker.host else "not claimed"]
+    if not worker.is_coordinator:
+        parts.append(f"{worker.shards} shard(s)" + (f", {worker.segments} segment(s)" if worker.segments else ""))
+    if worker.restarts:
+        parts.append(f"restarted {worker.restarts} time(s)")
+    if worker.host and not worker.is_up:
+        parts.append("no sign of it" if worker.silent is None else f"no sign of it for {duration(worker.silent)}")
+    if worker.waiting_for is not None:
+        parts.append(f"waiting for: {worker.waiting_for}")
+    name = worker.slot if worker.is_coordinator else f"worker {worker.slot}"
+    return f"{name}: {', '.join(parts)}"
 
 
 def verified(last: Verified) -> str:

@@ -23,6 +23,7 @@ from replicator.engine.worker import News
 from replicator.errors import ConfigError, Fenced, GapFound
 from replicator.pipeline import coordination, stages
 from replicator.pipeline.coordination import Workers
+from replicator.pipeline.progress import WorkerProgress, workers_of
 from replicator.state import (
     LONGEST_IN_DOUBT,
     Entry,
@@ -98,6 +99,24 @@ class Coordinator(Driver):
         owners = {e.id: decode("owner", e.id, e.text) for e in claimed.entries if e.kind == "owner"}
         self._owners = {id: owner for id, owner in owners.items() if isinstance(owner, Owner)}
         self._read_at = self._environment.monotonic()
+        self._reporter.workers = self._known_workers()
+
+    def restarted(self, restarts: Mapping[str, int]) -> None:
+        """How often this run's workers, by slot, and its coordinator were restarted, for what it reports."""
+        self._reporter.restarts = restarts
+
+    def _known_workers(self) -> tuple[WorkerProgress, ...]:
+        beats = {e.id: decode("pulse", e.id, e.text) for e in self._entries.values() if e.kind == "pulse"}
+        own = Heartbeat(self._now(), "", waiting_for=self._reporter.waiting_for, restarts=self._reporter.restarts)
+        return workers_of(
+            self._run_revision,
+            slots=self.pipeline.view.slots,
+            owners=self._owners,
+            heartbeats={**{id: beat for id, beat in beats.items() if isinstance(beat, Heartbeat)}, "": own},
+            shards=self.pipeline.shards,
+            segments=self.pipeline.segments,
+            now=self._now(),
+        )
 
     def _start_over(self) -> None:
         """A worker has changed an entry meanwhile: decide again, unless this coordinator was replaced (Fenced)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from msgspec import structs
@@ -12,7 +12,7 @@ from msgspec import structs
 from replicator.checkpoints.contract import Claimed
 from replicator.pipeline import stages
 from replicator.pipeline.pipeline import Pipeline
-from replicator.pipeline.progress import HEARTBEAT_TIMEOUT, Progress, measured
+from replicator.pipeline.progress import HEARTBEAT_TIMEOUT, Progress, WorkerProgress, measured
 from replicator.state import Heartbeat, decode
 from replicator.target.in_doubt import InDoubtWindow
 
@@ -44,7 +44,7 @@ class ProgressReporter:
 
     ``waiting_for``: what blocks the run at the moment, or None. ``who``: the owner named in heartbeats.
     ``beat``: called with each heartbeat.
-    ``in_doubt``: of a target that applies requests late.
+    ``in_doubt``: of a target that applies requests late. ``workers``: of a run with several, and their ``restarts``.
     ``now``: wall clock, for timestamps. ``monotonic``: for intervals.
     """
 
@@ -56,6 +56,8 @@ class ProgressReporter:
     who: str = ""
     beat: Callable[[], None] = lambda: None
     in_doubt: InDoubtWindow | None = None
+    workers: tuple[WorkerProgress, ...] = ()
+    restarts: Mapping[str, int] = field(default_factory=dict)
     _rate: Rate = field(default_factory=Rate)
     _scan_rate: Rate = field(default_factory=Rate)
     _beat_at: float = -math.inf
@@ -108,7 +110,7 @@ class ProgressReporter:
             now=self.now(),
             request=pipeline.view.request,
         )
-        return structs.replace(progress, phase=self._phase(progress))
+        return structs.replace(progress, phase=self._phase(progress), workers=self.workers)
 
     def retention_left_hours(self) -> float | None:
         hours = self.progress().retention_left_hours
@@ -117,7 +119,8 @@ class ProgressReporter:
     def _heartbeat(self, phase: str) -> Heartbeat:
         rates, repair = (self._rate.value, self._scan_rate.value), self.pipeline.parked.repairing
         left = None if self.in_doubt is None else self.in_doubt.left
-        return Heartbeat(self.now(), phase, *rates, self.waiting_for, who=self.who, repair=repair, in_doubt=left)
+        beat = Heartbeat(self.now(), phase, *rates, self.waiting_for, who=self.who, repair=repair, in_doubt=left)
+        return replace(beat, restarts=self.restarts) if self.restarts else beat
 
     def _phase(self, progress: Progress) -> str:
         state = self.pipeline.state

@@ -333,9 +333,11 @@ class SlotRun:
     # Heartbeats
 
     def _report(self, waiting_for: str | None) -> None:
-        """What the worker waits for and tries again; the next heartbeat says it."""
+        """What the worker waits for and tries again, also for ``status``."""
         self._waiting_for = waiting_for
         self._environment.waiting(waiting_for)
+        if waiting_for is not None:
+            self._save_heartbeat()
 
     def _beat(self) -> None:
         self._waiting_for = next(iter(self._fetcher.waiting_for.values()), None)

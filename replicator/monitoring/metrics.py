@@ -124,6 +124,7 @@ class _Moments(Collector):
         yield from self._backfill(moment.progress)
         yield from self._verification(moment)
         yield from self._work(moment)
+        yield from self._workers(moment.progress)
 
     def _state(self, moment: Moment) -> Iterator[Metric]:
         p, name = moment.progress, "replicator_phase"
@@ -191,6 +192,30 @@ class _Moments(Collector):
         yield self._gauge(
             "in_doubt_seconds", "Time for which writes without a response may be applied.", d.in_doubt_seconds
         )
+
+    def _workers(self, p: Progress) -> Iterator[Metric]:
+        """Of a run with several workers; its coordinator is one of them here."""
+        if not p.workers:
+            return
+        labels = ["pipeline", "worker"]
+        up = GaugeMetricFamily(
+            "replicator_worker_up", "1 if the worker has given a sign of late.", labels=[*labels, "node"]
+        )
+        shards = GaugeMetricFamily("replicator_worker_shards", "Shards that the worker reads.", labels=labels)
+        waiting = GaugeMetricFamily(
+            "replicator_worker_waiting", "1 while the worker waits for a server.", labels=labels
+        )
+        restarts = CounterMetricFamily(
+            "replicator_worker_restarts", "How often the run's worker was restarted.", labels=labels
+        )
+        for worker in p.workers:
+            name = [self._pipeline, worker.slot]
+            up.add_metric([*name, worker.host], float(worker.is_up))
+            waiting.add_metric(name, float(worker.waiting_for is not None))
+            restarts.add_metric(name, worker.restarts or 0)
+            if not worker.is_coordinator:
+                shards.add_metric(name, worker.shards)
+        yield from (up, shards, waiting, restarts)
 
     def _gauge(self, name: str, text: str, value: float | None) -> Metric:
         """A gauge; without a sample if the value is unknown."""

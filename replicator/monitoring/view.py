@@ -15,7 +15,7 @@ from replicator.monitoring.health import Verdict
 from replicator.monitoring.history import Sample
 from replicator.monitoring.monitor import Monitor
 from replicator.pipeline.details import MOST_PARKED, ShardDetail
-from replicator.pipeline.progress import Backfill, Progress
+from replicator.pipeline.progress import Backfill, Progress, WorkerProgress
 from replicator.state import FULL_SCOPE, Counts, Gap, Verified
 
 LOW_RETENTION = 6.0  # hours
@@ -53,6 +53,17 @@ class Row:
 
     id: str
     depth: int
+    state: str
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker, or the coordinator: its name and node, what it has, and what it waits for. ``state``: a CSS class."""
+
+    name: str
+    node: str
     state: str
     text: str
     note: str = ""
@@ -120,6 +131,8 @@ class View:
     read: str
     shards: tuple[Row, ...]
     shards_note: str
+    workers: tuple[WorkerRow, ...]
+    workers_note: str
     parked: tuple[tuple[str, str, str], ...]
     parked_note: str
     config: str
@@ -152,6 +165,8 @@ def view(monitor: Monitor) -> View:
         read=f"{progress.counts.read:,}",
         shards=_rows(details.shards, now),
         shards_note=_shards_note(progress, len(details.shards), details.shards_total),
+        workers=tuple(map(_worker, progress.workers)),
+        workers_note=_workers_note(progress.workers),
         parked=tuple((p.key, p.reason or "unknown", _age(p.since, now)) for p in details.parked),
         parked_note=f"the {MOST_PARKED} oldest of {progress.parked:,}" if progress.parked > MOST_PARKED else "",
         config=monitor.subject.config,
@@ -182,6 +197,9 @@ def headline(progress: Progress, verdict: Verdict, stage: str = "") -> str:
     if progress.phase == "gap":
         return "Records can no longer be read. The copy keeps what it has until it is rescanned."
     if progress.waiting_for is not None:
+        own = [worker for worker in progress.workers if not worker.is_coordinator]
+        if any(worker.is_up and worker.waiting_for is None for worker in own):
+            return "A part of the changes is not stored at the moment. That continues by itself once it can."
         return "Nothing is stored at the moment. The run continues by itself once it can."
     if not verdict.ok:
         return "The run is up, but makes no progress."
@@ -348,12 +366,40 @@ def _shard_text(shard: ShardDetail, now: float) -> str:
         return "read to its end"
     if shard.state == "waiting":
         return "waits for its parent"
-    return "lag unknown" if shard.through is None else f"lag {brief(max(0.0, now - shard.through))}"
+    lag = "lag unknown" if shard.through is None else f"lag {brief(max(0.0, now - shard.through))}"
+    return f"worker {shard.slot}, {lag}" if shard.slot else lag
 
 
 def _shards_note(p: Progress, shown: int, total: int) -> str:
     counts = f"{p.shards.open} open, {p.shards.waiting} waiting, {p.shards.ended} ended"
     return counts if shown >= total else f"{counts}; the {shown} most important are listed"
+
+
+def _worker(worker: WorkerProgress) -> WorkerRow:
+    parts = [] if worker.is_coordinator else [_count(worker.shards, "shard")]
+    parts += [_count(worker.segments, "segment")] if worker.segments else []
+    parts += [_count(worker.restarts, "restart")] if worker.restarts else []
+    note = f"waiting for: {worker.waiting_for}" if worker.waiting_for is not None else ""
+    if worker.host and not worker.is_up:
+        note = note or ("no sign of it" if worker.silent is None else f"no sign of it for {brief(worker.silent)}")
+    state = "open" if worker.is_up and not worker.waiting_for else "blocked" if worker.host else "waiting"
+    return WorkerRow(
+        name=worker.slot if worker.is_coordinator else f"worker {worker.slot}",
+        node=f"{worker.host}, process {worker.pid}" if worker.host else "no process has claimed it",
+        state=state,
+        text=", ".join(parts),
+        note=note,
+    )
+
+
+def _workers_note(workers: Sequence[WorkerProgress]) -> str:
+    own = [worker for worker in workers if not worker.is_coordinator]
+    nodes = len({worker.host for worker in workers if worker.host})
+    return f"{sum(worker.is_up for worker in own)} of {len(own)} up, on {_count(nodes, 'node')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _age(since: float | None, now: float) -> str:

@@ -18,6 +18,7 @@ MOST_SHARDS, MOST_PARKED = 200, 50  # that are listed; the rest is only counted
 class ShardDetail(msgspec.Struct, frozen=True):
     """One shard. ``through``: every change before that time is stored; None if unknown, or if the shard is not read.
     ``records``: since the epoch began, its ancestors' included. ``blocked_by``: why it cannot be read at the moment.
+    ``slot``: of the worker that reads it, in a run with several.
     """
 
     id: str
@@ -26,6 +27,7 @@ class ShardDetail(msgspec.Struct, frozen=True):
     through: float | None
     records: int
     blocked_by: str | None = None
+    slot: str = ""
 
 
 class ParkedDetail(msgspec.Struct, frozen=True):
@@ -91,9 +93,8 @@ def _detail(
     state = shards[id]
     is_open = id in current
     kind: Literal["open", "waiting", "ended"] = "open" if is_open else "ended" if state.ended else "waiting"
-    return ShardDetail(
-        id, state.parent, kind, state.through if is_open else None, state.ordinal, waiting_for.get(f"shard:{id}")
-    )
+    through, blocked_by = state.through if is_open else None, waiting_for.get(f"shard:{id}")
+    return ShardDetail(id, state.parent, kind, through, state.ordinal, blocked_by, "" if state.ended else state.slot)
 
 
 def parked_details(parked: Collection[Held], most: int = MOST_PARKED) -> tuple[ParkedDetail, ...]:

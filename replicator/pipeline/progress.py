@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
+from replicator.pipeline.coordination import COORDINATOR, loads
 from replicator.pipeline.lineage import childless, readable
 from replicator.pipeline.parked import item_of
 from replicator.state import (
@@ -22,6 +23,7 @@ from replicator.state import (
     ResyncRequest,
     SegmentState,
     ShardState,
+    Slot,
     Stripped,
     Verified,
     decode,
@@ -64,13 +66,39 @@ class Verifying(msgspec.Struct, frozen=True):
         return self.so_far.unrepaired if last is None or self.so_far.found_since(last.started) else 0
 
 
+class WorkerProgress(msgspec.Struct, frozen=True):
+    """A worker of a run with several, or its coordinator. ``slot``: what it claims; ``host``: its node, "" if nothing
+    has claimed the slot. ``started``: its process. ``silent``: seconds since its last sign; None: there was none yet.
+    ``shards``, ``segments``: that are its and not at their end. ``restarts``: in this run; None: unknown.
+    """
+
+    slot: str
+    host: str = ""
+    pid: int | None = None
+    started: float | None = None
+    silent: float | None = None
+    shards: int = 0
+    segments: int = 0
+    waiting_for: str | None = None
+    restarts: int | None = None
+
+    @property
+    def is_coordinator(self) -> bool:
+        return self.slot == COORDINATOR
+
+    @property
+    def is_up(self) -> bool:
+        return bool(self.host) and self.silent is not None and self.silent <= HEARTBEAT_TIMEOUT
+
+
 class Progress(msgspec.Struct, frozen=True):
     """A pipeline's progress at one moment; None means unknown.
 
     ``phase``: backfill, catching-up, live, gap or stopped. ``rate``: records per second. ``gaps``: those not repaired.
     ``parked``: number of items. ``owner``: the run that may write, alive or not. ``retention_left_hours``: hours until
     the stream starts to drop unread records. ``request``: a rescan that no run has started yet. ``verified``: the last
-    pass of ``verify``, or of the run itself, that ended. ``stripped``: `strip` has ended the pipeline.
+    pass of ``verify``, or of the run itself, that ended. ``stripped``: `strip` has ended the pipeline. ``workers``: of
+    a run with several, the coordinator first; empty for one process.
     """
 
     phase: str
@@ -89,10 +117,13 @@ class Progress(msgspec.Struct, frozen=True):
     verified: Verified | None = None
     verifying: Verifying | None = None
     stripped: Stripped | None = None
+    workers: tuple[WorkerProgress, ...] = ()
 
 
 def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
     """Progress from a pipeline's checkpoint entries at ``now`` (seconds since 1970)."""
+    entries = list(entries)
+    run = next((entry.revision for entry in entries if (entry.kind, entry.id) == ("owner", "")), 0)
     kinds = _by_kind(entries)
     current = measured(
         state=kinds["pipeline"].get(""),
@@ -106,7 +137,72 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
         owner=kinds["owner"].get(""),
         request=kinds["request"].get(""),
     )
-    return structs.replace(with_passes(current, kinds["verified"], now), stripped=kinds["stripped"].get(""))
+    workers = workers_of(
+        run,
+        slots=kinds["slot"],
+        owners=kinds["owner"],
+        heartbeats=kinds["pulse"],
+        shards=kinds["shard"],
+        segments=kinds["segment"],
+        now=now,
+    )
+    stripped = kinds["stripped"].get("")
+    return structs.replace(with_passes(current, kinds["verified"], now), stripped=stripped, workers=workers)
+
+
+def workers_of(
+    run: int,
+    *,
+    slots: Mapping[str, Slot],
+    owners: Mapping[str, Owner],
+    heartbeats: Mapping[str, Heartbeat],
+    shards: Mapping[str, ShardState],
+    segments: Mapping[str, SegmentState],
+    now: float,
+) -> tuple[WorkerProgress, ...]:
+    """The coordinator and the workers of the ``run`` (the revision of its claim); empty if that is one process.
+
+    Slots that an earlier run with more workers has left are known by having nothing to do.
+    """
+    noted = slots.get(COORDINATOR)
+    if noted is None or noted.begun != run:
+        return ()
+    beats = {COORDINATOR: heartbeats.get(""), **heartbeats}
+    own = heartbeats.get("")
+    restarts = own.restarts if own is not None else {}
+    known = [slot for slot in owners if slot not in ("", COORDINATOR)]
+    given = loads(shards, {}, known), loads({}, segments, known)
+    busy = [slot for slot in known if given[0][slot] or given[1][slot] or _is_up(heartbeats.get(slot), now)]
+    return tuple(
+        _worker(slot, owners.get(slot), beats.get(slot), (given[0][slot], given[1][slot]), restarts, now)
+        for slot in (COORDINATOR, *sorted(busy, key=lambda slot: (len(slot), slot)))
+    )
+
+
+def _is_up(heartbeat: Heartbeat | None, now: float) -> bool:
+    return heartbeat is not None and heartbeat.phase != "stopped" and now - heartbeat.at <= HEARTBEAT_TIMEOUT
+
+
+def _worker(
+    slot: str,
+    owner: Owner | None,
+    heartbeat: Heartbeat | None,
+    given: tuple[int, int],
+    restarts: Mapping[str, int],
+    now: float,
+) -> WorkerProgress:
+    claimed = owner if owner is not None and owner.run else None
+    return WorkerProgress(
+        slot,
+        host=claimed.host if claimed else "",
+        pid=claimed.pid if claimed else None,
+        started=claimed.started if claimed else None,
+        silent=max(0.0, now - heartbeat.at) if heartbeat else None,
+        shards=given[0],
+        segments=given[1],
+        waiting_for=heartbeat.waiting_for if heartbeat else None,
+        restarts=restarts.get(slot, 0) if heartbeat else None,
+    )
 
 
 def passes_of(entries: Iterable[Entry]) -> dict[str, Verified]:
@@ -244,6 +340,21 @@ def as_values(progress: Progress) -> dict[str, Any]:
             "unconfirmed": going.so_far.unconfirmed,
         },
         "stripped": s and {"started_at": s.started, "ended_at": s.ended},
+        "workers": [_worker_values(worker) for worker in progress.workers] or None,
+    }
+
+
+def _worker_values(worker: WorkerProgress) -> dict[str, Any]:
+    return {
+        "slot": worker.slot,
+        "host": worker.host or None,
+        "pid": worker.pid,
+        "started_at": worker.started,
+        "silent_seconds": worker.silent,
+        "shards": worker.shards,
+        "segments": worker.segments,
+        "waiting_for": worker.waiting_for,
+        "restarts": worker.restarts,
     }
 
 
@@ -263,7 +374,7 @@ def known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
-    of = ("owner", "pipeline", "pulse", "gap", "shard", "segment", "parked", "request", "verified", "stripped")
+    of = ("owner", "pipeline", "pulse", "slot", "gap", "shard", "segment", "parked", "request", "verified", "stripped")
     kinds: dict[str, dict[str, Any]] = {kind: {} for kind in of}
     for entry in entries:
         if entry.kind == "parked":  # read without its text

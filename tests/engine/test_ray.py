@@ -44,7 +44,7 @@ from replicator.errors import ConfigError, Fenced, GapFound, NotPermitted, Repli
 from replicator.hooks.loading import load
 from replicator.monitoring.health import Verdict
 from replicator.monitoring.monitor import Monitor
-from replicator.pipeline.progress import Progress
+from replicator.pipeline.progress import Progress, WorkerProgress
 from tests.monitoring.phases import NOW, SUBJECT, Clock
 
 PLAN = Plan(
@@ -94,6 +94,7 @@ class Simulated:
     said: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)  # what was replaced
     logged: list[dict[str, int]] = field(default_factory=list)  # what the coordinator was told of that
+    restarts: dict[str, int] = field(default_factory=dict)  # as the coordinator was told
     on_kill: Callable[[], None] = lambda: None
     observed: list[Progress] = field(default_factory=list)
     now: float = 0.0
@@ -117,8 +118,9 @@ class Simulated:
         )
 
     def _coordinator(self) -> Any:
-        def report(logged: dict[str, int]) -> Any:
+        def report(logged: dict[str, int], restarts: dict[str, int]) -> Any:
             self.now += 0.01
+            self.restarts = restarts
             self.logged.append(logged)
             return self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
 
@@ -297,9 +299,12 @@ def test_a_worker_whose_main_thread_hangs_is_reported_and_replaced(stuck: float,
 
 
 def test_what_a_worker_waits_for_is_what_the_run_waits_for() -> None:
-    ray = Simulated([report(workers={"0": Heard(HERE), "1": Heard(WORKER, waiting_for="no route")})], stops_after=3)
+    stored = tuple(WorkerProgress(slot, "here", 1, silent=40.0) for slot in ("coordinator", "0", "1"))
+    said = {"0": Heard(HERE), "1": Heard(WORKER, 0.5, waiting_for="no route")}
+    ray = Simulated([report(progress=Progress("live", workers=stored), workers=said)], stops_after=3)
     ray.run()
     assert ray.observed[-1].waiting_for == "worker 1: no route"
+    assert ray.observed[-1].workers[2] == WorkerProgress("1", "here", 3, silent=0.5, waiting_for="no route", restarts=0)
 
 
 class Hanging(Simulated):
@@ -366,6 +371,7 @@ def test_restarts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
         ("coordinator restarted", "there"),
         ("worker restarted", "there"),
     ]
+    assert ray.restarts == {"coordinator": 1, "0": 1, "1": 0}, "they are stored, for status"
 
 
 def test_a_coordinator_that_does_not_come_back_is_reported_and_then_ends_the_run() -> None:
@@ -465,8 +471,8 @@ def test_a_coordinator_passes_events_on_until_the_driver_has_them() -> None:
     said = FromWorker(WORKER, Unlogged("w", 1, (Event(logging.ERROR, "gap", {}),)))
     coordinator = Quiet(PLAN)
     assert coordinator.exchange("1", said).logged == 0
-    assert ("1", said.log) in coordinator.report({}).logs
-    assert ("1", said.log) in coordinator.report({"w": 1}).logs
+    assert ("1", said.log) in coordinator.report({}, {}).logs
+    assert ("1", said.log) in coordinator.report({"w": 1}, {}).logs
     assert coordinator.exchange("1", FromWorker(WORKER)).logged == 1
 
 

@@ -24,6 +24,7 @@ from replicator.operations.repair import Repairs
 from replicator.operations.verify import Ends
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.parked import item_of, version_in
+from replicator.pipeline.progress import Progress, progress
 from replicator.state import LONGEST_IN_DOUBT, Gap, Heartbeat, ResyncRequest, Save, Slot, decode, encode
 from replicator.target.contract import Table
 from replicator.testing.memory import MemoryCheckpoints
@@ -498,3 +499,41 @@ def test_a_store_that_only_one_process_can_write_is_refused() -> None:
     context = replace(cluster.context(), checkpoints=Single(cluster.database))
     with pytest.raises(ConfigError, match="several workers"):
         Coordinator(context, cluster.owner("c"), cluster.environment(), cluster.slots)
+
+
+def test_what_a_worker_waits_for_is_in_status_and_in_what_the_coordinator_reports() -> None:
+    class Stuck(BaseException):
+        """In production the coordinator is another process, and goes on."""
+
+    class Down(MemoryIndex):
+        attempts: int | None = None  # None: it is up
+
+        def write(self, batch: Batch) -> Outcome:
+            if Down.attempts is None:
+                return super().write(batch)
+            Down.attempts += 1
+            if Down.attempts == 3:
+                raise Stuck
+            raise TransientError("connection refused")
+
+    cluster = Cluster(slots=1, index=True, shards=1)
+    cluster.index_type = Down
+    cluster.write("a", 1)
+    cluster.start()
+    cluster.settle()
+    cluster.write("b", 1)
+    Down.attempts = 0
+    with pytest.raises(Stuck):
+        cluster.rounds(500)
+    Down.attempts = None  # the coordinator only sees what is stored
+    stored = cluster.context().checkpoints.read()
+    coordinator, worker = progress(stored.entries, stored.counts, cluster.clock()).workers
+    assert (coordinator.slot, worker.slot, worker.shards, worker.is_up) == ("coordinator", "0", 1, True)
+    assert worker.waiting_for is not None
+    assert worker.waiting_for.startswith("connection refused (failing for ")
+    reported: list[Progress] = []
+    cluster.running._reporter.observe = reported.append
+    for _ in range(20):
+        cluster.clock.now += 0.1
+        cluster.running.step()
+    assert [w.waiting_for for w in reported[-1].workers] == [None, worker.waiting_for]

@@ -13,7 +13,7 @@ from msgspec import structs
 from replicator.monitoring.history import EVERY, Sample
 from replicator.monitoring.monitor import Monitor, Subject
 from replicator.pipeline.details import Details, ParkedDetail, ShardDetail
-from replicator.pipeline.progress import Backfill, Progress, Shards, Verifying
+from replicator.pipeline.progress import Backfill, Progress, Shards, Verifying, WorkerProgress
 from replicator.state import FULL_SCOPE, Counts, Gap, Owner, Verified
 
 NOW = 1_780_000_000.0
@@ -122,6 +122,16 @@ _VERIFYING = Verifying(Verified(NOW - 3600, NOW - 4, 1024, FULL_SCOPE, 41, items
 _DIFFERENT = replace(_VERIFIED, differences=3, parked=1, found=NOW - 70_000)
 
 
+_WORKERS = (
+    WorkerProgress("coordinator", "node-a", 4711, NOW - 5000, 0.4, restarts=1),
+    WorkerProgress("0", "node-a", 4712, NOW - 5000, 0.3, shards=2, restarts=0),
+    WorkerProgress("1", "node-b", 311, NOW - 800, 0.5, shards=1, waiting_for=_REFUSED, restarts=2),
+    WorkerProgress("2", "node-c", 97, NOW - 5000, 19.0, shards=0, segments=1, restarts=0),
+    WorkerProgress("3", restarts=0),
+)
+_OWNED = tuple(zip(_SHARDS, ("", "", "0", "0", "", "1", "", ""), strict=True))
+
+
 def stories() -> Mapping[str, Story]:
     waiting = partial(_waiting, 214.0, _live)
     late = tuple(structs.replace(s, through=s.through and s.through - 214.0) for s in _SHARDS)
@@ -146,6 +156,11 @@ def stories() -> Mapping[str, Story]:
             lost, structs.replace(_DETAILS, shards=late, in_doubt_seconds=86.0), waiting, seconds_stuck=214.0
         ),
         "gap": Story(gap, structs.replace(_DETAILS, shards=gone), _gap),
+        "workers": Story(
+            structs.replace(_LIVE, waiting_for=f"worker 1: {_REFUSED}", workers=_WORKERS),
+            structs.replace(_DETAILS, shards=tuple(structs.replace(s, slot=slot) for s, slot in _OWNED)),
+            _live,
+        ),
         "parked": Story(structs.replace(_LIVE, parked=3), structs.replace(_DETAILS, parked=_PARKED), _live),
         "stalled": Story(structs.replace(_LIVE, rate=0.0), _DETAILS, _live, seconds_stuck=41.0),
     }

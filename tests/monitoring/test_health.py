@@ -10,7 +10,7 @@ from replicator.monitoring.monitor import Monitor
 from replicator.pipeline.details import Details
 from replicator.pipeline.progress import Backfill, Progress
 from replicator.state import Counts
-from tests.monitoring.phases import NOW, SUBJECT, Clock
+from tests.monitoring.phases import NOW, SUBJECT, Clock, monitor, stories
 
 LIVE = Progress("live", lag_seconds=0.5, counts=Counts(read=10, applied=10), epoch=1024)
 
@@ -165,3 +165,16 @@ def test_the_history_keeps_an_hour() -> None:
     assert (samples[0].rate, samples[-1].rate) == (279.0, 999.0)
     assert samples[-1].at - samples[0].at == 3600
     assert samples[-1].at == NOW + 5000
+
+
+def test_workers_have_metrics_with_their_nodes() -> None:
+    text = monitor(stories()["workers"]).metrics.text().decode()
+    for line in (
+        'replicator_worker_up{node="node-a",pipeline="orders",worker="coordinator"} 1.0',
+        'replicator_worker_up{node="node-c",pipeline="orders",worker="2"} 0.0',
+        'replicator_worker_shards{pipeline="orders",worker="0"} 2.0',
+        'replicator_worker_waiting{pipeline="orders",worker="1"} 1.0',
+        'replicator_worker_restarts_total{pipeline="orders",worker="1"} 2.0',
+    ):
+        assert line in text
+    assert "replicator_worker" not in monitor(stories()["live"]).metrics.text().decode()

@@ -54,6 +54,7 @@ SHOWN = {
     "gap": ("gap", "replicator resync orders.yaml"),
     "verifying": ("live, verifying", "verifying: 37 %, 1,420,118 items, 0 differences"),
     "differences": ("live", "replicator verify orders.yaml --repair"),
+    "workers": ("live, waiting", "2 of 4 up, on 3 nodes"),
     "parked": ("live", "replicator parked retry orders.yaml --all"),
     "stalled": ("catching up, stalled", "no progress for 41 s"),
 }

@@ -9,8 +9,19 @@ from typing import Any
 import pytest
 
 from replicator.duration import duration
-from replicator.pipeline.progress import Backfill, Progress, Shards, as_values, progress
-from replicator.state import Counts, Entry, Gap, Heartbeat, PipelineState, SegmentState, ShardState, encode
+from replicator.pipeline.progress import Backfill, Progress, Shards, WorkerProgress, as_values, progress
+from replicator.state import (
+    Counts,
+    Entry,
+    Gap,
+    Heartbeat,
+    Owner,
+    PipelineState,
+    SegmentState,
+    ShardState,
+    Slot,
+    encode,
+)
 
 NOW = 1_800_000_000.0
 STATE = PipelineState(1024, "stream", "table", "id", "following", items=1000)
@@ -49,6 +60,35 @@ def test_a_heartbeat_from_the_future_proves_nothing(ahead: float, phase: str) ->
 
     assert current.phase == phase
     assert (current.lag_seconds, current.retention_left_hours) == ((0.0, 24.0) if phase == "live" else (None, None))
+
+
+def test_a_run_with_workers_shows_who_has_what_and_what_each_waits_for() -> None:
+    far = Owner("w", "far", 7, NOW - 60)
+    entries: dict[tuple[str, str], Any] = {
+        ("owner", ""): Owner("r", "here", 1, NOW - 90),
+        ("owner", "coordinator"): Owner("c", "near", 2, NOW - 80),
+        ("owner", "1"): far,
+        ("owner", "0"): replace(far, run=""),  # taken away
+        ("owner", "3"): replace(far, host="of an earlier run with more workers"),
+        ("slot", "coordinator"): Slot(0, "", begun=1),
+        ("pulse", ""): Heartbeat(NOW - 1, "live", restarts={"1": 2}),
+        ("pulse", "1"): Heartbeat(NOW - 16, "live", waiting_for="the target"),
+        ("pulse", "3"): Heartbeat(NOW - 3, "stopped"),
+        ("shard", "a"): replace(shard(), slot="1"),
+        ("shard", "b"): replace(shard(), slot="0"),
+        ("shard", "c"): replace(shard(ended=True), slot="3"),
+        ("segment", "0"): SegmentState(1, slot="1"),
+    }
+    workers = seen(entries).workers
+    assert workers == (
+        WorkerProgress("coordinator", "near", 2, NOW - 80, silent=1.0, restarts=0),
+        WorkerProgress("0", shards=1),
+        WorkerProgress("1", "far", 7, NOW - 60, 16.0, 1, 1, waiting_for="the target", restarts=2),
+    )
+    assert [worker.is_up for worker in workers] == [True, False, False]
+    later = {**entries, ("slot", "coordinator"): Slot(0, "", begun=7)}
+    assert seen(later).workers == (), "one process has claimed the pipeline since"
+    assert as_values(seen(later))["workers"] is None
 
 
 def test_an_unrepaired_gap_of_this_epoch_is_the_phase_even_when_nothing_runs() -> None:

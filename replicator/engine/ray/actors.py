@@ -177,6 +177,7 @@ class CoordinatorActor:
         self._said: dict[str, tuple[float, FromWorker]] = {}  # when, and what each worker said last
         self._measured: list[Measured] = []
         self._logged: Mapping[str, int] = {}
+        self._restarts: Mapping[str, int] = {}
         self._progress: tuple[float, Progress] | None = None
         self._parked = 0
         self._told_of = 0.0  # when what the last news are of was read
@@ -200,8 +201,11 @@ class CoordinatorActor:
         """End, now that no worker is left."""
         self._stop.set()
 
-    def report(self, logged: Mapping[str, int]) -> FromCoordinator:
-        """What is new since the last report. ``logged``: by process, the number of its last event that was logged."""
+    def report(self, logged: Mapping[str, int], restarts: Mapping[str, int]) -> FromCoordinator:
+        """What is new since the last report. ``logged``: by process, the number of its last event that was logged.
+        ``restarts``: of each actor, by its slot.
+        """
+        self._restarts = restarts
         ended = self._ended  # first: the events that led to it are there
         with self._lock:
             measured, self._measured, self._logged, now = self._measured, [], logged, time.monotonic()
@@ -242,6 +246,7 @@ class CoordinatorActor:
             tune_allocator()
             while not self._stop.is_set():
                 self._recorder.active()
+                coordinator.restarted(self._restarts)
                 coordinator.step()
                 self._take_news(coordinator)
             coordinator.end()

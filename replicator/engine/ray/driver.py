@@ -16,7 +16,7 @@ from msgspec import structs
 from replicator.checkpoints.contract import Slotted
 from replicator.config.engine import Ray
 from replicator.engine.context import Environment, RunContext
-from replicator.engine.coordinator import check_supported
+from replicator.engine.coordinator import COORDINATOR, check_supported
 from replicator.engine.ray.actors import Asking, CoordinatorActor, WorkerActor
 from replicator.engine.ray.cluster import cluster
 from replicator.engine.ray.reports import Ended, FromCoordinator, Heard, Plan, Unlogged, Where
@@ -24,7 +24,7 @@ from replicator.engine.retry import RetryPolicy
 from replicator.engine.run import Beside, Until, naming_the_owner
 from replicator.engine.startup import Allowed
 from replicator.errors import ConfigError, Fenced, TransientError
-from replicator.pipeline.progress import CURRENT, Progress, aged
+from replicator.pipeline.progress import CURRENT, Progress, WorkerProgress, aged
 from replicator.state import Owner
 
 log = logging.getLogger("replicator")
@@ -89,6 +89,7 @@ class Run:
         self._asked: Any = None  # a call of the coordinator that has not returned yet
         self._progress, self._progressed = Progress("starting"), self._now()
         self._coordinated_by, self._coordinated_since, self._heard = "", self._now(), self._now()
+        self._coordinators = 0  # how often it was restarted
         self._replace_after = math.inf  # when the coordinator may be replaced
 
     def _placed(self, actor: type, name: str, *, cpus: int, calls: int) -> Any:
@@ -122,7 +123,7 @@ class Run:
     def _report(self, timeout: float = POLL_INTERVAL) -> FromCoordinator | None:
         """What the coordinator tells; None if it does not respond in time."""
         if self._asked is None:
-            self._asked = self._coordinator.report.remote(dict(self._logged))
+            self._asked = self._coordinator.report.remote(dict(self._logged), self._restarts())
         if not self._ray.wait([self._asked], timeout=timeout)[0]:
             self._unheard("it does not respond")
             return None
@@ -135,6 +136,11 @@ class Run:
         self._heard = self._now()
         self._show(report)
         return report
+
+    def _restarts(self) -> dict[str, int]:
+        """How often each actor was restarted, by its slot."""
+        workers = {slot: max(0, len(work.processes) - 1) for slot, work in self._works.items()}
+        return {COORDINATOR: self._coordinators, **workers}
 
     def _unheard(self, why: str) -> None:
         silent = self._now() - self._heard
@@ -168,8 +174,22 @@ class Run:
         if report.progress is None:
             measurements.waiting(report.waiting_for)
             return
-        self._progress, self._progressed = report.progress, self._now() - report.age
+        self._progress, self._progressed = self._with_workers(report.progress, report), self._now() - report.age
         self._observe(report.progress.waiting_for or report.waiting_for or self._blocked(report))
+
+    def _with_workers(self, progress: Progress, report: FromCoordinator) -> Progress:
+        """With what the workers say themselves: while they wait for the target, they cannot store it there."""
+        restarts = self._restarts()
+
+        def current(worker: WorkerProgress) -> WorkerProgress:
+            work, heard = self._works.get(worker.slot), report.workers.get(worker.slot)
+            worker = structs.replace(worker, restarts=restarts.get(worker.slot, 0))
+            if work is None or heard is None or heard.where != work.where:
+                return worker
+            waiting_for, where = heard.waiting_for or worker.waiting_for, heard.where
+            return structs.replace(worker, host=where.host, pid=where.pid, silent=heard.silent, waiting_for=waiting_for)
+
+        return structs.replace(progress, workers=tuple(map(current, progress.workers)))
 
     def _observe(self, waiting_for: str | None) -> None:
         """Show the last known progress; what is older than a moment is shown as that: its lag grows."""
@@ -188,6 +208,7 @@ class Run:
     def _look_at_coordinator(self, report: FromCoordinator) -> None:
         if report.where.id != self._coordinated_by:
             if self._coordinated_by:
+                self._coordinators += 1
                 log.warning("coordinator restarted", extra={"host": report.where.host, "pid": report.where.pid})
             self._coordinated_by, self._coordinated_since = report.where.id, self._now()
             self._replace_after = self._now()
@@ -220,9 +241,9 @@ class Run:
         """What actors wait for, or why nothing is known of them."""
         if report.stuck > UNHEARD:
             return f"Ray: the coordinator makes no progress for {report.stuck:.0f} s"
-        for slot, heard in report.workers.items():
-            if heard.waiting_for is not None:
-                return f"worker {slot}: {heard.waiting_for}"
+        for worker in self._progress.workers:
+            if worker.waiting_for is not None and not worker.is_coordinator:
+                return f"worker {worker.slot}: {worker.waiting_for}"
         for slot, work in self._works.items():
             if work.where is not None and self._silent(work) > UNHEARD:
                 return f"Ray: worker {slot} does not respond"
