@@ -9,29 +9,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
-from urllib.parse import quote
 
-import orjson
 from msgspec import structs
 
-from connectors.search import ingest, marking, searches
+from connectors.search import ingest, marking
 from connectors.search.bulk import Bulk
-from connectors.search.connection import Connection, filtered
+from connectors.search.connection import Connection
 from connectors.search.encode import TableEncoder, insisting
-from connectors.search.errors import failure
-from connectors.search.layout import DELETED_AT, LIVE, MARKED, WHOLE, Layout
+from connectors.search.layout import DELETED_AT, WHOLE, Layout
 from connectors.search.mappings import OURS
 from connectors.search.marking import Stored
 from connectors.search.responses import worst
+from connectors.search.walk import Walk
 from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
-from replicator.errors import TransientError
-from replicator.target.verification import CHANGED, Comparison, CursorExpired, Walked
-
-WALK_PIECE = 10_000  # ids: the engine looks at all that are left to find the next ones, so they should be many
-_SORTED = filtered("hits.hits.sort", "_shards.failed", "error", "status")
+from replicator.target.verification import CHANGED, Comparison, Walked
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +36,10 @@ class IndexVerification:
     bulk: Bulk
     layout: Layout
     encoder: TableEncoder
+    _walk: Walk = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_walk", Walk(self.connection, self.layout))
 
     def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
         found: list[Comparison] = []
@@ -87,37 +85,7 @@ class IndexVerification:
         return [None if d is None or self._is_marked(d) else d.version for d in self._read(ids)]
 
     def walk(self, cursor: str | None, within: DocumentId) -> Walked:
-        """By the parts of the ids, which are sorted: any process can go on behind those of a cursor, at any time.
-
-        Documents without them are not replicator's, as in an adopted index. Nothing but the sort values is fetched.
-        """
-        if cursor is None:
-            searches.refresh(self.connection, self.layout)
-        after = {} if cursor is None else {"search_after": _texts(cursor)}
-        given = searches.settings(self.connection, self.layout)
-        fields = [f"{OURS}.{part}" for part in self.layout.parts]
-        filters = [{"term": {name: text}} for name, text in zip(fields, within, strict=False)]
-        ours = [{"exists": {"field": name}} for name in (f"{OURS}.version", *fields)]
-        marked = [MARKED] if self.layout.marks else []
-        size = min(WALK_PIECE, int(given.get("max_result_window", WALK_PIECE)))
-        wanted = {
-            "size": size,
-            "query": {"bool": {"filter": [LIVE, *ours, *filters], "must_not": marked}},
-            "sort": fields,
-            "stored_fields": "_none_",
-            "track_total_hits": False,
-            **after,
-        }
-        plain = searches.undisturbed(self.connection, given)
-        path = f"/{quote(self.layout.index, safe='')}/_search?{searches.WHOLE}&{_SORTED}{plain}"
-        response = self.connection.request("POST", path, orjson.dumps(wanted))
-        found = response.json
-        if response.status >= 300 or not isinstance(found, dict):
-            raise failure(response, self.connection.server, "walking through the index")
-        if found.get("_shards", {}).get("failed", 0):
-            raise TransientError(f"{self.connection.server}: a shard of {self.layout.index} fails the walk through it")
-        ids = [tuple(hit["sort"]) for hit in found.get("hits", {}).get("hits", ())]
-        return Walked(ids, _cursor(ids[-1]) if len(ids) == size else None, lambda n: _cursor(ids[n]))
+        return self._walk.walk(cursor, within)
 
     def replace(self, writes: Sequence[Upsert]) -> list[str]:
         lines, refused = self._lines(writes)
@@ -153,18 +121,6 @@ class IndexVerification:
 
     def _is_marked(self, document: Stored) -> bool:
         return self.layout.marks and document.deleted_at is not None
-
-
-def _cursor(id: DocumentId) -> str:
-    return orjson.dumps(id).decode()
-
-
-def _texts(cursor: str) -> list[str]:
-    try:
-        found: list[str] = orjson.loads(cursor)
-    except orjson.JSONDecodeError as e:  # of an earlier release, which walked by the scroll API
-        raise CursorExpired from e
-    return found
 
 
 def _exact(source: bytes) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from replicator.batch import Batch, Delete, DocumentId, Part, Upsert
 from replicator.items.attributes import image
 from replicator.items.item import Item
 from replicator.target.contract import OWN_IDS, Table, Target
-from replicator.target.verification import CHANGED, Comparison, CursorExpired, Repairable, Verifiable
+from replicator.target.verification import CHANGED, Comparison, CursorExpired, Repairable, Verifiable, Walked
 from replicator.testing.contract.kit import (
     MOST_PIECES,
     PAIR,
@@ -115,12 +115,11 @@ class Verification(Contract):
             pytest.skip("a piece has room for all of them")
         second = target.walk(table(), first.cursor)
         with suppress(CursorExpired):
-            assert target.walk(table(), first.cursor).ids == second.ids
+            assert begin_alike(target.walk(table(), first.cursor), second.ids)
         with suppress(CursorExpired):
-            assert verifiable(build()).walk(table(), first.cursor).ids == second.ids
+            assert begin_alike(verifiable(build()).walk(table(), first.cursor), second.ids)
         if first.behind is not None:
-            inside = target.walk(table(), first.behind(9)).ids
-            assert [*first.ids, *second.ids][10 : 10 + len(inside)] == list(inside)
+            assert begin_alike(target.walk(table(), first.behind(9)), [*first.ids, *second.ids][10:])
 
     def test_a_walk_finds_the_documents_of_an_item(self, target: Target) -> None:
         own, pair = table(keys=OWN_IDS), table("pair", PAIR)
@@ -191,6 +190,12 @@ def repairable(target: Any) -> Repairable:
     if not isinstance(target, Repairable) or target.unrepairable:
         pytest.skip("this target cannot be repaired")
     return target
+
+
+def begin_alike(piece: Walked, ids: Sequence[DocumentId]) -> bool:
+    """Pieces of the same walk may be of different lengths."""
+    both = list(zip(piece.ids, ids, strict=False))
+    return both != [] and all(one == other for one, other in both)
 
 
 def walked(target: Verifiable, of: Table, within: DocumentId = ()) -> list[DocumentId]:

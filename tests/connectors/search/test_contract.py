@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from connectors.search import verification
+from connectors.search import walk
 from replicator.batch import Outcome
 from replicator.target.contract import Table, Target
 from replicator.testing.contract import TargetContract, batch, put, table
@@ -35,7 +35,7 @@ class TestSearch(TargetContract):
     @pytest.fixture(autouse=True)
     def _empty(self, search: Search, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         """The contract uses fixed table names, so every index is deleted after each test. Walks take several pieces."""
-        monkeypatch.setattr(verification, "WALK_PIECE", 1000)
+        monkeypatch.setattr(walk, "WALK_PIECE", 1000)
         yield
         search.server.start()
         for name in search.ask("GET", "/_cat/indices?format=json&h=index"):
