@@ -50,7 +50,7 @@ from replicator.state import (
     Verified,
     decode,
 )
-from replicator.target.contract import Table, Target
+from replicator.target.contract import Table, Target, marks_of
 from replicator.target.verification import CANNOT_COMPARE, CursorExpired, Verifiable, Walked
 from replicator.verification.differences import Positions, has_scanned, positions
 from replicator.verification.examiner import Examiner, Floor, Image
@@ -173,6 +173,12 @@ class Ends:
     tables: Mapping[str, Table]
     mapping: DocumentMapping
     state: PipelineState
+
+    @property
+    def names_of_existence(self) -> Sequence[str]:
+        """The attributes that tell whether an item exists: its key, and what makes it a tombstone of another pipeline."""
+        marks = marks_of(self.target)
+        return (*self.source.keys.names, *(() if marks is None else (marks.deleted,)))
 
 
 @contextlib.contextmanager
@@ -301,7 +307,7 @@ class Pass:
         self._verifier = Verifier(
             self._examiner,
             source.read,
-            lambda keys: source.read(keys, both.source.keys.names),
+            lambda keys: source.read(keys, both.names_of_existence),
             self._now,
             self._monotonic,
             keeps_expired=expiring,

@@ -213,7 +213,8 @@ class Examiner:
     def _places(self, images: Mapping[Key, Image]) -> Mapping[Key, set[Place] | None]:
         """The documents of each item; None where the hook fails, because then they are unknown."""
         if self.mapping.hook is None:
-            return {key: {(self.mapping.tables[0], key)} for key in images}
+            marks, table = marks_of(self.target), self.mapping.tables[0]
+            return {key: {(table, key)} for key, image in images.items() if unmarked(marks, bytes(image)) is not None}
         expected, rejected = self._expected(images.items())
         placed: dict[Key, set[Place]] = {key: set() for key in images}
         for write in expected:

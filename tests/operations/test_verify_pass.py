@@ -16,6 +16,7 @@ from replicator.engine.context import Environment
 from replicator.engine.retry import Stopped
 from replicator.errors import ConfigError, Fenced, TransientError
 from replicator.hooks.hook import Hook
+from replicator.marks import Marks, mark_of
 from replicator.operations import verify as operation
 from replicator.operations.parked import void_verified
 from replicator.operations.pass_record import Part, PassRecord, Voided
@@ -241,6 +242,17 @@ def test_items_are_compared_as_soon_as_they_are_read(passes: Passes, monkeypatch
     monkeypatch.setattr(Verifier, "walked", walked)
     passes.make(Request(read_units=5))
     assert compared == passes.world.client.times("BatchGetItem")
+
+
+def test_a_document_is_extra_whose_item_is_a_tombstone_of_the_opposite_pipeline(faults: World, passes: Passes) -> None:
+    class Looping(MemoryTarget):
+        marks = Marks("version", "deleted", "mark")
+
+    faults.target = lambda: Looping(faults.database)
+    faults.put("k7", version=1 << 58, deleted=True, mark=mark_of(("k7",)))
+    report = Report()
+    assert passes.make(Request(), report).extra == 1
+    assert [result.finding.id for result in report.results] == [("k7",)]
 
 
 def test_a_walk_whose_cursor_has_expired_starts_over(
