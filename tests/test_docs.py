@@ -42,6 +42,8 @@ ENVIRON = {
     "ELASTICSEARCH_KEY": "a2V5",
     "OPENSEARCH_PASSWORD": "p",
     "PROXY_PASSWORD": "p",
+    "WEBHOOK_URL": "https://hooks.example.com/orders",
+    "WEBHOOK_SECRET": "whsec_" + "c2VjcmV0" * 4,
 }
 DEPLOYING = {"bash", "dockerfile", "ini"}  # in docs/deploying.md and README.md: see tests/deploy
 BASE = {

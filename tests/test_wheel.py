@@ -22,7 +22,7 @@ from replicator.testing.dynamodb.http import UnsignedClient, served
 ROOT = Path(__file__).parents[1]
 SUPPORTED = [f"3.{minor}" for minor in range(11, 15)]
 RUNNING = "{}.{}".format(*sys.version_info)
-EXTRAS = "postgres,elasticsearch,opensearch,dynamodb"
+EXTRAS = "postgres,elasticsearch,opensearch,dynamodb,webhook"
 CONFIG = """\
 pipeline: orders
 source: {{table: orders, region: us-east-1, endpoint_url: "{endpoint}"}}

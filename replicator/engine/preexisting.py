@@ -19,6 +19,7 @@ from replicator.target.contract import (
     Adopting,
     Defining,
     Denied,
+    EpochBlind,
     EpochChecking,
     Generation,
     Identifying,
@@ -44,7 +45,7 @@ def inspect(
         segments=view.segments,
         gaps=view.gaps,
         table=source,
-        epochs={table.name: target.epoch([table]) for table in tables},
+        epochs=_epochs(view, target, tables),
         identities=identities(target, tables),
         parts=defined,
         hook=hook.fingerprint if hook is not None else "",
@@ -54,6 +55,12 @@ def inspect(
         stripped=view.stripped,
         generation=tables[0].generation if tables else Generation.ONLY,
     )
+
+
+def _epochs(view: CheckpointView, target: Target, tables: Sequence[Table]) -> Mapping[str, int | None]:
+    if isinstance(target, EpochBlind) and not target.knows_epochs:
+        return dict.fromkeys((table.name for table in tables), 0 if view.pipeline is None else view.pipeline.epoch)
+    return {table.name: target.epoch([table]) for table in tables}
 
 
 def filled(checkpoints: Checkpoints, target: Target, tables: Sequence[Table]) -> tuple[Sequence[str], int]:

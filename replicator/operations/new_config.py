@@ -59,6 +59,12 @@ KINDS: Mapping[str, TargetKind] = {
             "  create: true                          # create the table like the source: keys, indexes, capacity",
         ),
     ),
+    "webhook": TargetKind(
+        "a webhook",
+        "${WEBHOOK_URL}",
+        "https://host/path",
+        ("  secret: ${WEBHOOK_SECRET}             # whsec_ and the output of: openssl rand -base64 32",),
+    ),
 }
 
 

@@ -162,6 +162,17 @@ class Unguarded(Protocol):
 
 
 @runtime_checkable
+class EpochBlind(Protocol):
+    """A target that may be unable to say which epochs wrote to its tables, under some option.
+
+    Then ``epoch`` returns 0, and a run goes by the checkpoints alone.
+    """
+
+    @property
+    def knows_epochs(self) -> bool: ...
+
+
+@runtime_checkable
 class Looping(Protocol):
     """A target that may be the source of an opposite pipeline, which writes to the source of this one."""
 

@@ -106,6 +106,11 @@ def _in_flight(passage: Passage) -> bool:
     return bool(work.queue) or work.in_flight > 0
 
 
+def _of_several(passage: Passage) -> bool:
+    """One of several messages of a batch is answered."""
+    return 0 < len(passage.arguments[1].events) < passage.scene.batch.size
+
+
 COMMON: Mapping[str, Step] = {
     "after positions": Step("replicator.pipeline.pipeline:Pipeline.stored", "after", _begins),
     "after GetRecords": Step(
@@ -117,10 +122,12 @@ COMMON: Mapping[str, Step] = {
 _QUEUE = "connectors.postgres.session:Session._queue"
 _DELIVER = "connectors.search.bulk:Bulk._deliver"
 _ANSWERED = "connectors.dynamodb.sender:Sender._take"
+_POSTED = "connectors.webhook.client:Client.send"
 COLLECT: Mapping[str, str] = {
     "postgres": "connectors.postgres.target:Postgres.collect",
     "search": "connectors.search.target:SearchTarget.collect",
     "dynamodb": "connectors.dynamodb.target:DynamoDB.collect",
+    "webhook": "connectors.webhook.target:Webhook.write",
 }
 
 
@@ -158,6 +165,13 @@ TARGETS: Mapping[str, Mapping[str, Step]] = {
         "during sweep": Step(_ANSWERED, "after", lambda p: p.scene.cleanup == "sweep"),
         "during purge": Step(_ANSWERED, "after", lambda p: p.scene.cleanup == "purge"),
     },
+    "webhook": {
+        **_stored("webhook"),
+        "mid scan batch": Step(_POSTED, "after", lambda p: p.scene.scans and _of_several(p)),
+        "between requests of a batch": Step(_POSTED, "after", lambda p: p.scene.streams and _of_several(p)),
+        "during sweep": Step(_POSTED, "after", lambda p: p.scene.cleanup == "sweep"),
+        "during purge": Step(_POSTED, "after", lambda p: p.scene.cleanup == "purge"),
+    },
 }
 _CHANGES = "replicator.checkpoints.sqlite.transaction:Changes.end"
 _TRANSACT = "replicator.checkpoints.dynamodb.table:CheckpointTable.transact"
@@ -176,7 +190,13 @@ STORES: Mapping[str, Mapping[str, Step]] = {
         "during the epoch's rise": Step(_TRANSACT, "after", lambda p: p.scene.begins),
     },
 }
-SENDS = {"postgres": "Postgres", "search": "SearchTarget", "dynamodb": "DynamoDB"}
+SENDS = {
+    "postgres": "Postgres.send",
+    "search": "SearchTarget.send",
+    "dynamodb": "DynamoDB.send",
+    "webhook": "Webhook.write",
+}
+"""The method that is given a batch, encoded or not."""
 
 
 def steps(target: str, store: str) -> dict[str, Step]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from replicator.aws import http_client
 from replicator.aws.client import Call
+from replicator.batch import Batch
 from replicator.cli import main
 from replicator.engine.delivery import CONFIRMED
 from replicator.pipeline import batching
@@ -63,7 +64,7 @@ def watched(target: str) -> Scene:
 
     def sends(send: Callable[..., Any]) -> Callable[..., Any]:
         def noted(self: Any, encoded: Any) -> Any:
-            scene.batch, scene.answered = encoded.batch, 0
+            scene.batch, scene.answered = encoded if isinstance(encoded, Batch) else encoded.batch, 0
             return send(self, encoded)
 
         return noted
@@ -76,7 +77,7 @@ def watched(target: str) -> Scene:
 
         return noted
 
-    wrapped(f"connectors.{target}.target:{SENDS[target]}.send", sends)
+    wrapped(f"connectors.{target}.target:{SENDS[target]}", sends)
     if target == "search":
         wrapped("connectors.search.bulk:Bulk._deliver", delivers)
     for phase in ("sweep", "purge"):
@@ -151,6 +152,7 @@ IMPORTED = (
     "connectors.elasticsearch",
     "connectors.opensearch",
     "connectors.postgres",
+    "connectors.webhook",
     "replicator.cli.live_view",
     "replicator.engine.run",
     "replicator.checkpoints.dynamodb.store",

@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 import boto3
 from boto3.dynamodb.types import TypeDeserializer
 
+from tests.connectors.webhook.receiver_kit import Receiver
 from tests.end_to_end.pipeline import Pipeline, Run
 from tests.end_to_end.world import Load, Source
 from tests.security.canary import SECRET
@@ -192,6 +193,31 @@ class OtherTable(Mirror):
             return [{n: _deserialized(v) for n, v in item.items()} for page in pages for item in page["Items"]]
         except client.exceptions.ResourceNotFoundException:
             return []
+
+
+@dataclass
+class Notified(Mirror):
+    """Into the copy that the documented receiver of webhooks keeps."""
+
+    receiver: Receiver
+
+    def target(self) -> Mapping[str, Any]:
+        return {**self.receiver.config, "max_events": 3}  # a batch takes several requests
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        return {id[0]: document for id, document in self.receiver.documents(self.table).items()}
+
+    def tombstones(self) -> int:
+        return self.receiver.tombstones()
+
+    def writes(self) -> int:
+        return int(self.receiver.query("SELECT total(version) FROM documents")[0][0])
+
+    def stop_server(self) -> None:
+        self.receiver.kill()
+
+    def start_server(self) -> None:
+        self.receiver.start()
 
 
 def _is_tombstone(item: Mapping[str, Any]) -> bool:

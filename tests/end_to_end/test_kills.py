@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from replicator.testing.servers.postgres import PostgresServer
+from tests.connectors.webhook.receiver_kit import running
 from tests.end_to_end.conftest import table
-from tests.end_to_end.kill_steps import steps
+from tests.end_to_end.kill_steps import TARGETS, steps
 from tests.end_to_end.kill_story import ANY, PASSAGES, Story
 from tests.end_to_end.pipeline import _AWS
-from tests.end_to_end.targets import MAPPING, Index, OtherTable
+from tests.end_to_end.targets import MAPPING, Index, Notified, OtherTable
 from tests.end_to_end.world import Copy, Source
 from tests.servers.dynamodb_fixtures import StartLocal
 from tests.servers.dynamodb_local import DynamoDBLocal
@@ -97,6 +98,16 @@ def into_a_table(
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def into_a_receiver(
+    local: DynamoDBLocal, credentials: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
+    """Checkpoints are in a file."""
+    with its_source(local) as source, running(tmp_path_factory.mktemp("receiver")) as receiver:
+        notified = Notified(tmp_path_factory.mktemp("kills"), source, receiver)
+        yield Story(notified, source, local, "webhook", "sqlite").begin()
+
+
 class SmallBulks(Index):
     """A batch takes several requests, one after the other."""
 
@@ -111,10 +122,10 @@ class FewAtOnce(OtherTable):
         return {**super().target(), "in_flight": 3}
 
 
-def survives(story: Story, step: str) -> None:
+def survives(story: Story, step: str, kills: int = KILLS) -> None:
     """Kills at the first passage, at a later one, and then at random ones."""
     most = PASSAGES.get(step, 1)
-    for kill in range(KILLS):
+    for kill in range(kills):
         before, records = story.durable, story.source.records
         story.killed(step, (1, most)[kill] if kill < 2 else story.chance.randint(1, most))
         story.goes_on(before, records, step)
@@ -147,6 +158,14 @@ def test_after_a_kill_a_table_is_what_the_hook_makes_and_a_batch_at_most_is_appl
     into_a_table: Story, step: str
 ) -> None:
     survives(into_a_table, step)
+
+
+@pytest.mark.parametrize("step", steps_of("webhook", "sqlite") if PROVE else sorted(TARGETS["webhook"]))
+def test_after_a_kill_a_receivers_copy_is_what_the_hook_makes_and_a_batch_at_most_is_applied_again(
+    into_a_receiver: Story, step: str
+) -> None:
+    """The other steps have nothing to do with the target, so they are only in the long form."""
+    survives(into_a_receiver, step, KILLS if PROVE else 1)
 
 
 @pytest.mark.parametrize("postgres_server", ["wheel"], indirect=True)

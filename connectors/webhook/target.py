@@ -1,0 +1,246 @@
+"""The webhook target: implements the target contract on top of a receiver that compares versions."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from connectors.webhook.client import TOO_LARGE, Client, Response, ResponseLost
+from connectors.webhook.messages import FRAME, Encoder, Event, Frame, Message, chunked, halves, note, timestamp
+from connectors.webhook.options import WebhookOptions, WebhookTable
+from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
+from replicator.errors import ConfigError, NotPermitted, TransientError, Unfinished
+from replicator.identity import Identity
+from replicator.target.contract import Denied, Table
+from replicator.target.in_doubt import TOO_LATE, InDoubtWindow, is_late
+
+_UNSEEN = (
+    "webhook: events are sent at least once, and only the receiver can compare versions. A receiver that does not may "
+    "end with an older state of an item after a retry, a restart or a timeout"
+)
+_FORGETS = (
+    "; state_requests is false, so lost checkpoints and an emptied receiver go unnoticed: run replicator resync then"
+)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A batch that is being sent. ``messages``: those not answered yet, in order. ``superseded``: by source."""
+
+    batch: Batch
+    frame: Frame
+    messages: deque[Message]
+    superseded: dict[str, int] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(self.rejections) if self.rejections else Outcome(superseded=self.superseded)
+
+
+class Webhook:
+    """A receiver at one address. Messages are sent one after the other, so an item's events arrive in order."""
+
+    Options = WebhookOptions
+    TableOptions = WebhookTable
+
+    def __init__(
+        self,
+        options: WebhookOptions,
+        pipeline: str,
+        client: Client | None = None,
+        now: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: f"msg_{uuid.uuid4().hex}",
+    ) -> None:
+        self._options = options
+        self._pipeline = pipeline
+        self._client = Client(options) if client is None else client
+        self._now = now
+        self._new_id = new_id
+        self._in_doubt = InDoubtWindow()
+        self._encoder = Encoder((), options.max_bytes)
+        self._attempt: _Attempt | None = None
+        self._largest = options.max_bytes  # of a body; smaller once the receiver has said that one is too large
+        self._marks: dict[str, str] = {}  # by table: what the last purge marked there
+
+    @property
+    def in_doubt(self) -> InDoubtWindow:
+        return self._in_doubt
+
+    @property
+    def reduced_guarantee(self) -> str:
+        return _UNSEEN if self._options.state_requests else _UNSEEN + _FORGETS
+
+    @property
+    def knows_epochs(self) -> bool:
+        return self._options.state_requests
+
+    def check(self, tables: Sequence[Table]) -> Sequence[str]:
+        try:
+            if self._options.state_requests:
+                self._epochs(tables)
+            else:
+                self._client.connect()
+        except NotPermitted as e:
+            return [Denied(str(e))]
+        except ConfigError as e:
+            return e.problems
+        return []
+
+    def plan(self, tables: Sequence[Table]) -> Sequence[str]:
+        epochs = self._epochs(tables) if self._options.state_requests else {}
+        new = [table.name for table in tables if epochs.get(table.name) is None]
+        return [f"POST {self._client.server}: replicator.begin for {', '.join(new)}"] if new else []
+
+    def epoch(self, tables: Sequence[Table]) -> int | None:
+        """0 if the receiver is not asked."""
+        if not self._options.state_requests:
+            return 0
+        epochs = list(self._epochs(tables).values())
+        return None if None in epochs else max((e for e in epochs if e is not None), default=0)
+
+    def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
+        """By the address, whose path is not shown."""
+        digest = hashlib.sha256(self._options.url.get_secret_value().encode()).hexdigest()[:16]
+        place = f"at {self._client.server}"
+        return {table.name: Identity(f"{table.name} {place}", at=f"{table.name} {digest}") for table in tables}
+
+    def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
+        return Encoder(tables, self._options.max_bytes).encode(Batch([Part("", writes)]))[1]
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        self._note("begin", {"epoch": epoch, "tables": [table.name for table in tables]})
+        self._encoder = Encoder(tables, self._options.max_bytes)
+        self._attempt = None
+
+    def write(self, batch: Batch) -> Outcome:
+        attempt = self._attempt
+        if attempt is None or attempt.batch is not batch:
+            events, rejections = self._encoder.encode(batch)
+            if rejections:
+                return Outcome(rejections)
+            attempt = self._attempt = self._begun(batch, events)
+        began = self._now()
+        while attempt.messages:
+            if is_late(began, self._now()):
+                raise Unfinished(TOO_LATE)
+            self._send_next(attempt)
+        self._attempt = None
+        return attempt.outcome
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        found = self._note("sweep", {"table": table.name, "below": below, "spare": [list(id) for id in spare]})
+        return _number(found.json.get("removed"))
+
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+        """Let the receiver remove what the last call marked, and mark what the next one removes."""
+        mark = self._new_id()
+        data = {"table": table.name, "below": below, "spare": [list(id) for id in spare], "mark": mark}
+        found = self._note("purge", {**data, "remove": self._marks.get(table.name, "")})
+        self._marks[table.name] = mark
+        return _number(found.json.get("marked"))
+
+    def close(self) -> None:
+        self._attempt = None
+        self._client.close()
+
+    def _begun(self, batch: Batch, events: Sequence[Event]) -> _Attempt:
+        tombstones = batch.tombstones or bool(self._in_doubt)
+        frame = Frame(self._pipeline, timestamp(self._now()), tombstones, batch.replaces_same)
+        pieces = chunked(events, self._options.max_events, self._largest)
+        return _Attempt(batch, frame, deque(frame.message(self._new_id(), piece) for piece in pieces))
+
+    def _send_next(self, attempt: _Attempt) -> None:
+        """Send the next message. One that may have been carried out stays the next one, with the same id and body."""
+        message = attempt.messages[0]
+        try:
+            response = self._client.send(message)
+        except ResponseLost:
+            self._in_doubt.begin()
+            raise
+        if response.accepted:
+            attempt.messages.popleft()
+            self._count(attempt, message, response)
+        elif len(message.events) > 1:
+            self._divide(attempt, message, response.status)
+        else:
+            self._require_willing(response.status)
+            attempt.messages.popleft()
+            attempt.rejections.append(Rejection(message.events[0].write, _reason(response.status)))
+
+    def _divide(self, attempt: _Attempt, message: Message, status: int) -> None:
+        """Halve a message that was rejected, until each one left is either accepted or has one event."""
+        if status == TOO_LARGE:
+            self._largest = max(len(message.body) // 2, FRAME)
+        attempt.messages.popleft()
+        for events in reversed(halves(message.events)):
+            attempt.messages.appendleft(attempt.frame.message(self._new_id(), events))
+
+    def _require_willing(self, status: int) -> None:
+        """TransientError unless the receiver accepts a message without events: then it would reject any event.
+
+        Many receivers answer 400 to a signature that they cannot verify.
+        """
+        empty = Frame(self._pipeline, timestamp(self._now())).message(self._new_id(), ())
+        if not (response := self._client.send(empty)).accepted:
+            raise TransientError(
+                f"{self._client.server} rejects everything (status {status} for an event, {response.status} for none). "
+                "Does it have the same secret (target.secret) and the right time?"
+            )
+
+    def _count(self, attempt: _Attempt, message: Message, response: Response) -> None:
+        """Add up what the receiver says it had already."""
+        places = response.json.get("superseded")
+        for place in set(places) if isinstance(places, list) else ():
+            if isinstance(place, int) and 0 <= place < len(message.events):
+                event = message.events[place]
+                if event.write.weight:
+                    attempt.superseded[event.source] = attempt.superseded.get(event.source, 0) + event.write.weight
+
+    def _epochs(self, tables: Sequence[Table]) -> Mapping[str, int | None]:
+        """What the receiver has noted. ConfigError if it does not say."""
+        names = [table.name for table in tables]
+        found = self._note("state", {"tables": names}).json.get("epochs")
+        if not isinstance(found, dict) or not all(_is_epoch(found.get(name, ...)) for name in names):
+            raise ConfigError(
+                f"{self._client.server} answers a replicator.state request without the epoch of each table, which is "
+                "how lost checkpoints are noticed. Let it answer as docs/targets/webhook.md shows, or set "
+                "target.state_requests: false if it keeps no versions"
+            )
+        return {name: found[name] for name in names}
+
+    def _note(self, kind: str, data: Mapping[str, Any]) -> Response:
+        """Send a message that is not about changes. ConfigError if the receiver rejects it."""
+        message = note(self._new_id(), kind, self._now(), {"pipeline": self._pipeline, **data})
+        response = self._client.send(message)
+        if response.accepted:
+            return response
+        if response.status == 409:
+            raise ConfigError(
+                f"{self._client.server} refuses a replicator.{kind} message (status 409): its tables have a later "
+                "epoch, or belong to another pipeline. If the checkpoints were lost, copy everything again with: "
+                "replicator resync"
+            )
+        raise ConfigError(
+            f"{self._client.server} rejects a replicator.{kind} message (status {response.status}). Does it have the "
+            "same secret (target.secret), and does it accept messages of types that it does not know?"
+        )
+
+
+def _is_epoch(found: object) -> bool:
+    return found is None or (isinstance(found, int) and not isinstance(found, bool) and found >= 0)
+
+
+def _number(found: object) -> int:
+    return found if isinstance(found, int) and found > 0 else 0
+
+
+def _reason(status: int) -> str:
+    if status == TOO_LARGE:
+        return "the receiver says that the event alone is too large (status 413)"
+    return f"the receiver rejects the event (status {status})"

@@ -1,0 +1,407 @@
+"""How events are sent, and what each response of a receiver means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook as Verifier
+
+from connectors.webhook.breaker import CLOSED, LONGEST_PAUSE, LONGEST_WISH, PAUSE, THRESHOLD
+from connectors.webhook.client import Client, ResponseLost
+from connectors.webhook.options import WebhookOptions
+from connectors.webhook.target import Webhook
+from replicator.batch import Batch, Delete, Outcome, Part, Upsert
+from replicator.config.target import destination
+from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError, Unfinished
+from replicator.key import KeyAttribute, KeySchema
+from replicator.target.contract import Denied, Table
+from replicator.target.in_doubt import TRUSTED
+from replicator.testing.contract.kit import at, batch, put, remove, table
+from replicator.version import FIRST_EPOCH
+from tests.connectors.webhook.receiver_kit import SECRET
+from tests.connectors.webhook.scripted import LOST, Answer, Request, Scripted, always, serving, willing
+
+OLD_SECRET = "whsec_" + "b2xk" * 8
+SHOWN = "http://127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Scripted]:
+    with serving() as scripted:
+        yield scripted
+
+
+@pytest.fixture
+def receiver(server: Scripted) -> Scripted:
+    server.requests.clear()
+    server.answer = willing
+    return server
+
+
+@dataclass
+class Clock:
+    now: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Made:
+    target: Webhook
+    clock: Clock = field(default_factory=Clock)
+
+
+Make = Callable[..., Made]
+
+
+@pytest.fixture
+def make(receiver: Scripted) -> Iterator[Make]:
+    made: list[Webhook] = []
+
+    def another(*, opened: bool = True, **given: Any) -> Made:
+        clock = Clock()
+        options = WebhookOptions(**{"url": receiver.url, "secret": SECRET, "timeout": 1, **given})
+        target = Webhook(options, "contract", Client(options, clock, clock), clock)
+        made.append(target)
+        if opened:
+            target.open([table()], FIRST_EPOCH)
+            receiver.requests.clear()
+        return Made(target, clock)
+
+    yield another
+    for target in made:
+        target.close()
+
+
+def eight() -> Batch:
+    return batch(*(put({"pk": pk}, 1) for pk in "abcdefgh"))
+
+
+# what is sent
+
+
+def test_an_event_has_everything_that_a_receiver_needs(make: Make, receiver: Scripted) -> None:
+    made = make(opened=False)
+    keys = KeySchema((KeyAttribute("pk", "S"), KeyAttribute("sk", "N")))
+    made.target.open([Table("orders", keys)], FIRST_EPOCH)
+    scanned = Upsert("orders", ("é", "1.50"), {"total": 3}, at(0), ("é", "1.50"))
+    gone = Delete("orders", ("b", "2"), at(7), ("b", "2"))
+    made.target.write(Batch([Part("segment:0", [scanned]), Part("shard:s", [gone])], tombstones=True))
+    (sent,) = receiver.changes
+    assert sent.message == {
+        "type": "replicator.changes",
+        "timestamp": "2027-01-15T08:00:00.000Z",
+        "data": {
+            "pipeline": "contract",
+            "tombstones": True,
+            "replaces_same": False,
+            "events": [
+                {
+                    "operation": "upsert",
+                    "kind": "snapshot",
+                    "table": "orders",
+                    "id": ["é", "1.50"],
+                    "key": {"pk": "é", "sk": 1.5},
+                    "version": at(0),
+                    "document": {"total": 3},
+                },
+                {
+                    "operation": "delete",
+                    "kind": "change",
+                    "table": "orders",
+                    "id": ["b", "2"],
+                    "key": {"pk": "b", "sk": 2},
+                    "version": at(7),
+                },
+            ],
+        },
+    }
+
+
+def test_while_secrets_are_rotated_receivers_with_either_one_verify(make: Make, receiver: Scripted) -> None:
+    made = make(secret=[SECRET, OLD_SECRET], headers={"Authorization": "Bearer TOKEN"})
+    made.clock.now = datetime.now(UTC).timestamp()
+    made.target.write(eight())
+    (sent,) = receiver.changes
+    for secret in (SECRET, OLD_SECRET):
+        Verifier(secret).verify(sent.body, dict(sent.headers))
+    assert sent.headers["authorization"] == "Bearer TOKEN"
+    assert sent.headers["webhook-timestamp"] == str(int(made.clock.now))
+    assert sent.path == "/hooks/TOKEN"
+
+
+def test_messages_are_bounded_and_in_order(make: Make, receiver: Scripted) -> None:
+    made = make(max_events=3, max_bytes=1024)
+    large = put({"pk": "large", "text": "x" * 500}, 1)
+    assert made.target.write(batch(*(put({"pk": pk}, 1) for pk in "abcd"), large, put({"pk": "z"}, 1))) == Outcome()
+    assert [sent.keys for sent in receiver.changes] == [["a", "b", "c"], ["d"], ["large"], ["z"]]
+    assert max(len(sent.body) for sent in receiver.changes) <= 1024
+
+
+def test_an_event_that_no_request_may_hold_is_rejected_before_anything_is_sent(make: Make, receiver: Scripted) -> None:
+    made = make(max_bytes=1024)
+    large = put({"pk": "large", "text": "x" * 1024}, 1)
+    (rejection,) = made.target.write(batch(put({"pk": "a"}, 1), large)).rejections
+    assert (rejection.write, receiver.changes) == (large, [])
+    assert "more than a request may have (target.max_bytes)" in rejection.reason
+    assert [r.write for r in made.target.refusals([table()], [large, put({"pk": "a"}, 1)])] == [large]
+
+
+# what responses mean
+
+
+def test_a_rejected_event_is_found_by_halving_and_its_neighbors_are_accepted(make: Make, receiver: Scripted) -> None:
+    made = make()
+    receiver.answer = lambda request: Answer(422 if "f" in request.keys else 200)
+    rejections = made.target.write(eight()).rejections
+    assert [(r.write.id, r.reason) for r in rejections] == [(("f",), "the receiver rejects the event (status 422)")]
+    accepted = [key for sent in receiver.changes if "f" not in sent.keys for key in sent.keys]
+    assert accepted == ["a", "b", "c", "d", "e", "g", "h"]
+    assert len(receiver.changes) <= 1 + 2 * 3 + 1
+
+
+def test_a_message_that_is_too_large_is_halved_and_later_ones_are_small(make: Make, receiver: Scripted) -> None:
+    made = make()
+    receiver.answer = lambda request: Answer(413 if len(request.body) > 600 else 200)
+    assert made.target.write(eight()) == Outcome()
+    assert [key for sent in receiver.changes if len(sent.body) <= 600 for key in sent.keys] == list("abcdefgh")
+    receiver.requests.clear()
+    made.target.write(eight())
+    assert max(len(sent.body) for sent in receiver.changes) <= 600
+
+
+def test_an_event_that_is_too_large_alone_is_rejected(make: Make, receiver: Scripted) -> None:
+    made = make()
+    receiver.answer = lambda request: Answer(413 if request.keys else 200)
+    (rejection,) = made.target.write(batch(put({"pk": "a"}, 1))).rejections
+    assert rejection.reason == "the receiver says that the event alone is too large (status 413)"
+
+
+@pytest.mark.parametrize("status", [301, 401, 403, 404, 405, 408, 429, 500, 503])
+def test_a_response_about_the_endpoint_parks_nothing_and_is_waited_for(
+    make: Make, receiver: Scripted, status: int
+) -> None:
+    made = make()
+    receiver.answer = always(status)
+    with pytest.raises(TransientError, match=f"status {status}"):
+        made.target.write(given := eight())
+    receiver.answer = willing
+    assert made.target.write(given) == Outcome()
+
+
+def test_a_receiver_that_rejects_everything_parks_nothing(make: Make, receiver: Scripted) -> None:
+    """As many do with signatures that they cannot verify."""
+    made = make()
+    receiver.answer = always(400)
+    with pytest.raises(TransientError, match=r"rejects everything .* the same secret"):
+        made.target.write(given := eight())
+    receiver.answer = willing
+    assert made.target.write(given) == Outcome()
+
+
+def test_a_receiver_that_is_gone_for_good_ends_the_run(make: Make, receiver: Scripted) -> None:
+    made = make()
+    receiver.answer = always(410)
+    with pytest.raises(ConfigError, match="gone for good"):
+        made.target.write(eight())
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (always(302, location="https://login.example/TOKEN"), ConfigError, r"redirects to https://login\.example \("),
+        (always(307, location="/TOKEN"), ConfigError, r"redirects \(status 307\). Redirects are never followed"),
+        (always(401), NotAuthenticated, r"Compare target\.secret and target\.headers"),
+        (always(403), NotPermitted, "does not permit"),
+        (always(404), ConfigError, r"takes no webhooks at the path of target\.url \(status 404\)"),
+        (always(400), ConfigError, r"rejects a replicator\.begin message \(status 400\)"),
+        (always(409), ConfigError, "its tables have a later epoch, or belong to another pipeline"),
+    ],
+    ids=lambda value: "" if callable(value) else value,
+)
+def test_until_a_receiver_has_accepted_something_what_it_refuses_ends_the_run(
+    make: Make, receiver: Scripted, answer: Callable[[Request], Answer], error: type[Exception], text: str
+) -> None:
+    made = make(opened=False)
+    receiver.answer = answer
+    with pytest.raises(error, match=text) as raised:
+        made.target.open([table()], FIRST_EPOCH)
+    assert "TOKEN" not in str(raised.value)
+    assert SECRET not in str(raised.value)
+
+
+def test_a_message_whose_response_was_lost_is_sent_again_as_it_was(make: Make, receiver: Scripted) -> None:
+    """With the same id, so that the receiver can recognize it; deletes leave tombstones from then on."""
+    made = make(max_events=4)
+    receiver.answer = lambda request: LOST if "e" in request.keys else willing(request)
+    with pytest.raises(ResponseLost, match="the connection was lost"):
+        made.target.write(given := eight())
+    assert made.target.in_doubt
+    receiver.answer = willing
+    assert made.target.write(given) == Outcome()
+    first, lost, again = receiver.changes
+    assert (lost.id, lost.body) == (again.id, again.body)
+    assert first.id != lost.id
+    made.target.write(batch(remove("a", 2)))
+    assert receiver.changes[-1].message["data"]["tombstones"]
+
+
+def test_a_batch_that_takes_long_is_continued_once_ownership_is_confirmed(make: Make, receiver: Scripted) -> None:
+    made = make(max_events=4)
+
+    def slow(request: Request) -> Answer:
+        made.clock.now += TRUSTED + 1
+        return willing(request)
+
+    receiver.answer = slow
+    with pytest.raises(Unfinished):
+        made.target.write(given := eight())
+    assert made.target.write(given) == Outcome()
+    assert [sent.keys for sent in receiver.changes] == [list("abcd"), list("efgh")]
+
+
+def test_what_the_receiver_had_already_is_counted_by_source(make: Make, receiver: Scripted) -> None:
+    made = make()
+    receiver.answer = lambda _: Answer(body=b'{"superseded": [0, 2, 2, 99, "x"]}')
+    parts = [Part("shard:1", [put({"pk": "a"}, 1, weight=3), put({"pk": "b"}, 1)]), Part("shard:2", [remove("c", 1)])]
+    assert made.target.write(Batch(parts)).superseded == {"shard:1": 3, "shard:2": 1}
+
+
+@pytest.mark.parametrize("body", [b"", b"ok", b"[]", b'{"superseded": true}', b"\xff"])
+def test_a_receiver_need_not_say_anything(make: Make, receiver: Scripted, body: bytes) -> None:
+    made = make(state_requests=False)
+    receiver.answer = lambda _: Answer(202, body=body)
+    assert made.target.write(eight()) == Outcome()
+    assert made.target.sweep(table(), at(9), []) == made.target.purge(table(), at(9)) == 0
+
+
+# when nothing is sent
+
+
+@pytest.mark.parametrize("date", [False, True], ids=["seconds", "date"])
+def test_a_receivers_retry_after_is_honored(make: Make, receiver: Scripted, date: bool) -> None:
+    made = make()
+    later = datetime.fromtimestamp(made.clock.now + 120, UTC)
+    receiver.answer = always(503, retry_after=format_datetime(later, usegmt=True) if date else "120")
+    with pytest.raises(TransientError, match="status 503"):
+        made.target.write(given := eight())
+    receiver.answer = willing
+    made.clock.now += 119
+    with pytest.raises(TransientError, match=r"gets no request for 1 s more, after 1 failure.*status 503"):
+        made.target.write(given)
+    assert len(receiver.changes) == 1
+    made.clock.now += 2
+    assert made.target.write(given) == Outcome()
+
+
+def test_after_some_failures_in_a_row_a_receiver_is_left_alone(make: Make, receiver: Scripted) -> None:
+    made = make()
+    receiver.answer = always(500)
+    given = eight()
+    for _ in range(THRESHOLD + 3):
+        with pytest.raises(TransientError):
+            made.target.write(given)
+    assert len(receiver.changes) == THRESHOLD
+    made.clock.now += PAUSE + 1
+    receiver.answer = willing
+    assert made.target.write(given) == Outcome()
+
+
+def test_a_circuit_opens_for_longer_until_a_probe_succeeds() -> None:
+    breaker = CLOSED
+    pauses = []
+    for _ in range(THRESHOLD + 4):
+        breaker = breaker.failed(0.0)
+        pauses.append(breaker.left(0.0))
+    assert pauses == [0.0] * (THRESHOLD - 1) + [PAUSE, 2 * PAUSE, LONGEST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE]
+    assert breaker.left(LONGEST_PAUSE) == 0.0
+    assert CLOSED.failed(0.0, retry_after=1e9).left(0.0) == LONGEST_WISH
+
+
+# before a run
+
+
+def test_an_epoch_that_the_receiver_does_not_tell_is_an_error_with_the_way_out(make: Make, receiver: Scripted) -> None:
+    made = make(opened=False)
+    for body in (b"", b"ok", b'{"epochs": {}}', b'{"epochs": {"contract": "1024"}}', b'{"epochs": {"contract": true}}'):
+        receiver.answer = lambda _, body=body: Answer(body=body)  # type: ignore[misc]
+        (problem,) = made.target.check([table()])
+        assert "set target.state_requests: false" in problem
+
+
+def test_a_receiver_that_is_not_asked_gets_no_request_from_check(make: Make, receiver: Scripted) -> None:
+    made = make(opened=False, state_requests=False)
+    assert made.target.check([table()]) == []
+    assert made.target.epoch([table()]) == 0
+    assert len(made.target.plan([table()])) == 1
+    assert receiver.requests == []
+    assert "lost checkpoints" in made.target.reduced_guarantee
+
+
+def test_check_names_what_a_permission_would_solve(make: Make, receiver: Scripted) -> None:
+    receiver.answer = always(401)
+    (problem,) = make(opened=False).target.check([table()])
+    assert isinstance(problem, Denied)
+
+
+def test_a_host_that_does_not_exist_or_does_not_speak_tls_is_named(make: Make, receiver: Scripted) -> None:
+    tls = make(opened=False, url=receiver.url.replace("http:", "https:"))
+    for problems in (
+        tls.target.check([table()]),
+        make(opened=False, url=receiver.url.replace("http:", "https:"), state_requests=False).target.check([table()]),
+    ):
+        assert "does not speak TLS" in problems[0]
+    with pytest.raises(TransientError, match="cannot be reached"):
+        make(opened=False, url="https://replicator.invalid/in").target.check([table()])
+
+
+def test_another_address_is_another_receiver_and_only_its_host_is_shown(make: Make, receiver: Scripted) -> None:
+    one, other = (make(opened=False, url=f"{receiver.url}{more}").target.identities([table()]) for more in ("", "2"))
+    assert one["contract"].at != other["contract"].at
+    assert "TOKEN" not in repr((one, other))
+
+
+BASE = {"type": "webhook", "url": "https://hooks.example/in", "secret": SECRET, "table": "orders"}
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "text"),
+    [
+        ({"url": "http://hooks.example/in"}, ("url",), "is plain http to another host"),
+        ({"url": "ftp://hooks.example"}, ("url",), "must have the form https://host/path"),
+        ({"url": "https://me:pw@hooks.example"}, ("url",), "contains a user name; put a login under headers"),
+        ({"secret": "hunter2"}, ("secret",), "must be whsec_ followed by 24 to 64 random bytes in base64"),
+        ({"secret": "whsec_c2hvcnQ="}, ("secret",), "must be whsec_ followed by"),
+        ({"secret": []}, ("secret",), "needs at least one secret"),
+        ({"headers": {"Webhook-Id": "1"}}, ("headers", "Webhook-Id"), "is set by replicator itself"),
+        ({"headers": {"a b": "1"}}, ("headers", "a b"), "must be the name of an HTTP header"),
+        ({"headers": {"X": "a\nb"}}, ("headers", "X"), "must be printable ASCII"),
+        ({"ca_certs": "none.pem"}, ("ca_certs",), "must be a file of certificates, and there is none at none.pem"),
+        ({"table": None, "tables": {"a": {"deletes": "mark"}}}, ("tables", "a", "deletes"), "mark is supported by"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_named_and_no_secret_is_shown(given: Any, path: Any, text: str) -> None:
+    config = {name: value for name, value in {**BASE, **given}.items() if value is not None}
+    _, (problem,) = destination(config)
+    assert problem.path == ("target", *path)
+    assert text in problem.text
+    assert not any(secret in problem.text for secret in ("hunter2", "me:pw", "c2hvcnQ"))
+
+
+def test_http_to_another_host_can_be_allowed() -> None:
+    assert destination({**BASE, "url": "http://hooks.example/in", "insecure": True})[1] == []
+
+
+def test_options_show_no_secret() -> None:
+    found, _ = destination({**BASE, "headers": {"Authorization": "Bearer hunter2"}})
+    assert found is not None
+    assert not any(secret in repr(found.options) for secret in (SECRET, "hunter2", "/in"))
+    assert json.loads(json.dumps(found.options.server)) == "https://hooks.example"  # type: ignore[attr-defined]

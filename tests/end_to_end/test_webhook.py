@@ -1,0 +1,151 @@
+"""Whole runs into the documented receiver, which is a process of its own, and into one that rejects what it likes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.command_line import World
+from tests.connectors.webhook.receiver_kit import Receiver, running
+from tests.connectors.webhook.scripted import Answer, Request, Scripted, serving, willing
+from tests.end_to_end.pipeline import Run
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
+    with running(tmp_path_factory.mktemp("receiver")) as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def receiver(server: Receiver) -> Receiver:
+    server.empty()
+    return server
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    with serving() as found:
+        yield found
+
+
+def into(world: World, url: str, secret: str, *options: str) -> World:
+    """Let the pipeline copy the table ``orders`` to a receiver."""
+    lines = "\n  ".join(["type: webhook", f"url: {url}", f"secret: {secret}", *options])
+    world.change(f"type: postgres\n  url: {world.postgres.url}", lines)
+    world.db.create_table("orders")
+    return world
+
+
+@pytest.fixture
+def notifying(world: World, receiver: Receiver) -> World:
+    return into(world, receiver.config["url"], receiver.config["secret"])
+
+
+def changed(world: World) -> dict[str, Any]:
+    """Put and delete some items; what is there then, by id."""
+    for n in range(30):
+        world.db.put("orders", {"id": f"{n}", "n": n})
+    for n in range(0, 30, 3):
+        world.db.delete("orders", {"id": f"{n}"})
+    return {f"{n}": n for n in range(30) if n % 3}
+
+
+def copied(receiver: Receiver) -> dict[str, Any]:
+    return {id: document["n"] for (id,), document in receiver.documents("orders").items()}
+
+
+def test_a_receiver_that_goes_and_returns_gets_every_change(
+    notifying: World, receiver: Receiver, tmp_path: Path
+) -> None:
+    world = notifying
+    world.db.put("orders", {"id": "0", "n": 0})
+    assert world.call("check", world.config)[0] == 0
+    with Run(["run", world.config, "--json"], {**world.shell.environ}, tmp_path / "run.log") as run:
+        run.eventually(lambda: copied(receiver), "the scan is copied")
+        receiver.kill()
+        expected = changed(world)
+        waiting = run.until("waiting")
+        assert "cannot be reached" in json.dumps(waiting)
+        receiver.start()
+        run.eventually(lambda: copied(receiver) == expected, "the copy equals the table")
+        assert run.stop().code == 0
+
+
+def test_an_event_that_the_receiver_rejects_is_parked_alone(world: World, scripted: Scripted) -> None:
+    world = into(world, scripted.url, "whsec_" + "c2VjcmV0" * 4, "state_requests: false")
+    scripted.answer = lambda request: Answer(422) if "7" in request.keys else willing(request)
+    for n in range(20):
+        world.db.put("orders", {"id": f"{n}", "n": n})
+    world.catch_up()
+    (parked,) = world.lines("parked", "list", world.config)
+    assert "the receiver rejects the event (status 422)" in json.dumps(parked)
+    accepted = {key for request in scripted.changes if "7" not in request.keys for key in request.keys}
+    assert accepted == {f"{n}" for n in range(20)} - {"7"}
+    scripted.answer = willing
+    code, _, err = world.call("parked", "retry", world.config, "--all")
+    assert code == 0, err
+    assert scripted.changes[-1].keys == ["7"]
+    assert scripted.changes[-1].message["data"]["replaces_same"]
+
+
+def test_a_resync_leaves_a_receiver_no_document_that_the_source_does_not_have(
+    notifying: World, receiver: Receiver
+) -> None:
+    """With checkpoints in Postgres. What was deleted in a gap is swept; tombstones are purged."""
+    world = notifying
+    world.change("target:", f"checkpoints: {{type: postgres, url: {world.postgres.url}}}\ntarget:")
+    expected = changed(world)
+    world.catch_up()
+    assert copied(receiver) == expected
+    receiver.query("UPDATE documents SET id = '[\"gone\"]' WHERE id = '[\"1\"]'")
+    world.shell.run("resync", world.config, "--now", "--until", "caught-up")
+    assert copied(receiver) == expected
+    ((epoch,),) = receiver.query("SELECT epoch FROM epochs")
+    assert epoch == 1025
+
+
+def test_lost_checkpoints_are_a_gap_unless_the_receiver_is_not_asked(notifying: World, receiver: Receiver) -> None:
+    world = notifying
+    expected = changed(world)
+    world.catch_up()
+    for path in world.folder.glob("*.checkpoints*"):
+        path.unlink()
+    code, _, err = world.shell.run("run", world.config, "--until", "caught-up")
+    assert (code, "written by epoch 1024 of a pipeline whose checkpoints are lost" in err) == (3, True), err
+    world.change("type: webhook", "type: webhook\n  state_requests: false")
+    assert world.shell.run("run", world.config, "--until", "caught-up")[0] == 0
+    assert copied(receiver) == expected
+
+
+def test_what_needs_a_target_that_can_be_read_is_refused_by_name(notifying: World) -> None:
+    world = notifying
+    world.catch_up()
+    old = world.folder / "orders-old.yaml"
+    old.write_text(Path(world.config).read_text())
+    world.change("pipeline: orders", "pipeline: orders\nreplaces: orders-old.yaml")
+    for command, text in (
+        (["verify", str(old)], "webhook cannot compare documents"),
+        (["strip", str(old)], "webhook"),
+        (["rebuild", "start", world.config], "webhook"),
+    ):
+        code, _, err = world.call(*command)
+        assert (code, text in err) == (2, True), err
+
+
+def test_nothing_secret_of_an_address_is_shown(world: World, scripted: Scripted) -> None:
+    world = into(world, f"{scripted.url}?token=TOKEN", "whsec_" + "c2VjcmV0" * 4, "headers: {Authorization: hunter2}")
+    commands = (["check"], ["run", "--until", "caught-up"], ["status"])
+
+    def refusing(request: Request) -> Answer:
+        return Answer(401, {"location": request.path}, b"TOKEN hunter2")
+
+    for answer in (refusing, willing, refusing):
+        scripted.answer = answer
+        for command, *options in commands:
+            _, out, err = world.shell.run(command, world.config, *options)
+            assert not any(secret in out + err for secret in ("TOKEN", "hunter2", "c2VjcmV0"))
