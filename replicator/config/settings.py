@@ -206,8 +206,15 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None, engine: str
 
 
 STAND_IN = "stand-in"
-_STAND_INS = (STAND_IN, "1", "https://stand-in.invalid", "postgresql://localhost/stand-in")
-"""A value for each kind of option: names and texts; numbers and flags; addresses. Files: the config's own path."""
+_STAND_INS = (
+    STAND_IN,
+    "1",
+    "https://stand-in.invalid",
+    "postgresql://localhost/stand-in",
+    "whsec_c3RhbmQtaW4tc3RhbmQtaW4tc3RhbmQtaW4=",
+)
+"""A value for each kind of option: names and texts; numbers and flags; addresses; secrets of a webhook. Files: the
+config's own path."""
 
 
 def load_offline(path: str | Path, environ: Mapping[str, str] | None = None) -> tuple[Config, Sequence[str]]:
