@@ -24,6 +24,10 @@ from replicator.version import FIRST_EPOCH, epoch_of, version
 KEYS = KeySchema((KeyAttribute("table", "S"),))
 
 
+class ForeignTable(ConfigError):
+    """The table that is named for notes is something else."""
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """The ``pipeline`` that writes to a table, and its latest ``epoch`` there. ``stripped``: it has ended.
@@ -63,12 +67,17 @@ class Epochs:
         return _note(ask(self.client, "GetItem", self._request_of(table), self.name), table.identity)
 
     def beside(self, source: SourceTable) -> Note | None:
-        """The note for a pipeline's source, in the source's account; None also if there is no table of notes."""
+        """The note for a pipeline's source, in the source's account; None also if there is no table of notes.
+
+        ForeignTable if a table of that name is not replicator's. It is not described: that is one more permission.
+        """
         try:
             body = self.client.call("GetItem", self._request_of(source))
         except AwsError as e:
             if e.code == "ResourceNotFoundException":
                 return None
+            if e.code == "ValidationException":
+                raise ForeignTable(foreign(self.name, "beside the source")) from e
             raise failure(e, "GetItem", self.name) from e
         return _note(decoded(body, dict[str, Any], "GetItem"), source.identity)
 
@@ -129,6 +138,14 @@ class Epochs:
             "stripped": {"BOOL": True},
         }
         ask(self.client, "PutItem", {"TableName": self.name, "Item": item}, self.name)
+
+
+def foreign(epochs_table: str, where: str) -> str:
+    """Why a table cannot have notes, and what to do."""
+    return (
+        f"the table {epochs_table} {where} is not a table of epochs: its key must be table (S). Name another one "
+        "(target.epochs_table), in both configs if two pipelines are opposite"
+    )
 
 
 def _note(response: Mapping[str, Any], identity: str) -> Note | None:

@@ -13,7 +13,7 @@ from connectors.dynamodb import catalog
 from connectors.dynamodb.catalog import Described, ask
 from connectors.dynamodb.connection import Account
 from connectors.dynamodb.documents import Layout
-from connectors.dynamodb.epochs import KEYS, Epochs, EpochScan, Note, chained, ended, taken
+from connectors.dynamodb.epochs import KEYS, Epochs, EpochScan, ForeignTable, Note, chained, ended, foreign, taken
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, failure
@@ -55,7 +55,7 @@ class Tables:
             lines += self._plan(layout).commands(options) if table is None else catalog.notes(layout, table)
         if self._account.epochs.described() is None:
             lines += Plan(self._account.epochs.request).commands(options)
-        return lines
+        return [*lines, *self._foreign_beside()]
 
     def epoch(self, wanted: Mapping[str, Layout]) -> int | None:
         """The highest epoch of the tables, 0 without one; None if a table is absent.
@@ -122,7 +122,10 @@ class Tables:
         return catalog.describe(self._account.client, name)
 
     def _note(self, table: Described) -> Note | None:
-        return self._account.epochs.read(table) if self._account.epochs.described() is not None else None
+        own = self._account.epochs.described()
+        if own is not None:
+            self._check_notes(own)
+        return None if own is None else self._account.epochs.read(table)
 
     def empty(self, wanted: Mapping[str, Layout]) -> list[str]:
         """The existing tables without an item. Tombstones are items, so deletes alone never empty a table.
@@ -188,13 +191,23 @@ class Tables:
         """With ``loops`` what a pipeline writes to the source is passed over, so it must come from the target.
 
         Not noticed if the notes beside the source may not be read, or have no such table: most sources have none.
+        ``plan`` says if a foreign table has that name.
         """
         if not self._options.loops or self.source is None:
             return
-        with contextlib.suppress(NotPermitted):
+        with contextlib.suppress(NotPermitted, ForeignTable):
             note = self._note_beside(*self.source)
             if note is not None and note.source and not note.stripped and note.source not in targets:
                 yield chained(self.source[0], note, self._options.epochs_table)
+
+    def _foreign_beside(self) -> Iterator[str]:
+        """That the notes beside the source cannot be read, as another table has their name."""
+        if self._options.loops and self.source is not None:
+            with contextlib.suppress(ReplicatorError):
+                try:
+                    self._note_beside(*self.source)
+                except ForeignTable as e:
+                    yield f"nothing, but note: whether another pipeline fills the source cannot be told, as {e}"
 
     def opposite(self) -> Iterator[str]:
         """With ``loops``: that the opposite pipeline has not run yet, if that can be told."""
@@ -284,11 +297,12 @@ class Tables:
     def _check_ready(self, name: str, table: Described | None) -> None:
         if table is None or not table.ready:
             raise TransientError(f"the target's table {name} is being created")
-        if name == self._options.epochs_table and table.keys != KEYS:
-            raise ConfigError(
-                f"the table {name} is not a table of epochs: its key must be table (S). "
-                "Name another one (target.epochs_table)"
-            )
+        if name == self._options.epochs_table:
+            self._check_notes(table)
+
+    def _check_notes(self, own: Described) -> None:
+        if own.keys != KEYS:
+            raise ForeignTable(foreign(own.name, "beside the target"))
 
     def _enable_ttl(self, name: str, attribute: str) -> None:
         """Enable time to live as in the source, unless it is configured already."""

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from replicator.config import settings
 from replicator.config.settings import Config
@@ -151,10 +152,10 @@ def first_of(config: Config, rebuild: Rebuild) -> Config:
     return replace(old, target=target, monitoring=monitoring)
 
 
-def replaced(config: Config) -> Config:
+def replaced(config: Config, load: Callable[[Path], Config] = settings.load) -> Config:
     """The config that this one ``replaces``. ConfigError unless its pipeline has the name that it must have."""
     assert config.replaces is not None
-    old = settings.load(config.base / config.replaces)
+    old = load(config.base / config.replaces)
     if by_alias(config):
         _check_names(config, old)
     elif old.pipeline != config.pipeline:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from replicator.aws import boto
 from replicator.aws.permissions import STATEMENTS, Needed
-from replicator.config.settings import STAND_IN
-from replicator.engine.generations import by_alias, second_of
+from replicator.config.settings import STAND_IN, load_offline
+from replicator.engine.generations import by_alias, replaced
 from replicator.errors import ConfigError
 from replicator.hooks import loading
 from replicator.options import Access
-from replicator.state import Rebuild
 from replicator.target.contract import UNKNOWN_KEYS, CallsAws
 
 if TYPE_CHECKING:
@@ -98,8 +97,7 @@ def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
     connector, keep_expired = config.target.connector, config.ttl_deletes == "ignore"
     others: Sequence[Needed] = []
     if isinstance(connector, CallsAws):
-        both = second_of(config, Rebuild(0.0)) if config.replaces is not None and by_alias(config) else config
-        tables = both.target.wanted(UNKNOWN_KEYS, own_ids=own_ids)
+        tables = _with_both(config).target.wanted(UNKNOWN_KEYS, own_ids=own_ids)
         others = connector.permissions(config.target.options, tables, keep_expired=keep_expired)
     yield Needed("source", "Items", config.source)
     yield Needed("source", "Changes", config.source)
@@ -113,6 +111,21 @@ def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
         names = {"CHECKPOINTS": options.table}
         yield Needed("checkpoints", "Checkpoints", options, names)
         yield Needed("checkpoints", "CreateCheckpoints", options, names)
+
+
+def _with_both(config: Config) -> Config:
+    """The config, with the other copy's tables beside its own if it is of a rebuild whose copies have names."""
+    if config.replaces is None or not by_alias(config):
+        return config
+    try:
+        old = replaced(config, lambda path: load_offline(path)[0])
+    except ConfigError as e:
+        raise ConfigError(
+            *e.problems,
+            f"replaces: a rebuild needs permission for the indices of both copies, and {config.replaces} names those "
+            "of the old one: keep it beside this config, or leave out replaces: for the policy of the new copy alone",
+        ) from e
+    return replace(config, target=replace(config.target, beside=old.target))
 
 
 def _resource(config: Config, need: Needed, at: PolicyContext) -> str:

@@ -284,11 +284,20 @@ def test_only_the_config_of_a_rebuild_may_remove_indices_and_no_others_than_the_
     path = written("{table: orders, region: eu-west-1}", target)
     assert "RemoveIndices" not in {s["Sid"] for s in policy(path)[1]["Statement"]}
 
-    path.with_name("orders-old.yaml").write_text(path.read_text().replace("pipeline: ", "pipeline: old-"))
+    old = path.with_name("orders-old.yaml")
+    unset = (
+        path.read_text().replace("pipeline: ", "pipeline: old-").replace("region: eu-west-1}", "region: '${UNSET}'}")
+    )
+    old.write_text(unset)
     tables = "tables: {t: {index: t-2}}"
     path.write_text(f"replaces: orders-old.yaml\n{path.read_text().replace('table: t', tables)}")
     indices = [f"arn:aws:es:eu-west-1:ACCOUNT:domain/shop/{index}" for index in ("t-2", "t-1")]
     assert resources(policy(path)[1], "RemoveIndices") == indices
+    old.unlink()
+    code, _, err = policy(path)
+    assert code == 2
+    assert "orders-old.yaml not found" in err
+    assert "orders-old.yaml names those of the old one: keep it beside this config, or leave out replaces:" in err
 
 
 def test_other_search_engines_need_nothing_from_aws(written: Callable[..., Path]) -> None:

@@ -314,6 +314,32 @@ def test_notes_that_may_not_be_read_or_do_not_exist_keep_no_pipeline_from_its_wo
                 Epochs(Reading(db, True), kit.EPOCHS).write(table, note)
 
 
+def test_a_foreign_table_with_the_name_of_the_notes_beside_the_source_is_named_and_keeps_no_pipeline_from_its_work(
+    tmp_path: Path,
+) -> None:
+    """It is the source's account, where this pipeline needs no notes."""
+    here, far = (DynamoDB(now=time.time, random=random.Random(1)) for _ in range(2))
+    here.create_table(kit.EPOCHS, keys={"id": "S"}, view=None)
+    with served(here) as endpoint, served(far) as elsewhere:
+        loop = Loop(tmp_path, endpoint, "orders", "copy")
+        loop.configure("forward", "orders", "copy", create=True, endpoint_url=elsewhere)
+        loop.put("orders", "a", 1)
+        loop.run("forward")
+        code, out, err = loop.shell.run("check", str(tmp_path / "forward.yaml"))
+        assert code == 0, out + err
+        assert (
+            "whether another pipeline fills the source cannot be told, as the table replicator-epochs beside the "
+            "source is not a table of epochs: its key must be table (S). Name another one (target.epochs_table), in "
+        ) in out
+        loop.configure("back", "copy", "orders", adopt=True)
+        path = tmp_path / "back.yaml"
+        path.write_text(path.read_text().replace(endpoint, elsewhere, 1))
+        loop.api = kit.client(elsewhere)
+        loop.enable_stream_there()
+        code, _, err = loop.shell.run("run", str(path), "--until", "caught-up")
+        assert (code, "the table replicator-epochs beside the target is not a table of epochs" in err) == (2, True)
+
+
 def expiring(db: DynamoDB, table: str, attribute: str, *, enabled: bool = True) -> None:
     wanted = {"Enabled": enabled, "AttributeName": attribute}
     db.call("UpdateTimeToLive", {"TableName": table, "TimeToLiveSpecification": wanted})

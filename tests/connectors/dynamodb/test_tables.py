@@ -427,6 +427,11 @@ class TestEpochs:
         db.create_table("replicator-epochs", keys={"id": "S"}, view=None)
         with pytest.raises(ConfigError, match="is not a table of epochs"):
             make(endpoint).open([COPY], FIRST_EPOCH)
+        db.create_table("copy", keys={"pk": "S", "sk": "S"}, view=None)
+        with pytest.raises(
+            ConfigError, match=r"beside the target is not a table of epochs: .* \(target.epochs_table\)"
+        ):
+            make(endpoint).check([COPY])
 
 
 @pytest.mark.parametrize(
