@@ -431,12 +431,14 @@ class Rebuild:
 
     ``switched``: it has the tables' names, and the first generation is kept beside it. The others are for targets whose
     alias tells that (``Aliased``). ``finishing``: the first generation is removed. ``canceled``: the second one is.
+    ``config``: in the first pipeline's checkpoints, the file of the config that replaces its own, relative to that.
     """
 
     started: float
     switched: bool = False
     finishing: bool = False
     canceled: bool = False
+    config: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,17 +89,31 @@ def resolved(config: Config) -> Config:
 
 
 def _retired(config: Config) -> Config:
-    """The config of tables that a rebuild has renamed, or as it is. A target that cannot be read says so itself."""
+    """The config of the old copy, for tables that a rebuild may have renamed or taken from their alias; or as it is.
+
+    Checkpoints that cannot be read are reported by what needs them.
+    """
     connector = config.target.connector
-    if not isinstance(connector, type) or not issubclass(connector, Rebuilding):
+    if not isinstance(connector, type) or not issubclass(connector, (Rebuilding, Aliased)):
         return config
     rebuild = None
     with contextlib.suppress(ReplicatorError):
         rebuild = decoded(rebuild_entry(config))
+    if rebuild is not None and rebuild.config:
+        return _beside(config, rebuild.config)
     if rebuild is None or not rebuild.switched:
         return config
     _require_old(config)
     return replace(config, target=replace(config.target, suffix=RETIRED, generation=Generation.OLD))
+
+
+def _beside(config: Config, successor: str) -> Config:
+    """The config of the old copy, whose alias may lead to that of its ``successor``; as it is if that file is gone."""
+    with contextlib.suppress(ConfigError):
+        new = settings.load(config.base / successor)
+        if new.replaces is not None and (new.base / new.replaces).resolve() == config.path.resolve():
+            return first_of(new, Rebuild(0.0))
+    return config
 
 
 def _require_old(config: Config) -> None:

@@ -44,8 +44,10 @@ from replicator.operations.rebuild_checks import (
 )
 from replicator.operations.resync import Wanted
 from replicator.pipeline.checkpoint_view import CheckpointView
-from replicator.state import Entry, Owner, Rebuild, Save, encode
+from replicator.state import FENCES, Entry, Owner, Rebuild, Save, encode
 from replicator.target.contract import Aliased, Table, Target
+
+_AT_ONCE = 50  # entries removed in one save
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,22 @@ class _Generations:
         check_known(self.second.pipeline, self.checkpoints, claimed)
         return claimed
 
+    def note_first(self, rebuild: Rebuild | None) -> None:
+        """Store in the first pipeline's checkpoints that it has a successor, for commands with its config."""
+        entry = rebuild_of(self.of_first.read()) or Entry("rebuild", "", 0, "")
+        if decoded(entry if entry.text else None) != rebuild:
+            text = None if rebuild is None else encode(rebuild)
+            self.of_first.save([Save(entry.kind, entry.id, entry.revision, text)])
+
+    def forget_first(self) -> None:
+        """Empty the first pipeline's checkpoints. Fences stay, the owner's renewed: no run of it saves more."""
+        entries = self.of_first.read().entries
+        others = [Save(e.kind, e.id, e.revision, None) for e in entries if e.kind not in FENCES]
+        if others:
+            self.of_first.save([Save(e.kind, e.id, e.revision, e.text) for e in entries if e.kind == "owner"])
+        for at in range(0, len(others), _AT_ONCE):
+            self.of_first.save(others[at : at + _AT_ONCE])
+
     def note(self, entry: Entry, rebuild: Rebuild | None) -> Entry:
         """Store the note of the rebuild; Fenced if another command has changed it."""
         text = None if rebuild is None else encode(rebuild)
@@ -112,6 +130,7 @@ def start(config: Config, now: Callable[[], float] = time.time) -> Outcome:
             anew = Wanted(identity_change=True, schema_changes=True, remove_expired=True)
             resync.note(both.second, anew, now)
         both.checkpoints.claim(Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), now()))
+        both.note_first(Rebuild(0.0, config=os.path.relpath(config.path.resolve(), both.first.base)))
         both.note(entry or Entry("rebuild", "", 0, ""), Rebuild(now()))
         carried = [f"the alias {name} goes along with the switch" for name in both.target.carried(both.old)]
         return Outcome(notes=[*carried, *(EXPIRED if config.ttl_deletes == "ignore" else ())])
@@ -168,8 +187,10 @@ def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
             _require_droppable(both.target.drop_problems(both.old, both.first.pipeline))
             entry = both.note(entry, replace(rebuild, finishing=True))
         both.target.drop(both.old, both.first.pipeline)
+        both.forget_first()
         both.note(entry, None)
-        return Outcome(notes=[f"the checkpoints of {both.first.pipeline} are kept, but nothing needs them any more"])
+        place = both.of_first.place if isinstance(both.of_first, Store) else "the database"
+        return Outcome(notes=[f"the checkpoints of {both.first.pipeline} are emptied ({place})"])
 
 
 def cancel(config: Config) -> Outcome:
@@ -186,6 +207,7 @@ def cancel(config: Config) -> Outcome:
         if not rebuild.canceled:
             both.note(entry, replace(rebuild, canceled=True))
         both.target.drop(both.new, both.second.pipeline)
+        both.note_first(None)
         return Outcome(already=rebuild.canceled)
 
 

@@ -11,13 +11,13 @@ import pytest
 from replicator.config.settings import Config, load
 from replicator.engine.assembly import ends
 from replicator.engine.generations import by_alias, generations, resolved
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, Fenced
 from replicator.operations import rebuild, rebuild_by_alias
 from replicator.operations.cutover import Reason
 from replicator.operations.rebuild_checks import Outcome
 from replicator.operations.status import read_each
-from replicator.state import Owner, Rebuild, Save, decode, encode
-from replicator.target.contract import Aliased, Table
+from replicator.state import Owner, Rebuild, Save, ShardState, decode, encode
+from replicator.target.contract import UNKNOWN_KEYS, Aliased, Table
 
 OLD = """
 pipeline: products
@@ -113,6 +113,16 @@ class Shop:
         return found[0] if found else None  # type: ignore[return-value]
 
 
+def burning(cluster: Cluster, saving: Callable[..., object]) -> Callable[..., object]:
+    def saved(*arguments: object) -> object:
+        cluster.burn()
+        stored = saving(*arguments)
+        cluster.burn()
+        return stored
+
+    return saved
+
+
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     (tmp_path / "products.yaml").write_text(OLD)
@@ -121,15 +131,10 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     connector = type("InMemory", (Engine,), {"cluster": cluster})
     assert issubclass(connector, Aliased)
     monkeypatch.setattr(rebuild_by_alias, "ready", lambda *_, **__: [])  # no run is up here
-    noting = rebuild_by_alias._Generations.note
-
-    def note(*arguments: object) -> object:
-        cluster.burn()
-        saved = noting(*arguments)  # type: ignore[arg-type]
-        cluster.burn()
-        return saved
-
-    monkeypatch.setattr(rebuild_by_alias._Generations, "note", note)
+    for name in ("note", "note_first", "forget_first"):
+        monkeypatch.setattr(
+            rebuild_by_alias._Generations, name, burning(cluster, getattr(rebuild_by_alias._Generations, name))
+        )
     shop = Shop(replace(config, target=replace(config.target, connector=connector)), cluster)
     shop.note(Rebuild(0.0))
     return shop
@@ -144,8 +149,8 @@ def switch(config: Config) -> Outcome:
     [
         (switch, SECOND, FIRST | SECOND, Rebuild(0.0), 2),
         (rebuild.rollback, FIRST, FIRST | SECOND, Rebuild(0.0), 2),
-        (rebuild.finish, SECOND, SECOND, None, 7),
-        (rebuild.cancel, FIRST, FIRST, Rebuild(0.0, canceled=True), 5),
+        (rebuild.finish, SECOND, SECOND, None, 9),
+        (rebuild.cancel, FIRST, FIRST, Rebuild(0.0, canceled=True), 7),
     ],
 )
 def test_each_step_killed_anywhere_is_completed_by_the_same_command(
@@ -259,6 +264,38 @@ def test_two_configs_that_cannot_be_generations_are_refused(shop: Shop, old: str
         with pytest.raises(ConfigError) as e:
             step(shop.config)
         assert str(e.value).startswith(sentence)
+
+
+def test_the_old_config_knows_the_new_copy_from_start_to_cancel_or_finish_and_then_has_no_checkpoints(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = load(shop.config.base / "products.yaml")
+    old = replace(old, target=replace(old.target, connector=shop.config.target.connector))
+    with ends(old) as (_, checkpoints):
+        claimed = checkpoints.claim(Owner("r", "h", 1, 0.0))
+        many = [Save("shard", f"s{n}", 0, encode(ShardState(None, None, whole=False, since=0.0))) for n in range(120)]
+        checkpoints.save(many)
+
+        def beside() -> list[str]:
+            tables = resolved(old).target.wanted(UNKNOWN_KEYS, own_ids=False)
+            return [index(table.beside) for table in tables if table.beside is not None]
+
+        shop.note(None)
+        assert beside() == []
+        monkeypatch.setattr(rebuild_by_alias, "check_alike", lambda *_: None)
+        monkeypatch.setattr(Engine, "check", lambda *_: [], raising=False)
+        monkeypatch.setattr(rebuild_by_alias, "complete_tables", lambda _: ())
+        rebuild.start(shop.config)
+        assert beside() == ["p-2", "l-2"]
+        rebuild.cancel(shop.config)
+        assert beside() == []
+        rebuild.start(shop.config)
+        shop.cluster.indices, shop.cluster.seen = FIRST | SECOND, set(SECOND)
+        outcome = rebuild.finish(shop.config)
+        assert [note.partition(" (")[0] for note in outcome.notes] == ["the checkpoints of products are emptied"]
+        assert [(e.kind, e.revision > claimed.revision) for e in checkpoints.read().entries] == [("owner", True)]
+        with pytest.raises(Fenced):
+            checkpoints.save([Save("shard", "late", 0, encode(ShardState(None, None, whole=False, since=0.0)))])
 
 
 def test_status_shows_both_copies_where_the_cluster_does_not_say_which_one_is_live(shop: Shop) -> None:
