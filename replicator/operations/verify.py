@@ -176,7 +176,7 @@ class Ends:
 
     @property
     def names_of_existence(self) -> Sequence[str]:
-        """The attributes that tell whether an item exists: its key, and what makes it a tombstone of another pipeline."""
+        """The attributes that tell whether an item exists: its key, and what marks tombstones of another pipeline."""
         marks = marks_of(self.target)
         return (*self.source.keys.names, *(() if marks is None else (marks.deleted,)))
 
