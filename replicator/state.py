@@ -155,7 +155,8 @@ class Slot:
     ``epoch``, ``stage``: of the pipeline, as the worker knows them: it has no batch of an earlier one any more.
     ``in_doubt``: seconds for which requests of the worker may still be applied, stored before any delete relies on a
     tombstone because of them. ``begun``: how often the worker's in-doubt window was opened or extended, by its own
-    count. ``lingers``: as in PipelineState, of the slot's worker.
+    count. ``lingers``: as in PipelineState, of the slot's worker. ``retried``: the number of notes of retries included
+    in these. ``worker``: ``Owner.run`` of the worker that stored this, before it wrote anything under its claim.
     """
 
     epoch: int
@@ -163,6 +164,8 @@ class Slot:
     in_doubt: float = 0.0
     lingers: float | None = LONGEST_IN_DOUBT
     begun: int = 0
+    retried: int = 0
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)

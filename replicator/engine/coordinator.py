@@ -33,6 +33,7 @@ from replicator.state import (
     PipelineState,
     ResyncRequest,
     ShardState,
+    Slot,
     decode,
 )
 from replicator.target.contract import Unguarded
@@ -66,7 +67,7 @@ class Coordinator(Driver):
         super().__init__(context, owner, environment)
         self._cleanup.may_purge = self._may_purge
         self._cleanup.forgotten = self._forgotten
-        self._lingers = self._lingering()
+        self._renewed = Slot(0, "", lingers=self._lingering(), retried=self.pipeline.view.retries.all)
 
     @property
     def revision(self) -> int:
@@ -81,9 +82,9 @@ class Coordinator(Driver):
         return checkpoints.claim_slot(owner, COORDINATOR, self._run_revision)
 
     def _lingering(self) -> float | None:
-        """How long writes of earlier runs may still be applied: what each worker's window begins with."""
+        """How long writes of earlier runs, and of commands, may be applied: what each worker's window begins with."""
         state, slots = self.pipeline.view.pipeline, self.pipeline.view.slots.values()
-        if state is None:
+        if state is None or state.retried != self.pipeline.view.retries.all:
             return LONGEST_IN_DOUBT
         return max((s for s in (state.lingers, *(slot.lingers for slot in slots)) if s is not None), default=None)
 
@@ -163,7 +164,7 @@ class Coordinator(Driver):
         self._refresh()
         self._give()
         if self.is_new_run:
-            self.pipeline.renew_slots(self._lingers, self._now())
+            self.pipeline.renew_slots(self._renewed, self._now())
             self.pipeline.note_run(COORDINATOR, self._run_revision)
         super()._tables_opened()
 

@@ -269,7 +269,7 @@ class Delivery:
         if self._in_doubt is not None and found.retries != before.retries:
             epoch = self._pipeline.epoch
             self._in_doubt.begin(earlier=found.retries.before(epoch) != before.retries.before(epoch))
-        if self._in_doubt is not None and (found.repairing or before.repairing):
+        if self._in_doubt is not None and (found.repair is not None or before.repair is not None):
             self._in_doubt.begin()  # its inserts may be applied late: deletes leave tombstones, which are purged later
         self._pipeline.know(found, entries or ())
 

@@ -27,6 +27,7 @@ from replicator.engine.parked_limits import ParkedWatch
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import stages
+from replicator.pipeline.coordination import Claimant, window_of_claim
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.scan import ReadBudget
 from replicator.source.table import SourceTable, find_table
@@ -206,6 +207,7 @@ class SlotRun:
             ignore_expired=context.config.ttl_deletes == "ignore",
             marks=marks_of(context.target),
             slot=post.slot,
+            worker=owner.run,
             now=now(),
         )
         if not _has_begun(pipeline.state):
@@ -228,16 +230,12 @@ class SlotRun:
         log.info("slot claimed", extra={"slot": self._post.slot, "stage": state.stage, "epoch": state.epoch})
 
     def _take_over_window(self, lingers: float | None) -> None:
-        """Reopen the in-doubt window: of the slot's last worker, and of the workers that had its shards' parents."""
+        """Open the in-doubt window for as long as writes of this or another worker, or of a command, are in doubt."""
         assert self._in_doubt is not None
-        slot = self.pipeline.view.slots.get(self._post.slot)
-        of_slot = slot.lingers if slot is not None else LONGEST_IN_DOUBT
-        if lingers is not None and math.isnan(lingers):
-            lingers = of_slot
-        renewed = of_slot if slot is None or slot.epoch == 0 else None  # by a run's first coordinator, for all slots
-        for seconds in (lingers, renewed, self.pipeline.inherited_window()):
-            if seconds:
-                self._in_doubt.begin(seconds)
+        view = self.pipeline.view
+        claimant = Claimant(self._post.slot, self._owner.run, lingers, view.retries.all)
+        if seconds := window_of_claim(claimant, self._state, view.slots):
+            self._in_doubt.begin(seconds)
 
     def learn(self, entries: Sequence[Entry]) -> None:
         """New shards of this slot. What earlier workers parked of their items is known before they are read.

@@ -7,6 +7,7 @@ when they end is the engine's.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -98,6 +99,48 @@ def inherited_window(child: ShardState, shards: Mapping[str, ShardState], slots:
     if not parent.slot:
         return 0.0  # a run in one process ended it; where that was killed, the workers began with a window
     return slots[parent.slot].in_doubt if parent.slot in slots else LONGEST_IN_DOUBT
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """A worker that claims ``slot``. ``run``: its ``Owner.run``. ``retried``: notes of retries by now.
+
+    ``lingers``: for how many seconds its writes under an earlier claim are in doubt; NaN if that is unknown.
+    """
+
+    slot: str
+    run: str
+    lingers: float | None
+    retried: int
+
+
+def window_of_claim(claimant: Claimant, pipeline: PipelineState, slots: Mapping[str, Slot]) -> float:
+    """For how many seconds the deletes of a worker that claims its slot must leave tombstones.
+
+    That is as long as writes may still be applied of itself, of the slot's last worker if that was another one, of
+    commands and, once the scan is over, of any other worker, which may have scanned the deleted item. Before that, all
+    deletes leave tombstones. The scan is over only when such writes are answered or stored as in doubt, and every
+    worker claims its slot after that, so what is stored is enough.
+    """
+    slot = slots.get(claimant.slot)
+    if slot is None or slot.retried != claimant.retried:
+        return LONGEST_IN_DOUBT
+    found = [] if stages.remembers_deletes(pipeline) else _in_doubt_elsewhere(claimant.slot, pipeline, slots)
+    if math.isnan(claimant.lingers or 0.0) or slot.worker != claimant.run:
+        return max([slot.lingers or 0.0, *found])
+    return max([claimant.lingers or 0.0, *found])
+
+
+def _in_doubt_elsewhere(claimed: str, pipeline: PipelineState, slots: Mapping[str, Slot]) -> list[float]:
+    others = [slot for id, slot in slots.items() if id not in (claimed, COORDINATOR)]
+    return [_left_in_doubt(slot, pipeline) for slot in others]
+
+
+def _left_in_doubt(slot: Slot, pipeline: PipelineState) -> float:
+    """Of a slot that was taken away in an earlier epoch, and has had no worker since, nothing newer is known."""
+    if slot.epoch == 0:  # its worker has not begun in this run
+        return slot.lingers or 0.0
+    return slot.in_doubt if slot.epoch == pipeline.epoch else LONGEST_IN_DOUBT
 
 
 def writers(entries: Iterable[Entry]) -> frozenset[str]:

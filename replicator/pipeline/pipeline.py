@@ -29,7 +29,7 @@ from replicator.pipeline.advance import scanned, streamed
 from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.checkpoint_view import CheckpointView, Undo
 from replicator.pipeline.compaction import BatchContext, Refused
-from replicator.pipeline.coordination import Workers, inherited_window, taking_away
+from replicator.pipeline.coordination import COORDINATOR, Workers, inherited_window, taking_away
 from replicator.pipeline.discovery import Discovery, News
 from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems
 from replicator.state import (
@@ -73,9 +73,10 @@ class Pipeline:
 
     ``pages``: the buffer that the fetcher fills and batches are cut from. ``parked``: see ``parked.known``. ``marks``:
     of the opposite pipeline, if there is one. ``slot``: the part of the shards and segments that this worker claimed
-    (``Slotted.claim_slot``); "" for a run that has all of them. A worker knows the other slots' shards as they were
-    stored when it claimed its own, and is told of later ones (``learn``). Listings, epochs and stages are not its work.
-    ``workers``: of the coordinator of a run that has several: it lists and decides, and reads no shard or segment.
+    (``Slotted.claim_slot``); "" for a run that has all of them. ``worker``: its ``Owner.run``. A worker knows the other
+    slots' shards as they were stored when it claimed its own, and is told of later ones (``learn``). Listings, epochs
+    and stages are not its work. ``workers``: of the coordinator of a run that has several: it lists and decides, and
+    reads no shard or segment.
     Not thread-safe.
     """
 
@@ -89,11 +90,12 @@ class Pipeline:
         ignore_expired: bool = False,
         marks: Marks | None = None,
         slot: str = "",
+        worker: str = "",
         workers: Workers | None = None,
         now: float = math.inf,
     ) -> None:
         self.mapping = mapping
-        self.slot = slot
+        self.slot, self.worker = slot, worker
         self.workers = workers
         self.acknowledged: int | None = None  # Slot.begun, as stored by this worker
         self.marks = marks
@@ -194,7 +196,9 @@ class Pipeline:
         first time, so that a slot is known to be idle, or to have a worker that says what it has sent.
         """
         assert self.state is not None
-        self._pending.append(("slot", self.slot, Slot(self.state.epoch, self.state.stage, in_doubt, lingers, begun)))
+        retried, worker = self.parked.retries.all, self.worker
+        slot = Slot(self.state.epoch, self.state.stage, in_doubt, lingers, begun, retried, worker)
+        self._pending.append(("slot", self.slot, slot))
 
     def learn(self, entries: Iterable[Entry]) -> None:
         """Entries as a coordinator has stored them: shards that it gave to this slot, their parents in other slots, and
@@ -221,10 +225,10 @@ class Pipeline:
         shards = {e.id: decode("shard", e.id, e.text) for e in entries if e.kind == "shard" and not self._has(e.id)}
         return any(isinstance(state, ShardState) and state.slot == self.slot for state in shards.values())
 
-    def inherited_window(self, shards: Iterable[str] | None = None) -> float:
+    def inherited_window(self, shards: Iterable[str]) -> float:
         """Seconds for which writes of the workers that had the parents of this slot's ``shards`` may be applied."""
         states = self.view.shards
-        own = [id for id in (states if shards is None else shards) if self._has(id) and not states[id].ended]
+        own = [id for id in shards if self._has(id) and not states[id].ended]
         return max((inherited_window(states[id], states, self.view.slots) for id in own), default=0.0)
 
     def end_slots(self, slots: Mapping[str, Slot]) -> None:
@@ -238,14 +242,16 @@ class Pipeline:
         self._pending += [("shard", id, state) for id, state in shards.items()]
         self._pending += [("segment", id, state) for id, state in segments.items()]
 
-    def renew_slots(self, lingers: float | None, now: float) -> None:
+    def renew_slots(self, renewed: Slot, now: float) -> None:
         """Take the slots away with the next batch, and store what in-doubt window their workers must begin with: each
-        may have got shards of others.
+        may have got shards of others. Windows of slots that are no longer used are included in it.
         """
         assert self.workers is not None
-        owner = replace(self.workers.coordinator, run="", started=now)
-        self._pending += [("slot", slot, Slot(0, "", lingers=lingers)) for slot in self.workers.slots]
-        self._pending += [("owner", slot, owner) for slot in self.workers.slots]
+        owner, used = replace(self.workers.coordinator, run="", started=now), self.workers.slots
+        self._pending += [("slot", slot, renewed) for slot in used]
+        self._pending += [("owner", slot, owner) for slot in used]
+        stored = self.view.slots.items()
+        self.end_slots({id: s for id, s in stored if id not in (*used, COORDINATOR) and s.lingers is not None})
 
     def note_run(self, coordinator: str, revision: int) -> None:
         """Store with the next batch that a ``coordinator`` of the run with this revision has given everything."""

@@ -25,10 +25,21 @@ from replicator.operations.verify import Ends
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.parked import item_of, version_in
 from replicator.pipeline.progress import Progress, progress
-from replicator.state import LONGEST_IN_DOUBT, Gap, Heartbeat, ResyncRequest, Save, Slot, decode, encode
+from replicator.state import (
+    LONGEST_IN_DOUBT,
+    Gap,
+    Heartbeat,
+    Repair,
+    ResyncRequest,
+    Retried,
+    Save,
+    Slot,
+    decode,
+    encode,
+)
 from replicator.target.contract import Table
 from replicator.testing.memory import MemoryCheckpoints
-from replicator.testing.memory_index import MemoryIndex
+from replicator.testing.memory_index import MemoryIndex, Request
 from replicator.verification.differences import Finding
 from replicator.verification.examiner import Examiner, Floor
 from replicator.verification.verifier import Verifier
@@ -475,6 +486,133 @@ def test_a_run_begins_with_the_in_doubt_window_that_another_engines_killed_run_l
     cluster.start()
     cluster.rounds(3)
     assert min(slot_of(cluster, slot).in_doubt for slot in cluster.slots) > 0.0
+
+
+def test_a_command_that_wrote_while_no_worker_was_there_is_in_doubt_for_all_of_them() -> None:
+    cluster = Cluster(index=True, slots=2)
+    cluster.start()
+    cluster.settle()
+    cluster.outlive_doubt()
+    cluster.stop()
+    cluster.start()
+    cluster.rounds(5)
+    assert not any(in_doubt(cluster).values())
+    cluster.stop()
+    retried = Save("retried", str(FIRST_EPOCH), 0, encode(Retried(version(FIRST_EPOCH, 1))))
+    MemoryCheckpoints(cluster.database).save([retried])
+    cluster.start()
+    cluster.rounds(5)
+    assert all(in_doubt(cluster).values())
+
+
+def test_the_last_inserts_of_a_repair_that_has_ended_are_in_doubt_for_the_next_run() -> None:
+    cluster = Cluster(index=True, slots=2)
+    cluster.start()
+    cluster.settle()
+    cluster.outlive_doubt()
+    cluster.stop()
+    MemoryCheckpoints(cluster.database).save([Save("repair", "", 0, encode(Repair("of a command", ended=True)))])
+    cluster.start()
+    cluster.workers = {slot: cluster.worker(slot) for slot in cluster.slots}
+    for worker in cluster.workers.values():
+        worker.step()
+    assert all(in_doubt(cluster).values())
+
+
+class Lossy(MemoryIndex):
+    """Loses requests: those of the next batch that ``loses`` chooses get no response, and are applied later."""
+
+    loses: str | None = None  # the beginning of the batch's source
+    dies = False  # the worker that sends it is killed
+    lost: Sequence[Request] = ()
+
+    def write(self, batch: Batch) -> Outcome:
+        sent = [part for part in batch.parts if part.writes and type(self).loses]
+        if not any(part.source.startswith(type(self).loses or "") for part in sent):
+            return super().write(batch)
+        type(self).loses, type(self).lost = None, self.requests(batch)
+        if type(self).dies:
+            raise Killed
+        self.in_doubt.begin()
+        raise TransientError("no response")
+
+
+def in_doubt(cluster: Cluster) -> Mapping[str, bool]:
+    """Which workers' deletes leave tombstones."""
+    held = {slot: worker._held for slot, worker in cluster.workers.items()}
+    return {slot: run is not None and bool(run._in_doubt) for slot, run in held.items()}
+
+
+def deleted_before_a_late_request(cluster: Cluster, late: Request) -> None:
+    """The item is deleted, the engine forgets that, and the request arrives: it must change nothing."""
+    (key,) = late.write.id
+    cluster.delete(key)
+    cluster.settle()
+    assert late.write.id not in cluster.stored
+    cluster.clock.now += 100
+    assert not cluster.context().target.carry_out(late)  # type: ignore[attr-defined]
+    cluster.outlive_doubt()
+    assert cluster.stored == cluster.wanted
+    assert cluster.database.tombstones == {TABLE: {}}
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["response lost", "worker killed"])
+def test_a_scanned_page_that_is_applied_late_restores_no_item_that_another_worker_has_deleted(dies: bool) -> None:
+    class Losing(Lossy): ...
+
+    cluster = Cluster(index=True, slots=2, shards=1)
+    cluster.index_type = Losing
+    for n in range(6):
+        cluster.write(f"k{n}", n)
+    cluster.start()
+    cluster.settle()
+    cluster.outlive_doubt()
+    assert not any(in_doubt(cluster).values())
+    request(cluster, (("k1",), ("k2",)))
+    Losing.loses, Losing.dies = "segment", dies
+    while not Losing.lost:
+        step(cluster)
+    cluster.settle()
+    assert all(in_doubt(cluster).values()), "also of the worker that has the stream"
+    deleted_before_a_late_request(cluster, Losing.lost[0])
+
+
+def test_a_worker_that_was_replaced_and_goes_on_leaves_tombstones_because_of_what_its_replacement_has_sent() -> None:
+    """The coordinator has taken the slot away from the replacement, which is gone, so that both may claim it."""
+
+    class Losing(Lossy):
+        dies = True
+
+    cluster = Cluster(index=True, slots=1, shards=1)
+    cluster.index_type = Losing
+    cluster.start()
+    cluster.settle()
+    cluster.outlive_doubt()
+    first = cluster.workers.pop("0")
+    cluster.workers["0"] = cluster.worker("0")
+    cluster.rounds(5)
+    cluster.outlive_doubt()
+    Losing.loses = "shard"
+    cluster.write("x", 5)
+    while not Losing.lost:
+        step(cluster)
+    cluster.workers.clear()
+    request(cluster, (("k1",),))
+    cluster.rounds(100)
+    cluster.workers["0"] = first
+    cluster.settle()
+    deleted_before_a_late_request(cluster, Losing.lost[0])
+
+
+def step(cluster: Cluster) -> None:
+    """A round in which workers may be killed and replaced."""
+    cluster.clock.now += 0.05
+    cluster.running.step()
+    for slot, worker in list(cluster.workers.items()):
+        try:
+            worker.step()
+        except Killed:
+            cluster.workers[slot] = cluster.worker(slot)
 
 
 # What is refused

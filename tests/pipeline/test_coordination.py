@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from replicator.pipeline import coordination, stages
+from replicator.pipeline.coordination import Claimant
 from replicator.state import (
     LONGEST_IN_DOUBT,
     Entry,
@@ -69,6 +71,50 @@ def test_a_child_in_its_parents_slot_inherits_nothing() -> None:
     """The worker knows itself what it has sent."""
     shards = {"p": replace(OPEN, slot="0", ended=True), "c": ShardState("p", "10", whole=True, since=NOW)}
     assert coordination.give_shards(shards, {}, {"0": replace(KNOWS, in_doubt=200.0)})["c"].window == 0.0
+
+
+MINE = replace(KNOWS, worker="me")
+ME = Claimant("0", "me", lingers=None, retried=0)
+
+
+@pytest.mark.parametrize(
+    ("me", "mine", "other", "stage", "window"),
+    [
+        (ME, MINE, KNOWS, stages.PURGING, 0.0),
+        (ME, MINE, replace(KNOWS, in_doubt=200.0), stages.PURGING, 200.0),
+        (ME, MINE, replace(KNOWS, in_doubt=200.0), stages.FOLLOWING, 200.0),
+        (ME, MINE, replace(KNOWS, in_doubt=200.0), stages.SCANNING, 0.0),
+        (ME, MINE, replace(KNOWS, epoch=FIRST_EPOCH - 1), stages.PURGING, LONGEST_IN_DOUBT),
+        (ME, MINE, Slot(0, "", lingers=90.0), stages.PURGING, 90.0),
+        (replace(ME, lingers=50.0), MINE, KNOWS, stages.PURGING, 50.0),
+        (replace(ME, lingers=math.nan), MINE, KNOWS, stages.PURGING, LONGEST_IN_DOUBT),
+        (ME, replace(MINE, worker="another"), KNOWS, stages.PURGING, LONGEST_IN_DOUBT),
+        (ME, replace(MINE, worker="another", lingers=20.0), KNOWS, stages.PURGING, 20.0),
+        (ME, Slot(0, "", lingers=None), KNOWS, stages.PURGING, 0.0),
+        (replace(ME, retried=1), MINE, KNOWS, stages.PURGING, LONGEST_IN_DOUBT),
+        (ME, None, KNOWS, stages.PURGING, LONGEST_IN_DOUBT),
+    ],
+    ids=[
+        "nothing is in doubt",
+        "another worker, which may have scanned",
+        "still after the purge",
+        "during the scan all deletes leave tombstones",
+        "another worker that was away for a whole scan",
+        "another worker that has not begun in this run",
+        "it has sent something itself",
+        "it does not know what it has sent",
+        "another worker had the slot meanwhile, and was killed",
+        "another worker had the slot meanwhile, and said how long",
+        "the first worker of a run after one in good order",
+        "a command has retried a change",
+        "the slot is unknown",
+    ],
+)
+def test_a_worker_that_claims_its_slot_leaves_tombstones_while_older_writes_may_be_applied(
+    me: Claimant, mine: Slot | None, other: Slot, stage: str, window: float
+) -> None:
+    slots = {"1": other, coordination.COORDINATOR: Slot(0, "")} | ({} if mine is None else {"0": mine})
+    assert coordination.window_of_claim(me, replace(PIPELINE, stage=stage), slots) == window
 
 
 def test_segments_are_spread_over_the_slots_and_stay_where_they_are() -> None:

@@ -42,9 +42,10 @@ def request_items(world: Universe, act: Act) -> None:
         {(f"k{chance.randrange(world.scenario.keys)}",) for _ in range(1 + act.pick(2 * world.scenario.keys))}
     )
     noted = _note(world, ResyncRequest(world.clock.now, startup.digest(found), keys=tuple(keys)))
-    if noted and not world.scenario.keeps_expired:
+    if noted is not None and not world.scenario.keeps_expired:
+        swept = noted.whole  # by an epoch that may have begun already
         for key in keys:
-            _change_by_hand(world, key, chance.random(), version(found.state.complete, 0))
+            _change_by_hand(world, key, chance.random(), version(found.state.complete, 0) - swept)
 
 
 def _change_by_hand(world: Universe, id: DocumentId, luck: float, oldest: int) -> None:
@@ -85,13 +86,14 @@ def _startup(world: Universe, allowed: Allowed) -> StartupState | None:
     return None
 
 
-def _note(world: Universe, request: ResyncRequest) -> bool:
-    """Whether the command accepts the request, which it does not while one for another config is pending."""
+def _note(world: Universe, request: ResyncRequest) -> ResyncRequest | None:
+    """What is requested then; None if the command refuses it, as it does while one for another config is pending."""
     earlier = CheckpointView(MemoryCheckpoints(world.database).read()).request
     with suppress(ConfigError):
-        _save(world, request.joined(earlier))
-        return True
-    return False
+        joined = request.joined(earlier)
+        _save(world, joined)
+        return joined
+    return None
 
 
 def _save(world: Universe, request: ResyncRequest) -> None:

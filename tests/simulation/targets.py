@@ -266,10 +266,9 @@ class UnreliableIndex(Columned, MemoryIndex):
             if universe.dies_here("request"):
                 self._float(sent[n:])
                 raise Killed
-            if universe.take("lost") or universe.take("late") or universe.take("leak"):
+            if self._is_lost(request):
                 lost = True
                 self.acknowledged.lost.add(place(request.write))
-                self._float([request])
             else:
                 self.answered(request, applied=self.carry_out(request))
         universe.effect("stored")
@@ -280,6 +279,17 @@ class UnreliableIndex(Columned, MemoryIndex):
         if late and not self.refused(batch):
             raise Unfinished("the batch takes long")
         return self.tells(self.outcome(batch))
+
+    def _is_lost(self, request: Request) -> bool:
+        """Whether the request gets no response. Perhaps it is applied, now or later."""
+        universe = self._universe
+        if request.source.startswith("segment:") and universe.take("page"):
+            universe.holds(request.write.item[0], partial(self.carry_out, request))
+            return True
+        lost = universe.take("lost") or universe.take("late") or universe.take("leak")
+        if lost:
+            self._float([request])
+        return lost
 
     def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
         return self._repaired(table, writes, super()._replaced)

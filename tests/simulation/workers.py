@@ -12,7 +12,7 @@ import contextlib
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,9 @@ from replicator.engine.coordinator import Coordinator
 from replicator.engine.startup import Allowed
 from replicator.engine.worker import CLAIM_INTERVAL, Post, Worker
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
+from replicator.pipeline import stages
 from replicator.pipeline.progress import Progress
-from replicator.state import Entry, Owner
+from replicator.state import Entry, Owner, decode_pipeline
 from replicator.target.in_doubt import WINDOW
 from replicator.testing.dynamodb import AWS, LOCAL
 from tests.simulation import acts, deciding, plan, repairing, requests, runs, transactions, truth
@@ -34,7 +35,7 @@ from tests.simulation.process import Process
 from tests.simulation.scenario import Scenario
 from tests.simulation.schedule import SeededSteps
 from tests.simulation.simulate import sizes
-from tests.simulation.targets import Killed
+from tests.simulation.targets import LATEST, Killed, Late
 from tests.simulation.world import Universe
 
 MOST_SLOTS = 4
@@ -68,6 +69,9 @@ RATES: Mapping[str, float] = {
     "restart": 0.004,
     "pause": 0.003,
     "race": 0.002,
+    "page": 0.002,
+    "usurp": 0.001,
+    "outlive": 0.001,
     "regret": 0.003,
     "doze": 0.004,
     "request a resync": 0.0008,
@@ -137,6 +141,7 @@ class Swarm(Universe):
         self._plan: dict[int, list[Act]] = {}
         self.transactions = transactions.Lock()
         self.command: Process | None = None  # that a person has given
+        self.held: list[tuple[Late, str]] = []  # lost requests of scanned pages, with their items
         super().__init__(seed, scenario, (), trace)
         self.target = transactions.target_of(scenario)
         self.chance = random.Random(f"workers {seed}")
@@ -160,6 +165,8 @@ class Swarm(Universe):
         for act in self._plan.pop(self.step, ()):
             self.note("act", act.what, act.luck)
             ACTS[act.what](self, act)
+        if self.held:
+            self.let_go()
         if self.late:
             self.arrive()
         repairing.advance(self)
@@ -224,6 +231,22 @@ class Swarm(Universe):
         super().sees(batch)
         if self.scenario.index and self._races(batch, "segment:"):
             self.armed["leak"] = self.armed.get("leak", 0) + 1 + int(3 * self.random.random())
+
+    def holds(self, item: str, carry_out: Callable[[], object]) -> None:
+        """The response to a request of a scanned page is lost, and the request applied late: after the scan."""
+        self.held.append((Late(self.clock.now + LATEST, "target", carry_out), item))
+
+    def let_go(self) -> None:
+        """The stream alone is followed: the items are deleted, and the requests about them arrive after that."""
+        state = self.database.entries.get(("pipeline", ""))
+        if state is None or decode_pipeline(state[1]).stage != stages.FOLLOWING:
+            return
+        held, self.held = self.held, []
+        present = {str(item["pk"]) for item in self.source.items(self.TABLE)}
+        for late, item in held:
+            if item in present:
+                self.write(item, removes=True)
+            self.late.append(replace(late, at=min(late.at, self.clock.now + LATEST * self.random.random())))
 
     def inserts(self, batch: Batch) -> None:
         """The command may be stopped before that, and the items be deleted meanwhile."""
@@ -439,7 +462,7 @@ class Swarm(Universe):
                 self.move()
             self.calm()
             for n in range(PATIENCE):
-                if self.settled and not self.late:
+                if self.settled and not self.late and not self.held:
                     return
                 self.move()
                 if n % 150 == 149:
@@ -526,6 +549,30 @@ def regret(world: Swarm, act: Act) -> None:
     world.perishing = remove
 
 
+def usurp(world: Swarm, act: Act) -> None:
+    """A worker is stopped and replaced; the replacement is killed as it sends something, and its slot taken away."""
+    workers = [a for a in world.actors if a.lives and a.run == world.claimed is not None and a.slot is not None]
+    if not workers or world.fatal_items or len(world.actors) >= MOST_ACTORS:
+        return
+    first = workers[act.pick(len(workers))]
+    assert first.slot is not None
+    first.asleep = world.step + 2 * LONGEST_ABSENCE
+    world.start_worker(first.slot)
+    regret(world, act)
+    remove = world.perishing
+
+    def take_away() -> None:
+        remove()
+        requests.request_items(world, act)
+
+    world.perishing = take_away
+
+
+def outlive(world: Swarm, act: Act) -> None:
+    """No request that was sent before now can be applied any more."""
+    world.clock.now += act.between(WINDOW, 1.1 * WINDOW)
+
+
 def second_worker(world: Swarm, act: Act) -> None:
     """Another worker claims a slot whose worker lives, perhaps in the middle of a batch."""
     if world.claimed is not None and len(world.actors) < MOST_ACTORS:
@@ -565,8 +612,10 @@ ACTS: Mapping[str, Callable[[Swarm, Act], None]] = {
     **repairing.ACTS,
     **{what: deciding.ACTS[what] for what in PARKED},
     "retry slowly": retry_slowly,
-    **dict.fromkeys(("leak", "race", "doze"), acts.arm),
+    **dict.fromkeys(("leak", "race", "page", "doze"), acts.arm),
     "regret": regret,
+    "usurp": usurp,
+    "outlive": outlive,
     "disable": acts.disable,
     "enable": acts.enable,
     "kill worker": kill_worker,

@@ -137,6 +137,9 @@ class Universe:
         for part in batch.parts:
             self.used |= {(epoch_of(write.version), part.source.removeprefix("shard:")) for write in part.writes}
 
+    def holds(self, item: str, carry_out: Callable[[], object]) -> None:
+        """The response to a request of a scanned page is lost, and the request applied late."""
+
     def inserts(self, batch: Batch) -> None:
         """A command is about to insert what it found missing."""
 
