@@ -1,0 +1,212 @@
+"""Connections to one server, through the client's own: commands are written out here, many at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis import connection
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
+from redis.retry import Retry
+
+from connectors.redis.errors import ResponseLost, code_of, failure, unanswered
+from connectors.redis.options import RedisOptions
+from connectors.redis.scripts import Script
+from replicator.errors import NotAuthenticated, ReplicatorError, TransientError
+from replicator.options import split_url
+from replicator.target import in_doubt
+
+_client: Any = connection  # partly without types
+_SENT_AT_ONCE = 1 << 14  # bytes, after which it is asked whether the batch takes too long
+
+
+def packed(*arguments: bytes) -> bytes:
+    """A command in the server's protocol."""
+    return b"*%d\r\n" % len(arguments) + b"".join([b"$%d\r\n%b\r\n" % (len(text), text) for text in arguments])
+
+
+def call(script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
+    return packed(b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *arguments)
+
+
+def loading(script: Script) -> bytes:
+    return packed(b"SCRIPT", b"LOAD", script.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server is, and how to log in."""
+
+    options: RedisOptions
+
+    def __str__(self) -> str:
+        parts = split_url(self.options.url)
+        if parts.scheme == "unix":
+            return f"Redis at {parts.path}"
+        return f"Redis at {parts.hostname}:{parts.port or 6379}"
+
+    @property
+    def database(self) -> int:
+        parts = split_url(self.options.url)
+        return 0 if parts.scheme == "unix" else int(parts.path.strip("/") or 0)
+
+    def connection(self) -> Any:
+        options, parts = self.options, split_url(self.options.url)
+        password = options.password.get_secret_value() if options.password is not None else None
+        common: dict[str, Any] = {
+            "db": self.database,
+            "username": options.username,
+            "password": password,
+            "socket_timeout": options.timeout,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),  # the engine retries, in one place, and reports it
+        }
+        if parts.scheme == "unix":
+            return _client.UnixDomainSocketConnection(path=parts.path, **common)
+        common |= {"host": parts.hostname, "port": parts.port or 6379, "socket_connect_timeout": options.timeout}
+        if parts.scheme == "redis":
+            return _client.Connection(**common)
+        own = {"ssl_certfile": options.client_cert, "ssl_keyfile": options.client_key}
+        trust = {"ssl_ca_certs": options.ca_certs, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
+        return _client.SSLConnection(**common, **trust, **own)
+
+
+@dataclass(slots=True)
+class Sent:
+    """Commands that were sent; ``left``: how many responses are to come. ``unsent``: why some were not sent."""
+
+    left: int
+    unsent: ReplicatorError | None = None
+
+
+@dataclass(slots=True)
+class Server:
+    """One connection, opened at first use and again after a failure. ``opened``: how often."""
+
+    address: Address
+    opened: int = 0
+    run_id: str = ""
+    info: Mapping[str, str] = field(default_factory=dict)
+    _open: Any = None
+    _logged_in: bool = False
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+    def start(self, commands: Sequence[bytes], is_late: Callable[[], bool] = lambda: False) -> Sent:
+        """Send packed commands without waiting for responses. Those that were sent may be executed, now or later."""
+        try:
+            connection = self._connected()
+        except ReplicatorError as e:
+            return Sent(0, e)
+        count, some, size = 0, [], 0
+        for command in commands:
+            some.append(command)
+            size += len(command)
+            if size >= _SENT_AT_ONCE:
+                if is_late():
+                    return Sent(count, TransientError(in_doubt.TOO_LATE))
+                if (lost := self._transmit(connection, some)) is not None:
+                    return Sent(count + len(some), lost)
+                count, some, size = count + len(some), [], 0
+        if some and (lost := self._transmit(connection, some)) is not None:
+            return Sent(count + len(some), lost)
+        return Sent(count + len(some))
+
+    def _transmit(self, connection: Any, commands: Sequence[bytes]) -> ReplicatorError | None:
+        try:
+            connection.send_packed_command([b"".join(commands)], check_health=False)
+        except (RedisError, OSError) as e:
+            self.close()
+            return unanswered(e, str(self), sent=True)
+        return None
+
+    def is_ready(self) -> bool:
+        """Whether a response has begun to arrive, or the connection is gone."""
+        if self._open is None:
+            return True
+        try:
+            return bool(self._open.can_read(0))
+        except (RedisError, OSError):
+            return True
+
+    def receive(self) -> Any:
+        """The next response; ReplicatorError for an error. ResponseLost if there is none: none will follow then."""
+        if self._open is None:
+            raise ResponseLost(f"{self} closed the connection")
+        try:
+            return self._open.read_response(disconnect_on_error=False)
+        except (ResponseError, BusyLoadingError, AuthenticationError) as e:
+            raise failure(*code_of(e), str(self)) from e
+        except (RedisError, OSError) as e:
+            self.close()
+            raise unanswered(e, str(self), sent=True) from e
+
+    def ask(self, *commands: bytes) -> list[Any]:
+        """The responses to packed commands, in one round trip. The first error is raised."""
+        sent = self.start(commands)
+        responses: list[Any] = []
+        error = sent.unsent
+        for _ in range(sent.left if sent.unsent is None else 0):
+            try:
+                responses.append(self.receive())
+            except ReplicatorError as e:
+                error = error or e
+        if error is not None:
+            self.renew(error)
+            raise error
+        return responses
+
+    def run(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+        return self.ask(loading(script), call(script, keys, arguments))[1]
+
+    def renew(self, error: BaseException) -> None:
+        """Connect again after an error that another server behind the same address would not return."""
+        if isinstance(error, TransientError):
+            self.close()
+
+    def close(self) -> None:
+        connection, self._open = self._open, None
+        if connection is not None:
+            with contextlib.suppress(RedisError, OSError):
+                connection.disconnect()
+
+    def _connected(self) -> Any:
+        if self._open is not None:
+            return self._open
+        connection = self.address.connection()
+        try:
+            connection.connect()
+            connection.send_packed_command([packed(b"INFO")], check_health=False)
+            info = connection.read_response()
+        except (RedisError, OSError) as e:
+            connection.disconnect()
+            raise self._refused(unanswered(e, str(self), sent=False)) from e
+        self._open, self._logged_in = connection, True
+        self.opened += 1
+        self.info = _parsed(info)
+        self.run_id = self.info.get("run_id", "")
+        return connection
+
+    def _refused(self, error: ReplicatorError) -> ReplicatorError:
+        """A login that worked before is transient: its password is being rotated."""
+        if self._logged_in and isinstance(error, NotAuthenticated):
+            return TransientError(
+                f"{self} refuses the login. It was accepted before, so the password was probably changed: restart the "
+                "run with the new one"
+            )
+        return error
+
+
+def is_late_since(start: float) -> Callable[[], bool]:
+    return lambda: in_doubt.is_late(start, time.time())
+
+
+def _parsed(info: Any) -> Mapping[str, str]:
+    lines: Iterable[str] = bytes(info).decode(errors="replace").splitlines()
+    pairs = (line.partition(":") for line in lines if not line.startswith("#"))
+    return {name: value for name, _, value in pairs}

@@ -1,0 +1,93 @@
+"""Turns the server's errors into ours, by what to do about them."""
+
+from __future__ import annotations
+
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    MaxConnectionsError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeout
+
+from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
+
+_WAITS = {
+    "OOM": "is out of memory (maxmemory) and refuses writes; waiting until there is room. Give it more memory, or "
+    "remove what else is stored there",
+    "READONLY": "is a read-only replica now; waiting until it is, or its address leads to, the primary",
+    "LOADING": "is starting, and loads its data",
+    "BUSY": "is busy with a script or function; waiting until that ends, or is ended with SCRIPT KILL",
+    "MASTERDOWN": "is a replica without a connection to its primary",
+    "NOREPLICAS": "has fewer replicas than it needs to accept writes (min-replicas-to-write); waiting for them",
+    "MISCONF": "refuses writes because it cannot save its data to disk; waiting until it can. Its log says why",
+    "NOSCRIPT": "has just restarted or failed over, or its scripts were removed; sending them again",
+    "CLUSTERDOWN": "belongs to a cluster that is down",
+    "TRYAGAIN": "is moving keys to another node",
+}
+_CLUSTER = ("MOVED", "ASK", "CROSSSLOT")
+IN_CLUSTER = (
+    "is a node of a Redis Cluster, where this target cannot write: it needs all keys on one server. Name a server "
+    "without cluster mode"
+)
+_LOGIN = "Correct target.username and target.password"
+
+
+class ResponseLost(TransientError):
+    """The commands may have been executed, or may still be."""
+
+
+def code_of(error: RedisError) -> tuple[str, str]:
+    """The code of a server's error, and its text."""
+    code = getattr(error, "status_code", None)
+    text = str(error)
+    if code is None:
+        code = text.partition(" ")[0]
+        code = code if code.isupper() else "ERR"
+    return str(code), text
+
+
+def unanswered(error: RedisError | OSError, server: str, *, sent: bool) -> ReplicatorError:
+    """The error for a connection that failed. ``sent``: whether a command may have reached the server."""
+    if isinstance(error, AuthenticationError | BusyLoadingError | MaxConnectionsError):
+        return failure(*code_of(error), server)
+    if isinstance(error, ResponseError):
+        return failure(*code_of(error), server)
+    kind = ResponseLost if sent else TransientError
+    if isinstance(error, RedisTimeout):
+        return kind(f"{server} does not respond in time")
+    text = str(error).rstrip(".")
+    if isinstance(error, ConnectionError) and "max number of clients" in text:
+        return TransientError(f"{server} has as many clients as it may have (maxclients)")
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
+        return ConfigError(
+            f"{server} has a certificate that is not trusted: {text}. Set target.ca_certs to the authority that issued "
+            "it"
+        )
+    return kind(f"{server} cannot be reached: {text}" if not sent else f"{server} closed the connection: {text}")
+
+
+def failure(code: str, text: str, server: str) -> ReplicatorError:
+    """The error for a command that the server refused."""
+    if code in _WAITS:
+        return TransientError(f"{server} {_WAITS[code]}")
+    if code in _CLUSTER:
+        return ConfigError(f"{server} {IN_CLUSTER}")
+    if code in ("NOAUTH", "WRONGPASS") or "AUTH" in text or "invalid password" in text:
+        return NotAuthenticated(f"{server} refuses the login", "login", server, _LOGIN)
+    if code == "NOPERM":
+        advice = "Grant it to the user of the target; docs/targets/redis.md lists what it needs"
+        return NotPermitted(f"{server} does not permit what replicator does there: {_first(text)}", "", server, advice)
+    if code in ("WRONGTYPE", "FOREIGN"):
+        return ConfigError(
+            f"{server}: a key in which replicator keeps a version (replicator:{{…}}) was written by something else. "
+            "Nothing else may write to keys that begin with replicator:; remove those that are not strings of digits"
+        )
+    return ConfigError(f"{server} returned an error: {code} {_first(text)}")
+
+
+def _first(text: str) -> str:
+    """Without what may quote arguments."""
+    return text.partition("\n")[0][:200]

@@ -1,0 +1,126 @@
+"""What is noted in the database about each table, and what about the server rules it out as a target."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from connectors.redis.cleanup import pages
+from connectors.redis.connection import Server, packed
+from connectors.redis.errors import IN_CLUSTER
+from connectors.redis.layout import TABLES, Layout, overlapping
+from connectors.redis.scripts import NOTE, WRITE
+from replicator.errors import ConfigError
+from replicator.identity import Identity
+
+_OLDEST = (6, 2)  # SET with EXAT
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """``server``: the run id of the server when the last batch was stored; a new one after each restart."""
+
+    pipeline: str
+    epoch: int
+    id: str
+    server: str
+
+
+def read(server: Server, layouts: Sequence[Layout]) -> list[Note | None]:
+    commands = [packed(b"HMGET", layout.note, b"pipeline", b"epoch", b"id", b"server") for layout in layouts]
+    return [_note(fields) for fields in server.ask(*commands)]
+
+
+def _note(fields: Sequence[bytes | None]) -> Note | None:
+    pipeline, epoch, id, run = (None if field is None else field.decode() for field in fields)
+    return None if pipeline is None or epoch is None else Note(pipeline, int(epoch), id or "", run or "")
+
+
+def write(server: Server, layout: Layout, pipeline: str, epoch: int) -> None:
+    """Note the epoch, unless a later one is noted. ConfigError if another pipeline's note is there."""
+    new = uuid.uuid4().hex.encode()
+    arguments = [pipeline.encode(), b"%d" % epoch, new, server.run_id.encode(), layout.prefix]
+    owner = server.run(NOTE, [layout.note, TABLES], arguments).decode()
+    if owner != pipeline:
+        raise ConfigError(taken(layout, owner))
+
+
+def identity(server: Server, layout: Layout, note: Note | None, *, trusted: bool) -> Identity:
+    """A table whose server has restarted since the last batch is another one: its last writes may be missing.
+
+    Not if the server counted a batch after its restart: then it was found to have all earlier ones. ``trusted``: the
+    server loses nothing.
+    """
+    place = f"{layout.prefix.decode()}* in database {server.address.database} of {server}"
+    if note is None:
+        return Identity(place, known=False)
+    restarted = not trusted and note.server != server.run_id
+    return Identity(place, f"{note.id} after a restart {server.run_id}" if restarted else note.id)
+
+
+def taken(layout: Layout, owner: str) -> str:
+    return (
+        f"the keys {layout.prefix.decode()}* are written by the pipeline {owner}, according to {layout.note.decode()}; "
+        "two copies under the same keys would overwrite each other. If this config belongs to that pipeline, correct "
+        "its pipeline: key; if not, set another prefix under target.tables, or delete those keys and that one if the "
+        "other pipeline no longer exists"
+    )
+
+
+def server_problems(server: Server, layouts: Sequence[Layout]) -> Iterator[str]:
+    """Why this server cannot keep the guarantee. Connects."""
+    server.ask(packed(b"PING"))
+    info = server.info
+    version = info.get("redis_version", "0")
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST:
+        yield f"{server} has version {version}; this target needs Redis 6.2 or newer, or Valkey"
+    if info.get("cluster_enabled") == "1":
+        yield f"{server} {IN_CLUSTER}"
+    if info.get("role") == "slave":
+        yield f"{server} is a read-only replica; name its primary in target.url"
+    yield from eviction(server, info, layouts)
+
+
+def eviction(server: Server, info: Mapping[str, str], layouts: Sequence[Layout]) -> Iterator[str]:
+    """Why the server's policy may remove keys: a lost tombstone brings documents back, a lost document is missing."""
+    policy = info.get("maxmemory_policy", "noeviction")
+    expiring = any(layout.expires for layout in layouts)
+    if policy == "noeviction" or info.get("maxmemory") == "0" or (policy.startswith("volatile-") and not expiring):
+        return
+    yield (
+        f"{server} removes keys when its memory is full (maxmemory-policy {policy}), documents and tombstones "
+        "included, so the copy would lose documents and bring deleted ones back. Set maxmemory-policy to noeviction"
+        + ("" if expiring else ", or to a volatile- policy, which spares keys without expiry")
+    )
+
+
+def problems(server: Server, layouts: Sequence[Layout], pipeline: str) -> list[str]:
+    """Everything that rules these tables out. Changes nothing."""
+    found = list(server_problems(server, layouts))
+    if found:
+        return found
+    server.run(WRITE, [], [b"0", b"0"])  # whether it may be run
+    for layout, note in zip(layouts, read(server, layouts), strict=True):
+        if note is not None and note.pipeline != pipeline:
+            found.append(taken(layout, note.pipeline))
+        elif note is None and (other := next(_others(server, layout), None)) is not None:
+            found.append(
+                f"{server} has keys that begin with {layout.prefix.decode()} and that no pipeline is noted for (one of "
+                f"them: {other.decode(errors='replace')[:100]!r}); replicator would overwrite them. Delete them, or "
+                "set another prefix under target.tables"
+            )
+    (members,) = server.ask(packed(b"SMEMBERS", TABLES))
+    prefixes = [layout.prefix for layout in layouts]
+    for one, other in overlapping(prefixes, [*members, *prefixes]):
+        found.append(
+            f"the prefixes {one.decode()} and {other.decode()} of two tables overlap: keys of both could be the same. "
+            "Set another prefix under target.tables"
+        )
+    return found
+
+
+def _others(server: Server, layout: Layout) -> Iterator[bytes]:
+    for pattern in (layout.documents, layout.guards()):
+        for keys, _ in pages(server, pattern):
+            yield from keys

@@ -1,0 +1,111 @@
+"""Config of a Redis target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
+
+from replicator.options import AppliedDeletes, FileName, Options, is_loopback, split_url
+
+RESERVED = "replicator:"  # how replicator's own keys begin
+LONGEST_PREFIX = 256  # bytes
+
+
+def _prefix(prefix: str) -> str:
+    if not prefix or any(mark in prefix for mark in "{}") or not prefix.isprintable():
+        raise ValueError("must be the beginning of a key, without braces, which decide the slot of a key in a cluster")
+    if prefix.startswith(RESERVED) or RESERVED.startswith(prefix):
+        raise ValueError(f"must differ from {RESERVED}, with which replicator's own keys begin")
+    if len(prefix.encode()) > LONGEST_PREFIX:
+        raise ValueError(f"is longer than {LONGEST_PREFIX} bytes")
+    return prefix
+
+
+class RedisTable(Options):
+    """Options of one table: a group of keys with the same beginning."""
+
+    prefix: Annotated[str, AfterValidator(_prefix)] | None = Field(
+        default=None, description="how the keys of its documents begin, by default the table's name and a colon"
+    )
+    store: Literal["json", "hash"] = Field(
+        default="json", description="json: a string with the whole document; hash: a field for each attribute"
+    )
+    expires: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the document's field with the time, in seconds since 1970, at which Redis removes it",
+    )
+    deletes: AppliedDeletes = Field(default="apply", description="documents whose item is gone are removed")
+
+
+def _address(url: str) -> str:
+    parts = split_url(url)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("contains a login; put it under username and password, where it is kept secret")
+    host = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and _number(parts.path.strip("/"))
+    path = parts.scheme == "unix" and parts.path.startswith("/") and not parts.netloc
+    if not (host or path) or parts.query or parts.fragment or not _has_valid_port(url):
+        raise ValueError("must have the form rediss://host:6379, redis://127.0.0.1:6379/0 or unix:///path/to/socket")
+    return url
+
+
+def _number(text: str) -> bool:
+    return text == "" or (text.isascii() and text.isdigit())
+
+
+def _has_valid_port(url: str) -> bool:
+    try:
+        return split_url(url).port != 0
+    except ValueError:
+        return False
+
+
+def _file(path: str) -> str:
+    if not Path(path).is_file():
+        raise ValueError(f"must be a file, and there is none at {path}")
+    return path
+
+
+class RedisOptions(Options):
+    """Address, login and trust."""
+
+    insecure: bool = Field(default=False, description="allow redis:// (without TLS) to other hosts")
+    username: str | None = Field(default=None, description="user of the server's ACL; without it, the default user")
+    password: SecretStr | None = Field(default=None, description="the user's password")
+    ca_certs: Annotated[FileName, AfterValidator(_file)] | None = Field(
+        default=None, description="file with the certificate authorities to trust instead of the public ones"
+    )
+    client_cert: FileName | None = Field(
+        default=None, description="file with a certificate to present to the server (mutual TLS), with client_key"
+    )
+    client_key: FileName | None = Field(default=None, description="file with its private key, without a passphrase")
+    timeout: float = Field(default=20.0, ge=1, le=240, description="seconds to wait for a response")
+    trust_restarts: bool = Field(
+        default=False,
+        description="true: the server loses nothing that it acknowledged, so a restart between two runs is no gap",
+    )
+    url: Annotated[str, AfterValidator(_address)] = Field(
+        description="rediss://host:6379 (TLS), redis://127.0.0.1:6379/0 or unix:///path/to/socket"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _encrypted(cls, url: str, info: ValidationInfo) -> str:
+        parts = split_url(url)
+        if parts.scheme == "redis" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
+            raise ValueError(
+                "is redis:// to another host, so items would be sent unencrypted; use rediss://, or set insecure: true"
+            )
+        if parts.scheme != "rediss" and (info.data.get("ca_certs") or info.data.get("client_cert")):
+            raise ValueError("is without TLS, which ca_certs and client_cert are for; use rediss://")
+        return url
+
+    @model_validator(mode="after")
+    def _complete(self) -> RedisOptions:
+        if (self.client_cert is None) != (self.client_key is None):
+            raise ValueError("needs both client_cert and client_key")
+        if self.username is not None and self.password is None:
+            raise ValueError("needs password with username")
+        return self

@@ -1,0 +1,198 @@
+"""Lua that compares versions and writes in one step. One function touches the keys of one document only.
+
+Sent as a script (SCRIPT LOAD, EVALSHA) rather than as a function library (FUNCTION LOAD, FCALL): scripts exist in
+every version of Redis and Valkey and on managed services, are identified by their content, so two releases of
+replicator never replace each other's, and need no privilege beyond running them. A server forgets scripts when it
+restarts or fails over, so every pipeline begins with the scripts it uses, which costs less than finding out.
+
+A guard is the version, and one letter: none for a document, ``d`` for a tombstone, ``e`` for a document that expires
+and whose version counts even when it is gone. Versions have up to 19 digits, more than Lua's numbers hold: they are
+compared as text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    text: bytes
+    sha: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+        object.__setattr__(self, "sha", digest.encode())
+
+
+_COMMON = b"""
+local function older(one, other)
+  if #one ~= #other then return #one < #other end
+  return one < other
+end
+local function read(guard)
+  local found = redis.pcall('GET', guard)
+  if type(found) == 'table' then return nil, nil, found.err end
+  if not found then return nil, '' end
+  local version, mark = string.match(found, '^(%d+)([de]?)$')
+  if not version then return nil, nil, 'FOREIGN' end
+  return version, mark
+end
+local function store(document, hash, expires, first, last)
+  if hash then
+    redis.call('DEL', document)
+    for from = first, last, 1000 do
+      redis.call('HSET', document, unpack(ARGV, from, math.min(from + 999, last)))
+    end
+    if expires ~= '' then redis.call('EXPIREAT', document, expires) end
+  elseif expires ~= '' then
+    redis.call('SET', document, ARGV[first], 'EXAT', expires)
+  else
+    redis.call('SET', document, ARGV[first])
+  end
+end
+"""
+
+WRITE = Script(
+    _COMMON
+    + b"""
+-- KEYS: document and guard of each write. ARGV: whether to replace the same version, whether deletes and expiries are
+-- remembered; then for each write its version, what to do, the time of expiry, the number of values, the values.
+-- Returns for each write: 1 if applied; V and the version that is there; or E and an error.
+local same, keep, at, results = ARGV[1] == '1', ARGV[2] == '1', 3, {}
+local function apply(document, guard, version, what, expires, first, last)
+  local known, mark, problem = read(guard)
+  if problem then return 'E' .. problem end
+  if known and not (older(known, version) or (same and known == version)) then
+    if mark ~= '' or redis.call('EXISTS', document) == 1 then return 'V' .. known end
+  end
+  if what == 'delete' then
+    if keep then
+      local done = redis.pcall('SET', guard, version .. 'd')
+      if done.err then return 'E' .. done.err end
+    else
+      redis.call('DEL', guard)
+    end
+    redis.call('DEL', document)
+    return 1
+  end
+  local done
+  if expires == '' then
+    done = redis.pcall('SET', guard, version)
+  elseif keep then
+    done = redis.pcall('SET', guard, version .. 'e')
+  else
+    done = redis.pcall('SET', guard, version .. 'e', 'EXAT', expires)
+  end
+  if done.err then return 'E' .. done.err end
+  store(document, what == 'hash', expires, first, last)
+  return 1
+end
+for i = 1, #KEYS, 2 do
+  local last = at + 3 + tonumber(ARGV[at + 3])
+  results[#results + 1] = apply(KEYS[i], KEYS[i + 1], ARGV[at], ARGV[at + 1], ARGV[at + 2], at + 4, last)
+  at = last + 1
+end
+return results
+"""
+)
+
+REPAIR = Script(
+    _COMMON
+    + b"""
+-- KEYS: document and guard. ARGV: the version that must be there, what to do, time of expiry, values. Returns 1 if so.
+local known, mark = read(KEYS[2])
+if known ~= ARGV[1] or mark == 'd' or redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if ARGV[2] == 'delete' then
+  redis.call('SET', KEYS[2], known .. 'd')
+  redis.call('DEL', KEYS[1])
+  return 1
+end
+if ARGV[3] == '' then
+  redis.call('SET', KEYS[2], known)
+else
+  redis.call('SET', KEYS[2], known .. 'e')
+end
+store(KEYS[1], ARGV[2] == 'hash', ARGV[3], 4, #ARGV)
+return 1
+"""
+)
+
+SWEEP = Script(
+    _COMMON
+    + b"""
+-- KEYS: document and guard of each. ARGV: a version. Replaces older documents by tombstones; returns how many.
+local count = 0
+for i = 1, #KEYS, 2 do
+  local known, mark = read(KEYS[i + 1])
+  if known and mark ~= 'd' and older(known, ARGV[1]) then
+    redis.call('SET', KEYS[i + 1], ARGV[1] .. 'd')
+    redis.call('DEL', KEYS[i])
+    count = count + 1
+  end
+end
+return count
+"""
+)
+
+FORGET = Script(
+    b"""
+-- KEYS: document and guard of each. ARGV: what each guard was. Removes tombstones that are unchanged; returns how many.
+local count = 0
+for i = 1, #KEYS, 2 do
+  if redis.call('GET', KEYS[i + 1]) == ARGV[(i + 1) / 2] and redis.call('EXISTS', KEYS[i]) == 0 then
+    count = count + redis.call('DEL', KEYS[i + 1])
+  end
+end
+return count
+"""
+)
+
+READ = Script(
+    b"""
+-- KEYS: document and guard of each. ARGV: what to read of documents. Returns for each the guard, and what was read.
+local results = {}
+for i = 1, #KEYS, 2 do
+  local guard, document = redis.pcall('GET', KEYS[i + 1]), false
+  if type(guard) == 'table' then guard = false end
+  if ARGV[1] == 'EXISTS' then
+    document = redis.call('EXISTS', KEYS[i]) == 1 and '' or false
+  elseif redis.call('EXISTS', KEYS[i]) == 1 then
+    document = redis.pcall(ARGV[1], KEYS[i])
+    if type(document) == 'table' and document.err then document = 'E' end
+  end
+  results[#results + 1] = {guard, document}
+end
+return results
+"""
+)
+
+NOTE = Script(
+    b"""
+-- KEYS: a table's note, the set of all prefixes. ARGV: pipeline, epoch, new id, server, prefix. Returns the pipeline.
+local pipeline = redis.call('HGET', KEYS[1], 'pipeline')
+if pipeline and pipeline ~= ARGV[1] then return pipeline end
+local epoch = tonumber(redis.call('HGET', KEYS[1], 'epoch') or '0')
+if epoch < tonumber(ARGV[2]) then redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'epoch', ARGV[2]) end
+redis.call('HSETNX', KEYS[1], 'id', ARGV[3])
+redis.call('HSET', KEYS[1], 'server', ARGV[4])
+redis.call('SADD', KEYS[2], ARGV[5])
+return ARGV[1]
+"""
+)
+
+MARK = Script(
+    b"""
+-- KEYS: a table's note. ARGV: its id, the number of batches that are certainly stored, the server. Counts a batch, and
+-- returns how many there are: 0 if batches are missing, and then the table is no longer the one it was.
+local id, batches = redis.call('HGET', KEYS[1], 'id'), tonumber(redis.call('HGET', KEYS[1], 'batches') or '0')
+if id ~= ARGV[1] then return 0 end
+if batches < tonumber(ARGV[2]) then
+  redis.call('HSET', KEYS[1], 'id', id .. ' incomplete')
+  return 0
+end
+redis.call('HSET', KEYS[1], 'batches', batches + 1, 'server', ARGV[3])
+return batches + 1
+"""
+)

@@ -1,0 +1,24 @@
+"""One server for all tests of this connector, emptied before each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from replicator.testing.servers.programs import ServerMissing
+from tests.servers.redis import RedisServer
+from tests.servers.starting import started
+
+
+@pytest.fixture(scope="session")
+def one_server() -> Iterator[RedisServer]:
+    """It keeps all it acknowledged, also when it is killed."""
+    yield from started("Redis", lambda: RedisServer("--appendonly", "yes", "--appendfsync", "always"), ServerMissing)
+
+
+@pytest.fixture
+def server(one_server: RedisServer) -> RedisServer:
+    with one_server.client() as client:
+        client.flushall()
+    return one_server

@@ -1,0 +1,38 @@
+"""A Redis target, read with a plain client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+from urllib.parse import unquote
+
+from replicator.batch import DocumentId
+from replicator.target.contract import Table
+from tests.servers.redis import RedisServer
+
+
+def options(server: RedisServer, **more: Any) -> dict[str, Any]:
+    """The target's part of a config."""
+    return {"type": "redis", "url": server.url, **more}
+
+
+def documents(server: RedisServer, table: Table) -> Mapping[DocumentId, Any]:
+    """What readers see under the table's prefix: each key is a document's."""
+    prefix, parts = f"{table.name}:", len(table.keys.attributes)
+    found: dict[DocumentId, Any] = {}
+    with server.client() as client:
+        keys: list[bytes] = client.keys(f"{prefix}*")
+        values: list[Any] = client.mget(keys) if keys else []
+    for key, value in zip(keys, values, strict=True):
+        text = key.decode()[len(prefix) :]
+        id = tuple(map(unquote, text.split(":", parts - 1)))
+        found[id] = json.loads(value, parse_float=Decimal, parse_int=Decimal)
+    return found
+
+
+def keys(server: RedisServer) -> list[str]:
+    with server.client() as client:
+        found: list[bytes] = client.keys("*")
+    return sorted(key.decode() for key in found)

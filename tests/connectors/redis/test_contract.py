@@ -1,0 +1,78 @@
+"""The target contract on a real Redis, read with a plain client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import pytest
+
+from replicator.target.contract import Table
+from replicator.testing.contract import TargetContract, table
+from replicator.testing.contract.kit import built
+from replicator.testing.contract.late_writes import Proxied
+from replicator.testing.contract.moves import Remade
+from replicator.testing.proxy import Proxy
+from replicator.version import FIRST_EPOCH
+from tests.connectors.redis import redis_kit as kit
+from tests.servers.redis import RedisServer
+
+
+class TestOnRedis(TargetContract):
+    many = 6000
+
+    @pytest.fixture
+    def config(self, server: RedisServer) -> Mapping[str, Any]:
+        return kit.options(server)
+
+    @pytest.fixture
+    def unreachable(self) -> Mapping[str, Any]:
+        return {"type": "redis", "url": "redis://127.0.0.1:1"}
+
+    @pytest.fixture
+    def stored(self, server: RedisServer) -> Callable[[Table], Any]:
+        return partial(kit.documents, server)
+
+    @pytest.fixture
+    def sever(self, server: RedisServer) -> Callable[[], None]:
+        def cut() -> None:
+            with server.client() as client:
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+
+        return cut
+
+    @pytest.fixture
+    def restart(self, server: RedisServer) -> Callable[[], None]:
+        return server.restart
+
+    @pytest.fixture
+    def proxied(self, server: RedisServer) -> Iterator[Proxied]:
+        with Proxy("127.0.0.1", server.port) as proxy:
+            yield {"type": "redis", "url": f"redis://127.0.0.1:{proxy.port}", "timeout": 5}, proxy
+
+    @pytest.fixture
+    def otherwise(self, server: RedisServer) -> Mapping[str, Any]:
+        return {"type": "redis", "url": f"unix://{server.socket}"}
+
+    @pytest.fixture
+    def dropped(self, server: RedisServer) -> Callable[[Table], None]:
+        def drop(_: Table) -> None:
+            with server.client() as client:
+                client.flushall()
+
+        return drop
+
+    @pytest.fixture
+    def remade(self, dropped: Callable[[Table], None]) -> Remade:
+        return dropped
+
+    @pytest.fixture
+    def recreated(self, server: RedisServer, dropped: Callable[[Table], None]) -> Remade:
+        def recreate(of: Table) -> None:
+            dropped(of)
+            other = built(kit.options(server))
+            other.open([table()], FIRST_EPOCH)
+            other.close()
+
+        return recreate
