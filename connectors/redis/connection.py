@@ -97,6 +97,10 @@ class Server:
     def __str__(self) -> str:
         return str(self.address)
 
+    def connect(self) -> None:
+        """Make ``run_id`` and ``info`` those of the server that the next commands go to."""
+        self._connected()
+
     def start(self, commands: Sequence[bytes], is_late: Callable[[], bool] = lambda: False) -> Sent:
         """Send packed commands without waiting for responses. Those that were sent may be executed, now or later."""
         try:

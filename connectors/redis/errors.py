@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
     ConnectionError,
-    MaxConnectionsError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import TimeoutError as RedisTimeout
 
@@ -39,21 +48,35 @@ class ResponseLost(TransientError):
     """The commands may have been executed, or may still be."""
 
 
+_CODES: tuple[tuple[type[RedisError], str], ...] = (
+    (OutOfMemoryError, "OOM"),
+    (ReadOnlyError, "READONLY"),
+    (BusyLoadingError, "LOADING"),
+    (NoScriptError, "NOSCRIPT"),
+    (NoPermissionError, "NOPERM"),
+    (AuthenticationError, "NOAUTH"),
+    (MovedError, "MOVED"),
+    (AskError, "ASK"),
+    (MasterDownError, "MASTERDOWN"),
+    (ClusterDownError, "CLUSTERDOWN"),
+    (TryAgainError, "TRYAGAIN"),
+    (ClusterCrossSlotError, "CROSSSLOT"),
+)
+
+
 def code_of(error: RedisError) -> tuple[str, str]:
-    """The code of a server's error, and its text."""
-    code = getattr(error, "status_code", None)
+    """The code of a server's error, which the client takes off most texts, and the text."""
     text = str(error)
-    if code is None:
-        code = text.partition(" ")[0]
-        code = code if code.isupper() else "ERR"
-    return str(code), text
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code, text
+    first = text.partition(" ")[0]
+    return (first if first.isalpha() and first.isupper() else "ERR"), text
 
 
 def unanswered(error: RedisError | OSError, server: str, *, sent: bool) -> ReplicatorError:
     """The error for a connection that failed. ``sent``: whether a command may have reached the server."""
-    if isinstance(error, AuthenticationError | BusyLoadingError | MaxConnectionsError):
-        return failure(*code_of(error), server)
-    if isinstance(error, ResponseError):
+    if isinstance(error, AuthenticationError | BusyLoadingError | ResponseError):
         return failure(*code_of(error), server)
     kind = ResponseLost if sent else TransientError
     if isinstance(error, RedisTimeout):

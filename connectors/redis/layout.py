@@ -96,10 +96,6 @@ def layouts(tables: Sequence[Table]) -> Mapping[str, Layout]:
 
 
 def overlapping(wanted: Sequence[bytes], others: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """Pairs of different prefixes of which one begins with the other: their keys could be the same."""
-    return [
-        (one, other)
-        for one in wanted
-        for other in others
-        if one != other and (one.startswith(other) or other.startswith(one))
-    ]
+    """Pairs of prefixes of which the second begins with the first: their keys could be the same."""
+    pairs = {(min(one, other), max(one, other)) for one in wanted for other in others if one != other}
+    return sorted((first, second) for first, second in pairs if second.startswith(first))

@@ -39,6 +39,7 @@ def _note(fields: Sequence[bytes | None]) -> Note | None:
 
 def write(server: Server, layout: Layout, pipeline: str, epoch: int) -> None:
     """Note the epoch, unless a later one is noted. ConfigError if another pipeline's note is there."""
+    server.connect()
     new = uuid.uuid4().hex.encode()
     arguments = [pipeline.encode(), b"%d" % epoch, new, server.run_id.encode(), layout.prefix]
     owner = server.run(NOTE, [layout.note, TABLES], arguments).decode()
@@ -70,7 +71,7 @@ def taken(layout: Layout, owner: str) -> str:
 
 def server_problems(server: Server, layouts: Sequence[Layout]) -> Iterator[str]:
     """Why this server cannot keep the guarantee. Connects."""
-    server.ask(packed(b"PING"))
+    server.connect()
     info = server.info
     version = info.get("redis_version", "0")
     if tuple(map(int, version.split(".")[:2])) < _OLDEST:

@@ -78,6 +78,10 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
         groups = list(grouped(pending, _MOST, _MOST_BYTES))
         if not groups:
             return _Sent(groups, Sent(0))
+        try:
+            self._server.connect()
+        except ReplicatorError as e:
+            return _Sent(groups, Sent(0, e))
         head = b"1" if encoded.batch.replaces_same else b"0", b"1" if tombstones else b"0"
         commands = [loading(WRITE), loading(MARK), *(_call(group, head) for group in groups)]
         if self.tally is not None:

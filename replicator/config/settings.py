@@ -211,6 +211,7 @@ _STAND_INS = (
     "1",
     "https://stand-in.invalid",
     "postgresql://localhost/stand-in",
+    "rediss://stand-in.invalid",
     "whsec_c3RhbmQtaW4tc3RhbmQtaW4tc3RhbmQtaW4=",
 )
 """A value for each kind of option: names and texts; numbers and flags; addresses; secrets of a webhook. Files: the

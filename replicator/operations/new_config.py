@@ -65,6 +65,15 @@ KINDS: Mapping[str, TargetKind] = {
         "https://host/path",
         ("  secret: ${WEBHOOK_SECRET}             # whsec_ and the output of: openssl rand -base64 32",),
     ),
+    "redis": TargetKind(
+        "Redis",
+        "${REDIS_URL}",
+        "rediss://host:6379",
+        (
+            "  # username: replicator                # a user of the server's ACL",
+            "  # password: ${REDIS_PASSWORD}",
+        ),
+    ),
 }
 
 

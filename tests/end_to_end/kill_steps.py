@@ -123,11 +123,14 @@ _QUEUE = "connectors.postgres.session:Session._queue"
 _DELIVER = "connectors.search.bulk:Bulk._deliver"
 _ANSWERED = "connectors.dynamodb.sender:Sender._take"
 _POSTED = "connectors.webhook.client:Client.send"
+_TRANSMIT = "connectors.redis.connection:Server._transmit"  # sent, and not answered: the server carries it out later
+_SCRIPT = "connectors.redis.connection:Server.run"
 COLLECT: Mapping[str, str] = {
     "postgres": "connectors.postgres.target:Postgres.collect",
     "search": "connectors.search.target:SearchTarget.collect",
     "dynamodb": "connectors.dynamodb.target:DynamoDB.collect",
     "webhook": "connectors.webhook.target:Webhook.write",
+    "redis": "connectors.redis.target:Redis.collect",
 }
 
 
@@ -172,6 +175,13 @@ TARGETS: Mapping[str, Mapping[str, Step]] = {
         "during sweep": Step(_POSTED, "after", lambda p: p.scene.cleanup == "sweep"),
         "during purge": Step(_POSTED, "after", lambda p: p.scene.cleanup == "purge"),
     },
+    "redis": {
+        **_stored("redis"),
+        "mid scan batch": Step(_TRANSMIT, "after", lambda p: p.scene.scans),
+        "between requests of a batch": Step(_TRANSMIT, "after", lambda p: p.scene.streams),
+        "during sweep": Step(_SCRIPT, "after", lambda p: p.scene.cleanup == "sweep"),
+        "during purge": Step(_SCRIPT, "after", lambda p: p.scene.cleanup == "purge"),
+    },
 }
 _CHANGES = "replicator.checkpoints.sqlite.transaction:Changes.end"
 _TRANSACT = "replicator.checkpoints.dynamodb.table:CheckpointTable.transact"
@@ -194,6 +204,7 @@ SENDS = {
     "postgres": "Postgres.send",
     "search": "SearchTarget.send",
     "dynamodb": "DynamoDB.send",
+    "redis": "Redis.send",
     "webhook": "Webhook.write",
 }
 """The method that is given a batch, encoded or not."""

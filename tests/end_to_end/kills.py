@@ -152,6 +152,7 @@ IMPORTED = (
     "connectors.elasticsearch",
     "connectors.opensearch",
     "connectors.postgres",
+    "connectors.redis",
     "connectors.webhook",
     "replicator.cli.live_view",
     "replicator.engine.run",

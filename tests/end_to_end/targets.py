@@ -20,6 +20,7 @@ from tests.end_to_end.pipeline import Pipeline, Run
 from tests.end_to_end.world import Load, Source
 from tests.security.canary import SECRET
 from tests.servers.dynamodb_local import DynamoDBLocal
+from tests.servers.redis import RedisServer
 from tests.servers.search_fixtures import Search
 
 PROVE = bool(os.environ.get("REPLICATOR_PROVE"))
@@ -218,6 +219,40 @@ class Notified(Mirror):
 
     def start_server(self) -> None:
         self.receiver.start()
+
+
+@dataclass
+class Keys(Mirror):
+    """Into a Redis server."""
+
+    server: RedisServer
+
+    def target(self) -> Mapping[str, Any]:
+        return {"type": "redis", "url": self.server.url}
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        with self.server.client() as client:
+            keys = client.keys(f"{self.table}:*")
+            texts = client.mget(keys) if keys else []
+        found = [json.loads(text, parse_float=Decimal) for text in texts]
+        return {document["pk"]: document for document in found}
+
+    def tombstones(self) -> int:
+        return sum(guard.endswith(b"d") for guard in self._guards())
+
+    def writes(self) -> int:
+        return sum(int(guard.rstrip(b"de")) for guard in self._guards())
+
+    def stop_server(self) -> None:
+        self.server.kill()
+
+    def start_server(self) -> None:
+        self.server.start()
+
+    def _guards(self) -> list[bytes]:
+        with self.server.client() as client:
+            keys = client.keys(f"replicator:{{{self.table}:*")
+            return client.mget(keys) if keys else []
 
 
 def _is_tombstone(item: Mapping[str, Any]) -> bool:

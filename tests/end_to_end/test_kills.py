@@ -14,18 +14,21 @@ from typing import Any
 import pytest
 
 from replicator.testing.servers.postgres import PostgresServer
+from replicator.testing.servers.programs import ServerMissing
 from tests.connectors.webhook.receiver_kit import running
 from tests.end_to_end.conftest import table
 from tests.end_to_end.kill_steps import TARGETS, steps
 from tests.end_to_end.kill_story import ANY, PASSAGES, Story
 from tests.end_to_end.pipeline import _AWS
-from tests.end_to_end.targets import MAPPING, Index, Notified, OtherTable
+from tests.end_to_end.targets import MAPPING, Index, Keys, Notified, OtherTable
 from tests.end_to_end.world import Copy, Source
 from tests.servers.dynamodb_fixtures import StartLocal
 from tests.servers.dynamodb_local import DynamoDBLocal
 from tests.servers.postgres_fixtures import database
+from tests.servers.redis import RedisServer
 from tests.servers.search import SearchServer
 from tests.servers.search_fixtures import SERVERS, indices
+from tests.servers.starting import started
 
 PROVE = bool(os.environ.get("REPLICATOR_PROVE"))
 KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if PROVE else "2"))
@@ -108,6 +111,21 @@ def into_a_receiver(
         yield Story(notified, source, local, "webhook", "sqlite").begin()
 
 
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    yield from started("Redis", RedisServer, ServerMissing)
+
+
+@pytest.fixture(scope="module")
+def into_redis(
+    redis_server: RedisServer, local: DynamoDBLocal, credentials: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
+    """Checkpoints are in a file."""
+    with its_source(local) as source:
+        keys = Keys(tmp_path_factory.mktemp("kills"), source, redis_server)
+        yield Story(keys, source, local, "redis", "sqlite").begin()
+
+
 class SmallBulks(Index):
     """A batch takes several requests, one after the other."""
 
@@ -166,6 +184,14 @@ def test_after_a_kill_a_receivers_copy_is_what_the_hook_makes_and_a_batch_at_mos
 ) -> None:
     """The other steps have nothing to do with the target, so they are only in the long form."""
     survives(into_a_receiver, step, KILLS if PROVE else 1)
+
+
+@pytest.mark.parametrize("step", sorted(TARGETS["redis"]))
+def test_after_a_kill_redis_has_what_the_hook_makes_and_a_batch_at_most_is_applied_again(
+    into_redis: Story, step: str
+) -> None:
+    """The steps of the target; those of the pipeline and the store are the same everywhere."""
+    survives(into_redis, step, KILLS if PROVE else 1)
 
 
 @pytest.mark.parametrize("postgres_server", ["wheel"], indirect=True)

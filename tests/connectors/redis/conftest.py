@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from replicator.testing.servers.programs import ServerMissing
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisServer, valkey
 from tests.servers.starting import started
 
 
@@ -15,6 +15,12 @@ from tests.servers.starting import started
 def one_server() -> Iterator[RedisServer]:
     """It keeps all it acknowledged, also when it is killed."""
     yield from started("Redis", lambda: RedisServer("--appendonly", "yes", "--appendfsync", "always"), ServerMissing)
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[RedisServer]:
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    yield from started("Valkey", lambda: RedisServer(*options, program=valkey()), ServerMissing)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The target contract on a real Redis, read with a plain client."""
+"""The target contract on Redis and on Valkey, read with a plain client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from tests.connectors.redis import redis_kit as kit
 from tests.servers.redis import RedisServer
 
 
-class TestOnRedis(TargetContract):
+class OnAServer(TargetContract):
+    """Common to both."""
+
     many = 6000
 
     @pytest.fixture
@@ -76,3 +78,18 @@ class TestOnRedis(TargetContract):
             other.close()
 
         return recreate
+
+
+class TestOnRedis(OnAServer):
+    pass
+
+
+class TestOnValkey(OnAServer):
+    races = 10
+    seeds = 5
+
+    @pytest.fixture
+    def server(self, valkey_server: RedisServer) -> RedisServer:
+        with valkey_server.client() as client:
+            client.flushall()
+        return valkey_server

@@ -1,0 +1,496 @@
+"""What only this target does: keys, hashes, expiry, what the server may lose, and what it is refused for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from redis.crc import key_slot
+
+from connectors.redis.errors import failure
+from connectors.redis.target import Redis
+from replicator.batch import Batch, Outcome, Part, Upsert
+from replicator.config.target import destination
+from replicator.errors import ConfigError, GapFound, NotAuthenticated, NotPermitted, TransientError
+from replicator.identity import other_tables, recreated_tables
+from replicator.key import KeyAttribute, KeySchema
+from replicator.target.contract import Table
+from replicator.target.verification import CHANGED, UNVERSIONED, Comparison
+from replicator.testing.contract import at, batch, put, remove, table
+from replicator.testing.contract.kit import PAIR, PK, built, exhaust
+from replicator.version import FIRST_EPOCH
+from tests.connectors.redis import redis_kit as kit
+from tests.servers.redis import RedisServer
+
+Build = Callable[..., Redis]
+LATER = 4_000_000_000
+
+
+@pytest.fixture
+def build(server: RedisServer) -> Iterator[Build]:
+    made: list[Redis] = []
+
+    def make(**options: Any) -> Redis:
+        target = built({**kit.options(server), **options})
+        assert isinstance(target, Redis)
+        made.append(target)
+        return target
+
+    yield make
+    for target in made:
+        target.close()
+
+
+@pytest.fixture
+def opened(build: Build) -> Redis:
+    target = build()
+    target.open([table()], FIRST_EPOCH)
+    return target
+
+
+def of(**options: Any) -> Table:
+    return Table("contract", PK, options)
+
+
+# keys
+
+
+def test_keys_are_the_prefix_and_the_id_and_only_what_must_be_is_escaped(server: RedisServer, build: Build) -> None:
+    target, one, pair = build(), table(), table("pair", PAIR)
+    target.open([one, pair], FIRST_EPOCH)
+    target.write(batch(*(put({"pk": pk}, 1) for pk in ("user:1", "50%", "a{b}c"))))
+    target.write(batch(put({"pk": "user:1", "sk": 7}, 1, id=("user:1", "7"), table="pair")))
+    documents = [key for key in kit.keys(server) if not key.startswith("replicator:")]
+    assert documents == ["contract:50%25", "contract:a%7Bb%7Dc", "contract:user:1", "pair:user%3A1:7"]
+
+
+def test_a_document_and_its_guard_are_in_one_slot_of_a_cluster(server: RedisServer, opened: Redis) -> None:
+    names = ["1", "a}b", "{", "}", "{}", "a{b}c", "%7B"]
+    opened.write(batch(*(put({"pk": pk}, 1) for pk in names)))
+    with server.client() as client:
+        keys = client.keys("contract:*")
+    assert len(keys) == len(names)
+    assert all(key_slot(key) == key_slot(b"replicator:{%b}" % key) for key in keys)
+
+
+# hashes
+
+
+def test_a_hash_has_text_as_it_is_and_everything_else_as_json(server: RedisServer, build: Build) -> None:
+    target = build()
+    target.open([of(store="hash")], FIRST_EPOCH)
+    item = {"pk": "a", "name": 'Ann "é"', "n": 12, "yes": True, "none": None, "tags": ["x", 1], "raw": b"\xff", "": ""}
+    target.write(batch(put(item, 1)))
+    with server.client(decode_responses=True) as client:
+        stored = client.hgetall("contract:a")
+    wanted = {"pk": "a", "name": 'Ann "é"', "n": "12", "yes": "true", "none": "null", "tags": '["x",1]', "raw": "/w=="}
+    assert stored == {**wanted, "": ""}
+    assert target.compare(of(store="hash"), [put(item, 1)]) == [Comparison(at(1))]
+
+
+def test_a_hash_of_ten_thousand_fields_is_replaced_as_a_whole(server: RedisServer, build: Build) -> None:
+    target = build()
+    target.open([of(store="hash")], FIRST_EPOCH)
+    target.write(batch(put({"pk": "a", **{f"f{n}": n for n in range(10_000)}}, 1)))
+    with server.client() as client:
+        assert client.hlen("contract:a") == 10_001
+        target.write(batch(put({"pk": "a", "only": "this"}, 2)))
+        assert client.hgetall("contract:a") == {b"pk": b"a", b"only": b"this"}
+        target.write(batch(remove("a", 3)))
+        assert client.exists("contract:a") == 0
+
+
+def test_a_document_without_fields_is_no_hash_and_is_refused(build: Build) -> None:
+    target = build()
+    target.open([of(store="hash")], FIRST_EPOCH)
+    (rejection,) = target.write(batch(Upsert("contract", ("a",), {}, at(1), ("a",)))).rejections
+    assert rejection.reason == "the document has no fields, and Redis keeps no empty hashes; use store: json"
+
+
+def test_verify_names_the_fields_of_a_hash_that_differ_and_repairs_them(server: RedisServer, build: Build) -> None:
+    target, hashes = build(), of(store="hash")
+    target.open([hashes], FIRST_EPOCH)
+    item = {"pk": "a", "n": 1, "text": "1.0", "map": {"x": 1}}
+    target.write(batch(put(item, 1)))
+    with server.client() as client:
+        client.hset("contract:a", mapping={"n": "1.0", "text": "1", "map": '{"x": 1.00}', "more": "x"})
+    assert target.compare(hashes, [put(item, 1)]) == [Comparison(at(1), ("more", "text"))]
+    assert list(target.replace(hashes, [put(item, 1)])) == [""]
+    assert target.compare(hashes, [put(item, 1)]) == [Comparison(at(1))]
+
+
+def test_a_key_of_another_type_is_a_difference_and_is_replaced(server: RedisServer, opened: Redis) -> None:
+    opened.write(batch(put({"pk": "a"}, 1)))
+    with server.client() as client:
+        client.delete("contract:a")
+        client.rpush("contract:a", "x")
+    assert opened.compare(table(), [put({"pk": "a"}, 1)]) == [Comparison(at(1), ("(type)",))]
+    assert opened.write(batch(put({"pk": "a", "n": 2}, 2))) == Outcome()
+    assert kit.documents(server, table()) == {("a",): {"pk": "a", "n": 2}}
+
+
+# what others delete
+
+
+def test_a_document_that_was_deleted_by_hand_is_missing_and_is_stored_again(server: RedisServer, opened: Redis) -> None:
+    opened.write(batch(put({"pk": "a"}, 5)))
+    with server.client() as client:
+        client.delete("contract:a")
+    assert opened.compare(table(), [put({"pk": "a"}, 5)]) == [Comparison(None)]
+    assert opened.walk(table(), None).ids == []
+    assert opened.replace(table(), [put({"pk": "a"}, 5)]) == [CHANGED]
+    assert opened.write(batch(put({"pk": "a"}, 0))) == Outcome()
+    assert set(kit.documents(server, table())) == {("a",)}
+
+
+# expiry
+
+
+@pytest.mark.parametrize("store", ["json", "hash"])
+def test_a_document_expires_when_its_field_says(server: RedisServer, build: Build, store: str) -> None:
+    target, expiring = build(), of(store=store, expires="until")
+    target.open([expiring], FIRST_EPOCH)
+    items: list[dict[str, object]] = [
+        {"pk": "a", "until": LATER},
+        {"pk": "b", "until": "never"},
+        {"pk": "c"},
+        {"pk": "d", "until": 1_000_000},
+    ]
+    target.write(batch(*(put(item, 1) for item in items)))
+    with server.client() as client:
+        assert {pk: client.expiretime(f"contract:{pk}") for pk in "abcd"} == {"a": LATER, "b": -1, "c": -1, "d": -1}
+        assert client.expiretime("replicator:{contract:a}") == LATER
+        target.write(batch(put({"pk": "a"}, 2)))
+        assert (client.expiretime("contract:a"), client.expiretime("replicator:{contract:a}")) == (-1, -1)
+
+
+def test_a_document_whose_time_has_passed_is_not_stored_and_no_difference(
+    server: RedisServer, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, expiring = build(), of(expires="until")
+    target.open([expiring], FIRST_EPOCH)
+    with server.client() as client:
+        now = client.time()[0]
+    past = put({"pk": "a", "until": now - 100}, 5)
+    assert target.write(batch(past)) == Outcome()
+    assert kit.documents(server, expiring) == {}
+    assert target.compare(expiring, [past]) == [Comparison(UNVERSIONED)]
+
+
+def test_while_tombstones_are_needed_an_expired_document_holds_back_older_ones(
+    server: RedisServer, build: Build
+) -> None:
+    """Its version has no expiry: neither the server's clock nor its own time to live drops it before a purge does."""
+    target, expiring = build(), of(expires="until")
+    target.open([expiring], FIRST_EPOCH)
+    with server.client() as client:
+        now = client.time()[0]
+        target.write(batch(put({"pk": "a", "until": now - 100}, 5), tombstones=True))
+        assert client.ttl("replicator:{contract:a}") == -1
+    assert target.write(batch(put({"pk": "a"}, 0), tombstones=True)).superseded == {"shard:contract": 1}
+    assert exhaust(lambda: target.purge(expiring, at(0, FIRST_EPOCH + 1))) == 1
+    assert target.write(batch(put({"pk": "a"}, 0))) == Outcome()
+
+
+def test_tombstones_have_no_time_to_live(server: RedisServer, opened: Redis) -> None:
+    opened.write(batch(put({"pk": "a"}, 1), remove("b", 1), tombstones=True))
+    opened.write(batch(remove("a", 2), tombstones=True))
+    with server.client() as client:
+        assert [client.ttl(f"replicator:{{contract:{pk}}}") for pk in "ab"] == [-1, -1]
+
+
+# what the server loses
+
+
+def lost(target: Redis) -> str:
+    with pytest.raises(GapFound) as gap:
+        target.recheck([table()])
+    return gap.value.reason
+
+
+def test_a_server_that_is_emptied_during_a_run_is_a_gap(server: RedisServer, opened: Redis) -> None:
+    opened.write(batch(put({"pk": "a"}, 1)))
+    assert opened.recheck([table()]) == []
+    with server.client() as client:
+        client.flushall()
+    assert lost(opened).startswith(f"Redis at 127.0.0.1:{server.port} has lost changes that it had stored")
+    opened.write(batch(put({"pk": "b"}, 2)))
+    assert "it was emptied" in lost(opened)
+
+
+def test_a_server_that_is_emptied_between_two_runs_has_no_table(server: RedisServer, build: Build) -> None:
+    build().open([table()], FIRST_EPOCH)
+    with server.client() as client:
+        client.flushall()
+    assert build().epoch([table()]) is None
+
+
+def test_a_server_that_lost_its_last_batches_is_a_gap_for_this_run_and_the_next(
+    server: RedisServer, build: Build, opened: Redis
+) -> None:
+    """It goes back to an earlier state under the run, as after a crash or when a replica takes over."""
+    opened.write(batch(put({"pk": "a"}, 1)))
+    before = opened.identities([table()])
+    with server.client() as client:
+        (earlier,) = [client.dump("replicator:table:contract:")]
+        opened.write(batch(put({"pk": "b"}, 2)))
+        client.delete("contract:b", "replicator:{contract:b}")
+        client.restore("replicator:table:contract:", 0, earlier, replace=True)
+    assert opened.write(batch(put({"pk": "c"}, 3))) == Outcome()
+    assert "a replica without them took over" in lost(opened)
+    assert list(recreated_tables(before, build().identities([table()])))
+
+
+def test_a_run_of_one_batch_that_was_killed_is_no_gap(build: Build) -> None:
+    """The server is noted with the first batch."""
+    target = build()
+    target.open([table()], FIRST_EPOCH)
+    before = target.identities([table()])
+    target.write(batch(put({"pk": "a"}, 1)))
+    assert list(recreated_tables(before, build().identities([table()]))) == []
+
+
+def test_a_restart_that_loses_nothing_is_no_gap_for_the_run_that_sees_it(
+    server: RedisServer, build: Build, opened: Redis
+) -> None:
+    opened.write(batch(put({"pk": "a"}, 1)))
+    before = opened.identities([table()])
+    server.restart()
+    with pytest.raises(TransientError):
+        opened.write(batch(put({"pk": "b"}, 2)))
+    opened.write(batch(put({"pk": "b"}, 2)))
+    with pytest.raises(TransientError):
+        opened.recheck([table()])
+    assert opened.recheck([table()]) == []
+    after = build().identities([table()])
+    assert (list(recreated_tables(before, after)), other_tables(before, after)) == ([], None)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_restart_between_two_runs_is_a_gap_unless_the_server_is_trusted(
+    server: RedisServer, build: Build, trusted: bool
+) -> None:
+    """Whether it had everything that the last run was told is stored cannot be known then."""
+    target = build(trust_restarts=trusted)
+    target.open([table()], FIRST_EPOCH)
+    target.write(batch(put({"pk": "a"}, 1)))
+    before = target.identities([table()])
+    target.close()
+    server.restart()
+    assert bool(list(recreated_tables(before, build(trust_restarts=trusted).identities([table()])))) != trusted
+
+
+# what a server or its keys are refused for
+
+
+def problems(target: Redis, tables: Sequence[Table] = ()) -> Sequence[str]:
+    found = target.check(tables or [table()])
+    with pytest.raises(ConfigError) as refused:
+        target.open(tables or [table()], FIRST_EPOCH)
+    assert list(refused.value.problems) == list(found)
+    return found
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_a_server_that_removes_keys_when_it_is_full_is_refused_at_start_and_during_a_run(
+    server: RedisServer, build: Build, policy: str
+) -> None:
+    target, expiring = build(), of(expires="until")
+    target.open([expiring], FIRST_EPOCH)
+    with server.client() as client:
+        client.config_set("maxmemory-policy", policy)
+        assert build().check([expiring]) == []  # without a limit nothing is removed
+        client.config_set("maxmemory", "1gb")
+        try:
+            (problem,) = problems(build(), [expiring])
+            assert f"removes keys when its memory is full (maxmemory-policy {policy})" in problem
+            target.close()
+            assert target.recheck([expiring]) == [problem]
+            assert bool(build().check([table()])) == (policy == "allkeys-lru"), "without expiry volatile- spares all"
+        finally:
+            client.config_set("maxmemory", "0")
+            client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_a_full_server_is_waited_for_and_nothing_is_lost(server: RedisServer, opened: Redis) -> None:
+    opened.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
+    with server.client() as client:
+        client.config_set("maxmemory", "1")
+        try:
+            for _ in range(2):
+                with pytest.raises(TransientError, match=r"is out of memory \(maxmemory\) and refuses writes; waiting"):
+                    opened.write(batch(put({"pk": "a", "n": 2}, 2), remove("b", 2), tombstones=True))
+            assert set(kit.documents(server, table())) == {("a",), ("b",)}
+        finally:
+            client.config_set("maxmemory", "0")
+    assert opened.write(batch(put({"pk": "a", "n": 2}, 2), remove("b", 2), tombstones=True)) == Outcome()
+    assert kit.documents(server, table()) == {("a",): {"pk": "a", "n": 2}}
+
+
+def test_keys_of_others_under_the_prefix_are_refused_and_stay(server: RedisServer, build: Build) -> None:
+    with server.client() as client:
+        client.set("contract:theirs", "x")
+        client.set("contract", "x")
+    (problem,) = problems(build())
+    assert "has keys that begin with contract: and that no pipeline is noted for" in problem
+    assert "'contract:theirs'" in problem
+    assert kit.keys(server) == ["contract", "contract:theirs"]
+    assert build().check([of(prefix="copy:")]) == []
+
+
+def test_keys_of_another_pipeline_are_refused(server: RedisServer, build: Build) -> None:
+    build().open([table()], FIRST_EPOCH)
+    found, _ = destination({**kit.options(server), "table": "contract"})
+    assert found is not None
+    other = found.build("second")
+    try:
+        problem = "the keys contract:* are written by the pipeline contract, according to replicator:table:contract:"
+        assert other.check([table()])[0].startswith(problem)
+        for act in (lambda: other.open([table()], FIRST_EPOCH), lambda: other.epoch([table()])):
+            with pytest.raises(ConfigError, match="two copies under the same keys would overwrite each other"):
+                act()
+    finally:
+        other.close()
+
+
+def test_prefixes_that_overlap_are_refused(build: Build) -> None:
+    a, b = Table("a", PK, {"prefix": "shop:"}), Table("b", PK, {"prefix": "shop:orders:"})
+    assert "the prefixes shop: and shop:orders: of two tables overlap" in problems(build(), [a, b])[0]
+    build().open([a], FIRST_EPOCH)
+    assert any("overlap" in problem for problem in problems(build(), [b]))
+
+
+def test_a_foreign_value_where_a_version_belongs_ends_the_run(server: RedisServer, opened: Redis) -> None:
+    with server.client() as client:
+        client.rpush("replicator:{contract:a}", "x")
+        client.set("replicator:{contract:b}", "x")
+    for pk in "ab":
+        with pytest.raises(ConfigError, match="a key in which replicator keeps a version"):
+            opened.write(batch(put({"pk": pk}, 1)))
+    assert kit.documents(server, table()) == {}
+
+
+def test_a_replica_is_refused_at_start_and_waited_for_during_a_run(server: RedisServer, build: Build) -> None:
+    target = build()
+    target.open([table()], FIRST_EPOCH)
+    with server.client() as client:
+        client.replicaof("127.0.0.1", "1")
+        try:
+            with pytest.raises(TransientError, match="is a read-only replica now; waiting"):
+                target.write(batch(put({"pk": "a"}, 1)))
+            assert "is a read-only replica; name its primary in target.url" in build().check([table()])[0]
+        finally:
+            client.replicaof("NO", "ONE")
+    assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
+
+
+def test_a_server_that_forgets_its_scripts_is_sent_them_again(server: RedisServer, opened: Redis) -> None:
+    for n in range(2):
+        with server.client() as client:
+            client.execute_command("SCRIPT", "FLUSH")  # type: ignore[no-untyped-call]
+        assert opened.write(batch(put({"pk": "a", "n": n}, n + 1))) == Outcome()
+
+
+def test_a_wrong_login_is_told_from_a_missing_permission(server: RedisServer, build: Build) -> None:
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@read", "+info", "+ping", "+select")
+        try:
+            with pytest.raises(NotAuthenticated, match="refuses the login") as refused:
+                build(username="reader", password="wrong").check([table()])
+            assert "wrong" not in str(refused.value).partition("Correct")[0]
+            with pytest.raises(NotPermitted, match="does not permit what replicator does there"):
+                build(username="reader", password="secret").check([table()])
+        finally:
+            client.execute_command("ACL", "DELUSER", "reader")
+
+
+def test_the_permissions_of_the_page_are_enough(server: RedisServer, build: Build) -> None:
+    granted = "~orders:* ~replicator:* +@connection +info +scan +smembers +@hash +@string +@set +@keyspace +@scripting"
+    rules = granted.replace("orders:", "contract:").split()
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "replicator", "on", ">secret", *rules, "-@dangerous", "+info")
+        try:
+            target = build(username="replicator", password="secret")
+            assert target.check([of(expires="until")]) == []
+            target.open([of(expires="until")], FIRST_EPOCH)
+            target.write(batch(put({"pk": "a", "until": LATER}, 1), put({"pk": "b"}, 1), tombstones=True))
+            target.write(batch(remove("b", 2), tombstones=True))
+            assert target.recheck([of(expires="until")]) == []
+            assert exhaust(lambda: target.sweep(table(), at(2), [])) == 1
+            assert exhaust(lambda: target.purge(table(), at(3))) == 2
+            assert list(target.walk(table(), None).ids) == []
+        finally:
+            client.execute_command("ACL", "DELUSER", "replicator")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "text"),
+    [
+        ("LOADING", TransientError, "is starting, and loads its data"),
+        ("MISCONF", TransientError, "cannot save its data to disk"),
+        ("NOREPLICAS", TransientError, "has fewer replicas than it needs"),
+        ("BUSY", TransientError, "is busy with a script"),
+        ("CROSSSLOT", ConfigError, "is a node of a Redis Cluster"),
+        ("MOVED", ConfigError, "is a node of a Redis Cluster"),
+        ("NOAUTH", NotAuthenticated, "refuses the login"),
+        ("ERR", ConfigError, "returned an error: ERR some text"),
+    ],
+)
+def test_what_a_server_answers_says_what_to_do(code: str, kind: type[Exception], text: str) -> None:
+    error = failure(code, "some text", "Redis at there:6379")
+    assert type(error) is kind
+    assert text in str(error)
+
+
+# options
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"url": "redis://there:6379"}, "is redis:// to another host, so items would be sent unencrypted"),
+        ({"url": "redis://me:secret@127.0.0.1"}, "contains a login; put it under username and password"),
+        ({"url": "http://127.0.0.1"}, "must have the form rediss://host:6379"),
+        ({"url": "redis://127.0.0.1/x"}, "must have the form rediss://host:6379"),
+        ({"url": "redis://127.0.0.1:6379", "ca_certs": __file__}, "is without TLS, which ca_certs and client_cert"),
+        ({"url": "rediss://there", "client_cert": "a.pem"}, "needs both client_cert and client_key"),
+        ({"url": "rediss://there", "username": "me"}, "needs password with username"),
+        ({"url": "rediss://there", "ca_certs": "/nowhere.pem"}, "must be a file, and there is none at"),
+    ],
+)
+def test_a_wrong_address_or_login_is_named(options: Mapping[str, Any], problem: str) -> None:
+    _, found = destination({"type": "redis", "table": "orders", **options})
+    assert [problem in one.text for one in found] == [True], found
+
+
+@pytest.mark.parametrize(
+    ("prefix", "problem"),
+    [
+        ("", "must be the beginning of a key"),
+        ("a{b}:", "without braces"),
+        ("replicator:x:", "must differ from replicator:"),
+        ("repl", "must differ from replicator:"),
+        ("x" * 257, "is longer than 256 bytes"),
+    ],
+)
+def test_a_prefix_that_cannot_be_is_named(prefix: str, problem: str) -> None:
+    tables = {"orders": {"prefix": prefix}}
+    _, found = destination({"type": "redis", "url": "redis://127.0.0.1", "tables": tables})
+    assert [problem in one.text for one in found] == [True], found
+
+
+def test_deleted_documents_are_not_marked() -> None:
+    tables = {"orders": {"deletes": "mark"}}
+    _, found = destination({"type": "redis", "url": "redis://127.0.0.1", "tables": tables})
+    assert "mark is supported by the targets postgres, elasticsearch and opensearch" in found[0].text
+
+
+def test_the_keys_of_three_parts_of_an_id_stay_apart(server: RedisServer, build: Build) -> None:
+    pair = Table("contract", KeySchema((KeyAttribute("a", "S"), KeyAttribute("b", "S"))))
+    target = build()
+    target.open([pair], FIRST_EPOCH)
+    ids = [("a:b", "c"), ("a", "b:c"), ("a%3Ab", "c")]
+    target.write(Batch([Part("", [Upsert("contract", id, {"n": n}, at(1), id) for n, id in enumerate(ids)])]))
+    assert {id: body["n"] for id, body in kit.documents(server, pair).items()} == {id: n for n, id in enumerate(ids)}
+    assert sorted(target.walk(pair, None, ("a",)).ids) == [("a", "b:c")]
