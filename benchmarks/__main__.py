@@ -31,6 +31,7 @@ from benchmarks import (
     source,
     target_memory,
     verifying,
+    webhook,
 )
 from benchmarks.counting import ratio
 from benchmarks.product import CREDENTIALS, Result
@@ -38,7 +39,7 @@ from replicator.testing.servers.postgres import PostgresServer
 
 PARTS = (
     *("end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory", "latency"),
-    *("verifying", "monitoring"),
+    *("webhook", "verifying", "monitoring"),
 )
 PLAIN, MONITORED = "R, no hook", "R, no hook, monitored"
 NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes for the slow contenders
@@ -193,6 +194,7 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         "memory": lambda: memory_lines(url),
         "search": lambda: _search_lines(given.rounds),
         "dynamodb": lambda: dynamodb.lines(given.rounds, alone),
+        "webhook": lambda: webhook.lines(given.rounds, alone),
         "target-memory": lambda: target_memory.lines(alone),
         "latency": lambda: latency.lines(url),
         "verifying": lambda: verifying.lines(given.rounds, url, alone),

@@ -48,7 +48,7 @@ def batch_writer(endpoint: str) -> Result:
 def product(endpoint: str) -> Result:
     """One batch per stream page; building them is not measured."""
     os.environ.update(CREDENTIALS)
-    batches = list(_batches())
+    batches = list(page_batches())
     options = DynamoDBOptions(endpoint_url=endpoint, region="us-east-1")
     account = Account(options)
     writing = account.writer(InDoubtWindow())
@@ -63,7 +63,7 @@ def product(endpoint: str) -> Result:
     return spent
 
 
-def _batches() -> Iterator[Batch]:
+def page_batches() -> Iterator[Batch]:
     decoder, mapping, done = RecordsDecoder(destination.KEYS), DocumentMapping(None, (data.TABLE,)), 0
     for _, body in source.bodies(source.filled(ITEMS, 1)):
         records = decoder(body).records

@@ -120,7 +120,9 @@ class _TableEncoder:
             write.version,
         )
         if isinstance(write, Delete):
-            return begin + b"}"
+            return begin + (
+                b"}" if write.created is None else b',"deleted_at":"%b"}' % timestamp(write.created).encode()
+            )
         return begin + b',"document":' + self._document(write.body) + b"}"
 
 

@@ -92,7 +92,7 @@ def test_an_event_has_everything_that_a_receiver_needs(make: Make, receiver: Scr
     keys = KeySchema((KeyAttribute("pk", "S"), KeyAttribute("sk", "N")))
     made.target.open([Table("orders", keys)], FIRST_EPOCH)
     scanned = Upsert("orders", ("é", "1.50"), {"total": 3}, at(0), ("é", "1.50"))
-    gone = Delete("orders", ("b", "2"), at(7), ("b", "2"))
+    gone = Delete("orders", ("b", "2"), at(7), ("b", "2"), created=1_799_999_999.0)
     made.target.write(Batch([Part("segment:0", [scanned]), Part("shard:s", [gone])], tombstones=True))
     (sent,) = receiver.changes
     assert sent.message == {
@@ -119,6 +119,7 @@ def test_an_event_has_everything_that_a_receiver_needs(make: Make, receiver: Scr
                     "id": ["b", "2"],
                     "key": {"pk": "b", "sk": 2},
                     "version": at(7),
+                    "deleted_at": "2027-01-15T07:59:59.000Z",
                 },
             ],
         },
@@ -233,6 +234,7 @@ def test_until_a_receiver_has_accepted_something_what_it_refuses_ends_the_run(
     receiver.answer = answer
     with pytest.raises(error, match=text) as raised:
         made.target.open([table()], FIRST_EPOCH)
+    assert len(receiver.requests) == 1
     assert "TOKEN" not in str(raised.value)
     assert SECRET not in str(raised.value)
 
@@ -269,8 +271,9 @@ def test_a_batch_that_takes_long_is_continued_once_ownership_is_confirmed(make: 
 
 def test_what_the_receiver_had_already_is_counted_by_source(make: Make, receiver: Scripted) -> None:
     made = make()
-    receiver.answer = lambda _: Answer(body=b'{"superseded": [0, 2, 2, 99, "x"]}')
+    receiver.answer = lambda _: Answer(body=b'{"superseded": [0, 2, 2, 3, 99, "x"]}')
     parts = [Part("shard:1", [put({"pk": "a"}, 1, weight=3), put({"pk": "b"}, 1)]), Part("shard:2", [remove("c", 1)])]
+    parts.append(Part("shard:3", [remove("d", 1, weight=0)]))
     assert made.target.write(Batch(parts)).superseded == {"shard:1": 3, "shard:2": 1}
 
 
