@@ -10,7 +10,7 @@ from itertools import chain, repeat
 import msgspec
 import orjson
 
-from connectors.search.layout import DELETED_AT, WHOLE, Layout, index_id, index_ids
+from connectors.search.layout import DELETED_AT, LONGEST_TERM, WHOLE, Layout, index_id, index_ids
 from connectors.search.mappings import OURS, is_ours
 from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
 from replicator.items.extraction import BULK_SIZE
@@ -92,6 +92,7 @@ class TableEncoder:
         self._parts = len(layout.parts)
         self._layout = layout
         self._routed_by = layout.routed_by
+        self._own_ids = layout.own_ids
         self._in_action = 2 if layout.routed_by is None else 3
         self._body = DocumentText()
         routing = b"" if layout.routed_by is None else b',"routing":%b'
@@ -138,6 +139,8 @@ class TableEncoder:
             key = self._key(write) if key is None else key
         except (UnicodeEncodeError, TypeError):
             raise Unfit("the key contains half of a surrogate pair, which is not valid text") from None
+        if self._own_ids and (length := _length(write.id[1])) > LONGEST_TERM:
+            raise Unfit(f"its id has {length:,} characters, and an index can find no more than {LONGEST_TERM:,}")
         return self._upsert % (*key, self._rest(write))
 
     def _removed(self, write: Delete, source: str) -> Entry | None:
@@ -162,6 +165,8 @@ class TableEncoder:
     def _keys(self, writes: Sequence[Write]) -> Sequence[_Values] | None:
         """``_key`` of each; None if they must be encoded one by one."""
         ids = [write.id for write in writes]
+        if self._own_ids and any(len(id[1]) * 2 > LONGEST_TERM for id in ids):
+            return None
         try:
             texts = encode_each([*index_ids(ids), *chain.from_iterable(ids)])
         except (UnicodeEncodeError, TypeError):
@@ -211,6 +216,13 @@ def insisting(lines: bytes) -> bytes:
 
 
 _text = orjson.dumps
+
+
+def _length(text: str) -> int:
+    """In the engine's characters, of which one beyond U+FFFF takes two."""
+    return len(text.encode("utf-16-le")) // 2
+
+
 _OURS = b'"%b' % OURS.encode()
 _WHOLE = b',"%b":%%b}' % WHOLE.encode()
 

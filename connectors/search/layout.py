@@ -24,7 +24,8 @@ FORMAT = 1  # version of this layout; newer ones are rejected
 LIVE = {"bool": {"must_not": {"term": {f"{OURS}.deleted": True}}}}  # the alias's filter: hides tombstones
 DELETED_AT = "deleted_at"  # in ``replicator``, of a document that is marked
 MARKED: Mapping[str, Any] = {"exists": {"field": f"{OURS}.{DELETED_AT}"}}
-_LONGEST_TERM = 8191  # characters of up to 4 bytes that fit a keyword
+_OWN_PARTS = ("item", "id")
+LONGEST_TERM = 8191  # characters of up to 4 bytes that fit a keyword
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ class Layout:
             return None
         part = self.parts[self.routed_by]
         return f"before({part}, '{self.routed_before}')" if self.routed_before else part
+
+    @property
+    def own_ids(self) -> bool:
+        """Whether the hook chooses the ids of the documents."""
+        return self.parts == _OWN_PARTS
 
     @property
     def own(self) -> dict[str, Any]:
@@ -160,7 +166,7 @@ def _index_of(table: Table) -> str:
 
 
 def _parts(table: Table) -> tuple[str, ...]:
-    return ("item", "id") if table.keys == OWN_IDS else ("partition", "sort")[: len(table.keys.names)]
+    return _OWN_PARTS if table.keys == OWN_IDS else ("partition", "sort")[: len(table.keys.names)]
 
 
 def _routing(table: Table, name: str | None, *, shortened: bool) -> int | None:
@@ -194,7 +200,7 @@ def _key_fields(table: Table, *, whole: bool) -> dict[str, Any]:
     if whole:
         pairs = zip(table.keys.names, _parts(table), strict=True)
         return {name: {"type": "alias", "path": f"{OURS}.{part}"} for name, part in pairs}
-    return {name: {"type": "keyword", "ignore_above": _LONGEST_TERM} for name in table.keys.names}
+    return {name: {"type": "keyword", "ignore_above": LONGEST_TERM} for name in table.keys.names}
 
 
 def _mapping(
@@ -211,7 +217,7 @@ def _mapping(
 
 
 def own_fields(parts: Sequence[str], *, marks: bool) -> dict[str, Any]:
-    key = {"type": "keyword", "ignore_above": _LONGEST_TERM}
+    key = {"type": "keyword", "ignore_above": LONGEST_TERM}
     marked = {DELETED_AT: {"type": "date"}} if marks else {}
     return {"version": {"type": "long"}, "deleted": {"type": "boolean"}, **marked, **{part: key for part in parts}}
 

@@ -253,6 +253,10 @@ def test_a_document_is_extra_whose_item_is_a_tombstone_of_the_opposite_pipeline(
     report = Report()
     assert passes.make(Request(), report).extra == 1
     assert [result.finding.id for result in report.results] == [("k7",)]
+    (wanted, *_) = [
+        request["RequestItems"][TABLE] for _, name, request in faults.client.asked if "RequestItems" in request
+    ]
+    assert set(wanted["ExpressionAttributeNames"].values()) == {"id", "deleted"}
 
 
 def test_a_walk_whose_cursor_has_expired_starts_over(

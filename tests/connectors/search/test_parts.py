@@ -180,6 +180,19 @@ def test_documents_no_engine_can_hold_are_refused_before_sending(write: Upsert, 
     assert reason in found
 
 
+@pytest.mark.parametrize("count", [1, 40])
+@pytest.mark.parametrize("character", ["x", "\U0001f600"])
+def test_an_id_that_an_index_would_store_and_never_find_is_refused(character: str, count: int) -> None:
+    """The index keeps no term for a longer one, so that no walk and no sweep by ids would see the document."""
+    longest = character * (8191 if character == "x" else 4095)
+    for id, refused in ((longest, 0), (longest + character, 1)):
+        ids = [*map(str, range(count - 1)), id]
+        writes = [Upsert("contract", ('["k"]', id), {"n": 1}, at(1), ("k",)) for id in ids]
+        encoded = encode(batch(*writes), encoders(Table("contract", OWN_IDS, {})))
+        reasons = ["its id has 8,192 characters, and an index can find no more than 8,191"] * refused
+        assert [one.reason for one in encoded.rejections] == reasons
+
+
 def test_a_field_in_our_own_object_is_refused() -> None:
     for name in ("replicator", "replicator.deleted", "replicator.version", "replicator.deleted.x", "replicator."):
         (found,) = rejections(hooked({"title": "x", name: True}), **MAPPED)
