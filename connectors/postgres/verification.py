@@ -102,13 +102,14 @@ class TableVerification:
         """Piece by piece: while the server compares one, the next is encoded."""
         found: list[Comparison] = []
         waiting: list[_Asked] = []
+        query = self._compare_sql().as_bytes()
         with self._nothing_left_in_flight():
             for start in range(0, len(expected), _COMPARED):
                 asked, literals = self._asked(expected[start : start + _COMPARED])
                 while waiting:
                     found += self._answered(waiting.pop())
                 if asked.sent:
-                    self.session.send([Statement(self._compare_sql().as_bytes(), literals, planned_once=False)])
+                    self.session.send([Statement(query, literals, planned_once=False)])
                 waiting.append(asked)
             while waiting:
                 found += self._answered(waiting.pop())

@@ -27,6 +27,7 @@ from replicator.engine.assembly import ends, introduce, target_tables
 from replicator.engine.binding import check_start
 from replicator.engine.context import Environment
 from replicator.engine.retry import RetryPolicy, Stopped
+from replicator.engine.run import tune_allocator
 from replicator.engine.startup import RESUMING
 from replicator.errors import ConfigError, ReplicatorError
 from replicator.hooks import loading
@@ -231,6 +232,7 @@ def verify(config: Config, request: Request, report: Report, environment: Enviro
     hook = loading.load(config.transform, config.base) if config.transform is not None else None
     with opened(config, hook) as both:
         record = PassRecord(both.checkpoints, FULL if request.share >= 1.0 else SAMPLE)
+        tune_allocator()
         return examine(both, request, report, environment, record)
 
 
@@ -434,14 +436,15 @@ class Pass:
 
     def _look_for(self, name: str, piece: Walked, part: Part) -> None:
         """Look for the items of a piece's documents, in portions that are done one by one: reading them takes time."""
-        every = self._request.share >= 1.0
-        wanted = [(n, id) for n, id in enumerate(piece.ids) if every or self._is_sampled(id)]
-        size = looked_up_at_once(self._both.mapping.hook, self._request.read_units)
+        size, at = looked_up_at_once(self._both.mapping.hook, self._request.read_units), 0
+        ids = self._verifier.unknown(name, piece.ids)
+        wanted = ids if self._request.share >= 1.0 else [id for id in ids if self._is_sampled(id)]
         for start in range(0, len(wanted), size):
             portion = wanted[start : start + size]
-            self._take(partial(self._verifier.walked, name, [id for _, id in portion], part.next_origin))
+            self._take(partial(self._verifier.walked, name, portion, part.next_origin))
             if piece.behind is not None:
-                part.read(piece.behind(portion[-1][0]))
+                at = piece.ids.index(portion[-1], at)
+                part.read(piece.behind(at))
             self._make_room()
         part.read(piece.cursor)
 

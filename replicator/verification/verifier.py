@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Literal
 
-from replicator.batch import Upsert
+from replicator.batch import DocumentId, Upsert
 from replicator.key import Key, key_text
 from replicator.verification.differences import (
     Candidate,
@@ -83,7 +83,11 @@ class Verifier:
             images = dict(items)
             yield from self._add(findings, images, at, origin)
 
-    def walked(self, table: str, ids: Sequence[tuple[str, ...]], origin: str) -> Iterator[Result]:
+    def unknown(self, table: str, ids: Sequence[DocumentId]) -> Sequence[DocumentId]:
+        """Those of stored documents that the scan has not just compared: their items must be looked for."""
+        return self.examiner.compared.others(table, ids)
+
+    def walked(self, table: str, ids: Sequence[DocumentId], origin: str) -> Iterator[Result]:
         """Look for the items of stored documents."""
         images: dict[Key, Image] = {}
         at = [0.0]

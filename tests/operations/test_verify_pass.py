@@ -42,6 +42,7 @@ from replicator.target.verification import CursorExpired, Walked
 from replicator.testing import memory
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from replicator.verification import verifier
+from replicator.verification.compared_ids import ComparedIds
 from replicator.verification.differences import Positions
 from replicator.verification.verifier import Verifier
 from tests.faults.world import TABLE, World
@@ -242,6 +243,24 @@ def test_items_are_compared_as_soon_as_they_are_read(passes: Passes, monkeypatch
     monkeypatch.setattr(Verifier, "walked", walked)
     passes.make(Request(read_units=5))
     assert compared == passes.world.client.times("BatchGetItem")
+
+
+def test_items_that_must_be_looked_up_are_looked_up_together(
+    faults: World, patched: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 200 documents in two pieces, all but two of the first one are known to be compared."""
+    faults.fill(200)
+    add = ComparedIds.add
+
+    def added(self: ComparedIds, table: str, ids: Sequence[DocumentId]) -> None:
+        add(self, table, [id for id in ids if id not in {("k1",), ("k18",)}])
+
+    monkeypatch.setattr(operation, "KEYS", 20)
+    monkeypatch.setattr(ComparedIds, "add", added)
+    passes = Passes(faults)
+    assert passes.make(Request()).exit_code == 0
+    assert sorted(passes.requested_keys()) == ["k1", "k18"]
+    assert len(faults.client.times("BatchGetItem")) == 1
 
 
 def test_a_document_is_extra_whose_item_is_a_tombstone_of_the_opposite_pipeline(faults: World, passes: Passes) -> None:
