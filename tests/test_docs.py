@@ -46,7 +46,7 @@ ENVIRON = {
     "WEBHOOK_URL": "https://hooks.example.com/orders",
     "WEBHOOK_SECRET": "whsec_" + "c2VjcmV0" * 4,
 }
-DEPLOYING = {"bash", "dockerfile", "ini"}  # in docs/deploying.md and README.md: see tests/deploy
+DEPLOYING = {"bash", "dockerfile", "ini"}  # in docs/deploying.md, docs/scaling.md and README.md: see tests/deploy
 BASE = {
     "pipeline": "p",
     "source": {"table": "orders"},

@@ -11,6 +11,7 @@ from replicator.aws import boto
 from replicator.aws.client import Client, completed
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.checkpoints.contract import AccessChecking, Checkpoints, Store
+from replicator.config.engine import Ray
 from replicator.duration import duration
 from replicator.engine.assembly import ends, introduce, target_tables
 from replicator.engine.startup import check_source
@@ -24,6 +25,7 @@ from replicator.key import key_text
 from replicator.marks import unmarked
 from replicator.monitoring.server import require_packages, require_usable
 from replicator.operations.check_offline import choices, gathered, hook_of, tried
+from replicator.operations.check_ray import ray_findings
 from replicator.operations.dry_run import outlook
 from replicator.operations.estimate import pass_units
 from replicator.operations.finding import Finding, Verdict, exit_code, failed, problem
@@ -58,6 +60,8 @@ def check(config: Config, *, create: bool = False) -> list[Finding]:
     findings += choices(config)
     if client is not None and table is not None:
         findings += _source(config, client, table, hook, images)
+    if isinstance(config.engine, Ray):
+        findings += gathered("engine", ray_findings(config, hook))
     if config.monitoring is not None:
         tried(findings, "monitoring", lambda: _monitoring(findings, config))
     findings += gathered("target", _destination(config, client, table, hook, images, create=create))

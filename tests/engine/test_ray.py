@@ -95,7 +95,7 @@ class Simulated:
     killed: list[str] = field(default_factory=list)  # what was replaced
     logged: list[dict[str, int]] = field(default_factory=list)  # what the coordinator was told of that
     restarts: dict[str, int] = field(default_factory=dict)  # as the coordinator was told
-    on_kill: Callable[[], None] = lambda: None
+    incarnation: Callable[[Any], int | None] = lambda _: 0
     observed: list[Progress] = field(default_factory=list)
     now: float = 0.0
     turns: int = 0
@@ -152,7 +152,6 @@ class Simulated:
     def kill(self, actor: Any, no_restart: bool) -> None:
         assert not no_restart, "Ray starts another one"
         self.killed.append(actor.name)
-        self.on_kill()
 
     def run(self, plan: Plan = PLAN) -> int:
         stop = threading.Event()
@@ -164,7 +163,7 @@ class Simulated:
 
         stop.wait = turn  # type: ignore[method-assign, assignment]
         environment = Environment(stop, self.observed.append, monotonic=lambda: self.now)
-        run = Run(self, plan, environment)
+        run = Run(self, plan, environment, self.incarnation)
         return run.work()
 
 
@@ -296,6 +295,21 @@ def test_a_worker_whose_main_thread_hangs_is_reported_and_replaced(stuck: float,
     assert ray.killed == replaced
     if not replaced:
         assert ray.observed[-1].waiting_for == f"Ray: worker 0 makes no progress for {stuck:.0f} s"
+
+
+@pytest.mark.parametrize("later", [None, 1], ids=["starting", "started"])
+def test_a_process_that_ray_has_already_replaced_is_not_killed_once_more(later: int | None) -> None:
+    """It would be the new one, which has not said anything yet: on a busy machine a start takes longer than that."""
+    turns = int(4 * (unheard(10.0) + 2))
+    reports = [report(workers={"0": Heard(HERE, silent=n / 4), "1": Heard(WORKER)}) for n in range(turns)]
+    ray = Simulated([*reports], stops_after=turns)
+    ray.incarnation = lambda _: 0 if ray.now < 1.0 else later
+    ray.run()
+    assert ray.killed == []
+    hanging = Hanging([report()], stops_after=int(4 * (HANGS + 5)))
+    hanging.incarnation = lambda _: 0 if hanging.now < 0.3 else later
+    hanging.run()
+    assert hanging.killed == []
 
 
 def test_what_a_worker_waits_for_is_what_the_run_waits_for() -> None:

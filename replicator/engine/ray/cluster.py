@@ -30,7 +30,7 @@ def cluster(engine: Ray) -> Iterator[Any]:
 
     Ray replaces handlers of signals, which belong to the command line: they are restored.
     """
-    check_version(_installed())
+    check_installed()
     with contextlib.ExitStack() as resources:
         with _own_signals():
             ray = _on_this_machine(engine.workers, resources) if engine.address is None else _at(engine.address)
@@ -41,17 +41,18 @@ def cluster(engine: Ray) -> Iterator[Any]:
                 ray.shutdown()
 
 
-def _installed() -> str | None:
+def check_installed() -> str:
+    """The version of Ray; ConfigError if it is missing, or does not fit."""
     try:
-        return importlib.metadata.version("ray")
+        version = importlib.metadata.version("ray")
     except importlib.metadata.PackageNotFoundError:
-        return None
+        raise ConfigError(f"engine.type: Ray is not installed: {_INSTALL}") from None
+    check_version(version)
+    return version
 
 
-def check_version(version: str | None) -> None:
-    """ConfigError if Ray is missing, or of a version that does not fit."""
-    if version is None:
-        raise ConfigError(f"engine.type: Ray is not installed: {_INSTALL}")
+def check_version(version: str) -> None:
+    """ConfigError if a version of Ray does not fit."""
     if not OLDEST <= tuple(int(n) for n in _NUMBER.findall(version)[:2]) < BELOW:
         oldest = ".".join(map(str, OLDEST))
         raise ConfigError(
@@ -101,6 +102,18 @@ def _imported() -> Any:
 
 def _init(ray: Any, **options: Any) -> None:
     ray.init(namespace=NAMESPACE, log_to_driver=False, configure_logging=False, **options)
+
+
+def incarnation(actor: Any) -> int | None:
+    """Which process of an actor Ray runs, by the number of its restarts; None while Ray starts one.
+
+    Ray's public functions for that need its dashboard. Where this one is missing, all processes have one number.
+    """
+    try:
+        entry = importlib.import_module("ray._private.state").actors(actor._actor_id.hex())
+        return int(entry["NumRestarts"]) if entry["State"] == "ALIVE" else None
+    except (ImportError, AttributeError, KeyError, TypeError):
+        return 0
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from replicator.config.engine import Ray
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.coordinator import COORDINATOR, check_supported
 from replicator.engine.ray.actors import Asking, CoordinatorActor, WorkerActor
-from replicator.engine.ray.cluster import cluster
+from replicator.engine.ray.cluster import cluster, incarnation
 from replicator.engine.ray.reports import Ended, FromCoordinator, Heard, Plan, Unlogged, Where
 from replicator.engine.retry import RetryPolicy
 from replicator.engine.run import Beside, Until, naming_the_owner
@@ -30,10 +31,11 @@ from replicator.state import Owner
 log = logging.getLogger("replicator")
 
 POLL_INTERVAL = 0.25  # seconds between two looks at what the actors report
+WORKER_CPUS = 0.99  # the rest is the coordinator's: as many workers as CPUs fit, and a head without CPUs runs nothing
 STARTING = 15.0  # seconds after which a worker that has not started is reported
 AGAIN = 2.0  # seconds after which a worker that was fenced begins again
 UNHEARD = 10.0  # seconds without a sign of an actor after which that is reported
-HANGS = 20.0  # seconds without a response of the coordinator after which it is replaced
+HANGS = 30.0  # seconds without a response of the coordinator after which it is replaced
 HOOKLESS = 300.0  # the same of a worker, if hooks have no time limit
 STUCK = 300.0  # seconds without any activity after which an actor is replaced although its process responds
 RESTARTING = 60.0  # seconds that a new process gets before it, too, may be replaced
@@ -72,27 +74,36 @@ class Work:
     call: Any
     begun: float
     where: Where | None = None
+    incarnation: int | None = None  # of that process
     heard: float = 0.0
     processes: set[str] = field(default_factory=set)  # that have done it
     not_before: float = 0.0  # when it may be replaced, or begin again
 
 
 class Run:
-    """The actors of one run, from their start to their end."""
+    """The actors of one run, from their start to their end. ``incarnation``: see ``cluster.incarnation``."""
 
-    def __init__(self, ray: Any, plan: Plan, environment: Environment) -> None:
+    def __init__(
+        self,
+        ray: Any,
+        plan: Plan,
+        environment: Environment,
+        incarnation: Callable[[Any], int | None] = incarnation,
+    ) -> None:
+        self._incarnation = incarnation
         self._ray, self._plan, self._environment = ray, plan, environment
         self._now, self._limit = environment.monotonic, unheard(plan.config.hook_timeout)
         self._logged: dict[str, int] = {}  # by process, the number of its last event that was logged
-        self._coordinator = self._placed(CoordinatorActor, "coordinator", cpus=0, calls=8).remote(plan)
+        self._coordinator = self._placed(CoordinatorActor, "coordinator", cpus=1 - WORKER_CPUS, calls=8).remote(plan)
         self._works = {slot: self._begun(slot) for slot in plan.slots}
         self._asked: Any = None  # a call of the coordinator that has not returned yet
         self._progress, self._progressed = Progress("starting"), self._now()
         self._coordinated_by, self._coordinated_since, self._heard = "", self._now(), self._now()
         self._coordinators = 0  # how often it was restarted
         self._replace_after = math.inf  # when the coordinator may be replaced
+        self._coordinator_incarnation: int | None = None
 
-    def _placed(self, actor: type, name: str, *, cpus: int, calls: int) -> Any:
+    def _placed(self, actor: type, name: str, *, cpus: float, calls: int) -> Any:
         """An actor class that Ray restarts for ever, away from others of its kind where there are several nodes."""
         options = {"num_cpus": cpus, "max_restarts": -1, "max_concurrency": calls, "scheduling_strategy": "SPREAD"}
         return self._ray.remote(actor).options(name=self._name(name), **options)
@@ -101,7 +112,7 @@ class Run:
         return f"{self._plan.config.pipeline}/{self._plan.run}/{name}"
 
     def _begun(self, slot: str) -> Work:
-        actor = self._placed(WorkerActor, f"worker {slot}", cpus=1, calls=1)
+        actor = self._placed(WorkerActor, f"worker {slot}", cpus=WORKER_CPUS, calls=1)
         actor = actor.remote(self._plan, slot, Asking(self._name("coordinator")))
         return Work(actor, self._called(actor), self._now())
 
@@ -155,7 +166,10 @@ class Run:
         """Have Ray start another one, which claims the coordinator's entry: the checkpoints fence this one."""
         if self._now() < self._replace_after:
             return
-        self._replace_after = math.inf  # the next one is not replaced before it was heard
+        self._replace_after = self._now() + RESTARTING
+        before, self._coordinator_incarnation = self._coordinator_incarnation, self._incarnation(self._coordinator)
+        if self._coordinator_incarnation is None or self._coordinator_incarnation != before:
+            return  # Ray has noticed, and starts another one
         log.error("coordinator does not respond", extra={"seconds": round(seconds)})
         self._ray.kill(self._coordinator, no_restart=False)
 
@@ -211,7 +225,7 @@ class Run:
                 self._coordinators += 1
                 log.warning("coordinator restarted", extra={"host": report.where.host, "pid": report.where.pid})
             self._coordinated_by, self._coordinated_since = report.where.id, self._now()
-            self._replace_after = self._now()
+            self._coordinator_incarnation, self._replace_after = self._incarnation(self._coordinator), self._now()
         if report.stuck > STUCK and report.progress is not None:  # its start may take as long as an index takes
             self._replace_coordinator(report.stuck)
 
@@ -221,17 +235,23 @@ class Run:
                 where = {"host": heard.where.host, "pid": heard.where.pid}
                 log.warning("worker restarted", extra={"worker": slot, **where})
             work.processes.add(heard.where.id)
-            work.where = heard.where
+            work.where, work.incarnation = heard.where, self._incarnation(work.actor)
         stuck = 0.0
         if heard is not None and heard.where == work.where:
             work.heard, stuck = max(work.heard, self._now() - heard.silent), heard.stuck
-        if work.where is None or self._now() < work.not_before:
+        if not work.processes or self._now() < work.not_before:
             return
         silent = self._silent(work)
         if silent > self._limit or stuck > max(STUCK, self._limit):
-            log.error("worker does not respond", extra={"worker": slot, "seconds": round(max(silent, stuck))})
-            work.where, work.begun, work.not_before = None, self._now(), self._now() + RESTARTING
-            self._ray.kill(work.actor, no_restart=False)  # Ray starts another one; the checkpoints fence this one
+            self._replace(slot, work, max(silent, stuck))
+
+    def _replace(self, slot: str, work: Work, seconds: float) -> None:
+        """Have Ray start another process, unless it does so already; the checkpoints fence this one."""
+        work.where, work.begun, work.not_before = None, self._now(), self._now() + RESTARTING
+        before, work.incarnation = work.incarnation, self._incarnation(work.actor)
+        if work.incarnation is not None and work.incarnation == before:
+            log.error("worker does not respond", extra={"worker": slot, "seconds": round(seconds)})
+            self._ray.kill(work.actor, no_restart=False)
 
     def _silent(self, work: Work) -> float:
         """Seconds without a sign of a worker. A restarted coordinator has not heard any, and they tell it soon."""

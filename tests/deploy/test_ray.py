@@ -1,0 +1,97 @@
+"""deploy/kuberay.yaml and deploy/ray-cluster.yaml: valid for KubeRay, Kubernetes and ``ray up``, and for replicator."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from replicator.config import settings
+from replicator.config.engine import Ray
+
+DEPLOY, HERE = Path(__file__).parents[2] / "deploy", Path(__file__).parent
+CONFIG, CLUSTER = yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text())
+GROUPS = [CLUSTER["spec"]["headGroupSpec"], *CLUSTER["spec"]["workerGroupSpecs"]]
+UP = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())
+
+
+def strict(schema: Any) -> Any:
+    """Kubernetes' own reading of a schema: what an object does not list is unknown."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: strict(inner) for name, inner in schema.items()}
+    if "properties" in schema and schema.get("type") == "object" and schema["properties"].keys() != set():
+        closed["additionalProperties"] = False
+    return closed
+
+
+def test_the_ray_cluster_is_valid_for_kuberay_and_a_wrong_key_is_found() -> None:
+    schema = strict(json.loads((HERE / "raycluster.json").read_text()))
+    schema["properties"]["metadata"] = {"type": "object"}
+    jsonschema.validate(CLUSTER, schema)
+    wrong: Mapping[str, object]
+    for wrong in ({"headGroup": {}}, {"authOptions": {"mode": "password"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**CLUSTER, "spec": {**CLUSTER["spec"], **wrong}}, schema)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=["head", "workers"])
+def test_its_pods_are_valid_for_kubernetes_and_each_has_config_and_secret(group: Any) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": group["template"]["spec"]}
+    for made in (pod, CONFIG):
+        kubernetes_validate.validate(made, "1.37", strict=True)
+    volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
+    (container,) = pod["spec"]["containers"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounted.keys() == volumes
+    assert f"{mounted['secrets']}/password" in CONFIG["data"]["orders.yaml"]
+    assert "$KUBERAY_GEN_RAY_START_CMD" in container["args"][0]
+
+
+def test_the_config_is_valid_and_its_workers_fit_on_the_nodes_although_one_is_lost(tmp_path: Path) -> None:
+    for name, text in CONFIG["data"].items():
+        (tmp_path / name).write_text(text)
+    config = settings.load(str(tmp_path / "orders.yaml"))
+    assert isinstance(config.engine, Ray)
+    (workers,) = CLUSTER["spec"]["workerGroupSpecs"]
+    cpus = int(workers["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert config.engine.workers <= (workers["replicas"] - 1) * cpus
+    assert CLUSTER["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert (
+        "exec replicator run /etc/replicator/orders.yaml" in GROUPS[0]["template"]["spec"]["containers"][0]["args"][0]
+    )
+
+
+def test_the_cluster_file_is_valid_for_ray_up_and_a_wrong_key_is_found() -> None:
+    found = importlib.util.find_spec("ray")
+    assert found is not None
+    schema = json.loads((Path(str(found.origin)).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(UP, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**UP, "max_worker": 3}, schema)
+    nodes = UP["available_node_types"]
+    assert UP["head_node_type"] in nodes
+    assert nodes["head"]["resources"]["CPU"] == 0
+    assert (nodes["worker"]["min_workers"] - 1) * nodes["worker"]["resources"]["CPU"] >= 8, "as many as workers"
+
+
+def test_the_commands_in_the_document_fit_the_files() -> None:
+    """They need a cluster, so what they name is compared."""
+    text = (DEPLOY.parent / "docs" / "scaling.md").read_text()
+    commands = "".join(re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    for file in set(re.findall(r"deploy/\S+\.yaml", commands)):
+        assert (DEPLOY.parent / file).is_file(), file
+    assert "/srv/orders" in UP["file_mounts"]
+    (secret,) = {v["secret"]["secretName"] for g in GROUPS for v in g["template"]["spec"]["volumes"] if "secret" in v}
+    assert f"kubectl create secret generic {secret} --from-file=password" in commands
+    assert f"ray.io/cluster={CLUSTER['metadata']['name']}`" in text
