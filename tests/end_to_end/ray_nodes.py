@@ -40,6 +40,7 @@ _HEALTH = {  # a node that is gone is noticed within four seconds
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",  # a process for each CPU, which nothing here needs
 }
 
 
@@ -130,6 +131,7 @@ class Nodes:
     def _node(self, options: list[str], cpus: int) -> tuple[subprocess.Popen[bytes], Path]:
         log = self.folder / f"node-{len(self._started)}.log"
         common = ["--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--disable-usage-stats", "--block"]
+        common += ["--include-log-monitor=false"]
         first = 20_000 + 100 * len(self._started)  # nodes that start at once would choose the same free ports
         common += [f"--{name}-port={first + n}" for n, name in enumerate(_PORTS)]
         common += [f"--min-worker-port={first + 20}", f"--max-worker-port={first + 99}"]
