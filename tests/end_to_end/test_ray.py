@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -87,8 +88,11 @@ def _kills(folder: Path) -> None:
         copy.configure(engine=CLUSTER, backfill={"segments": 3}, hook_timeout=1)
         source.fill(300)
 
+        begun = threading.Event()
+
         def reshard(done: int) -> None:
-            if done % 40 == 20 and len(shards := memory.open_shards(source.table)) < 24:
+            """Not before the epoch: what is in shards that had ended by then is not read."""
+            if begun.is_set() and done % 40 == 20 and len(shards := memory.open_shards(source.table)) < 24:
                 (memory.split if chance.random() < 0.5 else memory.roll)(source.table, chance.choice(shards))
 
         cluster.start_head(cpus=0)
@@ -100,6 +104,7 @@ def _kills(folder: Path) -> None:
         with Load(source, seed=11, keys=300, every=reshard, pause=0.03) as load:
             with copy.start() as run:
                 run.until("snapshot started")
+                begun.set()
                 story = Story(copy, run)
                 story.kill_a_worker()  # during the backfill, or right behind it
                 run.until("progress", phase="live")
