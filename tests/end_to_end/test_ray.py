@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import served
 from replicator.testing.servers.postgres import PostgresServer, ServerMissing
@@ -74,6 +76,7 @@ class Story:
         self.until_taken_over("kill -9 of the coordinator's raylet", lambda: kill(node), *slots)
 
 
+@pytest.mark.timeout(600)  # it starts some twenty processes of Ray
 def test_kills_of_workers_and_nodes_and_changes_of_the_engine_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     """kill -9 of a worker, of the coordinator's node, and of everything; a node that is frozen, and then goes on."""
     in_namespace(lambda: _kills(tmp_path))
