@@ -39,7 +39,7 @@ from replicator.testing.servers.postgres import PostgresServer
 
 PARTS = (
     *("end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory", "latency"),
-    *("webhook", "verifying", "monitoring"),
+    *("webhook", "verifying", "monitoring", "redis"),
 )
 PLAIN, MONITORED = "R, no hook", "R, no hook, monitored"
 NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes for the slow contenders
@@ -199,6 +199,7 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         "latency": lambda: latency.lines(url),
         "verifying": lambda: verifying.lines(given.rounds, url, alone),
         "monitoring": lambda: monitoring.lines(given.rounds, given.changes, url, alone),
+        "redis": lambda: _redis_lines(given.rounds),
     }
     yield from (lines[part]() for part in PARTS if given.only in (None, part))
 
@@ -211,6 +212,14 @@ def _search_lines(rounds: int) -> Iterator[str]:
         yield from search_cost.lines(rounds, server.url, alone)
         yield ""
         yield from search.lines(rounds, server.url, alone)
+
+
+def _redis_lines(rounds: int) -> Iterator[str]:
+    from benchmarks import redis  # only this needs the extra "redis"
+    from tests.servers.redis import RedisServer
+
+    with RedisServer() as server:
+        yield from redis.lines(rounds, server.url, alone)
 
 
 def end_to_end_lines(rounds: int, changes: int, url: str) -> Iterator[str]:
