@@ -184,11 +184,21 @@ return ARGV[1]
 
 MARK = Script(
     b"""
--- KEYS: a table's note. ARGV: its id, the number of batches that are certainly stored, the server. Counts a batch, and
--- returns how many there are: 0 if batches are missing, and then the table is no longer the one it was.
+-- KEYS: the tables' notes, the set of all prefixes. ARGV: the first one's id, the number of batches that are certainly
+-- stored, the server, the pipeline, its epoch, the prefixes. Counts a batch, and returns how many there are: 0 if some
+-- are missing, and then the first table is no longer the one it was. Where a note is gone, everything is: this batch is
+-- all there is, and the note says so, lest its keys be taken for those of others.
+local emptied = false
+for i = 1, #KEYS - 1 do
+  if redis.call('EXISTS', KEYS[i]) == 0 then
+    redis.call('HSET', KEYS[i], 'pipeline', ARGV[4], 'epoch', ARGV[5], 'id', 'emptied', 'server', ARGV[3])
+    redis.call('SADD', KEYS[#KEYS], ARGV[5 + i])
+    emptied = true
+  end
+end
 local id, batches = redis.call('HGET', KEYS[1], 'id'), tonumber(redis.call('HGET', KEYS[1], 'batches') or '0')
 if id ~= ARGV[1] then return 0 end
-if batches < tonumber(ARGV[2]) then
+if emptied or batches < tonumber(ARGV[2]) then
   redis.call('HSET', KEYS[1], 'id', id .. ' incomplete')
   return 0
 end

@@ -86,16 +86,15 @@ class Redis(ComparesByTable):
             raise ConfigError(*problems)
         for one in wanted:
             notes.write(self._server, one, self._pipeline, epoch)
-        first = wanted[0]
-        (note,) = notes.read(self._server, [first])
-        self._writer.tally = Tally(first.note, note.id if note is not None else "")
+        (note,) = notes.read(self._server, wanted[:1])
+        self._writer.tally = Tally(wanted, note.id if note is not None else "", self._pipeline, epoch)
         self._encoders = _encoders(tables)
 
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
         """What would drop keys by now. GapFound if the server has lost batches, or everything."""
         tally, wanted = self._writer.tally, self._wanted(tables)
         if tally is not None:
-            ((id,),) = self._server.ask(packed(b"HMGET", tally.key, b"id"))
+            ((id,),) = self._server.ask(packed(b"HMGET", tally.tables[0].note, b"id"))
             if not tally.complete or id is None or id.decode() != tally.id:
                 raise GapFound(
                     f"{self._server} has lost changes that it had stored: it was emptied, it restarted without its "

@@ -11,6 +11,7 @@ from typing import Any
 from connectors.redis.connection import Sent, Server, call, is_late_since, loading
 from connectors.redis.encode import Encoded, Entry, grouped
 from connectors.redis.errors import ResponseLost, failure
+from connectors.redis.layout import TABLES, Layout
 from connectors.redis.scripts import MARK, WRITE
 from replicator.errors import ReplicatorError, Unfinished
 from replicator.target import guarded_writes
@@ -45,20 +46,24 @@ class _Sent:
 
 @dataclass(slots=True)
 class Tally:
-    """How many batches the server has counted with the note ``key`` of the table with this ``id``.
+    """How many batches the server has counted in the note of the first of ``tables``, which has this ``id``.
 
     The server counts each batch behind its writes. It loses what it loses from the end: the last second before a crash,
     or what a replica had not received when it took over. So if it counts less than before, batches are missing, and
     otherwise none is. ``complete``: False once batches are missing.
     """
 
-    key: bytes
+    tables: Sequence[Layout]
     id: str
+    pipeline: str
+    epoch: int
     batches: int = 0
     complete: bool = True
 
     def command(self, server: str) -> bytes:
-        return call(MARK, [self.key], [self.id.encode(), b"%d" % self.batches, server.encode()])
+        own = self.id.encode(), b"%d" % self.batches, server.encode(), self.pipeline.encode(), b"%d" % self.epoch
+        keys = [*(table.note for table in self.tables), TABLES]
+        return call(MARK, keys, [*own, *(table.prefix for table in self.tables)])
 
     def counted(self, batches: int) -> None:
         self.complete = self.complete and batches > 0

@@ -219,6 +219,24 @@ def test_a_server_that_is_emptied_during_a_run_is_a_gap(server: RedisServer, ope
     assert "it was emptied" in lost(opened)
 
 
+def test_a_server_that_is_emptied_during_a_run_is_filled_again_by_a_resync(server: RedisServer, build: Build) -> None:
+    """Also if the run has stored something since: what is there is its own, not that of others."""
+    target, tables = build(), [table(), table("other")]
+    target.open(tables, FIRST_EPOCH)
+    before = target.identities(tables)
+    for written in (put({"pk": "a"}, 1), put({"pk": "b"}, 2, table="other")):
+        target.write(batch(written))
+        with server.client() as client:
+            client.flushall()
+    target.write(batch(put({"pk": "c"}, 3), put({"pk": "c"}, 3, table="other")))
+    later = build()
+    assert later.epoch(tables) == FIRST_EPOCH
+    assert list(recreated_tables(before, later.identities(tables)))
+    assert later.check(tables) == []
+    later.open(tables, FIRST_EPOCH + 1)
+    assert [exhaust(lambda of=of: later.sweep(of, at(0, FIRST_EPOCH + 1), [])) for of in tables] == [1, 1]
+
+
 def test_a_server_that_is_emptied_between_two_runs_has_no_table(server: RedisServer, build: Build) -> None:
     build().open([table()], FIRST_EPOCH)
     with server.client() as client:
