@@ -77,10 +77,13 @@ def translated(error: psycopg.Error, server: str, setting: str, user: str = "") 
     return ReplicatorError(f"Postgres at {server} refuses a statement: {_name(error)}. Its own log says more")
 
 
-def unreachable(error: psycopg.Error, server: str, setting: str, *, logged_in: bool = False) -> ReplicatorError:
+def unreachable(
+    error: psycopg.Error, server: str, setting: str, *, password: str = "", logged_in: bool = False
+) -> ReplicatorError:
     """Our error for a failed connection attempt. libpq has no SQLSTATE for those, only a message.
 
-    ``logged_in``: the same login worked before, so its password is being rotated.
+    ``password``: the setting that it comes from, if that is another one. ``logged_in``: the same login worked before,
+    so its password is being rotated.
     """
     text = _first_line(error)
     refused = f"Postgres at {server} refuses the login: {text.rpartition('FATAL:')[2].strip()}"
@@ -93,7 +96,10 @@ def unreachable(error: psycopg.Error, server: str, setting: str, *, logged_in: b
                 f"(password_file, or passfile= in {setting}) is read at each attempt; after a change of {setting} "
                 "itself restart the run"
             )
-        return NotAuthenticated(refused, "login", server, f"Correct the user and the password of {setting}")
+        whose = f"the user of {setting}, and the password in {password}" if password else ""
+        return NotAuthenticated(
+            refused, "login", server, f"Correct {whose or f'the user and the password of {setting}'}"
+        )
     for words, advice in _LOGIN_DENIED.items():
         if words in text:
             return NotPermitted(refused, "login", server, advice.format(setting=setting))

@@ -158,7 +158,10 @@ class Session:
         try:
             connection = connect(self._url, settings, self._patience, f"{self._section}.timeout")
         except psycopg.OperationalError as e:
-            raise unreachable(e, self._server, f"{self._section}.url", logged_in=bool(self._user)) from e
+            password = "" if self._password_file is None else f"{self._section}.password_file"
+            raise unreachable(
+                e, self._server, f"{self._section}.url", password=password, logged_in=bool(self._user)
+            ) from e
         self._connection, self._user = connection, connection.info.user
         connection.prepare_threshold = (
             None  # else psycopg deallocates our prepared statements with its own, after an ALTER

@@ -170,7 +170,8 @@ def overview(readings: Sequence[Reading]) -> Table:
     """One line for each pipeline."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("pipeline", "phase", "lag", "left", "records", "parked", "gaps", ""):
-        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=None if name else 60)
+        shortened = name in ("pipeline", "")  # where the terminal is narrow; the others are never cut off
+        table.add_column(name, no_wrap=not shortened, overflow="ellipsis", max_width=None if name else 60)
     for reading in readings:
         table.add_row(*_cells(reading))
     return table
@@ -179,7 +180,7 @@ def overview(readings: Sequence[Reading]) -> Table:
 def _cells(reading: Reading) -> Iterator[Any]:
     values = reading.values
     which = {None: "", True: " (live)", False: " (not live)"}[reading.live]
-    yield Text(escaped(reading.pipeline or reading.config) + which)
+    yield Text(escaped(reading.pipeline or reading.config) + which, no_wrap=True)
     if values is None:
         yield Text("unknown", "red")
         yield from [""] * 5
@@ -194,7 +195,7 @@ def _cells(reading: Reading) -> Iterator[Any]:
         yield "unknown" if rate is None else f"{rate:,.0f}/s"
         yield Text(f"{values['parked']:,}", "yellow" if values["parked"] else "")
         yield Text(f"{values['gaps']}", "red" if values["gaps"] else "")
-    yield Text(escaped(_remark(reading)), "red")
+    yield Text(escaped(_remark(reading)), "red", no_wrap=True)
 
 
 def _remark(reading: Reading) -> str:

@@ -103,11 +103,17 @@ def _tell(noted: Noted, as_json: bool) -> None:
         say_aside(f"{noted.caution}. To withdraw the request: replicator resync CONFIG --cancel")
     if as_json:
         what = {"whole_table": request.whole, "keys": len(request.keys), "conditions": len(request.where)}
-        put({"requested_at": request.requested, **what, "run": noted.run})
+        restart = noted.run is not None and noted.changed
+        put({"requested_at": request.requested, **what, "run": noted.run, "restart_needed": restart})
         return
     from replicator.cli.render import scope
 
-    who = f"{noted.run} starts it soon" if noted.run else "no run is up: it starts with: replicator run CONFIG"
+    if noted.run is None:
+        who = "no run is up: it starts with: replicator run CONFIG"
+    elif noted.changed:
+        who = f"{noted.run} has another hook or definition, so restart it: the next run starts it"
+    else:
+        who = f"{noted.run} starts it soon"
     say(f"resync requested for {scope(request)}; {who}")
 
 

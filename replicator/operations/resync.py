@@ -51,11 +51,13 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class Noted:
     """The request as it is stored now, and the run that will carry it out; None if no run is up. ``caution``: see
-    ``caution_of``."""
+    ``caution_of``. ``changed``: the last run had another hook or definition, so one that is up leaves it to the next.
+    """
 
     request: ResyncRequest
     run: str | None
     caution: str = ""
+    changed: bool = False
 
 
 def note(config: Config, wanted: Wanted, now: Callable[[], float]) -> Noted:
@@ -85,7 +87,8 @@ def note(config: Config, wanted: Wanted, now: Callable[[], float]) -> Noted:
             schema_changes=wanted.schema_changes,
             remove_expired=wanted.remove_expired,
         )
-        return Noted(_joined(checkpoints, request), _run(checkpoints, now()), caution_of(target))
+        changed = start.state is not None and (start.state.hook != start.hook or bool(start.changes))
+        return Noted(_joined(checkpoints, request), _run(checkpoints, now()), caution_of(target), changed)
 
 
 def cancel(config: Config) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
@@ -55,6 +56,8 @@ def test_several_configs_are_one_line_each_and_the_most_severe_code(world: World
 
     assert (code, err) == (2, ""), "wrong configs before servers that are down, and those before stopped runs"
     assert [line["config"] for line in lines] == configs
+    narrow = world.call("status", *configs, "--human")[1]
+    assert re.search(r"^orders +stopped ", narrow, re.MULTILINE), "long reasons of others leave room for the rest"
     assert [line["pipeline"] for line in lines] == ["orders", "far", "never-ran", None]
     assert [line["phase"] for line in lines] == ["stopped", None, None, None]
     assert [line["exit_code"] for line in lines] == [7, 8, 2, 2]

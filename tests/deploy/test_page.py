@@ -166,7 +166,8 @@ def test_a_changed_hook_is_rolled_out_by_a_request_and_a_restart(copied: World) 
         copied.db.put("orders", {"id": "5", "total": 5})
         await_that(lambda: ("5",) in ids(copied), up)
         copied.hook("def hook(item):\n    return {'total': -item['total']}\n")
-        requested, *_ = copied.call("resync", copied.config)
+        requested, told, _ = copied.call("resync", copied.config, "--human")
+        assert "has another hook or definition, so restart it: the next run starts it" in told
         assert up.stdout is not None
         said = next(line for line in up.stdout if "requested resync not started" in line)
         up.terminate()

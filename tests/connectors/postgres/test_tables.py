@@ -751,6 +751,12 @@ def test_the_advice_depends_on_why_a_login_is_refused(words: str, error: type[Re
     assert ("GRANT" in str(found)) == ("GRANT" in said)
 
 
+def test_a_refused_password_from_a_file_is_corrected_there() -> None:
+    given = psycopg.OperationalError('connection failed: FATAL:  password authentication failed for user "u"')
+    found = unreachable(given, "h:5432", "x.url", password="x.password_file")
+    assert "Correct the user of x.url, and the password in x.password_file" in str(found)
+
+
 # tombstones of a table that is gone
 
 
