@@ -28,7 +28,7 @@ def _address(text: str) -> str:
 
 
 class Ray(Options):
-    """Several workers on a Ray cluster, or on the cores of this machine, for targets with transactions (postgres).
+    """Several workers on a Ray cluster, or on the cores of this machine.
 
     See docs/scaling.md. Needs `pip install 'replicator[ray]'`.
     """

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from replicator.config.checkpoints import KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
+from replicator.config.checkpoints import DEFAULT, KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
 from replicator.config.engine import Engine, Local, Ray, engine, with_engines
 from replicator.config.monitoring import Monitoring
 from replicator.config.target import Destination, destination, target_schema
@@ -261,7 +261,7 @@ def _config(file: ConfigFile, problems: list[Problem], engine_type: str | None =
     if checkpoints is not None and hasattr(target.connector, "checkpoints"):
         problems.append(Problem(("checkpoints",), KEPT_BY_TARGET))
     problems += _loops(sections, target)
-    problems += _workers(runs_on, target)
+    problems += [] if wrong_store else _shared(runs_on, target, checkpoints)
     if sections.verify is not None and not can_compare(target.connector):
         problems.append(Problem(("verify",), f"{target.type} {CANNOT_COMPARE}"))
     return Config(
@@ -298,15 +298,27 @@ def _loops(sections: Sections, target: Destination) -> Iterator[Problem]:
         yield Problem(("backfill", "enabled"), text)
 
 
-def _workers(runs_on: Engine, target: Destination) -> Iterator[Problem]:
-    """Several workers need a target with transactions: there a request is not applied after a takeover.
+BY_WORKERS = ("elasticsearch", "opensearch", "dynamodb")  # targets without transactions that several may write to
+IN_DYNAMODB = 2  # workers that save without holding each other up for long, as measured (docs/scaling.md)
 
-    Elsewhere a scanned item that one worker sent could be applied behind the delete that another one has stored, which
-    knows nothing of that request.
-    """
-    if isinstance(runs_on, Ray) and not hasattr(target.connector, "checkpoints"):
-        text = f"ray needs a target with transactions, such as postgres; {target.type} is written by one process only: "
-        yield Problem(("engine", "type"), text + "use the engine local")
+
+def _shared(runs_on: Engine, target: Destination, checkpoints: Keeping | None) -> Iterator[Problem]:
+    """What several workers need: a target that they may write to, and checkpoints that all of them reach."""
+    if isinstance(runs_on, Ray) and not hasattr(target.connector, "checkpoints") and target.type not in BY_WORKERS:
+        text = f"{target.type} is written by one process only: use the engine local"
+        yield Problem(("engine", "type"), text)
+    in_file = checkpoints is None and not hasattr(target.connector, "checkpoints")
+    if isinstance(runs_on, Ray) and runs_on.address is not None and (in_file or _is_file(checkpoints)):
+        text = "a file is on one machine, and engine.address names a cluster: use type: postgres or dynamodb"
+        yield Problem(("checkpoints",), text)
+    in_dynamodb = checkpoints is not None and checkpoints.type == "dynamodb"
+    if isinstance(runs_on, Ray) and in_dynamodb and runs_on.workers > IN_DYNAMODB:
+        text = f"at most {IN_DYNAMODB} with checkpoints in DynamoDB, where one worker saves at a time; for more, "
+        yield Problem(("engine", "workers"), text + "keep them in Postgres (checkpoints.type: postgres)")
+
+
+def _is_file(checkpoints: Keeping | None) -> bool:
+    return checkpoints is not None and checkpoints.type == DEFAULT
 
 
 def schema() -> dict[str, Any]:

@@ -424,13 +424,28 @@ class TestEngine:
         assert config.load(path, {}, engine="ray").engine == Ray(workers=5)
         assert config.load(write(RIGHT), {}, engine="ray").engine == Ray()
 
-    def test_several_workers_need_a_target_with_transactions(self, write: Write) -> None:
+    def test_a_cluster_needs_checkpoints_that_all_its_nodes_reach(self, write: Write) -> None:
         text = RIGHT.replace("type: postgres\n  url: postgresql://me@127.0.0.1:5432/shop", "type: dynamodb")
-        assert config.load(write(text), {}).engine == Local()
-        with pytest.raises(ConfigError, match=r"engine.type: ray needs a target with transactions"):
+        assert config.load(write(text + "engine: {type: ray}\n"), {}).engine == Ray()
+        assert config.load(
+            write(text + "engine: {type: ray, address: auto}\ncheckpoints: {type: dynamodb, table: kept}\n"), {}
+        )
+        for section in ("", "checkpoints: {path: here}\n"):
+            with pytest.raises(ConfigError, match=r"checkpoints: a file is on one machine, and engine.address"):
+                config.load(write(f"{text}engine: {{type: ray, address: auto}}\n{section}"), {})
+
+    def test_webhooks_are_sent_by_one_process(self, write: Write) -> None:
+        postgres = "type: postgres\n  url: postgresql://me@127.0.0.1:5432/shop"
+        text = RIGHT.replace(postgres, "type: webhook\n  url: http://127.0.0.1:9/\n  secret: whsec_" + 32 * "A")
+        with pytest.raises(ConfigError, match=r"engine.type: webhook is written by one process only"):
             config.load(write(text + "engine: {type: ray}\n"), {})
-        with pytest.raises(ConfigError, match=r"use the engine local"):
-            config.load(write(text), {}, engine="ray")
+
+    def test_few_workers_share_checkpoints_in_dynamodb_because_one_saves_at_a_time(self, write: Write) -> None:
+        text = RIGHT.replace("type: postgres\n  url: postgresql://me@127.0.0.1:5432/shop", "type: dynamodb")
+        text += "checkpoints: {type: dynamodb, table: kept}\n"
+        assert config.load(write(text + "engine: {type: ray, workers: 2}\n"), {})
+        with pytest.raises(ConfigError, match=r"engine.workers: at most 2 with checkpoints in DynamoDB.*in Postgres"):
+            config.load(write(text + "engine: {type: ray, workers: 3}\n"), {})
 
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
