@@ -171,8 +171,7 @@ class Coordinator(Driver):
     @property
     def is_new_run(self) -> bool:
         """Whether no coordinator of this run has given everything to slots yet."""
-        noted = self.pipeline.view.slots.get(COORDINATOR)
-        return noted is None or noted.begun != self._run_revision
+        return not coordination.has_given(self.pipeline.view.slots, self._run_revision)
 
     # Running
 

@@ -27,7 +27,7 @@ from replicator.engine.parked_limits import ParkedWatch
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import stages
-from replicator.pipeline.coordination import Claimant, window_of_claim
+from replicator.pipeline.coordination import Claimant, has_given, window_of_claim
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.scan import ReadBudget
 from replicator.source.table import SourceTable, find_table
@@ -191,7 +191,7 @@ class SlotRun:
     def claimed(
         cls, context: RunContext, post: Post, owner: Owner, environment: Environment, lingers: float | None
     ) -> SlotRun | None:
-        """The slot, claimed; None while no epoch has begun or its tables are being opened.
+        """The slot, claimed; None while no epoch has begun, its tables are being opened, or nothing is given to slots.
 
         ``lingers``: how long this process' own writes under an earlier claim are in doubt; NaN if it had none.
         """
@@ -210,7 +210,7 @@ class SlotRun:
             worker=owner.run,
             now=now(),
         )
-        if not _has_begun(pipeline.state):
+        if not _has_begun(pipeline.state) or not has_given(pipeline.view.slots, post.run):
             return None
         held = cls(context, post, owner, environment, pipeline, claimed.revision)
         held.begin(lingers)
@@ -335,7 +335,8 @@ class SlotRun:
         self._waiting_for = waiting_for
         self._environment.waiting(waiting_for)
         if waiting_for is not None:
-            self._save_heartbeat()
+            with contextlib.suppress(Fenced):  # perhaps while it claims the slot: what comes next notices that, too
+                self._save_heartbeat()
 
     def _beat(self) -> None:
         self._waiting_for = next(iter(self._fetcher.waiting_for.values()), None)

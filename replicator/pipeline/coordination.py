@@ -101,6 +101,15 @@ def inherited_window(child: ShardState, shards: Mapping[str, ShardState], slots:
     return slots[parent.slot].in_doubt if parent.slot in slots else LONGEST_IN_DOUBT
 
 
+def has_given(slots: Mapping[str, Slot], run: int) -> bool:
+    """Whether a coordinator of the run with this revision has given everything to slots, and renewed these.
+
+    Before that they are those of an earlier run, and do not say what runs in one process have in doubt since.
+    """
+    noted = slots.get(COORDINATOR)
+    return noted is not None and noted.begun == run
+
+
 @dataclass(frozen=True, slots=True)
 class Claimant:
     """A worker that claims ``slot``. ``run``: its ``Owner.run``. ``retried``: notes of retries by now.
