@@ -371,7 +371,7 @@ def test_after_the_switch_the_old_config_repairs_the_old_copy_so_that_a_rollback
     with running(orders) as process:
         await_that(lambda: phases(orders) == ["live", "live"], process)
         orders.db.put("orders", {"id": "00", "n": 0})
-        carry_out("parked", "retry", old, "--all")
+        await_that(lambda: orders.call("parked", "retry", old, "--all")[0] == 0, process)  # once the run has read it
         assert carry_out("parked", "list", old) == ""
         carry_out("verify", old, "--repair")
         carry_out("check", old)
