@@ -121,6 +121,13 @@ def monitored(
     endpoint: str, url: str, tables: Mapping[str, Mapping[str, Any]], transform: str | None, expected: int
 ) -> Result:
     """The same with its metrics scraped, and its page updated, every second, by another process."""
+    return monitored_apart(endpoint, url, tables, transform, expected)[0]
+
+
+def monitored_apart(
+    endpoint: str, url: str, tables: Mapping[str, Mapping[str, Any]], transform: str | None, expected: int
+) -> tuple[Result, float]:
+    """The same, and the CPU seconds of the thread that serves, from its start on."""
     address = Address("127.0.0.1", free_port())
     monitor = Monitor(Subject("benchmark", "benchmark.yaml", "DynamoDB", "postgres"))
     with serving(monitor, address), subprocess.Popen([sys.executable, "-c", _WATCH, f"http://{address}/"]) as watcher:
@@ -128,7 +135,9 @@ def monitored(
             with urllib.request.urlopen(f"http://{address}/{path}") as response:
                 response.read()
         try:
-            return copy(endpoint, url, tables, transform, expected, monitor)
+            result = copy(endpoint, url, tables, transform, expected, monitor)
+            (thread,) = (thread for thread in threading.enumerate() if thread.name == "monitoring")
+            return result, time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0))
         finally:
             watcher.terminate()
 
