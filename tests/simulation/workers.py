@@ -242,6 +242,7 @@ class Swarm(Universe):
         if state is None or decode_pipeline(state[1]).stage != stages.FOLLOWING:
             return
         held, self.held = self.held, []
+        self._calm_since, self.settled = self.clock.now, False  # what is deleted now must be stored, too
         present = {str(item["pk"]) for item in self.source.items(self.TABLE)}
         for late, item in held:
             if item in present:
