@@ -24,9 +24,9 @@ install: .venv/.installed .venv-ministack/.installed ## install everything the o
 demo: install ## replicate a table on this machine while it is written to, then verify the copy
 	$(BIN)/replicator demo
 
-# Four processes on two cores: tests mostly wait for servers.
+# Three processes on two cores: tests mostly wait for servers.
 test: install ## run all tests; tests whose servers are missing are skipped with a notice (with CI=true they fail)
-	$(BIN)/pytest -n 4 --dist loadgroup
+	$(BIN)/pytest -n 3 --dist loadgroup
 
 # Tests of everything the dependencies are used for, in about a minute.
 OLDEST := tests/config/test_config.py tests/aws/test_client.py tests/aws/test_boto.py tests/aws/test_http_client.py tests/aws/test_response_limits.py tests/items/test_item.py \

@@ -129,8 +129,8 @@ class TestThrottling:
     def test_however_long_a_batch_takes_a_table_that_throttles_everything_is_named(
         self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(in_doubt, "TRUSTED", 0.3)
-        monkeypatch.setattr(sender, "_PATIENCE", 0.3)
+        monkeypatch.setattr(in_doubt, "TRUSTED", 1.0)
+        monkeypatch.setattr(sender, "_PATIENCE", 1.0)
         target = build()
         db.fail("PutItem", times=None)
         with pytest.raises(TransientError, match="the table throttles every write"):
