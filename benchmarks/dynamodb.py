@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import boto3
 
@@ -79,11 +79,16 @@ def lines(rounds: int, alone: Callable[..., Result]) -> Iterator[str]:
     for latency in LATENCIES:
         with writes.endpoint(latency) as endpoint:
             pairs = [(alone(batch_writer, endpoint), alone(product, endpoint)) for _ in range(rounds)]
-        theirs, ours = zip(*pairs, strict=True)
-        for name, results in (("batch_writer", theirs), ("replicator, with conditions", ours)):
-            rate = statistics.median(r.rate for r in results)
-            cpu = [r.cpu / r.changes * 1e6 for r in results]
-            rates = ratio([r.rate for r in results], [r.rate for r in theirs])
-            less = ratio([r.cpu / r.changes * 1e6 for r in theirs], cpu)
-            row = (name, f"{latency * 1000:.0f}", f"{rate:,.0f}", f"{statistics.median(cpu):.1f}", rates, less)
-            yield f"| {' | '.join(row)} |"
+        yield from rows(latency, pairs, "batch_writer", "replicator, with conditions")
+
+
+def rows(latency: float, pairs: Sequence[tuple[Result, Result]], *names: str) -> Iterator[str]:
+    """Two rows of a table: each round's results of both ``names``, as ratios to the first one's."""
+    theirs, ours = zip(*pairs, strict=True)
+    for name, results in zip(names, (theirs, ours), strict=True):
+        rate = statistics.median(r.rate for r in results)
+        cpu = [r.cpu / r.changes * 1e6 for r in results]
+        rates = ratio([r.rate for r in results], [r.rate for r in theirs])
+        less = ratio([r.cpu / r.changes * 1e6 for r in theirs], cpu)
+        row = (name, f"{latency * 1000:.0f}", f"{rate:,.0f}", f"{statistics.median(cpu):.1f}", rates, less)
+        yield f"| {' | '.join(row)} |"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -19,7 +18,6 @@ from standardwebhooks import Webhook as Signer
 
 from benchmarks import data, destination, dynamodb
 from benchmarks import writes as receiver
-from benchmarks.counting import ratio
 from benchmarks.product import CREDENTIALS, Result
 from connectors.webhook.options import WebhookOptions
 from connectors.webhook.target import Webhook
@@ -73,11 +71,4 @@ def lines(rounds: int, alone: Callable[..., Result]) -> Iterator[str]:
     for latency in LATENCIES:
         with receiver.endpoint(latency) as endpoint:
             pairs = [(alone(loop, endpoint), alone(product, endpoint)) for _ in range(rounds)]
-        theirs, ours = zip(*pairs, strict=True)
-        for name, results in (("a plain loop", theirs), ("replicator", ours)):
-            rate = statistics.median(r.rate for r in results)
-            cpu = [r.cpu / r.changes * 1e6 for r in results]
-            rates = ratio([r.rate for r in results], [r.rate for r in theirs])
-            less = ratio([r.cpu / r.changes * 1e6 for r in theirs], cpu)
-            row = (name, f"{latency * 1000:.0f}", f"{rate:,.0f}", f"{statistics.median(cpu):.1f}", rates, less)
-            yield f"| {' | '.join(row)} |"
+        yield from dynamodb.rows(latency, pairs, "a plain loop", "replicator")

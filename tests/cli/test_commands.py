@@ -234,7 +234,7 @@ def test_the_first_output_comes_within_half_a_second() -> None:
             return time.monotonic() - began
 
     for arguments in (["--help"], ["version"], ["run", "none.yaml"]):
-        assert any(first_line(*arguments) < 0.5 for _ in range(15))  # the machine may be busy
+        assert min(first_line(*arguments) for _ in range(5)) < 0.5  # the best of five: the machine may be busy
 
 
 def test_the_first_signal_requests_a_stop_and_the_second_ends_the_process() -> None:
