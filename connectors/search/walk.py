@@ -114,7 +114,7 @@ def next_range(
 ) -> tuple[DocumentId | None, Sequence[Mapping[str, Any]]]:
     """The first of the ``bounds`` that is behind ``after``, and filters that match every id up to it, and few others.
 
-    None, and no filter, if all that are left are to be searched. A range of ids is one of their first parts: that the
+    None, and no filter, if the walk goes through all the rest. A range of ids is one of their first parts: that the
     engine finds quickly. Only if very many have the same first part is it also one of their second parts, because for
     that the engine looks at those of the whole index.
     """
