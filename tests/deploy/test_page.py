@@ -300,7 +300,7 @@ def test_rows_that_are_restored_into_the_table_are_repaired_by_the_resync_alone(
     carry_out(tmp_path, restore("--table=orders", "--data-only").replace("--clean --if-exists", ""))
     unnoticed = run(dumped)[0]
     old = ids(dumped)
-    assert "nothing reveals it" in restored_row("rows into the existing table")
+    assert "nothing but `verify` reveals it" in restored_row("rows into the existing table")
 
     assert (unnoticed, len(old)) == (0, 5)
     assert dumped.call("resync", dumped.config)[0] == 0

@@ -12,6 +12,7 @@ import orjson
 from replicator.testing.servers.programs import free_port
 from tests.cli.command_line import World
 from tests.monitoring.client import get, monitored
+from tests.monitoring.phases import monitor, stories
 from tests.security.canary import VALUE
 
 
@@ -25,6 +26,11 @@ def metrics(text: str) -> dict[str, float]:
     """The samples of the text format, by their names and labels."""
     lines = [line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#")]
     return {name: float(value) for name, _, value in lines}
+
+
+def types(text: str) -> set[tuple[str, str]]:
+    """Each metric of the text format with its type."""
+    return set(re.findall(r"^# TYPE (replicator_\w+) (\w+)$", text, re.MULTILINE))
 
 
 def test_a_live_run_answers_all_routes(world: World) -> None:
@@ -70,9 +76,11 @@ def test_every_metric_is_documented_and_no_other(world: World) -> None:
     with monitored(world) as run:
         run.live()
         run.eventually(lambda: run.get("/status.json").json["verified"], "the run verifies its copy")
-        exported = set(re.findall(r"^# TYPE (replicator_\w+) (\w+)$", run.get("/metrics").text, re.MULTILINE))
+        exported = types(run.get("/metrics").text)
+    of_workers = types(monitor(stories()["workers"]).metrics.text().decode())
 
-    assert exported == documented
+    assert {metric for metric in exported if "worker" in metric[0]} == set()
+    assert exported | of_workers == documented
 
 
 def test_status_json_has_the_fields_and_values_of_status(world: World) -> None:
