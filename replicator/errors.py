@@ -32,19 +32,26 @@ class SweepRefused(ConfigError):
 class GapFound(ReplicatorError):
     """Records can no longer be read. ``shard`` is None if the whole stream is affected.
 
-    ``gone``: the endpoint no longer knows the stream or the shard, perhaps because the table was deleted. ``caution``:
-    what a resync would do to this target, empty if nothing but repair it.
+    ``gone``: the endpoint no longer knows the stream or the shard, perhaps because the table was deleted. ``repair``:
+    the command that repairs the copy. ``caution``: what it would do to this target, empty if nothing but repair it.
     """
 
     exit_code = 3
     caution = ""
 
     def __init__(
-        self, reason: str, shard: str | None = None, sequence: str | None = None, *, gone: bool = False
+        self,
+        reason: str,
+        shard: str | None = None,
+        sequence: str | None = None,
+        *,
+        gone: bool = False,
+        repair: str = "replicator resync CONFIG",
     ) -> None:
         super().__init__(reason if shard is None else f"{reason} (shard {shard}, last good position {sequence})")
         self.reason = reason
         self.gone = gone
+        self.repair = repair
         self.shard = shard
         self.sequence = sequence
 

@@ -146,15 +146,23 @@ def renamed(layout: Layout, state: State) -> Iterator[str]:
         )
 
 
+_MOVED = (
+    ". To build a new index beside the one that readers see, and switch at once: replicator rebuild start CONFIG. If a "
+    "rebuild has switched to it, use the new config; to go back: replicator rebuild rollback NEW_CONFIG"
+)
+
+
 def _foreign_targets(layout: Layout, state: State) -> Iterator[str]:
     searched = tuple(name for name in state.searched if name != layout.beside)
-    for alias, targets in ((layout.alias, searched), (layout.writer, state.written)):
+    either = f"{layout.index} or {layout.beside}" if layout.beside else layout.index
+    for alias, targets, goal in (
+        (layout.alias, searched, either),
+        (layout.writer, state.written, layout.index),
+    ):
         if others := _others(layout, targets):
             yield (
-                f"the alias {alias} points to {', '.join(others)}; it must point to {layout.index} only "
-                "(rollover, ILM and reindexing scripts move aliases: keep them off this one). To build a new index "
-                "beside the one that readers see, and switch at once: replicator rebuild start CONFIG. If a rebuild "
-                "has switched to it, use the new config; to go back: replicator rebuild rollback NEW_CONFIG"
+                f"the alias {alias} points to {', '.join(others)}; it must point to {goal} only (rollover, ILM and "
+                "reindexing scripts move aliases: keep them off this one)" + ("" if layout.beside else _MOVED)
             )
     if layout.index in searched and layout.beside in state.searched:
         yield (
@@ -238,13 +246,13 @@ def _of_index(layout: Layout, index: Index, pipeline: str) -> Iterator[str]:
             f"it has format {index.notes['format']}, and this version of replicator supports up to {FORMAT}: "
             "use a newer one"
         )
-    yield from differences(_without_ours(layout.mapping), index.mapping)
+    yield from differences(_without_ours(layout.mapping), index.mapping, mappings.ANEW[layout.generation])
     own = index.mapping.get("properties", {}).get(OURS)
     yield from own_differences(layout.own, own)
     if not layout.marks and own is not None and DELETED_AT in own.get("properties", {}):
         yield (
             f"it was written with deletes: mark, and its field {OURS}.{DELETED_AT} tells which documents are deleted. "
-            f"Set deletes: mark again; or {mappings.NEW}"
+            f"Set deletes: mark again; or {mappings.ANEW[layout.generation]}"
         )
     yield from settings_differences(layout.settings, index.settings)
     yield from mappings.mapping_hazards(index.mapping)

@@ -17,7 +17,7 @@ from connectors.search.options import LONGEST_NAME, SearchTable, index_name, rou
 from replicator.batch import DocumentId
 from replicator.errors import ConfigError
 from replicator.key import KeySchema
-from replicator.target.contract import OWN_IDS, UNKNOWN_KEYS, Table
+from replicator.target.contract import OWN_IDS, UNKNOWN_KEYS, Generation, Table
 
 WHOLE = "document"  # the field with the whole item, in an index without a mapping
 FORMAT = 1  # version of this layout; newer ones are rejected
@@ -37,7 +37,7 @@ class Layout:
     routing value, which ends before ``routed_before`` if that is given. ``added``: the key that each document must
     contain, as its hook may have left it out. ``marks``: documents whose item is gone stay, and are marked. ``beside``:
     during a rebuild, the index of the other generation, to which the alias may point as well. ``ingest``: the ingest
-    pipeline that documents go through.
+    pipeline that documents go through. ``generation``: which copy of a rebuild it is, for messages.
     """
 
     alias: str
@@ -54,6 +54,7 @@ class Layout:
     beside: str = ""
     ingest: str | None = None
     routed_before: str = ""
+    generation: Generation = Generation.ONLY
 
     def routing(self, id: DocumentId) -> str | None:
         """What decides the shard of a document; None: its id."""
@@ -152,6 +153,7 @@ def _layout(table: Table) -> Layout:
         beside=beside,
         ingest=options.ingest_pipeline,
         routed_before=routed_before,
+        generation=table.generation,
     )
 
 

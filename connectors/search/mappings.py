@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from replicator.items.line_template import is_within
+from replicator.target.contract import Generation
 
 OURS = "replicator"
 """The object in each document that holds replicator's own fields."""
@@ -138,18 +139,26 @@ _ROUNDED = {
     "unsigned_long": "refuses fractions and negative numbers", "rank_feature": "keeps 3 digits",
 }  # fmt: skip
 
-NEW = (
-    "create a new index: set index: NAME under the table, and run: replicator resync --accept-identity-change; or "
-    "build it beside this one: replicator rebuild start CONFIG"
-)
+ANEW: Mapping[Generation, str] = {
+    Generation.ONLY: "create a new index: set index: NAME under the table, and run: replicator resync "
+    "--accept-identity-change; or build it beside this one: replicator rebuild start CONFIG",
+    Generation.NEW: "start the new copy over, while it is not live: replicator rebuild cancel CONFIG, then replicator "
+    "rebuild start CONFIG",
+    Generation.OLD: "put the new mapping in the new config only: the old copy of a rebuild keeps the one that it was "
+    "made with",
+}
+"""What to do about an index that cannot be changed, for each of the copies that a rebuild keeps."""
 
 
-def differences(wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[str]:
-    """Every difference between the wanted and the existing mapping. Additional fields are fine."""
+def differences(wanted: Mapping[str, Any], actual: Mapping[str, Any], remedy: str) -> Iterator[str]:
+    """Every difference between the wanted and the existing mapping. Additional fields are fine.
+
+    ``remedy``: of ``ANEW``.
+    """
     for name, value in wanted.items():
         if name not in ("properties", "_meta", "_routing"):
             yield from _parameter("the mapping", name, value, actual)
-    yield from _fields(wanted.get("properties", {}), actual.get("properties", {}), "")
+    yield from _fields(wanted.get("properties", {}), actual.get("properties", {}), "", remedy)
 
 
 def own_differences(wanted: Mapping[str, Any], actual: Mapping[str, Any] | None) -> Iterator[str]:
@@ -170,28 +179,28 @@ def _parameters(path: str, wanted: Mapping[str, Any], actual: Mapping[str, Any])
             yield f"field {path} must have {name}: {expected}, but has {present} (create a new index)"
 
 
-def _fields(wanted: Mapping[str, Any], actual: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def _fields(wanted: Mapping[str, Any], actual: Mapping[str, Any], prefix: str, remedy: str) -> Iterator[str]:
     for name, field in wanted.items():
         path = f"{prefix}{name}"
         if name not in actual:
             yield (
                 f"field {path} is missing (type {field.get('type', 'object')}; if fields were only added to mapping, "
-                f"replicator run --apply-schema-changes adds it; otherwise {NEW})"
+                f"replicator run --apply-schema-changes adds it; otherwise {remedy})"
             )
             continue
-        yield from _field(path, field, actual[name])
+        yield from _field(path, field, actual[name], remedy)
 
 
-def _field(path: str, wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[str]:
+def _field(path: str, wanted: Mapping[str, Any], actual: Mapping[str, Any], remedy: str) -> Iterator[str]:
     type, present = wanted.get("type", "object"), actual.get("type", "object")
     if type != present:
-        yield f"field {path} must be {type}, but is {present} (a type cannot be changed: {NEW})"
+        yield f"field {path} must be {type}, but is {present} (a type cannot be changed: {remedy})"
         return
     for name, value in wanted.items():
         if name not in ("type", "properties", "fields"):
             yield from _parameter(f"field {path}", name, value, actual)
     for inner in ("properties", "fields"):
-        yield from _fields(wanted.get(inner, {}), actual.get(inner, {}), f"{path}.")
+        yield from _fields(wanted.get(inner, {}), actual.get(inner, {}), f"{path}.", remedy)
 
 
 def _parameter(where: str, name: str, wanted: Any, actual: Mapping[str, Any]) -> Iterator[str]:

@@ -55,7 +55,10 @@ def _online(config: str, *, create: bool) -> list[Finding]:
     from replicator.engine.generations import resolved
     from replicator.operations import check as preflight
 
-    return preflight.check(resolved(configs.load(config)), create=create)
+    given = configs.load(config)
+    used = resolved(given)
+    of_run = given if used is not given and given.replaces is None else None
+    return preflight.check(used, of_run=of_run, create=create)
 
 
 def _offline(config: str) -> list[Finding]:

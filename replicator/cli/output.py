@@ -20,7 +20,7 @@ from replicator.escape import ascii_json, escaped, escaped_lines, escaped_paragr
 
 ERRORS_AS_JSON = "replicator.errors-as-json"  # key in a context's ``meta``: the result of ``errors_as_json``
 
-_REPAIR = "The copy keeps what it has. To repair it: replicator resync CONFIG"
+_REPAIR = "The copy keeps what it has. To repair the copy: "
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -121,7 +121,7 @@ def hang_up() -> None:
 def report(error: ReplicatorError, *, as_json: bool = False) -> None:
     """Print an error on standard error: as text, or as one JSON object like a log event."""
     problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
-    advice = f"{_REPAIR}\n{error.caution}".rstrip() if isinstance(error, GapFound) else ""
+    advice = f"{_REPAIR}{error.repair}\n{error.caution}".rstrip() if isinstance(error, GapFound) else ""
     if as_json:
         failed(type(error).__name__, error.exit_code, problems, **({"do": advice} if advice else {}))
         return

@@ -33,7 +33,7 @@ from replicator.hooks.collisions import HookFile, hook_file
 from replicator.log import PIPELINE
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.state import Entry, Rebuild, decode
-from replicator.target.contract import SECOND, Aliased, Generation, Rebuilding
+from replicator.target.contract import SECOND, UNKNOWN_KEYS, Aliased, Generation, Rebuilding
 
 log = logging.getLogger("replicator")
 
@@ -108,12 +108,31 @@ def _retired(config: Config) -> Config:
 
 
 def _beside(config: Config, successor: str) -> Config:
-    """The config of the old copy, whose alias may lead to that of its ``successor``; as it is if that file is gone."""
-    with contextlib.suppress(ConfigError):
+    """The config of the old copy, whose alias may lead to that of its ``successor``.
+
+    As it is if that file was moved or changed; ConfigError if readers see the new copy, which only that file describes.
+    """
+    try:
         new = settings.load(config.base / successor)
         if new.replaces is not None and (new.base / new.replaces).resolve() == config.path.resolve():
             return first_of(new, Rebuild(0.0))
-    return config
+        why = f"it has no replaces: {config.path.name}"
+    except ConfigError as e:
+        why = str(e)
+    if _has_alias(config):
+        return config
+    raise ConfigError(
+        f"a rebuild with {successor} is in progress, and readers see another copy than this one. Until replicator "
+        f"rebuild finish, commands for the old copy need that config as it was at the start: put it back. Now: {why}"
+    )
+
+
+def _has_alias(config: Config) -> bool:
+    """Whether the readers' aliases lead to this copy, or where they lead cannot be told now."""
+    with contextlib.suppress(ReplicatorError), ends(config) as (target, _):
+        tables = config.target.wanted(UNKNOWN_KEYS, own_ids=False)
+        return isinstance(target, Aliased) and len(target.seen(tables)) == len(tables)
+    return True
 
 
 def _require_old(config: Config) -> None:

@@ -77,6 +77,6 @@ def _log_slow_hook(run: PipelineRun) -> None:
 def log_failure(error: ReplicatorError, **where: str) -> None:
     """Log an error that ends a pipeline while others continue."""
     problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
-    advice = {"do": f"replicator resync CONFIG\n{error.caution}".rstrip()} if isinstance(error, GapFound) else {}
+    advice = {"do": f"{error.repair}\n{error.caution}".rstrip()} if isinstance(error, GapFound) else {}
     fields = {"error": type(error).__name__, "exit_code": error.exit_code, "problems": problems}
     log.error("pipeline failed", extra={**where, **fields, **advice})

@@ -29,6 +29,7 @@ from replicator.version import FIRST_EPOCH, LAST_EPOCH
 
 ACCEPT_IDENTITY = "replicator resync --accept-identity-change"
 APPLY_SCHEMA = "replicator run --apply-schema-changes"
+START_OVER = "replicator resync CONFIG --now"  # without checkpoints, in which a resync could be requested
 _RECOMPUTE = {
     Generation.ONLY: "recompute all documents: in a second copy, with a switch at the end (replicator rebuild start), "
     "or in place (replicator resync)",
@@ -261,7 +262,8 @@ def find_gap(found: StartupState) -> GapFound | None:
             return GapFound(
                 f"the target's table was written by epoch {found.highest} of a pipeline whose checkpoints are lost or "
                 "stored elsewhere (checkpoints: in the config), or that has another name (pipeline: in the config); "
-                "or it is a copy of such a table"
+                "or it is a copy of such a table",
+                repair=START_OVER,
             )
         return None
     for gap in found.gaps.values():

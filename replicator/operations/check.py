@@ -50,8 +50,11 @@ class _Iterator(msgspec.Struct):
     ShardIterator: str
 
 
-def check(config: Config, *, create: bool = False) -> list[Finding]:
-    """All findings. ``create``: create the table or schema for the checkpoints; nothing else is ever changed."""
+def check(config: Config, *, of_run: Config | None = None, create: bool = False) -> list[Finding]:
+    """All findings. ``create``: create the table or schema for the checkpoints; nothing else is ever changed.
+
+    ``of_run``: what a run would do with the config, if commands apply it to the old copy of a rebuild.
+    """
     findings: list[Finding] = []
     images: list[bytes] = []
     hook = hook_of(config, findings)
@@ -65,6 +68,9 @@ def check(config: Config, *, create: bool = False) -> list[Finding]:
     if config.monitoring is not None:
         tried(findings, "monitoring", lambda: _monitoring(findings, config))
     findings += gathered("target", _destination(config, client, table, hook, images, create=create))
+    if of_run is not None and client is not None and table is not None:
+        findings += gathered("pipeline", _refused_to_run(of_run, client, table, hook))
+    findings = list(dict.fromkeys(findings))  # several questions may have met the same problem
     if exit_code(findings):  # a run would not start
         return [f for f in findings if (f.subject, f.verdict) != ("pipeline", "ok")]
     return findings
@@ -272,12 +278,20 @@ def _start(
     yield Finding("pipeline", "ok", outlook(config, target, checkpoints, table, tables, hook))
 
 
+def _refused_to_run(config: Config, client: Client, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
+    """Why no run would start, although commands work."""
+    with ends(config) as (target, _):
+        introduce(config, target, table, client)
+        problems = target.check(target_tables(config, table, hook))
+    yield from (Finding("pipeline", _verdict(p), p) for p in problems)
+
+
 def _target(
     config: Config, target: Target, table: SourceTable | None, hook: Hook | None, images: Sequence[bytes]
 ) -> Iterator[Finding]:
     wanted = () if table is None else target_tables(config, table, hook)
     problems = target.check(wanted)
-    yield from (Finding("target", _verdict(p), p) for p in problems)
+    yield from (_problem_of_target(p) for p in problems)
     if table is None:
         yield Finding("target", "note", "reachable; its tables are compared once the source can be read")
     elif not problems:
@@ -285,6 +299,13 @@ def _target(
         yield from (Finding("target", "note", f"run will execute:\n{statement}") for statement in plan)
         yield Finding("target", "ok", f"{config.target.type}: {', '.join(config.target.tables)}")
         yield from _refused(config, forecast(target, wanted), table, hook, images)
+
+
+def _problem_of_target(sentence: str) -> Finding:
+    """Other sentences may begin with the name of a table, which is no config path."""
+    if sentence.startswith("target."):
+        return problem("target", sentence, _verdict(sentence))
+    return Finding("target", _verdict(sentence), sentence)
 
 
 def _verification(options: Verify, target: Target, table: SourceTable, tables: Sequence[Table]) -> Iterator[Finding]:

@@ -165,7 +165,8 @@ def incomplete(at: Standing) -> list[Reason]:
 def _gaps(at: Standing) -> Iterator[Reason]:
     for gap in at.progress.gaps:
         where = f" (shard {gap.shard})" if gap.shard else ""
-        yield Reason(3, f"records were lost: {gap.reason}{where}; repair the copy with: replicator resync CONFIG")
+        now = "" if at.state is not None else " --now"  # without checkpoints, in which a resync could be requested
+        yield Reason(3, f"records were lost: {gap.reason}{where}; repair the copy with: replicator resync CONFIG{now}")
 
 
 def _unequal(at: Standing) -> Iterator[Reason]:

@@ -49,7 +49,7 @@ def failed(subject: str, error: ReplicatorError) -> Finding:
     if isinstance(error, NotPermitted):
         return Finding(subject, "forbidden", error.problem, error.advice)
     if isinstance(error, GapFound):
-        return Finding(subject, "gap", str(error), "to repair the copy: replicator resync CONFIG")
+        return Finding(subject, "gap", str(error), f"to repair the copy: {error.repair}")
     if isinstance(error, DamagedCheckpoint):
         return problem(subject, str(error), "gap")
     if isinstance(error, TransientError):

@@ -13,7 +13,7 @@ from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.assembly import ends, introduce, target_tables
-from replicator.engine.startup import Allowed, StartupState, digest, start_mode
+from replicator.engine.startup import START_OVER, Allowed, StartupState, digest, start_mode
 from replicator.errors import ConfigError, Fenced, GapFound
 from replicator.hooks import loading
 from replicator.hooks.hook import Hook
@@ -118,7 +118,7 @@ def _known(config: Config, checkpoints: Checkpoints, is_written: Callable[[], bo
         raise ConfigError(
             "the target has tables of this pipeline, but its checkpoints are lost or stored elsewhere, so a request "
             "cannot be stored in them. Correct checkpoints: or pipeline: in the config; if they are lost, start over "
-            "with: replicator resync CONFIG --now"
+            f"with: {START_OVER}"
         )
     check_known(config.pipeline, checkpoints, stored)
     if view.pipeline is None:

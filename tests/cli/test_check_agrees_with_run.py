@@ -170,6 +170,12 @@ def wrong_password(world: World) -> None:
     world.change(f":{password}@", ":wr0ng-pass@")
 
 
+def missing_password_file(world: World) -> None:
+    password = world.postgres.server.password
+    world.change(f":{password}@", "@")
+    with_target(world, "  table: orders\n  password_file: /not/there\n")
+
+
 WRONG = {
     "several tables and a plain hook": Wrong(
         lambda w: with_target(w, "  tables: {orders: {}, lines: {}}\n"),
@@ -190,6 +196,9 @@ WRONG = {
         fresh=True,
     ),
     "a wrong password": Wrong(wrong_password, 4, "refuses the login", fresh=True),
+    "a password file that is missing": Wrong(
+        missing_password_file, 2, "target.password_file: /not/there cannot be read", fresh=True
+    ),
     "a forbidden source": Wrong(forbidden("DescribeTable"), 4, "dynamodb:DescribeTable", fresh=True),
     "a variable that is not set": Wrong(
         changed(("region: us-east-1", "region: ${NOT_SET}")), 2, "NOT_SET is not set", fresh=True
@@ -208,7 +217,9 @@ WRONG = {
     "a disabled stream": Wrong(lambda w: w.db.disable_stream("orders"), 3, "the stream was disabled"),
     "a source table made again": Wrong(made_again, 3, "deleted and created again"),
     "a deleted source table": Wrong(delete_source, 2, "no table orders"),
-    "lost checkpoints": Wrong(sql(b"DELETE FROM replicator.checkpoints"), 3, "checkpoints are lost"),
+    "lost checkpoints": Wrong(
+        sql(b"DELETE FROM replicator.checkpoints"), 3, "repair the copy: replicator resync CONFIG --now"
+    ),
     "a dropped target table": Wrong(sql(b"DROP TABLE orders"), 3, "is gone from the target since the last run"),
     "an emptied target table": Wrong(sql(b"TRUNCATE orders"), 3, "is empty"),
     "a hook that changed": Wrong(lambda w: w.hook(HOOK), 2, "the hook was added since the last run"),
@@ -253,6 +264,10 @@ def assert_agreed(world: World, wrong: Wrong) -> None:
     code, out, err = world.call("check", world.config, "--human")
     assert (code, wrong.words in out + err) == (wrong.code, True), out + err
     assert "ok    pipeline" not in out  # nothing begins
+    failures = [line.removeprefix("FAIL  ") for line in out.splitlines() if line.startswith("FAIL")]
+    assert not any(one is not other and one.endswith(other) for one in failures for other in failures), "\n\n".join(
+        failures
+    )
     assert err or re.search(rf"^not ready: (1 error|[2-9]\d* errors) \(exit code {code}\)\n\Z", out, re.MULTILINE), out
     code, out, err = world.shell.run("run", world.config, "--until", "caught-up", "--human")
     assert (code, wrong.words in out + err) == (wrong.code, True), out + err

@@ -374,7 +374,9 @@ def test_after_the_switch_the_old_config_repairs_the_old_copy_so_that_a_rollback
         await_that(lambda: orders.call("parked", "retry", old, "--all")[0] == 0, process)  # once the run has read it
         assert carry_out("parked", "list", old) == ""
         carry_out("verify", old, "--repair")
-        carry_out("check", old)
+        code, text, _ = orders.call("check", old, "--human")  # a run refuses it
+        (failure,) = [line for line in text.splitlines() if line.startswith("FAIL")]
+        assert (code, "is written by the pipeline orders@new: a rebuild has switched" in failure) == (2, True)
         await_that(lambda: refusal(orders, "rollback") == (0, []), process)
     assert documents(orders, "orders") == {f"{n:02}": {"made": "old", "n": n} for n in range(ITEMS)}
     assert {d["made"] for d in documents(orders, "orders_new").values()} == {"new"}

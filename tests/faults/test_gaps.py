@@ -125,7 +125,7 @@ def test_lost_records_end_a_run_with_exit_code_3_and_a_resync_repairs_it(
     assert (first.code, again.code) == (3, 3)
     assert reason in first.err
     assert reason in again.err
-    assert "To repair it: replicator resync CONFIG" in first.err
+    assert "To repair the copy: replicator resync CONFIG" in first.err
     assert first.event("gap")["reason"] in first.err
     assert [reason in g.reason for g in gaps] == [True]
     assert after == before

@@ -298,6 +298,25 @@ def test_the_old_config_knows_the_new_copy_from_start_to_cancel_or_finish_and_th
             checkpoints.save([Save("shard", "late", 0, encode(ShardState(None, None, whole=False, since=0.0)))])
 
 
+@pytest.mark.parametrize("text", [None, NEW.replace("replaces: products.yaml\n", "")])
+def test_after_the_switch_commands_for_the_old_copy_say_that_they_need_the_new_config(
+    shop: Shop, text: str | None
+) -> None:
+    old = load(shop.config.base / "products.yaml")
+    old = replace(old, target=replace(old.target, connector=shop.config.target.connector))
+    with ends(old) as (_, checkpoints):
+        checkpoints.claim(Owner("r", "h", 1, 0.0))
+        checkpoints.save([Save("rebuild", "", 0, encode(Rebuild(0.0, config="products-2.yaml")))])
+    shop.config.path.unlink()
+    if text is not None:
+        shop.config.path.write_text(text)
+    assert resolved(old) is old  # which readers see
+    shop.cluster.seen = set(SECOND)
+    with pytest.raises(ConfigError, match=r"a rebuild with products-2.yaml is in progress, .*put it back. Now: ") as e:
+        resolved(old)
+    assert ("no replaces: products.yaml" in str(e.value)) == (text is not None)
+
+
 def test_status_shows_both_copies_where_the_cluster_does_not_say_which_one_is_live(shop: Shop) -> None:
     readings = read_each(str(shop.config.path), 0.0)  # nothing listens at its address
     assert [(reading.pipeline, reading.live) for reading in readings] == [("products", None), ("products-2", None)]
