@@ -109,7 +109,7 @@ def _tell(noted: Noted, as_json: bool) -> None:
     from replicator.cli.render import scope
 
     if noted.run is None:
-        who = "no run is up: it starts with: replicator run CONFIG"
+        who = f"no run is up: it starts with: {noted.command}"
     elif noted.changed:
         who = f"{noted.run} has another hook or definition, so restart it: the next run starts it"
     else:

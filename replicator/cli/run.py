@@ -27,8 +27,9 @@ GRACE = 8.0  # seconds that writes in flight get to finish after SIGTERM
 
 until_option = click.option(
     "--until",
-    type=click.Choice(["caught-up"]),
-    help="Exit once the backfill and all records that existed at the start are stored.",
+    type=click.Choice(["caught-up", "backfilled"]),
+    help="Exit once the backfill and all records that existed at the start are stored; backfilled: once the backfill "
+    "is, with the engine lambda, which follows the stream.",
 )
 
 schema_changes_option = click.option(
@@ -46,8 +47,8 @@ listen_option = click.option(
 
 engine_option = click.option(
     "--engine",
-    type=click.Choice(["local", "ray"]),
-    help="What runs the pipeline, instead of the config's engine: one process, or workers on Ray.",
+    type=click.Choice(["local", "ray", "lambda"]),
+    help="What runs the pipeline, instead of the config's engine: one process, workers on Ray, or AWS Lambda.",
 )
 
 remove_expired_option = click.option(
@@ -112,17 +113,29 @@ def run_until_stopped(
     loaded = settings.load(path, engine=engine)
     if loaded.replaces is not None:
         loaded = resolved(loaded)
-    how["follow"] = _follow(loaded)
+    how["follow"] = _follow(loaded, how["until"])
     with live_view.view(as_json, _title(loaded)) as observe, monitored(loaded, path, listen, observe) as more:
         run_pipeline(loaded, stop=stop, **audited(loaded, more), **how)
-        if not stop.is_set():
+        if not stop.is_set() and how["until"] != "backfilled":
             log.info("caught up", extra={"pipeline": loaded.pipeline})
 
 
-def _follow(config: Config) -> Follow | None:
-    """The engine of the config; None: this process."""
-    from replicator.config.engine import Ray
+def _follow(config: Config, until: str | None) -> Follow | None:
+    """The engine of the config; None: this process. ConfigError if it does not end like this."""
+    from replicator.config.engine import Lambda, Ray
 
+    if isinstance(config.engine, Lambda) != (until == "backfilled"):
+        raise ConfigError(
+            "engine.type: AWS Lambda follows the stream, not this command: add --until backfilled to copy what exists, "
+            "or --engine local to follow it here"
+            if until != "backfilled"
+            else "--until backfilled: then AWS Lambda follows the stream, and this config has another engine: use "
+            "--until caught-up, or add --engine lambda"
+        )
+    if isinstance(config.engine, Lambda):
+        from replicator.engine.handover import follow as backfill
+
+        return backfill
     if not isinstance(config.engine, Ray):
         return None
     from replicator.engine.ray.driver import follow
@@ -134,6 +147,8 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, engine
     """Run the pipelines of several configs; the exit code. A config that cannot be loaded does not stop the others."""
     if listen is not None:
         raise ConfigError("--listen: each of several pipelines needs its own port: set monitoring in its config")
+    if how["until"] == "backfilled":
+        raise ConfigError("--until backfilled: hand over one pipeline at a time, each with a command of its own")
     say_first(f"{len(paths)} pipelines" if len(paths) > 1 else paths[0], as_json)
     from replicator.cli import live_view
     from replicator.cli.monitored import audited, monitored

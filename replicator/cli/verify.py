@@ -70,6 +70,7 @@ def verify(
     source, 6 if it does not or items are parked, 7 if that cannot be confirmed.
     """
     from replicator.config import settings as configs
+    from replicator.config.engine import Lambda
     from replicator.engine.context import Environment
     from replicator.engine.generations import resolved
     from replicator.engine.stop_event import Stop
@@ -91,6 +92,12 @@ def verify(
     )
     with aside():
         loaded = resolved(configs.load(config))
+    if repair and isinstance(loaded.engine, Lambda):
+        raise ConfigError(
+            "--repair: it needs runs that leave tombstones from now on; nothing invokes AWS Lambda for idle shards. "
+            "Resync the table or single items: replicator resync CONFIG --key JSON, then replicator run CONFIG --until "
+            "backfilled"
+        )
     stop = Stop()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:

@@ -41,10 +41,16 @@ class Ray(Options):
     workers: int = Field(default=2, ge=1, le=512, description="processes that read and write, each on a CPU of its own")
 
 
-Engine = Local | Ray
+class Lambda(Options):
+    """AWS Lambda follows the stream; `replicator run --until backfilled` copies what exists. For targets with
+    transactions (postgres). See docs/lambda.md.
+    """
+
+
+Engine = Local | Ray | Lambda
 """The validated options of any engine."""
 
-ENGINES: Mapping[str, type[Engine]] = {"local": Local, "ray": Ray}
+ENGINES: Mapping[str, type[Engine]] = {"local": Local, "ray": Ray, "lambda": Lambda}
 
 
 def engine(given: object, instead: str | None = None) -> tuple[Engine, list[Problem]]:

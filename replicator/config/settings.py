@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from replicator.config.checkpoints import DEFAULT, KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
-from replicator.config.engine import Engine, Local, Ray, engine, with_engines
+from replicator.config.engine import Engine, Lambda, Local, Ray, engine, with_engines
 from replicator.config.monitoring import Monitoring
 from replicator.config.target import Destination, destination, target_schema
 from replicator.config.validation import validated
@@ -262,6 +262,7 @@ def _config(file: ConfigFile, problems: list[Problem], engine_type: str | None =
         problems.append(Problem(("checkpoints",), KEPT_BY_TARGET))
     problems += _loops(sections, target)
     problems += [] if wrong_store else _shared(runs_on, target, checkpoints)
+    problems += _behind_lambda(runs_on, sections, target)
     if sections.verify is not None and not can_compare(target.connector):
         problems.append(Problem(("verify",), f"{target.type} {CANNOT_COMPARE}"))
     return Config(
@@ -319,6 +320,25 @@ def _shared(runs_on: Engine, target: Destination, checkpoints: Keeping | None) -
 
 def _is_file(checkpoints: Keeping | None) -> bool:
     return checkpoints is not None and checkpoints.type == DEFAULT
+
+
+def _behind_lambda(runs_on: Engine, sections: Sections, target: Destination) -> Iterator[Problem]:
+    """What needs a process that is always there.
+
+    In a target without transactions, a scanned item of a request that timed out could be applied behind a delete that
+    another container has stored, which knows nothing of that request.
+    """
+    if not isinstance(runs_on, Lambda):
+        return
+    if not hasattr(target.connector, "checkpoints"):
+        text = f"lambda needs a target with transactions, such as postgres; {target.type} has none: "
+        yield Problem(("engine", "type"), text + "use the engine local")
+    if sections.verify is not None:
+        text = "with engine.type lambda, no run is up that could verify its copy; use the command replicator verify"
+        yield Problem(("verify",), text)
+    if sections.replaces is not None:
+        text = "with engine.type lambda, a rebuild has no run that follows both copies: rebuild with the engine local"
+        yield Problem(("replaces",), text)
 
 
 def schema() -> dict[str, Any]:

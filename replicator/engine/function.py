@@ -17,10 +17,12 @@ from typing import Any
 from replicator.aws.client import answered
 from replicator.change import Listing
 from replicator.checkpoints.contract import Claimed, Slotted
+from replicator.engine import preexisting
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.coordinator import COORDINATOR
 from replicator.engine.lane_run import LaneRun, has_gap
 from replicator.engine.retry import RetryPolicy, Stopped
+from replicator.engine.startup import check_tables
 from replicator.engine.stop_event import Stop
 from replicator.engine.worker import Post
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
@@ -135,11 +137,11 @@ class Function:
 
     def _read_idle(self, shard: str, since: float) -> None:
         try:
-            held = self._hold(shard)
-            try:
-                held.read_idle(shard, since)
-            except GapFound as gap:
-                held.skip(gap, shard, ended=gap.gone)
+            if (held := self._hold(shard)) is not None:
+                try:
+                    held.read_idle(shard, since)
+                except GapFound as gap:
+                    held.skip(gap, shard, ended=gap.gone)
         except Fenced:
             log.info("another invocation works on the shard", extra={"shard": shard})
         self._release()
@@ -199,6 +201,8 @@ class Function:
         held = self._held
         if held is None or batch.stream_arn not in ("", held.stream_arn) or not self._holds(held, batch.shard):
             held = self._hold_readable(batch.shard, batch.stream_arn)
+        if held is None:
+            return
         try:
             held.store(batch)
         except GapFound as gap:
@@ -222,8 +226,9 @@ class Function:
 
     # Claiming
 
-    def _hold_readable(self, shard: str, stream_arn: str) -> LaneRun:
-        """The shard's lane, claimed, after its ancestors are stored to their ends.
+    def _hold_readable(self, shard: str, stream_arn: str) -> LaneRun | None:
+        """The shard's lane, claimed, after its ancestors are stored to their ends. None if the shard itself is, or
+        ended before the epoch: then it needs no lane, and has none if no invocation has stored any of it.
 
         Lambda delivers a shard after its parent, but it does not say that the parent has ended, and may have given up
         the rest of it. Reading what is left proves the end.
@@ -232,28 +237,52 @@ class Function:
         state = CheckpointView(self._read()).pipeline
         assert state is not None
         self._check_stream(stream_arn, state.stream_arn)
-        held = self._hold(shard)
+        if (held := self._hold(shard)) is None:
+            return None
         for ancestor in lanes.unended_ancestors(shard, held.pipeline.shards):
-            held = self._hold(ancestor)
-            try:
-                held.read_to(ancestor, None)
-            except GapFound as gap:
-                held.skip(gap, ancestor, ended=True)
+            if (older := self._hold(ancestor)) is not None:
+                try:
+                    older.read_to(ancestor, None)
+                except GapFound as gap:
+                    older.skip(gap, ancestor, ended=True)
             self._release()
         return self._hold(shard)
 
-    def _hold(self, shard: str) -> LaneRun:
-        """The lane of a shard, claimed. Lists the stream if the shard is new."""
+    def _hold(self, shard: str) -> LaneRun | None:
+        """The lane of a shard, claimed; None if all of it is stored. Lists the stream if the shard is new."""
         if self._held is not None and self._is_in(shard, self._held):
             return self._held
         self._release()
         claimed = self._read()
         states: Mapping[str, ShardState] = _shards(claimed)
-        if shard not in states or not lanes.is_lane(states[shard].slot):
+        if shard not in states or not (states[shard].ended or lanes.is_lane(states[shard].slot)):
             states = self._add(shard, claimed.revision)
+        if states[shard].ended:
+            return None
+        assert lanes.is_lane(states[shard].slot), "every shard that is not stored to its end has a lane"
         post = Post(states[shard].slot, claimed.revision)
+        self._check_target(CheckpointView(claimed))
         self._held = LaneRun.claimed_lane(self._context, post, self._owner, self._environment)
         return self._held
+
+    def _check_target(self, view: CheckpointView) -> None:
+        """ConfigError unless this package has the hook and the tables with which the copy was made.
+
+        GapFound, which is recorded, if a table is not the one that was written to: opening it would create it.
+        """
+        context = self._context
+        found = self._retrying(
+            lambda: preexisting.inspect(view, context.table, context.target, context.tables, context.hook)
+        )
+        if found.state is not None and found.state.hook != found.hook:
+            raise ConfigError(f"transform: the hook in this package is not the one of the copy. {_REDEFINED}")
+        if found.changes:
+            raise ConfigError(f"target.tables: {'; '.join(map(str, found.changes))} in this package. {_REDEFINED}")
+        try:
+            check_tables(replace(found, emptied=()))  # invocations may have emptied it since
+        except GapFound as gap:
+            self._record(gap)
+            raise GapFound(f"{gap.reason}. Nothing is stored before a rescan: {RESCAN}") from gap
 
     def _is_in(self, shard: str, held: LaneRun) -> bool:
         known = held.pipeline.shards.get(shard)
@@ -347,6 +376,9 @@ class Function:
         return self._retrying(list_all, asks="source")
 
 
+_REDEFINED = (
+    f"Deploy the one with which the backfill was made; or take this one over with {BEGIN} and the options that it names"
+)
 _OUT_OF_TIME = TransientError("the invocation's time was over before anything of the batch was stored")
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from replicator.engine import startup
+from replicator.engine.connections import connected
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.coordinator import Coordinator
 from replicator.engine.function import check_supported
+from replicator.engine.run import Beside, Until, naming_the_owner
 from replicator.engine.worker import Connect, Post, Worker
 from replicator.errors import Fenced
 from replicator.pipeline import lanes, stages
@@ -38,7 +41,16 @@ class LaneCoordinator(Coordinator):
     @property
     def is_backfilled(self) -> bool:
         state = self.pipeline.state
-        return state is not None and state.stage == stages.FOLLOWING and not state.opening
+        if state is None or state.stage != stages.FOLLOWING or state.opening:
+            return False
+        return not self._cleanup.overdue and not self._requests.pending
+
+    def close(self) -> None:
+        self._steps.close()
+
+    def _filled(self) -> tuple[Sequence[str], int]:
+        """Nothing: invocations may empty tables from now on, and it would look as if they were lost."""
+        return (), 0
 
     def _refresh(self) -> None:
         super()._refresh()
@@ -62,6 +74,17 @@ class LaneCoordinator(Coordinator):
         if shards or segments:
             pipeline.give(shards, segments)
             self._refresh()
+
+
+def follow(
+    context: RunContext, owner: Owner, environment: Environment, until: Until, allowed: startup.Allowed, beside: Beside
+) -> int:
+    """Make the backfill, for a function that follows the stream; see ``engine.run.Follow``."""
+    assert until == "backfilled", "the command line refuses anything else"
+    with naming_the_owner(context.checkpoints), beside(context.hook):
+        run = Backfill(context, owner, environment, lambda: connected(context.config, context.hook, environment))
+        run.run(allowed)
+    return len(run.coordinator.pipeline.parked)
 
 
 class Backfill:
@@ -100,14 +123,26 @@ class Backfill:
 
     def run(self, allowed: startup.Allowed) -> bool:
         """Until the backfill is made, and cleaned up after. Returns False if stopped before."""
+        try:
+            done = self._run(allowed)
+        finally:
+            self.close()
+        if done:
+            log.info(
+                "backfilled; AWS Lambda follows the stream", extra={"shards": len(self.coordinator.pipeline.shards)}
+            )
+        return done
+
+    def _run(self, allowed: startup.Allowed) -> bool:
         self.start(allowed)
         stop = self._environment.stop
         while not self.coordinator.is_backfilled and not stop.is_set():
             self.step()
         done = self.coordinator.is_backfilled
         self.end()
-        if done:
-            log.info(
-                "backfilled; AWS Lambda follows the stream", extra={"shards": len(self.coordinator.pipeline.shards)}
-            )
         return done
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+        self.coordinator.close()

@@ -109,7 +109,9 @@ class Driver:
         self._allowed = startup.RESUMING
         self._may_extend = False  # whether tables may be extended
 
-    def run(self, *, until: Literal["caught-up"] | None, allowed: startup.Allowed = startup.RESUMING) -> None:
+    def run(
+        self, *, until: Literal["caught-up", "backfilled"] | None, allowed: startup.Allowed = startup.RESUMING
+    ) -> None:
         """Replicate until stopped, caught up, or an error. Stores the batches in flight before it returns."""
         try:
             self.start(allowed)

@@ -38,7 +38,7 @@ from replicator.target.contract import Table, Target
 log = logging.getLogger("replicator")
 
 
-Until = Literal["caught-up"] | None
+Until = Literal["caught-up", "backfilled"] | None
 Beside = Callable[[Hook | None], contextlib.AbstractContextManager[object]]
 Follow = Callable[[RunContext, Owner, Environment, Until, Allowed, Beside], int]
 """An engine: claims the pipeline and replicates until it is time to end. Returns how many items are parked."""
@@ -100,7 +100,7 @@ def run(
         tune_allocator()
         parked = (follow or follow_here)(context, _owner(), environment, until, allowed, beside)
     if until is not None and not stop.is_set():
-        _check_parked(parked)
+        _check_parked(parked, until)
 
 
 def follow_here(
@@ -137,11 +137,12 @@ def _owner_of(checkpoints: Checkpoints) -> str:
     return "".join(f". It is owned by {owner.who}" for owner in owners if isinstance(owner, Owner))
 
 
-def _check_parked(left: int) -> None:
+def _check_parked(left: int, until: Until) -> None:
     """ItemsParked if any item is parked, by this run or an earlier one: the caller may go on to use the copy."""
     if left:
+        so_far = "caught up" if until == "caught-up" else until
         raise ItemsParked(
-            f"caught up, except for {left:,} item(s) that are parked because the hook or the target refused them: "
+            f"{so_far}, except for {left:,} item(s) that are parked because the hook or the target refused them: "
             "the target does not equal the table. See why with: replicator parked list CONFIG; "
             "then run: replicator parked retry CONFIG --all"
         )

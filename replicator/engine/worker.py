@@ -93,6 +93,10 @@ class Worker:
             self._held.shut_down()
         self._release()
 
+    def close(self) -> None:
+        """End without a word, as after an error."""
+        self._release()
+
     def step(self) -> bool:
         """One iteration; False while the slot cannot be claimed, because an epoch is about to begin."""
         if self._held is None and not self._claim():

@@ -10,6 +10,7 @@ from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, failure
 from replicator.checkpoints.contract import Checkpoints
 from replicator.checkpoints.presence import check_known
+from replicator.config.engine import Lambda
 from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.assembly import ends, introduce, target_tables
@@ -52,12 +53,14 @@ class Wanted:
 class Noted:
     """The request as it is stored now, and the run that will carry it out; None if no run is up. ``caution``: see
     ``caution_of``. ``changed``: the last run had another hook or definition, so one that is up leaves it to the next.
+    ``command``: what carries the request out if no run is up.
     """
 
     request: ResyncRequest
     run: str | None
     caution: str = ""
     changed: bool = False
+    command: str = "replicator run CONFIG"
 
 
 def note(config: Config, wanted: Wanted, now: Callable[[], float]) -> Noted:
@@ -88,7 +91,10 @@ def note(config: Config, wanted: Wanted, now: Callable[[], float]) -> Noted:
             remove_expired=wanted.remove_expired,
         )
         changed = start.state is not None and (start.state.hook != start.hook or bool(start.changes))
-        return Noted(_joined(checkpoints, request), _run(checkpoints, now()), caution_of(target), changed)
+        joined, caution = _joined(checkpoints, request), caution_of(target)
+        if isinstance(config.engine, Lambda):
+            return Noted(joined, None, caution, changed, "replicator run CONFIG --until backfilled")
+        return Noted(joined, _run(checkpoints, now()), caution, changed)
 
 
 def cancel(config: Config) -> bool:

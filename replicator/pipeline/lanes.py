@@ -6,7 +6,7 @@ and a child finds in its own slot what its parent's worker has left in doubt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from replicator.pipeline.lineage import ancestors
@@ -17,6 +17,11 @@ PREFIX = "lambda-"  # of the names of lanes: other engines' slots have other nam
 
 def is_lane(slot: str) -> bool:
     return slot.startswith(PREFIX)
+
+
+def followed(writers: Collection[str]) -> bool:
+    """Whether invocations follow the stream: all of the slots that may write are lanes."""
+    return bool(writers) and all(is_lane(slot) for slot in writers)
 
 
 def assigned(shards: Mapping[str, ShardState]) -> dict[str, ShardState]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from msgspec import structs
 
-from replicator.pipeline.coordination import COORDINATOR, loads
+from replicator.pipeline import lanes
+from replicator.pipeline.coordination import COORDINATOR, loads, writers
 from replicator.pipeline.lineage import childless, readable
 from replicator.pipeline.parked import item_of
 from replicator.state import (
@@ -31,6 +33,7 @@ from replicator.state import (
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
 HEARTBEAT_TIMEOUT = 15.0  # seconds without a heartbeat after which a run counts as stopped
+UNINVOKED = 45 * 60.0  # seconds without an invocation after which AWS Lambda counts as stopped
 ABANDONED = 900.0  # seconds without a sign of a command's pass after which it does not count as in progress
 CURRENT = 1.5  # seconds for which a report of a run counts as its present state
 CLOCK_SKEW = 300.0  # seconds that another machine's clock may be ahead; times further in the future are ignored
@@ -122,12 +125,13 @@ class Progress(msgspec.Struct, frozen=True):
 
 def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
     """Progress from a pipeline's checkpoint entries at ``now`` (seconds since 1970)."""
-    entries = list(entries)
+    entries = tuple(entries)
     run = next((entry.revision for entry in entries if (entry.kind, entry.id) == ("owner", "")), 0)
     kinds = _by_kind(entries)
+    by_lambda = lanes.followed(writers(entries))
     current = measured(
         state=kinds["pipeline"].get(""),
-        heartbeat=kinds["pulse"].get(""),
+        heartbeat=_invoked(kinds["pulse"], now) if by_lambda else kinds["pulse"].get(""),
         shards=kinds["shard"],
         segments=kinds["segment"],
         gaps=kinds["gap"],
@@ -160,17 +164,18 @@ def workers_of(
     segments: Mapping[str, SegmentState],
     now: float,
 ) -> tuple[WorkerProgress, ...]:
-    """The coordinator and the workers of the ``run`` (the revision of its claim); empty if that is one process.
+    """The coordinator and the workers of the ``run`` (the revision of its claim); empty if that is one process, or if
+    AWS Lambda follows the stream: its containers come and go.
 
     Slots that an earlier run with more workers has left are known by having nothing to do.
     """
     noted = slots.get(COORDINATOR)
-    if noted is None or noted.begun != run:
+    if noted is None or noted.begun != run or any(lanes.is_lane(s.slot) for s in shards.values() if not s.ended):
         return ()
     beats = {COORDINATOR: heartbeats.get(""), **heartbeats}
     own = heartbeats.get("")
     restarts = own.restarts if own is not None else {}
-    known = [slot for slot in owners if slot not in ("", COORDINATOR)]
+    known = [slot for slot in owners if slot not in ("", COORDINATOR) and not lanes.is_lane(slot)]
     given = loads(shards, {}, known), loads({}, segments, known)
     busy = [slot for slot in known if given[0][slot] or given[1][slot] or _is_up(heartbeats.get(slot), now)]
     return tuple(
@@ -203,6 +208,18 @@ def _worker(
         waiting_for=heartbeat.waiting_for if heartbeat else None,
         restarts=restarts.get(slot, 0) if heartbeat else None,
     )
+
+
+def _invoked(beats: Mapping[str, Heartbeat], now: float) -> Heartbeat | None:
+    """The last heartbeat of an invocation of AWS Lambda, as that of a run that is up; None if none came for long.
+
+    There is none between invocations: one comes with each batch, and with each scheduled invocation.
+    """
+    invoked = [b for id, b in beats.items() if (not id or lanes.is_lane(id)) and b.phase != "stopped"]
+    last = max(invoked, key=lambda b: b.at, default=None)
+    if last is None or not -CLOCK_SKEW <= now - last.at <= UNINVOKED:
+        return None
+    return replace(last, at=now, rate=None, backfill_rate=None)
 
 
 def passes_of(entries: Iterable[Entry]) -> dict[str, Verified]:

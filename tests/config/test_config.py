@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from replicator.config import settings as config
-from replicator.config.engine import Local, Ray
+from replicator.config.engine import Lambda, Local, Ray
 from replicator.config.target import destination
 from replicator.errors import ConfigError
 
@@ -446,6 +446,18 @@ class TestEngine:
         assert config.load(write(text + "engine: {type: ray, workers: 2}\n"), {})
         with pytest.raises(ConfigError, match=r"engine.workers: at most 2 with checkpoints in DynamoDB.*in Postgres"):
             config.load(write(text + "engine: {type: ray, workers: 3}\n"), {})
+
+    def test_lambda_needs_a_target_with_transactions(self, write: Write) -> None:
+        postgres = "type: postgres\n  url: postgresql://me@127.0.0.1:5432/shop"
+        for target in ("type: dynamodb", "type: redis\n  url: redis://127.0.0.1:6379"):
+            with pytest.raises(ConfigError, match=r"engine.type: lambda needs a target with transactions"):
+                config.load(write(RIGHT.replace(postgres, target) + "engine: {type: lambda}\n"), {})
+
+    def test_what_needs_a_process_that_is_always_there_is_refused_behind_lambda(self, write: Write) -> None:
+        assert config.load(write(RIGHT + "engine: {type: lambda}\n"), {}).engine == Lambda()
+        for section in ("verify: {every: 24h}", "replaces: old.yaml"):
+            with pytest.raises(ConfigError, match=f"{section.partition(':')[0]}: with engine.type lambda"):
+                config.load(write(f"{RIGHT}engine: {{type: lambda}}\n{section}\n"), {})
 
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from replicator.aws.errors import AwsError
 from replicator.testing.dynamodb import DynamoDB
 
 
@@ -35,7 +36,13 @@ class EventSource:
         return self.source.stream_arn(self.table)
 
     def call(self, operation: str, **request: Any) -> Any:
-        return orjson.loads(self.source.call(operation, request))
+        """As often as it is throttled."""
+        while True:
+            try:
+                return orjson.loads(self.source.call(operation, request))
+            except AwsError as e:
+                if e.code != "ProvisionedThroughputExceededException":
+                    raise
 
     def discover(self) -> None:
         described = self.call("DescribeStream", StreamArn=self.arn)["StreamDescription"]
@@ -53,7 +60,12 @@ class EventSource:
     def event(self, shard: str) -> dict[str, Any] | None:
         """The next batch of a shard; None if it has none now. Notices the shard's end."""
         at = self.shards[shard]
-        records, end = self._records(shard)
+        try:
+            records, end = self._records(shard)
+        except AwsError as e:
+            if e.code != "ResourceNotFoundException":
+                raise
+            records, end = [], True  # older than the stream keeps
         left = [r for r in records if int(r["dynamodb"]["SequenceNumber"]) > at.after][: self.batch]
         if not left:
             at.ended = end

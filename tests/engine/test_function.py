@@ -2,91 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import random
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from replicator.engine.context import Environment, RunContext
+from replicator.engine import preexisting
 from replicator.engine.function import Function
-from replicator.engine.handover import Backfill
 from replicator.engine.local import Driver
-from replicator.engine.startup import RESUMING, Allowed
+from replicator.engine.startup import RESUMING, Allowed, digest
 from replicator.errors import ConfigError, GapFound, TransientError
-from replicator.state import Gap, decode
-from tests.engine.cluster import TABLE, Cluster
+from replicator.hooks.hook import Hook
+from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.state import ResyncRequest, Save, encode
+from tests.engine.cluster import TABLE
 from tests.engine.event_source import EventSource
-from tests.simulation.clock import VirtualStop
-
-TIME = 100.0  # seconds
-
-
-class Timer(VirtualStop):
-    """Time is over once ``over`` says so."""
-
-    over: Callable[[], bool] = staticmethod(lambda: False)
-
-    def is_set(self) -> bool:
-        return self.over()
-
-
-class Stack(Cluster):
-    """The source, the target, the mapping, and containers of the function."""
-
-    def __init__(self, *, view: str = "NEW_AND_OLD_IMAGES", **config: Any) -> None:
-        super().__init__(**{"on_gap": "stop", **config}, view=view)
-        self.mapping = EventSource(self.source, TABLE)
-        self.containers: list[Function] = []
-        self._until = math.inf
-
-    def environment(self) -> Environment:
-        """Time that no invocation or backfill needs, so that one that makes no progress fails."""
-        timer = Timer(self.clock)
-        timer.over = lambda: self.clock.now >= self._until
-        return replace(super().environment(), stop=timer)  # type: ignore[arg-type]
-
-    def backfill(self, allowed: Allowed = RESUMING) -> Backfill:
-        @contextlib.contextmanager
-        def connect() -> Iterator[RunContext]:
-            yield self.context()
-
-        self._until = self.clock.now + TIME
-        run = Backfill(self.context(), self.owner("backfill"), self.environment(), connect)
-        assert run.run(allowed)
-        return run
-
-    def until_over(self) -> None:
-        """The next invocation has its time from now on."""
-        self._until = self.clock.now + TIME
-
-    def container(self) -> Function:
-        self.containers.append(Function(self.context(), self.owner("container"), self.environment()))
-        return self.containers[-1]
-
-    def deliver(self, *functions: Function) -> None:
-        """All there is, in turns to these containers."""
-        turn, idle = 0, False
-        while not idle:
-            idle = True
-            for shard in self.mapping.ready():
-                batch = self.mapping.event(shard)
-                if batch is not None:
-                    assert turn < 1000, "the same batches come again and again"
-                    self._until = self.clock.now + TIME
-                    response = functions[turn % len(functions)].invoke(batch)
-                    self.mapping.done(shard, batch, response)
-                    turn, idle = turn + 1, False
-                elif self.mapping.shards[shard].ended:
-                    idle = False
-
-    @property
-    def gaps(self) -> list[Gap]:
-        found = [decode(kind, id, text) for (kind, id), (_, text) in self.database.entries.items() if kind == "gap"]
-        return [gap for gap in found if isinstance(gap, Gap)]
+from tests.engine.function_stack import Stack, Timer
 
 
 def filled(**config: Any) -> Stack:
@@ -416,3 +348,58 @@ def test_targets_without_transactions_are_refused() -> None:
     with pytest.raises(ConfigError, match="behind AWS Lambda"):
         stack.backfill()
     assert stack.database.entries == {}
+
+
+def test_chosen_items_that_are_requested_are_rescanned_by_the_next_backfill() -> None:
+    stack = filled()
+    function = stack.container()
+    stack.deliver(function)
+    context = stack.context()
+    view = CheckpointView(context.checkpoints.read())
+    found = preexisting.inspect(view, context.table, context.target, context.tables, None)
+    request = ResyncRequest(stack.clock(), digest(found), keys=(("k1",),))
+    del stack.database.rows[TABLE][("k1",)]
+    context.checkpoints.save([Save("request", "", 0, encode(request))])
+    stack.backfill()
+    assert stack.stored == stack.wanted
+    stack.write("k1", 700)
+    stack.deliver(function)
+    assert stack.stored == stack.wanted
+
+
+def test_events_of_a_shard_that_ended_before_the_epoch_are_nothing_to_store() -> None:
+    stack = Stack(shards=1)
+    stack.write("k1", 1)
+    stack.source.roll_all(TABLE)
+    stack.write("k2", 2)
+    stack.backfill()
+    before = dict(stack.database.counts)
+    old = next(id for id in stack.mapping.ready())
+    batch = stack.mapping.event(old)
+    assert batch is not None
+    stack.until_over()
+    assert stack.container().invoke(batch) == {"batchItemFailures": [], "state": {}}
+    assert stack.database.counts == before
+    stack.deliver(stack.container())
+    assert stack.stored == stack.wanted
+
+
+def test_a_package_with_another_hook_than_that_of_the_copy_stores_nothing() -> None:
+    stack = filled()
+    stack.write("k1", 600)
+    stack.hook = Hook("hook", dict, "another", declared=False)
+    with pytest.raises(ConfigError, match=r"transform: the hook in this package is not the one of the copy"):
+        stack.deliver(stack.container())
+    assert stack.stored[("k1",)]["v"] == 1
+
+
+def test_a_table_that_is_gone_from_the_target_is_a_gap_and_not_created_again() -> None:
+    stack = filled()
+    stack.deliver(stack.container())
+    stack.database.epochs.clear()
+    stack.database.rows.clear()
+    stack.write("k1", 600)
+    with pytest.raises(GapFound, match=r"is gone from the target since the last run. Nothing is stored before"):
+        stack.deliver(stack.container())
+    assert len(stack.gaps) == 1
+    assert stack.database.epochs == {}

@@ -91,6 +91,23 @@ def test_a_run_with_workers_shows_who_has_what_and_what_each_waits_for() -> None
     assert as_values(seen(later))["workers"] is None
 
 
+@pytest.mark.parametrize(("age", "phase"), [(60, "live"), (45 * 60, "live"), (46 * 60, "stopped")])
+def test_between_two_invocations_aws_lambda_is_not_stopped(age: float, phase: str) -> None:
+    handed_over = {
+        ("owner", ""): Owner("run", "here", 1, NOW),
+        ("slot", "coordinator"): Slot(0, "", begun=1),
+        ("pipeline", ""): STATE,
+        ("shard", "s"): replace(shard(), slot="lambda-0"),
+        ("pulse", ""): Heartbeat(NOW, "stopped"),
+    }
+    assert seen(handed_over).phase == "stopped", "nothing has been invoked yet"
+    invoked = seen({**handed_over, ("pulse", "lambda-0"): Heartbeat(NOW - age, "live")})
+    assert invoked.phase == phase
+    assert invoked.workers == (), "containers come and go"
+    by_another_engine = {**handed_over, ("slot", "coordinator"): Slot(0, "", begun=0)}
+    assert seen({**by_another_engine, ("pulse", "lambda-0"): Heartbeat(NOW - age, "live")}).phase == "stopped"
+
+
 def test_an_unrepaired_gap_of_this_epoch_is_the_phase_even_when_nothing_runs() -> None:
     gap = Gap("trimmed", NOW, 1024, "s", "17")
 

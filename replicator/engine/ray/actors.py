@@ -14,14 +14,12 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from replicator import log as logs
-from replicator.aws.boto import connect
-from replicator.config.settings import Config
-from replicator.engine.assembly import assemble, ends
-from replicator.engine.context import Environment, RunContext
+from replicator.engine.connections import connected
+from replicator.engine.context import Environment
 from replicator.engine.coordinator import Coordinator
 from replicator.engine.ray.reports import (
     Ended,
@@ -36,7 +34,7 @@ from replicator.engine.ray.reports import (
     Unlogged,
     Where,
 )
-from replicator.engine.retry import RetryPolicy, Stopped
+from replicator.engine.retry import Stopped
 from replicator.engine.run import tune_allocator
 from replicator.engine.startup import Allowed
 from replicator.engine.worker import Post, Worker
@@ -46,7 +44,6 @@ from replicator.hooks.hook import Hook
 from replicator.hooks.loading import load
 from replicator.hooks.time_limit import HookLimit
 from replicator.pipeline.progress import Progress
-from replicator.source.table import describe_table
 from replicator.state import Entry, Owner
 
 log = logging.getLogger("replicator")
@@ -84,22 +81,6 @@ def hook_of(plan: Plan) -> Hook | None:
             "may not change during a run, and must be the same on every node. Start the run again"
         )
     return hook
-
-
-def connected(
-    config: Config, hook: Hook | None, environment: Environment
-) -> contextlib.AbstractContextManager[RunContext]:
-    """The source, target and checkpoints, until the block ends."""
-    client = connect(config.source)
-
-    @contextlib.contextmanager
-    def context() -> Iterator[RunContext]:
-        retrying = RetryPolicy(environment.stop, environment.waiting, environment.now, environment.random)
-        table = retrying(lambda: describe_table(client, config.source.table), asks="source")
-        with ends(config) as (target, checkpoints):
-            yield assemble(config, client, target, checkpoints, hook, table)
-
-    return context()
 
 
 class WorkerActor:

@@ -31,7 +31,7 @@ class Plan:
     config: Config
     run: int
     slots: tuple[str, ...]
-    until: Literal["caught-up"] | None
+    until: Literal["caught-up", "backfilled"] | None
     allowed: Allowed
     hook: str = ""
 

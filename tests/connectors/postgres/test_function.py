@@ -15,7 +15,7 @@ from replicator.engine.assembly import assemble
 from replicator.engine.context import RunContext
 from replicator.source.table import describe_table
 from tests.engine.cluster import TABLE, Wire
-from tests.engine.test_function import Stack
+from tests.engine.function_stack import Stack
 from tests.servers.postgres_fixtures import Database
 
 

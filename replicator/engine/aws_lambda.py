@@ -1,0 +1,111 @@
+"""The entry point of the function on AWS Lambda: ``replicator.engine.aws_lambda.handler``.
+
+A container loads the config and the hook once. It keeps its connections between invocations that follow each other
+quickly, and closes them after one that came late: a container that Lambda freezes for good leaves none open for long.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from replicator import log as logs
+from replicator.config import settings
+from replicator.config.engine import Lambda
+from replicator.engine.connections import connected
+from replicator.engine.context import Environment
+from replicator.engine.function import Deadline, Function
+from replicator.errors import ConfigError, ReplicatorError
+from replicator.hooks import redaction
+from replicator.hooks.loading import load
+from replicator.hooks.time_limit import HookLimit
+from replicator.pipeline.progress import Progress
+from replicator.state import Owner
+
+log = logging.getLogger("replicator")
+
+CONFIG = "REPLICATOR_CONFIG"  # the environment variable with the path of the config, relative to the package
+DEFAULT = "replicator.yaml"
+MARGIN = 3.0  # seconds before Lambda's timeout at which an invocation ends by itself
+QUIET = 60.0  # seconds without an invocation after which the next one closes the connections again
+
+
+class Container:
+    """What lives from the first invocation of a container to its last. ``now``: Lambda may stop the monotonic clock."""
+
+    def __init__(self, path: str, now: Callable[[], float] = time.time) -> None:
+        self._config = settings.load(path)
+        if not isinstance(self._config.engine, Lambda):
+            raise ConfigError(f"{path}: engine.type must be lambda: the config of another engine was packaged")
+        self._deadline, self._now, self._invoked = Deadline(), now, float("-inf")
+        config = self._config
+        self._hook = load(config.transform, config.base) if config.transform is not None else None
+        limit = HookLimit(config.hook_timeout)
+        self._environment = Environment(self._deadline, _ignored, now=now, hook_limit=limit)
+        self._owner = Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), now())
+        self._resources = ExitStack()
+        self._function: Function | None = None
+
+    def invoke(self, event: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """The function's response. ``seconds``: until Lambda ends the invocation."""
+        self._deadline.move(seconds - MARGIN)
+        quiet = self._now() - self._invoked > QUIET
+        try:
+            response = (self._function or self._connect()).invoke(event)
+        except BaseException:
+            self.close()  # whatever is wrong with it: the next invocation begins anew
+            raise
+        if quiet:
+            self.close()
+        self._invoked = self._now()
+        return response
+
+    def close(self) -> None:
+        function, self._function = self._function, None
+        if function is not None:
+            function.close()
+        self._resources.close()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._function is not None
+
+    def _connect(self) -> Function:
+        context = self._resources.enter_context(connected(self._config, self._hook, self._environment))
+        self._function = Function(context, self._owner, self._environment)
+        return self._function
+
+
+_container: Container | None = None
+
+
+def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
+    """What AWS Lambda calls. Unexpected exceptions may quote items, so only their redacted traceback is logged."""
+    try:
+        return _started().invoke(event, context.get_remaining_time_in_millis() / 1000)
+    except ReplicatorError as e:
+        log.error("not stored", extra={"reason": str(e), "exit_code": e.exit_code})
+        raise
+    except Exception as e:
+        log.error("bug", extra={"traceback": redaction.trace(e).stack})
+    raise RuntimeError("the function failed unexpectedly; see its traceback in the log")
+
+
+def _started() -> Container:
+    global _container
+    if _container is None:
+        logs.start(logs.JsonLines())
+        logs.silence_libraries()
+        root = os.environ.get("LAMBDA_TASK_ROOT", "")
+        _container = Container(os.path.join(root, os.environ.get(CONFIG, DEFAULT)))
+    return _container
+
+
+def _ignored(_: Progress) -> None:
+    """What the function stores is read by ``replicator status``."""

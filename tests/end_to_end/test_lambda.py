@@ -1,0 +1,135 @@
+"""AWS' own runtime client runs the function, on a DynamoDB stream and Postgres: the same copy as with one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import psycopg
+import pytest
+
+from replicator.aws.boto import connect
+from replicator.config import settings
+from tests.end_to_end.pipeline import _AWS, eventually
+from tests.end_to_end.world import Copy
+from tests.engine.event_source import EventSource
+from tests.servers.runtime_api import Container, InvocationError
+
+HANDLER = "replicator.engine.aws_lambda.handler"
+SCHEDULED = {"source": "aws.events", "detail-type": "Scheduled Event"}
+
+
+class Stream:
+    """The stream of a real server, for the event source mapping."""
+
+    def __init__(self, copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in _AWS.items():
+            monkeypatch.setenv(name, value)
+        self._client = connect(settings.load(copy.path).source)
+        self._copy = copy
+
+    def call(self, operation: str, request: dict[str, Any]) -> bytes:
+        return self._client.call(operation, request)
+
+    def stream_arn(self, table: str) -> str:
+        described = self._copy.source.client.describe_table(TableName=table)["Table"]
+        return str(described["LatestStreamArn"])
+
+
+NewContainer = Callable[[], Container]
+
+
+@pytest.fixture
+def container(copy: Copy) -> Iterator[NewContainer]:
+    with ExitStack() as containers:
+        environment = {**_AWS, "LAMBDA_TASK_ROOT": str(copy.folder), "REPLICATOR_CONFIG": copy.path.name}
+        log = copy.folder / "function.log"
+        yield lambda: containers.enter_context(Container(HANDLER, environment, log))
+
+
+def deliver(mapping: EventSource, *containers: Container) -> int:
+    """All that there is, in turns to these containers; how many batches."""
+    turn, idle = 0, False
+    while not idle:
+        idle = True
+        for shard in mapping.ready():
+            while (batch := mapping.event(shard)) is not None:
+                mapping.done(shard, batch, containers[turn % len(containers)].invoke(batch))
+                turn, idle = turn + 1, False
+    return turn
+
+
+def next_batch(mapping: EventSource) -> tuple[str, dict[str, Any]]:
+    return next((s, b) for s in mapping.ready() if (b := mapping.event(s)) is not None)
+
+
+def test_every_change_is_applied_once_whatever_happens_to_invocations_and_engines(
+    copy: Copy, container: NewContainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = copy.configure(engine={"type": "lambda"}).source
+    source.fill(60)
+    refused = copy.command("run")
+    assert refused.code == 2
+    assert "add --until backfilled" in refused.err
+    assert copy.command("run", "--until", "backfilled").code == 0
+    assert copy.status()["phase"] == "stopped"
+    mapping: Any = EventSource(Stream(copy, monkeypatch), source.table, batch=25)  # type: ignore[arg-type]
+    first, second = container(), container()
+
+    source.fill(30, w=1)
+    source.delete("k7")
+    assert deliver(mapping, first, second) > 1
+    copy.assert_equal()
+    assert copy.status()["phase"] == "live"
+
+    # an invocation fails behind its rows, where the position would be stored, and its batch comes again
+    source.put("k1", v="after an error")
+    shard, batch = next_batch(mapping)
+    with psycopg.connect(copy.database.url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE replicator.checkpoints RENAME TO away")
+        with pytest.raises(InvocationError, match="checkpoints"):
+            first.invoke(batch)
+        connection.execute("ALTER TABLE replicator.away RENAME TO checkpoints")
+    mapping.done(shard, batch, first.invoke(batch))
+
+    # a container is killed in the middle of a batch, whose transaction may be carried out by the server all the same
+    source.put("k2", v="during a kill")
+    shard, batch = next_batch(mapping)
+    with psycopg.connect(copy.database.url) as lock, psycopg.connect(copy.database.url, autocommit=True) as looking:
+        lock.execute(f'LOCK TABLE "{copy.name}" IN ACCESS EXCLUSIVE MODE')
+        first.send(batch)
+        waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        eventually(lambda: looking.execute(waiting).fetchone(), "the batch waits for the table")
+        first.kill()
+    third = container()
+    mapping.done(shard, batch, third.invoke(batch))
+
+    # the same batch at two containers at once
+    source.put("k3", v="twice")
+    shard, batch = next_batch(mapping)
+    second.send(batch)
+    third.send(batch)
+    for each in (second, third):
+        mapping.done(shard, batch, each.response())
+
+    # the mapping is deleted and created anew: everything comes again
+    source.put("k4", v="a new mapping")
+    again: Any = EventSource(mapping.source, source.table, batch=100)
+    deliver(again, second)
+    assert third.invoke(SCHEDULED) == {"shards": 0}
+    copy.assert_equal()
+    status = copy.status()
+    assert copy.counts()["read"] == status["backfill"]["items"] + source.records
+
+    # another engine takes over, and hands over again
+    source.put("k5", v="by the local engine")
+    copy.caught_up("run", "--engine", "local")
+    source.put("k6", v="to nobody yet")
+    shard, batch = next_batch(again)
+    with pytest.raises(InvocationError, match="not handed over to AWS Lambda"):
+        second.invoke(batch)
+    assert copy.command("run", "--until", "backfilled").code == 0
+    deliver(again, second, third)
+    copy.assert_equal()
+    assert copy.counts()["read"] == status["backfill"]["items"] + source.records

@@ -1,0 +1,121 @@
+"""The entry point of AWS Lambda, and what the command line says of that engine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from replicator.cli import main
+from replicator.config.settings import load
+from replicator.engine import aws_lambda
+from replicator.engine.aws_lambda import Container
+from replicator.errors import ConfigError, TransientError
+
+CONFIG = """
+pipeline: orders
+source: {table: orders, region: eu-west-1}
+target: {type: postgres, url: "postgresql://me@127.0.0.1:1/shop", table: orders}
+"""
+LAMBDA = CONFIG + "engine: {type: lambda}\n"
+
+
+class Opened:
+    """Stands in for the connections and the function, and counts what is open."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.open, self.made, self.fails = 0, 0, False
+        patch.setattr(aws_lambda, "connected", self.connected)
+        patch.setattr(aws_lambda, "Function", lambda *_: self)
+
+    @contextlib.contextmanager
+    def connected(self, *_: object) -> Iterator[None]:
+        self.open, self.made = self.open + 1, self.made + 1
+        yield
+        self.open -= 1
+
+    def invoke(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        if self.fails:
+            raise TransientError("no")
+        return dict(event)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "replicator.yaml"
+    path.write_text(LAMBDA)
+    return path
+
+
+def test_connections_are_kept_while_invocations_follow_each_other_and_closed_after_a_late_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, now = Opened(monkeypatch), [1000.0]
+    container = Container(str(path), lambda: now[0])
+    container.invoke({}, 60)
+    assert (opened.open, container.is_connected) == (0, False)
+    for _ in range(3):
+        now[0] += 30
+        assert container.invoke({"a": 1}, 60) == {"a": 1}
+        assert opened.open == 1
+    assert opened.made == 2
+    now[0] += 61
+    container.invoke({}, 60)
+    assert (opened.open, opened.made) == (0, 2)
+
+
+def test_after_an_error_the_next_invocation_connects_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(monkeypatch)
+    container = Container(str(path), lambda: 0.0)
+    container.invoke({}, 60)
+    opened.fails = True
+    with pytest.raises(TransientError):
+        container.invoke({}, 60)
+    assert opened.open == 0
+
+
+def test_the_config_of_another_engine_is_refused(path: Path) -> None:
+    path.write_text(CONFIG)
+    with pytest.raises(ConfigError, match=r"engine.type must be lambda"):
+        Container(str(path))
+
+
+def test_an_unexpected_error_shows_nothing_of_items(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Context:
+        def get_remaining_time_in_millis(self) -> int:
+            raise ValueError("an item's value")
+
+    opened = Opened(monkeypatch)
+    monkeypatch.setattr(aws_lambda, "_container", Container(str(path)))
+    with pytest.raises(RuntimeError, match="the function failed unexpectedly") as raised:
+        aws_lambda.handler({}, Context())
+    assert raised.value.__cause__ is None
+    assert raised.value.__context__ is None
+    assert opened.made == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "said"),
+    [
+        (LAMBDA, ["run"], "AWS Lambda follows the stream, not this command: add --until backfilled"),
+        (LAMBDA, ["run", "--until", "caught-up"], "add --until backfilled"),
+        (CONFIG, ["run", "--until", "backfilled"], "this config has another engine: use --until caught-up"),
+        (CONFIG, ["run", "other.yaml", "--until", "backfilled"], "hand over one pipeline at a time"),
+        (LAMBDA, ["verify", "--repair"], "--repair: it needs runs that leave tombstones from now on"),
+    ],
+)
+def test_what_this_engine_does_not_do_is_refused_with_what_to_do(
+    path: Path, config: str, options: list[str], said: str
+) -> None:
+    path.write_text(config)
+    load(path)
+    result = CliRunner().invoke(main, [*options, str(path), "--json"])
+    assert result.exit_code == 2
+    assert said in result.output + result.stderr

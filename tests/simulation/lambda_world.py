@@ -1,0 +1,257 @@
+"""AWS Lambda from a seed: a table with writes, an event source mapping with its hazards, and containers.
+
+What the mapping does is what AWS documents: batches of a shard in order, one at a time, a child after its parent;
+a batch that failed comes again from its first failed record on, perhaps in halves, perhaps to another container; it may
+be given up; it may be delivered twice; a container may be frozen while another one works, or end at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+from replicator.batch import Batch, Outcome
+from replicator.engine.context import RunContext
+from replicator.engine.function import IDLE, Function
+from replicator.engine.local import Driver
+from replicator.engine.startup import RESUMING, Allowed
+from replicator.errors import GapFound, ReplicatorError
+from tests.engine.cluster import TABLE
+from tests.engine.event_source import EventSource
+from tests.engine.function_stack import TIME, Stack
+
+ACTS = 60
+THROTTLED = ("GetRecords", "GetShardIterator", "DescribeStream", "BatchGetItem")
+
+
+class Killed(BaseException):
+    """The container ended, as after a timeout."""
+
+
+class World(Stack):
+    """``records``: of the stream, all in all."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        view = "KEYS_ONLY" if self.chance.random() < 0.2 else "NEW_AND_OLD_IMAGES"
+        super().__init__(shards=self.chance.randint(1, 3), view=view)
+        self.records, self.written = 0, 0
+        self.live: list[Function] = []
+        self.late: list[dict[str, Any]] = []
+        self.before_write: Callable[[], None] | None = None
+        self.gapped = self.trimmed = False
+
+    # What containers work with
+
+    def context(self) -> RunContext:
+        context = super().context()
+        store: Callable[[Batch], Outcome] = context.target.write
+
+        def write(batch: Batch) -> Outcome:
+            self._interrupt()
+            rows = copy.deepcopy(self.database.rows)
+            try:
+                outcome = store(batch)
+            except ReplicatorError:
+                self.database.rows.clear()
+                self.database.rows.update(rows)  # a transaction
+                raise
+            self._interrupt()
+            return outcome
+
+        context.target.write = write  # type: ignore[method-assign]
+        return context
+
+    def _interrupt(self) -> None:
+        """Once, at a moment that was chosen."""
+        act, self.before_write = self.before_write, None
+        if act is not None:
+            act()
+
+    def _container(self) -> Function:
+        if not self.live or (len(self.live) < 4 and self.chance.random() < 0.2):
+            self.live.append(self.container())
+        return self.chance.choice(self.live)
+
+    # Writes
+
+    def change(self) -> None:
+        key = f"k{self.chance.randrange(12)}"
+        self.written += 1
+        if self.chance.random() < 0.25:
+            self.records += (key,) in self.wanted
+            self.delete(key)
+        else:
+            self.records += 1
+            self.write(key, self.written)
+        self.clock.now += self.chance.choice((0.0, 1.0, 30.0))
+
+    def reshard(self) -> None:
+        shards = self.source.open_shards(TABLE)
+        if len(shards) < 5 and self.chance.random() < 0.5:
+            self.source.split(TABLE, self.chance.choice(shards))
+        else:
+            self.source.roll(TABLE, self.chance.choice(shards))
+
+    # What the mapping does
+
+    def invocation(self, bisect: float = 0.3) -> tuple[str, dict[str, Any]] | None:
+        ready = self.mapping.ready()
+        self.chance.shuffle(ready)
+        for shard in ready:
+            batch = self.mapping.event(shard)
+            if batch is not None:
+                if self.chance.random() < bisect:
+                    batch = {**batch, "Records": batch["Records"][: self.chance.randint(1, len(batch["Records"]))]}
+                return shard, batch
+        return None
+
+    def deliver_one(self) -> None:
+        found = self.invocation()
+        if found is None:
+            return
+        shard, batch = found
+        self._until = self.clock.now + TIME
+        function = self._container()
+        try:
+            response = function.invoke(batch)
+        except Killed:
+            self.live.remove(function)
+        except ReplicatorError:
+            pass  # comes again
+        else:
+            self.mapping.done(shard, batch, response)
+            self.late.append(batch)
+
+    def time_out(self) -> None:
+        self._until = self.clock.now  # the next invocation is over before it begins
+        found = self.invocation()
+        if found is not None:
+            with contextlib.suppress(ReplicatorError):
+                self.mapping.done(*found, self._container().invoke(found[1]))
+
+    def kill_in_the_middle(self) -> None:
+        def killed() -> None:
+            raise Killed
+
+        self.before_write = killed
+        self.deliver_one()
+        self.before_write = None
+
+    def freeze_in_the_middle(self) -> None:
+        """Others work while the container that has begun a batch is frozen; then it goes on."""
+        frozen = self.live[:]
+
+        def others() -> None:
+            kept, self.live = self.live, [f for f in self.live if f not in frozen]
+            for _ in range(self.chance.randint(1, 3)):
+                self.deliver_one()
+            if self.chance.random() < 0.3:
+                self.keep_up()
+            self.live = kept + [f for f in self.live if f not in kept]
+            self._until = self.clock.now + TIME
+
+        self.before_write = others
+        self.deliver_one()
+        self.before_write = None
+
+    def deliver_again(self) -> None:
+        """A duplicate of something that was delivered before."""
+        if self.late:
+            self._until = self.clock.now + TIME
+            with contextlib.suppress(ReplicatorError):
+                self._container().invoke(self.chance.choice(self.late))
+
+    def give_up(self) -> None:
+        found = self.invocation(0.0)
+        if found is not None:
+            self.mapping.drop(*found)
+
+    def trim(self) -> None:
+        """What was given up is lost as well. That is a gap, or of no matter if it is from before the epoch."""
+        self.give_up()
+        self.trimmed = True
+        self.trim_all()
+
+    def new_mapping(self) -> None:
+        self.mapping = EventSource(self.source, TABLE, batch=self.chance.choice((1, 7, 100)))
+
+    def throttle(self) -> None:
+        self.source.fail(self.chance.choice(THROTTLED), times=self.chance.randint(1, 3))
+
+    def keep_up(self) -> None:
+        self._until = self.clock.now + TIME
+        with contextlib.suppress(ReplicatorError):
+            self._container().invoke({"source": "aws.events"})
+
+    def away(self) -> None:
+        """The mapping is disabled for a while."""
+        for _ in range(self.chance.randint(1, 8)):
+            self.change()
+        self.clock.now += self.chance.choice((60.0, 3600.0, 5 * 3600.0))
+
+    def other_engine(self) -> None:
+        try:
+            driver = Driver(self.context(), self.owner("local"), self.environment())
+            self._until = self.clock.now + TIME
+            driver.run(until="caught-up", allowed=RESUMING)
+            self.backfill()
+        except GapFound:
+            self.repair()
+
+    def repair(self) -> None:
+        self.gapped = True
+        self.backfill(Allowed(resync=True))
+
+    # The end
+
+    def finish(self) -> None:
+        self.live, self.before_write = [], None
+        for _ in range(3):
+            self.clock.now += IDLE + 1.0  # what was given up last is read by the schedule
+            self._until = self.clock.now + TIME
+            self.container().invoke({})
+            self.deliver(self.container(), self.container())
+            if any(gap.repaired is None for gap in self.gaps):
+                self.repair()
+        assert self.stored == self.wanted, (self.stored, self.wanted)
+        if not self.gapped and not self.trimmed:
+            read = sum(c.read for source, c in self.database.counts.items() if source.startswith("shard:"))
+            assert read == self.records, f"{read} changes were counted, and {self.records} made"
+
+
+ACTIONS: tuple[tuple[int, str], ...] = (
+    (12, "change"),
+    (2, "reshard"),
+    (10, "deliver_one"),
+    (2, "time_out"),
+    (3, "kill_in_the_middle"),
+    (3, "freeze_in_the_middle"),
+    (3, "deliver_again"),
+    (1, "give_up"),
+    (1, "new_mapping"),
+    (1, "throttle"),
+    (2, "keep_up"),
+    (1, "away"),
+)
+RARE = ("trim", "other_engine")
+
+
+def simulate(seed: int) -> World:
+    """Everything that the seed decides; AssertionError if the copy differs in the end, or something counted twice."""
+    world = World(seed)
+    for _ in range(world.chance.randint(0, 15)):
+        world.change()
+    world.backfill()
+    weights, names = zip(*ACTIONS, strict=True)
+    rare = world.chance.random() < 0.4
+    for _ in range(ACTS):
+        name = world.chance.choices(names, weights)[0]
+        if rare and world.chance.random() < 0.02:
+            name = world.chance.choice(RARE)
+        getattr(world, name)()
+    world.finish()
+    return world

@@ -1,0 +1,75 @@
+"""Claims about the function on AWS Lambda: no seed diverges or counts twice, and wrong designs are noticed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from replicator.engine.function import Function
+from replicator.engine.lane_run import LaneRun
+from replicator.pipeline import lanes
+from replicator.source.lambda_event import ShardBatch
+from tests.simulation.lambda_world import simulate
+
+SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400")) // 50
+FAILED_ONCE = (105,)  # an event of a shard that had ended before the epoch, which has no lane
+MOST = 60  # seeds that may pass until a wrong design is noticed
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def _silent() -> None:
+    logging.getLogger("replicator").setLevel(logging.CRITICAL)
+
+
+@pytest.mark.timeout(60 + 6 * SEEDS)
+def test_whatever_happens_to_invocations_the_target_converges_and_nothing_counts_twice() -> None:
+    simulate_all(range(SEEDS))
+
+
+def simulate_all(seeds: Iterable[int]) -> None:
+    for seed in seeds:
+        simulate(seed)
+
+
+@pytest.mark.parametrize("seed", FAILED_ONCE)
+def test_a_seed_that_failed_once_holds(seed: int) -> None:
+    simulate(seed)
+
+
+def trusts_the_event(patch: Patch) -> None:
+    patch.setattr(LaneRun, "_continues", lambda *_: True)
+
+
+def takes_the_parent_for_finished(patch: Patch) -> None:
+    patch.setattr(lanes, "unended_ancestors", lambda *_: [])
+
+
+def stores_what_is_delivered_again(patch: Patch) -> None:
+    def left_of(self: LaneRun, batch: ShardBatch) -> object:
+        return () if self.pipeline.shards[batch.shard].ended else batch.records
+
+    patch.setattr(LaneRun, "left_of", left_of)
+
+
+def never_looks_at_idle_shards(patch: Patch) -> None:
+    patch.setattr(Function, "_idle_shard", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        trusts_the_event,
+        takes_the_parent_for_finished,
+        stores_what_is_delivered_again,
+        never_looks_at_idle_shards,
+    ],
+)
+@pytest.mark.timeout(300)
+def test_a_wrong_design_is_noticed(design: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    design(monkeypatch)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - it may end in any way but well
+        simulate_all(range(MOST))
