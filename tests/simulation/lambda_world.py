@@ -213,11 +213,14 @@ class World(Stack):
         for _ in range(3):
             self.clock.now += IDLE + 1.0  # what was given up last is read by the schedule
             self._until = self.clock.now + TIME
-            self.container().invoke({})
-            self.deliver(self.container(), self.container())
+            try:
+                self.container().invoke({})
+                self.deliver(self.container(), self.container())
+            except ReplicatorError as e:
+                raise AssertionError(f"no invocation succeeds any more: {e}") from e
             if any(gap.repaired is None for gap in self.gaps):
                 self.repair()
-        assert self.stored == self.wanted, (self.stored, self.wanted)
+        assert self.stored == self.wanted, f"the copy differs: {self.stored} is stored, and {self.wanted} wanted"
         if not self.gapped and not self.trimmed:
             read = sum(c.read for source, c in self.database.counts.items() if source.startswith("shard:"))
             assert read == self.records, f"{read} changes were counted, and {self.records} made"
