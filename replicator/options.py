@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -71,6 +72,20 @@ def _from_config(path: str, info: ValidationInfo) -> str:
 
 FileName = Annotated[str, AfterValidator(_from_config)]
 """The name of a file, relative to the config."""
+
+
+def _authorities(path: str) -> str:
+    if not Path(path).is_file():
+        raise ValueError(f"must be a file of certificates, and there is none at {path}")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError:
+        raise ValueError(f"must be a file of certificates (PEM), and none can be read from {path}") from None
+    return path
+
+
+Authorities = Annotated[FileName, AfterValidator(_authorities)]
+"""The name of a file with the certificates of authorities to trust."""
 
 TableName = Annotated[str, AfterValidator(table_name)]
 

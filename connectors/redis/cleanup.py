@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from connectors.redis.connection import Server, packed
 from connectors.redis.errors import ResponseLost
 from connectors.redis.layout import Layout, document_of
-from connectors.redis.scripts import FORGET, READ, SWEEP, Script
+from connectors.redis.scripts import FORGET, READ, SWEEP
+from connectors.redis.tally import Tally
 from replicator.batch import DocumentId
 from replicator.errors import TransientError
 from replicator.target.in_doubt import InDoubtWindow
@@ -18,7 +20,7 @@ from replicator.target.in_doubt import InDoubtWindow
 _COUNT = b"1000"  # keys that SCAN looks at in one call
 _LONGEST = 1.0  # seconds of scanning in one piece
 _CALL = 250  # documents in one call of a script
-_VERSION = re.compile(rb"([0-9]+)[de]?")
+_VERSION = re.compile(rb"([0-9]+)[de]?[0-9]*")
 
 Guards = Sequence[bytes]
 Pass = tuple[str, str, int]
@@ -62,6 +64,7 @@ class Cleanup:
 
     server: Server
     in_doubt: InDoubtWindow
+    tally: Tally
     now: Callable[[], float] = time.monotonic
     _passes: dict[Pass, _Progress] = field(default_factory=dict)
 
@@ -72,7 +75,7 @@ class Cleanup:
         limit, until = b"%d" % below, self.now() + _LONGEST
         for guards, cursor in self._pages(of, progress, layout):
             wanted = [guard for guard in guards if _is_removable(layout, guard, spared)]
-            count = sum(self._run(SWEEP, some, [limit]) for some in chunks(wanted))
+            count = sum(self._swept(some, limit) for some in chunks(wanted))
             progress.cursor = cursor if cursor != b"0" else None
             if count or self.now() > until:
                 return max(count, 1)
@@ -85,7 +88,7 @@ class Cleanup:
         progress = self._progress(of, self.in_doubt.begun)
         doomed, progress.doomed = progress.doomed, {}
         for some in chunks([guard for guard in doomed if _is_removable(layout, guard, spared)]):
-            self._run(FORGET, some, [doomed[guard] for guard in some])
+            self._forget(some, doomed)
         until = self.now() + _LONGEST
         for guards, cursor in self._pages(of, progress, layout):
             progress.doomed = self._tombstones([g for g in guards if _is_removable(layout, g, spared)], below)
@@ -120,13 +123,24 @@ class Cleanup:
             found = self._passes[of] = _Progress(self.server.opened, window)
         return found
 
-    def _run(self, script: Script, guards: Guards, arguments: Sequence[bytes]) -> int:
+    def _swept(self, guards: Guards, limit: bytes) -> int:
+        """Counted as a batch is: what a sweep removed comes back if the server loses it."""
+        with self._noted():
+            count: int = self.tally.run(self.server, SWEEP, with_documents(guards), [limit])
+        return count
+
+    def _forget(self, guards: Guards, doomed: Mapping[bytes, bytes]) -> None:
+        with self._noted():
+            self.server.run(FORGET, with_documents(guards), [doomed[guard] for guard in guards])
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Begin an in-doubt window if a response is lost."""
         try:
-            count: int = self.server.run(script, with_documents(guards), arguments)
+            yield
         except ResponseLost:
             self.in_doubt.begin()
             raise
-        return count
 
 
 def _is_removable(layout: Layout, guard: bytes, spared: frozenset[DocumentId]) -> bool:

@@ -85,7 +85,10 @@ class Sent:
 
 @dataclass(slots=True)
 class Server:
-    """One connection, opened at first use and again after a failure. ``opened``: how often."""
+    """One connection, opened at first use and again after a failure. ``opened``: how often.
+
+    ``run_id`` and ``info``: of the server it leads to.
+    """
 
     address: Address
     opened: int = 0
@@ -98,8 +101,18 @@ class Server:
         return str(self.address)
 
     def connect(self) -> None:
-        """Make ``run_id`` and ``info`` those of the server that the next commands go to."""
+        """Connect, also if the server has closed the connection meanwhile. No response may be awaited.
+
+        Then ``run_id`` and ``opened`` are those of the connection that the next commands go to.
+        """
+        if self._open is not None and self.is_ready():
+            self.close()
         self._connected()
+
+    def inform(self) -> None:
+        """Read ``info`` again: settings may have changed since the connection was opened."""
+        (info,) = self.ask(packed(b"INFO"))
+        self.info = _parsed(info)
 
     def start(self, commands: Sequence[bytes], is_late: Callable[[], bool] = lambda: False) -> Sent:
         """Send packed commands without waiting for responses. Those that were sent may be executed, now or later."""
@@ -152,6 +165,7 @@ class Server:
 
     def ask(self, *commands: bytes) -> list[Any]:
         """The responses to packed commands, in one round trip. The first error is raised."""
+        self.connect()
         sent = self.start(commands)
         responses: list[Any] = []
         error = sent.unsent

@@ -70,6 +70,15 @@ def code_of(error: RedisError) -> tuple[str, str]:
     for kind, code in _CODES:
         if isinstance(error, kind):
             return code, text
+    return code_in(text)
+
+
+def code_in(text: str) -> tuple[str, str]:
+    """The code that an error begins with, and the text; Redis 6 puts the place in the script in front of both."""
+    line, found, rest = text.rpartition("@user_script:")[2].partition(": ")
+    text = (rest if found and line.strip().isdigit() else text).lstrip("-")
+    if "executing the script can't" in text:
+        return "NOPERM", text
     first = text.partition(" ")[0]
     return (first if first.isalpha() and first.isupper() else "ERR"), text
 

@@ -39,7 +39,7 @@ class Layout:
     @property
     def note(self) -> bytes:
         """The key of what is noted about the table: its pipeline, its epoch, an id."""
-        return f"{RESERVED}table:".encode() + self.prefix
+        return note_of(self.prefix)
 
     def key(self, id: DocumentId) -> bytes:
         """A document's key. UnicodeEncodeError for half of a surrogate pair."""
@@ -69,6 +69,10 @@ class Layout:
     def documents(self) -> bytes:
         """The pattern of its documents' keys."""
         return _literal(self.prefix) + b"*"
+
+
+def note_of(prefix: bytes) -> bytes:
+    return f"{RESERVED}table:".encode() + prefix
 
 
 def guard_of(key: bytes) -> bytes:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from connectors.redis.cleanup import pages
 from connectors.redis.connection import Server, packed
-from connectors.redis.errors import IN_CLUSTER
-from connectors.redis.layout import TABLES, Layout, overlapping
+from connectors.redis.errors import IN_CLUSTER, failure
+from connectors.redis.layout import TABLES, Layout, note_of, overlapping
 from connectors.redis.scripts import NOTE, WRITE
+from connectors.redis.tally import Opened
 from replicator.errors import ConfigError
 from replicator.identity import Identity
 
@@ -37,18 +38,26 @@ def _note(fields: Sequence[bytes | None]) -> Note | None:
     return None if pipeline is None or epoch is None else Note(pipeline, int(epoch), id or "", run or "")
 
 
-def write(server: Server, layout: Layout, pipeline: str, epoch: int) -> None:
-    """Note the epoch, unless a later one is noted. ConfigError if another pipeline's note is there."""
+def write(server: Server, layout: Layout, pipeline: str, epoch: int, *, trusted: bool) -> Opened:
+    """Note the epoch, unless a later one is noted. ConfigError if another pipeline's note is there.
+
+    ``trusted``: the server loses nothing.
+    """
     server.connect()
     new = uuid.uuid4().hex.encode()
-    arguments = [pipeline.encode(), b"%d" % epoch, new, server.run_id.encode(), layout.prefix]
-    owner = server.run(NOTE, [layout.note, TABLES], arguments).decode()
-    if owner != pipeline:
-        raise ConfigError(taken(layout, owner))
+    run, trust = server.run_id.encode(), b"1" if trusted else b"0"
+    arguments = [pipeline.encode(), b"%d" % epoch, new, run, layout.prefix, trust]
+    owner, *found = server.run(NOTE, [layout.note, TABLES], arguments)
+    if owner.decode() != pipeline:
+        raise ConfigError(taken(layout, owner.decode()))
+    id, batches, certain = found
+    return Opened(id.decode(), batches, certain == 1)
 
 
 def identity(server: Server, layout: Layout, note: Note | None, *, trusted: bool) -> Identity:
     """A table whose server has restarted since the last batch is another one: its last writes may be missing.
+
+    It has another id each time, so it stays another one until a run has confirmed, or begins to replace, what is there.
 
     Not if the server counted a batch after its restart: then it was found to have all earlier ones. ``trusted``: the
     server loses nothing.
@@ -57,7 +66,7 @@ def identity(server: Server, layout: Layout, note: Note | None, *, trusted: bool
     if note is None:
         return Identity(place, known=False)
     restarted = not trusted and note.server != server.run_id
-    return Identity(place, f"{note.id} after a restart {server.run_id}" if restarted else note.id)
+    return Identity(place, f"{note.id} after a restart {uuid.uuid4().hex}" if restarted else note.id)
 
 
 def taken(layout: Layout, owner: str) -> str:
@@ -71,7 +80,7 @@ def taken(layout: Layout, owner: str) -> str:
 
 def server_problems(server: Server, layouts: Sequence[Layout]) -> Iterator[str]:
     """Why this server cannot keep the guarantee. Connects."""
-    server.connect()
+    server.inform()
     info = server.info
     version = info.get("redis_version", "0")
     if tuple(map(int, version.split(".")[:2])) < _OLDEST:
@@ -81,6 +90,16 @@ def server_problems(server: Server, layouts: Sequence[Layout]) -> Iterator[str]:
     if info.get("role") == "slave":
         yield f"{server} is a read-only replica; name its primary in target.url"
     yield from eviction(server, info, layouts)
+
+
+def removals(server: Server, layouts: Sequence[Layout]) -> Iterator[str]:
+    """Why the server may remove keys by now. TransientError if it became a replica, even one that accepts writes."""
+    server.inform()
+    if server.info.get("role") == "slave":
+        error = failure("READONLY", "", str(server))
+        server.renew(error)
+        raise error
+    yield from eviction(server, server.info, layouts)
 
 
 def eviction(server: Server, info: Mapping[str, str], layouts: Sequence[Layout]) -> Iterator[str]:
@@ -111,14 +130,21 @@ def problems(server: Server, layouts: Sequence[Layout], pipeline: str) -> list[s
                 f"them: {other.decode(errors='replace')[:100]!r}); replicator would overwrite them. Delete them, or "
                 "set another prefix under target.tables"
             )
-    (members,) = server.ask(packed(b"SMEMBERS", TABLES))
     prefixes = [layout.prefix for layout in layouts]
-    for one, other in overlapping(prefixes, [*members, *prefixes]):
+    for one, other in overlapping(prefixes, [*_noted(server), *prefixes]):
         found.append(
             f"the prefixes {one.decode()} and {other.decode()} of two tables overlap: keys of both could be the same. "
             "Set another prefix under target.tables"
         )
     return found
+
+
+def _noted(server: Server) -> list[bytes]:
+    """The prefixes of all tables that still have a note."""
+    members: Sequence[bytes]
+    (members,) = server.ask(packed(b"SMEMBERS", TABLES))
+    there = server.ask(*(packed(b"EXISTS", note_of(prefix)) for prefix in members))
+    return [prefix for prefix, found in zip(members, there, strict=True) if found]
 
 
 def _others(server: Server, layout: Layout) -> Iterator[bytes]:

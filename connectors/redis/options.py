@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import ssl
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from replicator.options import AppliedDeletes, FileName, Options, is_loopback, split_url
+from replicator.options import AppliedDeletes, Authorities, FileName, Options, is_loopback, split_url
 
 RESERVED = "replicator:"  # how replicator's own keys begin
 LONGEST_PREFIX = 256  # bytes
@@ -62,10 +62,14 @@ def _has_valid_port(url: str) -> bool:
         return False
 
 
-def _file(path: str) -> str:
-    if not Path(path).is_file():
-        raise ValueError(f"must be a file, and there is none at {path}")
-    return path
+def _require_pair(certificate: str, key: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
+    except OSError as e:
+        raise ValueError(
+            "needs a certificate (PEM) in client_cert, and its private key without a passphrase in client_key; these "
+            f"cannot be read together: {e.strerror or e}"
+        ) from None
 
 
 class RedisOptions(Options):
@@ -74,7 +78,7 @@ class RedisOptions(Options):
     insecure: bool = Field(default=False, description="allow redis:// (without TLS) to other hosts")
     username: str | None = Field(default=None, description="user of the server's ACL; without it, the default user")
     password: SecretStr | None = Field(default=None, description="the user's password")
-    ca_certs: Annotated[FileName, AfterValidator(_file)] | None = Field(
+    ca_certs: Authorities | None = Field(
         default=None, description="file with the certificate authorities to trust instead of the public ones"
     )
     client_cert: FileName | None = Field(
@@ -108,4 +112,6 @@ class RedisOptions(Options):
             raise ValueError("needs both client_cert and client_key")
         if self.username is not None and self.password is None:
             raise ValueError("needs password with username")
+        if self.client_cert is not None and self.client_key is not None:
+            _require_pair(self.client_cert, self.client_key)
         return self

@@ -5,9 +5,9 @@ every version of Redis and Valkey and on managed services, are identified by the
 replicator never replace each other's, and need no privilege beyond running them. A server forgets scripts when it
 restarts or fails over, so every pipeline begins with the scripts it uses, which costs less than finding out.
 
-A guard is the version, and one letter: none for a document, ``d`` for a tombstone, ``e`` for a document that expires
-and whose version counts even when it is gone. Versions have up to 19 digits, more than Lua's numbers hold: they are
-compared as text.
+A guard is the version, and nothing more for a document, ``d`` for a tombstone, ``e`` and the time of expiry for a
+document that expires and whose version counts even when it is gone since then. Versions have up to 19 digits, more than
+Lua's numbers hold: they are compared as text.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ local function read(guard)
   local found = redis.pcall('GET', guard)
   if type(found) == 'table' then return nil, nil, found.err end
   if not found then return nil, '' end
-  local version, mark = string.match(found, '^(%d+)([de]?)$')
+  local version, mark, expiry = string.match(found, '^(%d+)([de]?)(%d*)$')
   if not version then return nil, nil, 'FOREIGN' end
-  return version, mark
+  return version, mark, nil, tonumber(expiry)
+end
+local function is_due(expiry)  -- else a document that is gone was removed by others
+  return not expiry or expiry <= tonumber(redis.call('TIME')[1])
 end
 local function store(document, hash, expires, first, last)
   if hash then
@@ -62,10 +65,11 @@ WRITE = Script(
 -- Returns for each write: 1 if applied; V and the version that is there; or E and an error.
 local same, keep, at, results = ARGV[1] == '1', ARGV[2] == '1', 3, {}
 local function apply(document, guard, version, what, expires, first, last)
-  local known, mark, problem = read(guard)
+  local known, mark, problem, expiry = read(guard)
   if problem then return 'E' .. problem end
   if known and not (older(known, version) or (same and known == version)) then
-    if mark ~= '' or redis.call('EXISTS', document) == 1 then return 'V' .. known end
+    local counts = mark == 'd' or (mark == 'e' and is_due(expiry))
+    if counts or redis.call('EXISTS', document) == 1 then return 'V' .. known end
   end
   if what == 'delete' then
     if keep then
@@ -81,9 +85,9 @@ local function apply(document, guard, version, what, expires, first, last)
   if expires == '' then
     done = redis.pcall('SET', guard, version)
   elseif keep then
-    done = redis.pcall('SET', guard, version .. 'e')
+    done = redis.pcall('SET', guard, version .. 'e' .. expires)
   else
-    done = redis.pcall('SET', guard, version .. 'e', 'EXAT', expires)
+    done = redis.pcall('SET', guard, version .. 'e' .. expires, 'EXAT', expires)
   end
   if done.err then return 'E' .. done.err end
   store(document, what == 'hash', expires, first, last)
@@ -112,7 +116,7 @@ end
 if ARGV[3] == '' then
   redis.call('SET', KEYS[2], known)
 else
-  redis.call('SET', KEYS[2], known .. 'e')
+  redis.call('SET', KEYS[2], known .. 'e' .. ARGV[3])
 end
 store(KEYS[1], ARGV[2] == 'hash', ARGV[3], 4, #ARGV)
 return 1
@@ -170,39 +174,54 @@ return results
 
 NOTE = Script(
     b"""
--- KEYS: a table's note, the set of all prefixes. ARGV: pipeline, epoch, new id, server, prefix. Returns the pipeline.
-local pipeline = redis.call('HGET', KEYS[1], 'pipeline')
-if pipeline and pipeline ~= ARGV[1] then return pipeline end
-local epoch = tonumber(redis.call('HGET', KEYS[1], 'epoch') or '0')
-if epoch < tonumber(ARGV[2]) then redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'epoch', ARGV[2]) end
+-- KEYS: a table's note, the set of all prefixes. ARGV: pipeline, epoch, new id, server, prefix, whether the server
+-- loses nothing. Returns the pipeline that has the table; if it is this one, also its id, how many batches are counted,
+-- and 1 unless batches may be missing: the server is another one than that which counted the last of this epoch.
+local pipeline, epoch, server = unpack(redis.call('HMGET', KEYS[1], 'pipeline', 'epoch', 'server'))
+if pipeline and pipeline ~= ARGV[1] then return {pipeline} end
+local certain = 1
+if tonumber(epoch or '0') < tonumber(ARGV[2]) then
+  redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'epoch', ARGV[2], 'server', ARGV[4])
+elseif server ~= ARGV[4] and ARGV[6] == '1' then
+  redis.call('HSET', KEYS[1], 'server', ARGV[4])
+elseif server ~= ARGV[4] then
+  certain = 0
+end
 redis.call('HSETNX', KEYS[1], 'id', ARGV[3])
-redis.call('HSET', KEYS[1], 'server', ARGV[4])
 redis.call('SADD', KEYS[2], ARGV[5])
-return ARGV[1]
+local id, batches = unpack(redis.call('HMGET', KEYS[1], 'id', 'batches'))
+return {ARGV[1], id, tonumber(batches or '0'), certain}
 """
 )
 
 MARK = Script(
     b"""
 -- KEYS: the tables' notes, the set of all prefixes. ARGV: the first one's id, the number of batches that are certainly
--- stored, the server, the pipeline, its epoch, the prefixes. Counts a batch, and returns how many there are: 0 if some
--- are missing, and then the first table is no longer the one it was. Where a note is gone, everything is: this batch is
--- all there is, and the note says so, lest its keys be taken for those of others.
-local emptied = false
+-- stored, how many to count (1 or 0), the pipeline, its epoch, the server (empty if it may lack batches of before), the
+-- prefixes. Counts a batch, and returns how many there are: -1 if some are missing, and then the first table is no
+-- longer the one it was. Where a note is gone, everything is: this batch is all there is, and the note says so, lest
+-- its keys be taken for those of others. Where it has an earlier epoch, the server lost the beginning of this one.
+local lost, moved = false, {}
 for i = 1, #KEYS - 1 do
-  if redis.call('EXISTS', KEYS[i]) == 0 then
-    redis.call('HSET', KEYS[i], 'pipeline', ARGV[4], 'epoch', ARGV[5], 'id', 'emptied', 'server', ARGV[3])
-    redis.call('SADD', KEYS[#KEYS], ARGV[5 + i])
-    emptied = true
+  local epoch, server = unpack(redis.call('HMGET', KEYS[i], 'epoch', 'server'))
+  if not epoch then
+    redis.call('HSET', KEYS[i], 'pipeline', ARGV[4], 'epoch', ARGV[5], 'id', 'emptied', 'server', ARGV[6])
+    redis.call('SADD', KEYS[#KEYS], ARGV[6 + i])
+    lost = true
+  elseif tonumber(epoch) < tonumber(ARGV[5]) then
+    redis.call('HSET', KEYS[i], 'epoch', ARGV[5])
+    lost = true
   end
+  if ARGV[6] ~= '' and server ~= ARGV[6] then moved[#moved + 1] = KEYS[i] end
 end
 local id, batches = redis.call('HGET', KEYS[1], 'id'), tonumber(redis.call('HGET', KEYS[1], 'batches') or '0')
-if id ~= ARGV[1] then return 0 end
-if emptied or batches < tonumber(ARGV[2]) then
+if id ~= ARGV[1] then return -1 end
+if lost or batches < tonumber(ARGV[2]) then
   redis.call('HSET', KEYS[1], 'id', id .. ' incomplete')
-  return 0
+  return -1
 end
-redis.call('HSET', KEYS[1], 'batches', batches + 1, 'server', ARGV[3])
-return batches + 1
+for _, note in ipairs(moved) do redis.call('HSET', note, 'server', ARGV[6]) end
+if ARGV[3] == '0' then return batches end
+return redis.call('HINCRBY', KEYS[1], 'batches', 1)
 """
 )

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from connectors.redis import notes
 from connectors.redis.cleanup import Cleanup
-from connectors.redis.connection import Address, Server, packed
+from connectors.redis.connection import Address, Server
 from connectors.redis.encode import Encoded, Encoder, encode
 from connectors.redis.layout import Layout, layout, layouts
 from connectors.redis.options import RedisOptions, RedisTable
+from connectors.redis.tally import Tally
 from connectors.redis.verification import TableVerification
-from connectors.redis.writer import Tally, Writer
+from connectors.redis.writer import Writer
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, GapFound
 from replicator.identity import Change, Identity, Parts
@@ -33,8 +34,9 @@ class Redis(ComparesByTable):
         address = Address(options)
         self._batches, self._server = Server(address), Server(address)  # a batch may be in flight on the first
         self._in_doubt = InDoubtWindow()
-        self._writer = Writer(self._batches, self._in_doubt)
-        self._cleanup = Cleanup(self._server, self._in_doubt)
+        self._tally = Tally()
+        self._writer = Writer(self._batches, self._in_doubt, self._tally)
+        self._cleanup = Cleanup(self._server, self._in_doubt, self._tally)
         self._encoders: Mapping[str, Encoder] = {}
 
     @property
@@ -84,23 +86,30 @@ class Redis(ComparesByTable):
         wanted = self._wanted(tables)
         if problems := notes.problems(self._server, wanted, self._pipeline):
             raise ConfigError(*problems)
-        for one in wanted:
-            notes.write(self._server, one, self._pipeline, epoch)
-        (note,) = notes.read(self._server, wanted[:1])
-        self._writer.tally = Tally(wanted, note.id if note is not None else "", self._pipeline, epoch)
+        trusted = self._options.trust_restarts
+        opened = [notes.write(self._server, one, self._pipeline, epoch, trusted=trusted) for one in wanted]
+        self._tally.begin(wanted, opened, self._pipeline, epoch)
         self._encoders = _encoders(tables)
 
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
-        """What would drop keys by now. GapFound if the server has lost batches, or everything."""
-        tally, wanted = self._writer.tally, self._wanted(tables)
-        if tally is not None:
-            ((id,),) = self._server.ask(packed(b"HMGET", tally.tables[0].note, b"id"))
-            if not tally.complete or id is None or id.decode() != tally.id:
-                raise GapFound(
-                    f"{self._server} has lost changes that it had stored: it was emptied, it restarted without its "
-                    "last writes (appendfsync, save), or a replica without them took over"
-                )
-        return list(notes.server_problems(self._server, wanted))
+        """What would drop keys by now. GapFound if the server has lost batches, or everything.
+
+        If it restarted and has lost nothing, it is noted as the server that has everything.
+        """
+        problems = list(notes.removals(self._server, self._wanted(tables)))
+        self._server.connect()
+        self._tally.read(self._server.ask(*self._tally.commands(self._server, 0)))
+        if not self._tally.complete:
+            raise GapFound(
+                f"{self._server} has lost changes that it had stored: it was emptied, it restarted without its last "
+                "writes (appendfsync, save), or a replica without them took over"
+            )
+        if not self._tally.certain:
+            raise GapFound(
+                f"{self._server} restarted while this run began, and may have lost the last changes of the run before; "
+                "trust_restarts: true if it cannot"
+            )
+        return problems
 
     def write(self, batch: Batch) -> Outcome:
         self.send(self.encode(batch))
@@ -130,7 +139,7 @@ class Redis(ComparesByTable):
 
     def _verification(self, table: Table) -> TableVerification:
         of = layout(table)
-        return TableVerification(self._server, of, Encoder(of))
+        return TableVerification(self._server, of, Encoder(of), self._tally)
 
     def close(self) -> None:
         self._writer.drop()

@@ -17,12 +17,13 @@ from connectors.redis.connection import Server, packed
 from connectors.redis.encode import Encoder, fields_of
 from connectors.redis.layout import Layout, guard_of
 from connectors.redis.scripts import READ, REPAIR
+from connectors.redis.tally import Tally
 from replicator.batch import Delete, DocumentId, Upsert
 from replicator.items.attributes import Malformed
 from replicator.items.to_json import Unfit
 from replicator.target.verification import CHANGED, UNVERSIONED, Comparison, CursorExpired, Walked
 
-_VERSION = re.compile(rb"([0-9]+)([de]?)")
+_VERSION = re.compile(rb"([0-9]+)([de]?)[0-9]*")
 _PIECE = 5000  # ids
 _raws = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -34,6 +35,7 @@ class TableVerification:
     server: Server
     layout: Layout
     encoder: Encoder
+    tally: Tally
     now: Callable[[], float] = time.time
 
     def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
@@ -98,7 +100,7 @@ class TableVerification:
         return [self._repaired(self.layout.key(write.id), [b"%d" % write.version, b"delete", b""]) for write in writes]
 
     def _repaired(self, key: bytes, arguments: Sequence[bytes]) -> str:
-        return "" if self.server.run(REPAIR, [key, guard_of(key)], arguments) == 1 else CHANGED
+        return "" if self.tally.run(self.server, REPAIR, [key, guard_of(key)], arguments) == 1 else CHANGED
 
     def _read(self, ids: Sequence[DocumentId], how: bytes) -> dict[DocumentId, tuple[int, Any]]:
         """Version and content of the documents that are there, with a guard: others are not replicator's."""

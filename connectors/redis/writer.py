@@ -10,9 +10,9 @@ from typing import Any
 
 from connectors.redis.connection import Sent, Server, call, is_late_since, loading
 from connectors.redis.encode import Encoded, Entry, grouped
-from connectors.redis.errors import ResponseLost, failure
-from connectors.redis.layout import TABLES, Layout
-from connectors.redis.scripts import MARK, WRITE
+from connectors.redis.errors import ResponseLost, code_in, failure
+from connectors.redis.scripts import WRITE
+from connectors.redis.tally import Tally
 from replicator.errors import ReplicatorError, Unfinished
 from replicator.target import guarded_writes
 from replicator.target.acks import AckTracker, Place, place
@@ -44,53 +44,29 @@ class _Sent:
     responses: list[Any] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Tally:
-    """How many batches the server has counted in the note of the first of ``tables``, which has this ``id``.
-
-    The server counts each batch behind its writes. It loses what it loses from the end: the last second before a crash,
-    or what a replica had not received when it took over. So if it counts less than before, batches are missing, and
-    otherwise none is. ``complete``: False once batches are missing.
-    """
-
-    tables: Sequence[Layout]
-    id: str
-    pipeline: str
-    epoch: int
-    batches: int = 0
-    complete: bool = True
-
-    def command(self, server: str) -> bytes:
-        own = self.id.encode(), b"%d" % self.batches, server.encode(), self.pipeline.encode(), b"%d" % self.epoch
-        keys = [*(table.note for table in self.tables), TABLES]
-        return call(MARK, keys, [*own, *(table.prefix for table in self.tables)])
-
-    def counted(self, batches: int) -> None:
-        self.complete = self.complete and batches > 0
-        self.batches = max(self.batches, batches)
-
-
 class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
-    """Writes to one server. ``tally``: None before the tables are opened."""
+    """Writes to one server. A batch is stored when the tally has counted it on the connection that stored all of it."""
 
-    def __init__(self, server: Server, in_doubt: InDoubtWindow) -> None:
+    def __init__(self, server: Server, in_doubt: InDoubtWindow, tally: Tally) -> None:
         super().__init__(in_doubt, AckTracker())
         self._server = server
-        self.tally: Tally | None = None
+        self._tally = tally
+        self._opened = 0  # the connection on which writes were acknowledged
 
     def _start(self, encoded: Encoded, *, tombstones: bool) -> _Sent:
-        pending = self._acks.unfinished(encoded.entries, tombstones=tombstones)
-        groups = list(grouped(pending, _MOST, _MOST_BYTES))
-        if not groups:
-            return _Sent(groups, Sent(0))
+        if not encoded.entries:
+            return _Sent((), Sent(0))
         try:
             self._server.connect()
         except ReplicatorError as e:
-            return _Sent(groups, Sent(0, e))
+            return _Sent((), Sent(0, e))
+        if self._server.opened != self._opened:  # it may have lost what it acknowledged of this batch
+            self._acks.doubt()
+            self._opened = self._server.opened
+        pending = self._acks.unfinished(encoded.entries, tombstones=tombstones)
+        groups = list(grouped(pending, _MOST, _MOST_BYTES))
         head = b"1" if encoded.batch.replaces_same else b"0", b"1" if tombstones else b"0"
-        commands = [loading(WRITE), loading(MARK), *(_call(group, head) for group in groups)]
-        if self.tally is not None:
-            commands.append(self.tally.command(self._server.run_id))
+        commands = [loading(WRITE), *(_call(group, head) for group in groups), *self._tally.commands(self._server)]
         return _Sent(groups, self._server.start(commands, is_late_since(time.time())))
 
     def _is_done(self, sent: _Sent) -> bool:
@@ -110,14 +86,11 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
                 sent.responses.append(self._server.receive())
             except ReplicatorError as e:
                 sent.responses.append(e)
-        if self.tally is not None and sent.groups and len(sent.responses) == len(sent.groups) + 3:
-            counted = sent.responses[-1]
-            if isinstance(counted, int):
-                self.tally.counted(counted)
+        self._tally.read(sent.responses[2 + len(sent.groups) :])
 
     def _of_groups(self, sent: _Sent) -> Sequence[Any]:
         """The responses to the groups that were sent."""
-        return sent.responses[2 : 2 + len(sent.groups)]
+        return sent.responses[1 : 1 + len(sent.groups)]
 
     def _error(self, sent: _Sent) -> ReplicatorError | None:
         """The error of the pipeline itself."""
@@ -141,8 +114,7 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
         text = bytes(response).decode(errors="replace")
         if text[0] == "V":
             return Verdict("conflict", version=text[1:])
-        code, _, rest = text[1:].partition(" ")
-        return Verdict("failed", failure(code.lstrip("-"), rest, str(self._server)))
+        return Verdict("failed", failure(*code_in(text[1:]), str(self._server)))
 
     def _is_in_doubt(self, verdict: Verdict) -> bool:
         return verdict.kind == "unsure"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
-from replicator.options import UNENCRYPTED, AppliedDeletes, FileName, Options, is_loopback, split_url
+from replicator.options import UNENCRYPTED, AppliedDeletes, Authorities, Options, is_loopback, split_url
 
 _PREFIX = "whsec_"
 _SHORTEST, _LONGEST = 24, 64  # bytes of a secret, as Standard Webhooks specifies
@@ -64,12 +63,6 @@ def _url(url: SecretStr) -> SecretStr:
     return url
 
 
-def _file(path: str) -> str:
-    if not Path(path).is_file():
-        raise ValueError(f"must be a file of certificates, and there is none at {path}")
-    return path
-
-
 class WebhookTable(Options):
     """Options of one table: a name in the events."""
 
@@ -94,7 +87,7 @@ class WebhookOptions(Options):
     headers: dict[Annotated[str, AfterValidator(_header)], Annotated[SecretStr, AfterValidator(_header_value)]] = Field(
         default={}, description="further headers, e.g. Authorization; their values are kept secret"
     )
-    ca_certs: Annotated[FileName, AfterValidator(_file)] | None = Field(
+    ca_certs: Authorities | None = Field(
         default=None, description="file with the certificate authorities to trust instead of the public ones"
     )
     timeout: float = Field(

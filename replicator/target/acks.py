@@ -82,6 +82,12 @@ class AckTracker:
         self.stored.clear()
         self.superseded.clear()
 
+    def doubt(self) -> None:
+        """The server may have lost what it acknowledged of this batch: send it again, as if the responses were lost."""
+        self.lost |= self.stored.keys()
+        self.stored.clear()
+        self.superseded.clear()
+
     def forget(self, entries: Iterable[Entry]) -> None:
         """The batch of these entries is fully stored."""
         self.stored.clear()

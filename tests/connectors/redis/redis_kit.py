@@ -32,6 +32,21 @@ def documents(server: RedisServer, table: Table) -> Mapping[DocumentId, Any]:
     return found
 
 
+def kept(server: RedisServer) -> Mapping[bytes, bytes]:
+    """Everything that is stored at present, as it would be in a snapshot."""
+    with server.client() as client:
+        return {key: client.dump(key) for key in client.keys("*")}
+
+
+def go_back(server: RedisServer, to: Mapping[bytes, bytes]) -> None:
+    """Let the server have what it had: as after a crash, or when a replica takes over. All connections are lost."""
+    with server.client() as client:
+        client.flushall()
+        for key, value in to.items():
+            client.restore(key, 0, value)
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+
+
 def keys(server: RedisServer) -> list[str]:
     with server.client() as client:
         found: list[bytes] = client.keys("*")

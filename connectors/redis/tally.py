@@ -1,0 +1,72 @@
+"""Counts what a server has stored, since it may lose what it acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from connectors.redis.connection import Server, call, loading
+from connectors.redis.layout import TABLES, Layout
+from connectors.redis.scripts import MARK, Script
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A table that an epoch begins or goes on in. ``batches``: how many are counted.
+
+    ``certain``: False if some that were counted may be missing: the server is not the one that counted them.
+    """
+
+    id: str
+    batches: int
+    certain: bool
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many batches the server has counted in the note of the first of ``tables``, which has this ``id``.
+
+    The server counts each batch behind its writes, on the same connection; a piece of a sweep and a repair count as
+    one, too. It loses what it loses from the end: the last second before a crash, or what a replica had not received
+    when it took over. So if it counts less than before, batches are missing, and otherwise none is.
+
+    ``batches``: how many are certainly counted. ``complete``: False once batches are missing. ``certain``: False if
+    batches of earlier runs may be: then the server is not noted as the one that has them. No ``tables`` before they are
+    opened: then nothing is counted.
+    """
+
+    tables: Sequence[Layout] = ()
+    id: str = ""
+    pipeline: str = ""
+    epoch: int = 0
+    batches: int = 0
+    complete: bool = True
+    certain: bool = True
+
+    def begin(self, tables: Sequence[Layout], notes: Sequence[Opened], pipeline: str, epoch: int) -> None:
+        self.tables, self.pipeline, self.epoch = tables, pipeline, epoch
+        self.id, self.batches = notes[0].id, notes[0].batches
+        self.complete, self.certain = True, all(note.certain for note in notes)
+
+    def commands(self, server: Server, step: int = 1) -> list[bytes]:
+        """What counts ``step`` batches; 0 to compare only."""
+        if not self.tables:
+            return []
+        counts = self.id.encode(), b"%d" % self.batches, b"%d" % step
+        of = self.pipeline.encode(), b"%d" % self.epoch, server.run_id.encode() if self.certain else b""
+        keys = [*(table.note for table in self.tables), TABLES]
+        return [loading(MARK), call(MARK, keys, [*counts, *of, *(table.prefix for table in self.tables)])]
+
+    def read(self, responses: Sequence[Any]) -> None:
+        """``responses``: to the commands, where there are any."""
+        if responses and isinstance(responses[-1], int):
+            self.complete = self.complete and responses[-1] >= 0
+            self.batches = max(self.batches, responses[-1])
+
+    def run(self, server: Server, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+        """Run a script and count it."""
+        server.connect()
+        _, result, *counted = server.ask(loading(script), call(script, keys, arguments), *self.commands(server))
+        self.read(counted)
+        return result
