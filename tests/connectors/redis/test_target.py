@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
-from connectors.redis.connection import Server
+from connectors.redis.connection import Sent, Server
 from connectors.redis.errors import code_in, failure
 from connectors.redis.target import Redis
 from replicator.batch import Batch, Outcome, Part, Upsert
@@ -299,18 +299,26 @@ def test_what_a_server_acknowledged_of_a_batch_is_sent_again_if_it_may_have_lost
     assert opened.recheck([table()]) == []
 
 
-def test_a_batch_that_continues_on_one_connection_sends_nothing_twice_and_is_counted(
-    opened: Redis, monkeypatch: pytest.MonkeyPatch
+def test_a_batch_that_takes_long_goes_on_where_it_was_and_is_counted_once(
+    server: RedisServer, opened: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if only its count was left: a server that loses the batch counts less than the run was told."""
-    before = opened._tally.batches
-    times = iter([0.0, 0.0, 2 * TRUSTED, 0.0])
-    large = put({"pk": "a", "text": "x" * 20_000}, 1)
+    """The clock jumps behind the first of two groups. On the same connection nothing is sent again."""
+    before, start, sent = opened._tally.batches, Server.start, []
+
+    def noted(self: Server, commands: Sequence[bytes], *more: Callable[[], bool]) -> Sent:
+        sent.append(len(commands))
+        return start(self, commands, *more)
+
+    writes = batch(*(put({"pk": pk, "text": "x" * 100_000}, 1) for pk in "ab"))
+    times = iter([0.0, 0.0, 0.0, 2 * TRUSTED])  # encoded, begun, after the first group, after the second
     with monkeypatch.context() as patched:
         patched.setattr("connectors.redis.connection.time.time", lambda: next(times))
         with pytest.raises(Unfinished):
-            opened.write(batch(large))
-    assert opened.write(batch(large)) == Outcome()
+            opened.write(writes)
+    assert len(kit.documents(server, table())) == 1
+    monkeypatch.setattr(Server, "start", noted)
+    assert opened.write(writes) == Outcome()
+    assert sent == [len(["load", "the second group", "load", "count"])]
     assert opened._tally.batches == before + 1
 
 
