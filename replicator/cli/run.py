@@ -161,10 +161,12 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, engine
     with live_view.several(as_json) as observer_of:
         own = _loaded(paths, lambda path: _in_this_process(settings.load(path, engine=engine)), codes)
         loaded = _apart(own, codes)
+        sharing = several.Sharing()
 
         def work(config: Config, confirm: Callable[[], None]) -> None:
             with monitored(config, str(config.path), None, observer_of(config.pipeline)) as more:
-                run_pipeline(config, stop=stop, confirm=confirm, **audited(config, more), **how)
+                pages = sharing.of(config.source)
+                run_pipeline(config, stop=stop, confirm=confirm, pages=pages, **audited(config, more), **how)
             log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": config.pipeline})
 
         runs = [run for config in loaded for run in generations.runs(config, work, stop)]

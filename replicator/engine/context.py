@@ -16,8 +16,11 @@ from replicator.checkpoints.contract import Checkpoints
 from replicator.config.settings import Config
 from replicator.engine.measurements import MeasuredCalls, Measurements, Unmeasured
 from replicator.engine.scheduler import Scheduler
+from replicator.engine.shared_calls import SharedCalls
 from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.pipeline.progress import Progress
+from replicator.source.decoding import decoder_of
+from replicator.source.sharing import SharedPages
 from replicator.source.table import SourceTable
 from replicator.target.contract import Table, Target, marking
 
@@ -58,13 +61,16 @@ class Environment:
     hook_limit: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
     measurements: Measurements = field(default_factory=Unmeasured)
     confirm: Callable[[], None] = lambda: None  # called when the pipeline is claimed, before anything is looked at
+    pages: SharedPages | None = None  # of the streams that other pipelines of the process read too
 
-    def scheduler(self, client: Client) -> Scheduler:
+    def scheduler(self, client: Client, table: SourceTable) -> Scheduler:
+        """What makes the calls that read ``table``."""
         if self.steps is not None:
             return self.steps(client)
         calls = calls_of(client)
         measured = not isinstance(self.measurements, Unmeasured)
-        return Scheduler(MeasuredCalls(calls, self.measurements) if measured else calls)
+        calls = MeasuredCalls(calls, self.measurements) if measured else calls
+        return Scheduler(calls if self.pages is None else SharedCalls(calls, self.pages, decoder_of(table)))
 
     def waiting(self, reason: str | None) -> None:
         """Report that the startup waits or (None) continues."""

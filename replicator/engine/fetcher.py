@@ -17,7 +17,7 @@ from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientE
 from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source import chosen
-from replicator.source.decoding import RecordsDecoder
+from replicator.source.decoding import decoder_of
 from replicator.source.scan import ReadBudget, Scanned, scan
 from replicator.source.shard_reader import read
 from replicator.source.stream import LISTING_REST, Stream, children, listing
@@ -190,7 +190,7 @@ def fetcher_for(
         arn=arn,
         table=name,
         keys=table.keys,
-        decode=RecordsDecoder(table.keys, images=table.view != "KEYS_ONLY"),
+        decode=decoder_of(table),
         now=environment.now,
         random=environment.random,
         keys_only=table.view == "KEYS_ONLY",

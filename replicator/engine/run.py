@@ -31,6 +31,7 @@ from replicator.hooks.hook import Hook
 from replicator.hooks.loading import load
 from replicator.hooks.time_limit import HookLimit
 from replicator.pipeline.progress import Progress
+from replicator.source.sharing import SharedPages
 from replicator.source.table import describe_table
 from replicator.state import Owner, decode
 from replicator.target.contract import Table, Target
@@ -61,10 +62,12 @@ def run(
     confirm: Callable[[], None] = lambda: None,
     beside: Beside = contextlib.nullcontext,
     follow: Follow | None = None,
+    pages: SharedPages | None = None,
 ) -> None:
     """Replicate until ``stop`` is set, or until caught up. ``resync``: start a new epoch first. ``confirm`` is called
     once the run owns the pipeline, and may raise to end it before it has looked at the target. ``beside``: the context
     in which the run works, for what it does besides; it gets the hook. ``follow``: the engine; this process by default.
+    ``pages``: of the stream, where other pipelines of this process read it too.
 
     Raises a ReplicatorError if the run cannot start or continue.
     """
@@ -79,6 +82,7 @@ def run(
         hook_limit=HookLimit(config.hook_timeout),
         measurements=measurements or Unmeasured(),
         confirm=confirm,
+        pages=pages,
     )
     with ends(config) as (target, checkpoints), contextlib.suppress(Stopped):  # stopped during startup
         retrying = RetryPolicy(

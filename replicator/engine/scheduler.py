@@ -104,11 +104,11 @@ class Scheduler:
         """When the next step may start."""
         return self._due[0][0] if self._due and self._has_room else math.inf
 
-    def _answered(self, caller: tuple[str, Generator[Any, Any, Any]], response: bytes | Exception) -> None:
+    def _answered(self, caller: tuple[str, Generator[Any, Any, Any]], response: Any) -> None:
         self._in_flight -= 1
         name, generator = caller
         if self._generators.get(name) is generator:
-            resume = generator.send if isinstance(response, bytes) else generator.throw
+            resume = generator.throw if isinstance(response, Exception) else generator.send
             self._resume(name, generator, partial(resume, response))
 
     def _resume(self, name: str, generator: Iterator[Any], resume: Callable[[], Any]) -> None:

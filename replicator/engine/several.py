@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from replicator.config.settings import Source
 from replicator.errors import ConfigError, GapFound, ReplicatorError
 from replicator.hooks.time_limit import HookWatch
 from replicator.log import PIPELINE
+from replicator.source.sharing import SharedPages
 
 log = logging.getLogger("replicator")
 
@@ -25,6 +27,23 @@ class PipelineRun:
     name: str
     work: Callable[[], None]
     hook_timeout: float | None = None
+
+
+@dataclass(slots=True)
+class Sharing:
+    """The pages that the pipelines of one process share: those whose configs lead to the same table in the same way."""
+
+    _pages: list[tuple[Source, SharedPages]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, source: Source) -> SharedPages:
+        wanted = source.model_copy(update={"poll_interval": None})
+        with self._lock:
+            for known, pages in self._pages:
+                if known == wanted:
+                    return pages
+            self._pages.append((wanted, SharedPages()))
+            return self._pages[-1][1]
 
 
 def worst(codes: Iterable[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from replicator.change import Record
 from replicator.errors import TransientError
 from replicator.items.attributes import DECODE_ERRORS, Malformed, canonical_number
 from replicator.key import Key, KeySchema
+from replicator.source.table import SourceTable
 
 T = TypeVar("T")
 
@@ -93,13 +95,14 @@ class Records:
     """A decoded GetRecords response.
 
     ``removals``: indices of the REMOVE records. ``next``: the next iterator, None at the shard's end. ``size``: of the
-    body, in bytes.
+    body, in bytes. ``requested``: when, if another pipeline requested it earlier; in seconds since 1970.
     """
 
     records: Sequence[Record]
     removals: frozenset[int]
     next: str | None
     size: int
+    requested: float = math.inf
 
 
 _ABSENT = msgspec.Raw(b"null")  # an image that is missing or null
@@ -150,7 +153,9 @@ class RecordsDecoder:
         self._key = KeyReader(keys)
         self._decoder = msgspec.json.Decoder(_page_shape(keys))
 
-    def __call__(self, body: bytes) -> Records:
+    def __call__(self, body: bytes | Records) -> Records:
+        if isinstance(body, Records):
+            return body  # of another pipeline, which has decoded it
         try:
             page: Any = self._decoder.decode(body)
             key, records = self._key.key, page.Records or ()
@@ -175,6 +180,10 @@ class RecordsDecoder:
                 "although the stream's view includes new images. Nothing of it was applied; retrying"
             )
         return Records(decoded, removals, page.NextShardIterator, len(body))
+
+
+def decoder_of(table: SourceTable) -> RecordsDecoder:
+    return RecordsDecoder(table.keys, images=table.view != "KEYS_ONLY")
 
 
 def _expired(identity: Mapping[str, str | None]) -> bool:

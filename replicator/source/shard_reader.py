@@ -108,7 +108,7 @@ def _step(stream: Stream, at: _Cursor) -> _Step:
 
 def _advance(stream: Stream, at: _Cursor, response: Records, started: float) -> _Step:
     """The page of a response; the cursor moves to its end."""
-    at.failures, at.iterator = 0, response.next
+    at.failures, at.iterator, started = 0, response.next, min(started, response.requested)
     records = _new_records(stream, at, response.records)
     if at.iterator is None and at.expected is not None:
         _pass_trimmed(stream, at, "the shard ended before the last stored record: that record has been trimmed")

@@ -7,7 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,45 @@ def test_a_signal_ends_all_of_them_in_good_order(world: World, configs: list[str
 
     assert (process.returncode, err) == (0, "")
     assert {event["pipeline"] for event in events(out, "stopped")} == set(NAMES)
+
+
+def test_two_of_the_same_table_share_one_reader_and_each_gets_every_change(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "before"})
+    copy = world.folder / "copy.yaml"
+    copy.write_text(
+        Path(world.config)
+        .read_text()
+        .replace("pipeline: orders", "pipeline: copy")
+        .replace("  table: orders\n", "  table: copy\n")
+        .replace("source:\n  table: copy", "source:\n  poll_interval: 100ms\n  table: orders")
+    )
+    returned: list[str] = []
+    call = world.db.call
+
+    def counted(operation: str, request: Mapping[str, Any]) -> bytes:
+        body = call(operation, request)
+        if operation == "GetRecords":
+            returned.extend(record["dynamodb"]["SequenceNumber"] for record in orjson.loads(body)["Records"])
+        return body
+
+    def has_all(items: int) -> bool:
+        tables = ("orders", "copy")
+        return all(world.has_table(t) and world.rows(f"SELECT count(*) FROM {t}") == [(items,)] for t in tables)  # noqa: S608
+
+    monkeypatch.setattr(world.db, "call", counted)
+    with world.shell.start("run", world.config, str(copy)) as process:
+        await_that(lambda: has_all(1), process)
+        for n in range(8):
+            world.db.put("orders", {"id": str(n)})
+            await_that(partial(has_all, n + 2), process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+    assert process.returncode == 0
+    assert len(returned) <= 8 + 3, "but for the first page, and records at which iterators open"
 
 
 def test_a_hook_that_never_returns_is_reported_and_delays_only_its_own_pipeline(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from replicator.aws.client import Client
 from replicator.engine.scheduler import StepResult
 from tests.engine.virtual_scheduler import VirtualSteps
+from tests.simulation.neighbors import client_of
 
 if TYPE_CHECKING:
     from tests.simulation.world import Universe
@@ -19,7 +20,7 @@ class SeededSteps(VirtualSteps):
     """``Scheduler`` that make each call at once; between two steps the world does its worst."""
 
     def __init__(self, universe: Universe, client: Client) -> None:
-        super().__init__(client)
+        super().__init__(client_of(universe, client))
         self._universe = universe
         self._when: dict[str, float] = {}
         self._made: list[tuple[int, StepResult]] = []

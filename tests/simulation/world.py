@@ -20,6 +20,7 @@ from tests.simulation import hooks, repairing, truth
 from tests.simulation.acts import ACTS as EVENTS
 from tests.simulation.clock import Clock
 from tests.simulation.deciding import ACTS as DECISIONS
+from tests.simulation.neighbors import Neighbor
 from tests.simulation.plan import Act, Plan
 from tests.simulation.repairing import ACTS as REPAIRS
 from tests.simulation.repairing import Damage, Repairer
@@ -33,6 +34,7 @@ ACTS = {**EVENTS, **DECISIONS, **REQUESTS, **REPAIRS}
 
 
 HOUR = 3600.0
+SHARING = 0.1  # chance that the run shares its reader with another pipeline
 MOST_EFFECTS = 2_000  # of one turn; what ends has a hundred at most
 NONE: Mapping[DocumentId, Marked] = {}
 FIELDS = ("hook_version", "v", "pk")  # of documents, in the order in which a table gets columns for them
@@ -93,6 +95,7 @@ class Universe:
         self._acts: dict[int, list[Act]] = {}
         for act in plan:
             self._acts.setdefault(act.at, []).append(act)
+        self.neighbor = Neighbor(self, seed) if random.Random(f"shares {seed}").random() < SHARING else None
         self.create()
         for _ in range(self.random.randrange(0, 2 * scenario.keys)):
             self.write(f"k{self.random.randrange(scenario.keys)}", removes=False)
@@ -208,6 +211,8 @@ class Universe:
         if self.late:
             self.arrive()
         repairing.advance(self)
+        if self.neighbor is not None:
+            self.neighbor.advance()
         self.effect("step")
 
     def calm(self) -> None:
