@@ -112,6 +112,13 @@ def test_it_runs_without_root_and_without_a_shell_that_would_keep_signals() -> N
     assert isinstance(json.loads(last("CMD")), list)
 
 
+def test_no_start_compiles_a_module_again(built: Folder) -> None:
+    assert "PYTHONDONTWRITEBYTECODE=1" in last("ENV"), "so what is not compiled in the image never is"
+    for package in ("replicator", "connectors", "msgspec"):
+        (cache,) = built.root.glob(f"opt/replicator/lib/python*/site-packages/{package}/__pycache__")
+        assert any(cache.glob("__init__.*.pyc"))
+
+
 def test_everything_that_is_copied_is_sent_to_the_builder() -> None:
     sent = (ROOT / ".dockerignore").read_text().splitlines()
     copied = [shlex.split(rest)[:-1] for name, rest in instructions() if name == "COPY" and "--from" not in rest]
