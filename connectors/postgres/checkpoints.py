@@ -13,7 +13,7 @@ import psycopg
 from connectors.postgres.encode import Statement
 from connectors.postgres.errors import StoredAlready
 from connectors.postgres.hazards import missing_privileges
-from connectors.postgres.migrations import exists, install
+from connectors.postgres.migrations import exists, install, migration
 from connectors.postgres.options import Server, address
 from connectors.postgres.session import Session
 from connectors.postgres.text import literal
@@ -97,6 +97,10 @@ class PostgresCheckpoints:
     def claimed(self) -> bool:
         """Whether this is a run's session: one that another run would fence off."""
         return bool(self._claims)
+
+    def migration(self) -> str:
+        with self._session.connection() as connection:
+            return migration(connection)
 
     def claim(self, owner: Owner) -> Claimed:
         with self._session.connection() as connection:

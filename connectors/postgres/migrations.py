@@ -186,6 +186,17 @@ def outdated(connection: psycopg.Connection[Any]) -> str | None:
     return f"the schema replicator has version {found}, but this replicator knows up to {len(_STEPS)}: use a newer one"
 
 
+def migration(connection: psycopg.Connection[Any]) -> str:
+    """What ``install`` would migrate; empty if nothing."""
+    found = _version(connection) if exists(connection) else 0
+    if not 0 < found < len(_STEPS):
+        return ""
+    return (
+        f"run will migrate the schema replicator from version {found} to {len(_STEPS)}, for all pipelines of the "
+        "database; older versions of replicator refuse it then (docs/deploying.md#upgrade)"
+    )
+
+
 def install(connection: psycopg.Connection[Any]) -> None:
     """Create the tables, or migrate them.
 

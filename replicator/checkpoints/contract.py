@@ -105,6 +105,14 @@ class Listed(Protocol):
 
 
 @runtime_checkable
+class Migrating(Protocol):
+    """Checkpoints that a run brings to a newer format as it starts."""
+
+    def migration(self) -> str:
+        """What the next run migrates, and who cannot read it then; empty if nothing. Changes nothing."""
+
+
+@runtime_checkable
 class AccessChecking(Protocol):
     """A store that can tell who else may access it."""
 

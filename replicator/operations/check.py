@@ -10,7 +10,7 @@ import msgspec
 from replicator.aws import boto
 from replicator.aws.client import Client, completed
 from replicator.aws.errors import AwsError, decoded, failure
-from replicator.checkpoints.contract import AccessChecking, Checkpoints, Store
+from replicator.checkpoints.contract import AccessChecking, Checkpoints, Migrating, Store
 from replicator.config.engine import Ray
 from replicator.duration import duration
 from replicator.engine.assembly import ends, introduce, target_tables
@@ -250,11 +250,18 @@ def _destination(
             findings += gathered("verify", _verification(config.verify, target, table, tables))
         if isinstance(checkpoints, Store):
             findings += gathered("checkpoints", _store(checkpoints, create=create))
+        if isinstance(checkpoints, Migrating) and _readable(findings):
+            findings += gathered("checkpoints", _migration(checkpoints))
         if table is not None and (hook is not None or config.transform is None) and _readable(findings):
             reported = {finding.text for finding in findings}
             start = gathered("pipeline", _start(config, target, checkpoints, table, hook))
             findings += [finding for finding in start if finding.text not in reported]
         yield from findings
+
+
+def _migration(checkpoints: Migrating) -> Iterator[Finding]:
+    if text := checkpoints.migration():
+        yield Finding("checkpoints", "note", text)
 
 
 def _readable(findings: Sequence[Finding]) -> bool:

@@ -204,6 +204,17 @@ NEWER = {
 }
 
 
+def test_check_says_that_a_run_would_migrate_the_schema_and_migrates_nothing(copied: World) -> None:
+    assert "migrate" not in copied.call("check", copied.config, "--human")[1]
+    with copied.postgres.connect() as connection:
+        connection.execute(b"UPDATE replicator.version SET number = number - 1")
+    before = copied.rows("SELECT number FROM replicator.version")
+    code, out, _ = copied.call("check", copied.config, "--human")
+
+    assert (code, "note  checkpoints: run will migrate the schema replicator from version" in out) == (0, True), out
+    assert copied.rows("SELECT number FROM replicator.version") == before
+
+
 def forms(rows: Sequence[Sequence[str]]) -> list[tuple[re.Pattern[str], int]]:
     """Messages of a table as patterns, with their exit codes."""
     messages = [(row[0].partition("`")[2].rpartition("`")[0], int(row[1])) for row in rows]
