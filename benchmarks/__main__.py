@@ -32,6 +32,7 @@ from benchmarks import (
     target_memory,
     verifying,
     webhook,
+    workers,
 )
 from benchmarks.counting import ratio
 from benchmarks.product import CREDENTIALS, Result
@@ -39,7 +40,7 @@ from replicator.testing.servers.postgres import PostgresServer
 
 PARTS = (
     *("end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory", "latency"),
-    *("webhook", "verifying", "monitoring", "redis"),
+    *("webhook", "verifying", "monitoring", "redis", "workers"),
 )
 PLAIN, MONITORED = "R, no hook", "R, no hook, monitored"
 NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes for the slow contenders
@@ -200,6 +201,7 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         "verifying": lambda: verifying.lines(given.rounds, url, alone),
         "monitoring": lambda: monitoring.lines(given.rounds, given.changes, url, alone),
         "redis": lambda: _redis_lines(given.rounds),
+        "workers": lambda: workers.lines(given.rounds, url),
     }
     yield from (lines[part]() for part in PARTS if given.only in (None, part))
 

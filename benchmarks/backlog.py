@@ -5,7 +5,6 @@ The source hands out the same pages again and again under new sequence numbers; 
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -32,8 +31,6 @@ from replicator.target.contract import Table
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
 
 BEHIND = (10_000, 100_000, 1_000_000)
-_SEQUENCE = re.compile(rb'("SequenceNumber":")\d+')
-_NEXT = re.compile(rb'}(?:,{"awsRegion"|])')  # where a record ends
 
 
 class Treadmill:
@@ -41,8 +38,7 @@ class Treadmill:
 
     def __init__(self, changes: int) -> None:
         self._database = source.filled(8000, data.SHARDS)
-        self._pages = [_SEQUENCE.split(body) for _, body in source.bodies(self._database)]
-        self._pages = [page for page in self._pages if len(page) == 2001]  # full ones
+        self._pages = [page for _, body in source.bodies(self._database) if (page := source.cut(body)) is not None]
         self._in_shard = changes // data.SHARDS
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
@@ -51,15 +47,9 @@ class Treadmill:
         if operation != "GetRecords":
             return self._database.call(operation, request)
         turn = int(request["ShardIterator"])
-        following = orjson.dumps({"NextShardIterator": str(turn + 1)})[1:]
-        first = turn * 1000 + 1
-        count = max(0, min(1000, self._in_shard + 1 - first))
-        if count == 0:
-            return b'{"Records":[],' + following
-        parts = self._pages[turn % len(self._pages)][: 2 * count + 1]
-        parts[1::2] = [b'"SequenceNumber":"%021d' % n for n in range(first, first + count)]
-        parts[-1] = _NEXT.split(parts[-1])[0]
-        return b"".join(parts) + b"}]," + following
+        first = turn * source.RECORDS + 1
+        count = max(0, min(source.RECORDS, self._in_shard + 1 - first))
+        return source.renumbered(self._pages[turn % len(self._pages)], first, count, str(turn + 1))
 
 
 class Forgetting(MemoryTarget):

@@ -6,10 +6,11 @@ import argparse
 import contextlib
 import gc
 import random
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import orjson
@@ -22,6 +23,9 @@ from replicator.testing.dynamodb.http import UnsignedClient, served
 KEYS = {"pk": "S", "sk": "S"}
 # Streams are opened at their first record: a benchmark may take longer than AT_TIMESTAMP's ten minutes.
 DIALECT = replace(AWS, at_timestamp=False)
+RECORDS = 1000  # in a full page
+_SEQUENCE = re.compile(rb'("SequenceNumber":")\d+')
+_NEXT = re.compile(rb'}(?:,{"awsRegion"|])')  # where a record ends
 
 
 def filled(changes: int, shards: int) -> DynamoDB:
@@ -74,6 +78,23 @@ def bodies(client: Client) -> Iterator[tuple[str, bytes]]:
                 break
             yield shard, body
             iterator = answer["NextShardIterator"]
+
+
+def cut(body: bytes) -> list[bytes] | None:
+    """A full page of the stream, cut at its sequence numbers; None if it is not full."""
+    parts = _SEQUENCE.split(body)
+    return parts if len(parts) == 2 * RECORDS + 1 else None
+
+
+def renumbered(page: Sequence[bytes], first: int, count: int, following: str) -> bytes:
+    """A response with the first records of a cut page, numbered from ``first`` on."""
+    end = orjson.dumps({"NextShardIterator": following})[1:]
+    if count == 0:
+        return b'{"Records":[],' + end
+    parts = list(page[: 2 * count + 1])
+    parts[1::2] = [b'"SequenceNumber":"%021d' % n for n in range(first, first + count)]
+    parts[-1] = _NEXT.split(parts[-1])[0]
+    return b"".join(parts) + b"}]," + end
 
 
 def client(url: str) -> Client:
