@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from replicator.checkpoints.contract import Claimed, Slotted
@@ -60,6 +60,7 @@ class Coordinator(Driver):
         self._workers = Workers(slots, owner)
         self._run_revision = run or 0
         self._owners: dict[str, Owner] = {}
+        self._vacant: dict[str, tuple[int, float]] = {}  # slots without a worker: the revision, and when it was seen
         self._entries: dict[tuple[str, str], Entry] = {}
         self._stored: Mapping[str, ShardState] = {}
         self._begun_for: ResyncRequest | None = None  # the request that was there when the last epoch began
@@ -95,12 +96,36 @@ class Coordinator(Driver):
         claimed = self._retrying(self._context.checkpoints.read, asks="checkpoints")
         self.pipeline.reread(claimed)
         self._delivery.know_parked(claimed.entries)
-        self._entries = {(e.kind, e.id): e for e in claimed.entries}
+        before, self._entries = self._entries, {(e.kind, e.id): e for e in claimed.entries}
+        self._hear_of_shards(before)
         self._stored = dict(self.pipeline.shards)
         owners = {e.id: decode("owner", e.id, e.text) for e in claimed.entries if e.kind == "owner"}
         self._owners = {id: owner for id, owner in owners.items() if isinstance(owner, Owner)}
         self._read_at = self._environment.monotonic()
+        self._notice_vacant(claimed.entries)
         self._reporter.workers = self._known_workers()
+
+    def _hear_of_shards(self, before: Mapping[tuple[str, str], Entry]) -> None:
+        """What workers have found that bears on listings: shards that can be read, and those that are not there."""
+        discovery = self.pipeline.discovery
+        discovery.unknown = {shard for beat in self._heartbeats().values() for shard in beat.unknown}
+        for place, entry in self._entries.items():
+            if entry.kind == "shard" and place in before and before[place].revision != entry.revision:
+                discovery.read_from(entry.id)
+
+    def _heartbeats(self) -> dict[str, Heartbeat]:
+        """Of this run's workers, by slot."""
+        assert self._workers is not None
+        beats = [e for slot in self._workers.slots if (e := self._entries.get(("pulse", slot))) is not None]
+        found = {e.id: decode("pulse", e.id, e.text) for e in beats}
+        return {slot: beat for slot, beat in found.items() if isinstance(beat, Heartbeat)}
+
+    def _notice_vacant(self, entries: Sequence[Entry]) -> None:
+        """Since when slots have had no worker, by this process' own clock: that of another node may be wrong."""
+        owners = [e for e in entries if e.kind == "owner" and (of := self._owners.get(e.id)) is not None and not of.run]
+        seen = {e.id: self._vacant.get(e.id, (-1, 0.0)) for e in owners}
+        now = self._environment.monotonic()
+        self._vacant = {e.id: seen[e.id] if seen[e.id][0] == e.revision else (e.revision, now) for e in owners}
 
     def restarted(self, restarts: Mapping[str, int]) -> None:
         """How often this run's workers, by slot, and its coordinator were restarted, for what it reports."""
@@ -247,16 +272,20 @@ class Coordinator(Driver):
         Repeated until the worker has stored something of them, so nothing depends on one message.
         """
         found: dict[str, list[Entry]] = {}
+        children: dict[str | None, list[str]] = {}
+        for id, shard in self._stored.items():
+            children.setdefault(shard.parent, []).append(id)
         for id, shard in self._stored.items():
             begun = shard.ended or shard.sequence or shard.anchor or shard.through
             if shard.slot and not begun:
                 claim = self._entries.get(("owner", shard.slot))
-                found.setdefault(shard.slot, [] if claim is None else [claim]).extend(self._told(id, shard.parent))
+                told = self._told(id, shard.parent, children.get(id, ()))
+                found.setdefault(shard.slot, [] if claim is None else [claim]).extend(told)
         return found
 
-    def _told(self, shard: str, parent: str | None) -> list[Entry]:
+    def _told(self, shard: str, parent: str | None, children: Sequence[str]) -> list[Entry]:
         of_parent = self._stored.get(parent) if parent is not None else None
-        places = [("shard", shard)]
+        places = [("shard", id) for id in (shard, *children[:1])]  # one shows that the shard is closed
         if of_parent is not None and parent is not None:
             places += [("shard", parent), ("slot", of_parent.slot)]
         return [self._entries[place] for place in places if place in self._entries]
@@ -279,10 +308,7 @@ class Coordinator(Driver):
 
     def _forgotten(self, repair: str) -> bool:
         """Whether no worker leaves tombstones for the ``repair``, which has ended, any more."""
-        assert self._workers is not None
-        beats = (self._entries.get(("pulse", slot)) for slot in self._workers.slots)
-        found = (decode("pulse", beat.id, beat.text) for beat in beats if beat is not None)
-        return all(not isinstance(beat, Heartbeat) or beat.repair != repair for beat in found)
+        return all(beat.repair != repair for beat in self._heartbeats().values())
 
     def _notice_doubt(self) -> bool:
         """Keep the in-doubt window open, and with it owe a purge, while a worker's is. Returns whether none is."""
@@ -294,7 +320,8 @@ class Coordinator(Driver):
     def _asks(self, decision: coordination.Decision) -> bool:
         assert self._workers is not None
         slots = {s: self.pipeline.view.slots.get(s, coordination.UNCLAIMED) for s in self._workers.slots}
-        return decision(self._state(), slots, self._owners, self._now())
+        now = self._environment.monotonic()
+        return decision(self._state(), slots, {slot: now - since for slot, (_, since) in self._vacant.items()})
 
 
 def _found(gap: Gap) -> GapFound:

@@ -60,9 +60,10 @@ class Fetcher:
 
     def advance(self) -> None:
         """Start what is due: new readers and scans, a listing, and sources that were paused for lack of room."""
-        for shard, state in self.pipeline.openings():
-            closed = shard in self.pipeline.discovery.closed
-            self.steps.add(f"shard:{shard}", read(self.stream, shard, state, closed=closed))
+        if openings := list(self.pipeline.openings()):
+            closed = self.pipeline.closed
+            for shard, state in openings:
+                self.steps.add(f"shard:{shard}", read(self.stream, shard, state, closed=shard in closed))
         for segment, stored in self.pipeline.scans():
             self.steps.add(f"segment:{segment}", self._scan(segment, stored))
         for source in [s for s in self._paused if self.pages.room(s)]:

@@ -359,6 +359,7 @@ class SlotRun:
             who=self._owner.who,
             repair=repair,
             in_doubt=None if window is None else window.left,
+            unknown=tuple(sorted(self.pipeline.discovery.unknown)),
         )
 
     def _save_heartbeat(self) -> None:

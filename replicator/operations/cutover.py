@@ -28,12 +28,13 @@ from replicator.errors import ReplicatorError
 from replicator.hooks import loading
 from replicator.key import key_text
 from replicator.options import aws_options
+from replicator.pipeline.coordination import slots_of, writers
 from replicator.pipeline.lineage import childless, readable
 from replicator.pipeline.parked import item_of
 from replicator.pipeline.progress import Progress, passes_of, progress
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.table import SourceTable, describe_table
-from replicator.state import FORMAT, FULL_SCOPE, Heartbeat, PipelineState, ShardState, Verified, decode
+from replicator.state import FORMAT, FULL_SCOPE, Heartbeat, PipelineState, ShardState, Slot, Verified, decode
 from replicator.target.contract import ComparingSettings, Target, marks_of
 
 READ_WITHIN = 15.0  # seconds in which a live run reads every shard: even without --wait, the command waits that long
@@ -68,7 +69,8 @@ class Standing:
 
     ``in_doubt``: seconds for which requests without a response may still be applied. ``verification``: the newest pass
     over the whole table that ended, else a sample, else one that did not end. ``parked``: keys of items.
-    ``heartbeat``: when the run showed last that it is up, by its own clock. ``requested``: a resync is pending.
+    ``heartbeat``: when the run, or one of its workers, showed last that it is up, by its own clock. ``requested``: a
+    resync is pending.
     """
 
     at: float
@@ -110,24 +112,30 @@ def standing(claimed: Claimed, now: float) -> Standing:
     """The standing at ``now``, from a pipeline's entries."""
     entries = claimed.entries
     values = {(e.kind, e.id): decode(e.kind, e.id, e.text) for e in entries if e.kind in ("pipeline", "pulse", "shard")}
-    state, heartbeat = values.get(("pipeline", "")), values.get(("pulse", ""))
+    state = values.get(("pipeline", ""))
+    beats = {id: beat for id in writers(entries) if isinstance(beat := values.get(("pulse", id)), Heartbeat)}
     current = progress(entries, claimed.counts, now)
-    left = None
-    if isinstance(heartbeat, Heartbeat) and heartbeat.in_doubt is not None:
-        left = max(0.0, heartbeat.in_doubt - max(0.0, now - heartbeat.at))
     verification, other_passes = _ranked(passes_of(entries).values())
     return Standing(
         at=now,
         progress=current,
         state=state if isinstance(state, PipelineState) else None,
         shards={id: s for (_, id), s in values.items() if isinstance(s, ShardState)},
-        in_doubt=left,
+        in_doubt=_in_doubt(beats.get(""), slots_of(entries) or {}, now),
         verification=verification,
         other_passes=other_passes,
         parked=sorted({item_of(e.id) for e in entries if e.kind == "parked"}),
-        heartbeat=heartbeat.at if isinstance(heartbeat, Heartbeat) else None,
+        heartbeat=max((beat.at for beat in beats.values()), default=None),
         requested=any(e.kind == "request" for e in entries),
     )
+
+
+def _in_doubt(heartbeat: Heartbeat | None, workers: Mapping[str, Slot], now: float) -> float | None:
+    """Of the run, by its heartbeat, and of its workers, by what each stores before it relies on that."""
+    of_workers = max((slot.in_doubt for slot in workers.values()), default=0.0)
+    if heartbeat is None or heartbeat.in_doubt is None:
+        return of_workers or None
+    return max(of_workers, heartbeat.in_doubt - max(0.0, now - heartbeat.at))
 
 
 def _ranked(passes: Iterable[Verified]) -> tuple[Verified | None, Sequence[Verified]]:

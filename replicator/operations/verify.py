@@ -35,6 +35,7 @@ from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.key import Key, key_text
 from replicator.operations.pass_record import Part, PassRecord, Voided
 from replicator.operations.repair import Announced, Repairs
+from replicator.pipeline.coordination import writers
 from replicator.pipeline.parked import item_of
 from replicator.source.decoding import KeyReader
 from replicator.source.scan import ReadBudget, Scanned, scan
@@ -640,4 +641,5 @@ def positions_of(entries: Sequence[Entry], epoch: int, now: float) -> Positions:
     assert state is None or isinstance(state, PipelineState)
     assert heartbeat is None or isinstance(heartbeat, Heartbeat)
     shards: dict[str, ShardState] = values["shard"]
-    return positions(state, epoch, shards, heartbeat, now)
+    workers = [values["pulse"][slot] for slot in writers(entries) - {""} if slot in values["pulse"]]
+    return positions(state, epoch, shards, heartbeat, now, workers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from replicator.pipeline import stages
@@ -29,7 +29,7 @@ from replicator.state import (
 
 COORDINATOR = "coordinator"  # the slot that the coordinator itself claims
 UNCLAIMED = Slot(0, "")  # of a slot whose worker has not stored anything
-Decision = Callable[[PipelineState, Mapping[str, Slot], Mapping[str, Owner], float], bool]
+Decision = Callable[[PipelineState, Mapping[str, Slot], Mapping[str, float]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +153,27 @@ def _left_in_doubt(slot: Slot, pipeline: PipelineState) -> float:
 
 
 def writers(entries: Iterable[Entry]) -> frozenset[str]:
-    """The slots whose workers may write by now, which are the ids of their heartbeats; "" for a run in one process.
+    """Whose heartbeats say what the run does: "" of a run in one process, or of a coordinator, which purges; besides,
+    the slots whose workers may write by now.
 
     A worker of another slot knows everything that is stored now before it gets anything to write.
     """
-    found = {(e.kind, e.id): e for e in entries}
-    owner, noted = found.get(("owner", "")), found.get(("slot", COORDINATOR))
-    coordinator = None if noted is None else decode("slot", COORDINATOR, noted.text)
-    if owner is None or not isinstance(coordinator, Slot) or coordinator.begun != owner.revision:
+    entries = list(entries)
+    if slots_of(entries) is None:
         return frozenset([""])
-    states = (decode(e.kind, e.id, e.text) for e in found.values() if e.kind in ("shard", "segment"))
-    return frozenset(s.slot for s in states if isinstance(s, ShardState | SegmentState) and s.slot and not s.ended)
+    states = (decode(e.kind, e.id, e.text) for e in entries if e.kind in ("shard", "segment"))
+    slots = (s.slot for s in states if isinstance(s, ShardState | SegmentState) and s.slot and not s.ended)
+    return frozenset(["", *slots])
+
+
+def slots_of(entries: Sequence[Entry]) -> Mapping[str, Slot] | None:
+    """The slots of the run's workers; None if it is one process."""
+    found = {e.id: decode("slot", e.id, e.text) for e in entries if e.kind == "slot"}
+    slots = {id: slot for id, slot in found.items() if isinstance(slot, Slot)}
+    owner = next((e for e in entries if (e.kind, e.id) == ("owner", "")), None)
+    if owner is None or not has_given(slots, owner.revision):
+        return None
+    return {id: slot for id, slot in slots.items() if id != COORDINATOR}
 
 
 def taking_away(slots: Iterable[str], coordinator: Owner) -> list[Save]:
@@ -177,23 +187,23 @@ def next_stage(pipeline: PipelineState, segments: Iterable[SegmentState], now: f
     return stages.next_stage(pipeline, segments, now)
 
 
-def may_sweep(pipeline: PipelineState, slots: Mapping[str, Slot], owners: Mapping[str, Owner], now: float) -> bool:
+def may_sweep(pipeline: PipelineState, slots: Mapping[str, Slot], vacant: Mapping[str, float]) -> bool:
     """Whether the sweep may begin, or the purge if nothing may be applied late: every worker knows of this stage.
 
     A worker that is away is waited for, as long as what it sent before its slot was taken away may be applied.
-    ``owners``: of the slots, as stored; of one that was taken away, the coordinator and the time.
+    ``vacant``: for how many seconds slots have had no worker, as far as the coordinator has seen it itself.
     """
-    return all(_knows(slot, pipeline) or _outlasted(owners.get(id), now) for id, slot in slots.items())
+    return all(_knows(slot, pipeline) or _outlasted(vacant.get(id)) for id, slot in slots.items())
 
 
-def may_purge(pipeline: PipelineState, slots: Mapping[str, Slot], owners: Mapping[str, Owner], now: float) -> bool:
-    """Whether tombstones may be purged that were listed before ``slots`` and ``owners`` were read.
+def may_purge(pipeline: PipelineState, slots: Mapping[str, Slot], vacant: Mapping[str, float]) -> bool:
+    """Whether tombstones may be purged that were listed before ``slots`` and ``vacant`` were read.
 
     Besides, no worker's writes are in doubt. One whose writes come to be in doubt later stores that before it leaves
     the tombstones that it needs for them: so these were not listed.
     """
     return all(
-        not slot.in_doubt if _knows(slot, pipeline) else _outlasted(owners.get(id), now) for id, slot in slots.items()
+        not slot.in_doubt if _knows(slot, pipeline) else _outlasted(vacant.get(id)) for id, slot in slots.items()
     )
 
 
@@ -201,6 +211,6 @@ def _knows(slot: Slot, pipeline: PipelineState) -> bool:
     return (slot.epoch, slot.stage) == (pipeline.epoch, pipeline.stage)
 
 
-def _outlasted(owner: Owner | None, now: float) -> bool:
+def _outlasted(vacant: float | None) -> bool:
     """Whether the slot has had no worker for so long that nothing of the last one can still be applied."""
-    return owner is not None and owner.run == "" and now - owner.started >= LONGEST_IN_DOUBT
+    return vacant is not None and vacant >= LONGEST_IN_DOUBT

@@ -132,6 +132,13 @@ class Pipeline:
             self._opened.add(shard)
             yield shard, stages.start(self.shards[shard], self.shards)
 
+    @property
+    def closed(self) -> set[str]:
+        """Shards that are known to be closed. A worker sees no listings, but which shards have children."""
+        if not self.slot:
+            return self.discovery.closed
+        return {state.parent for state in self.shards.values() if state.parent is not None}
+
     def scans(self) -> Iterator[tuple[int, SegmentState]]:
         """Segments to start scanning; none before the epoch's shard positions are stored, and its tables opened."""
         if self.state is None or self.state.stage != stages.SCANNING or self.state.opening:
@@ -293,7 +300,12 @@ class Pipeline:
         news = self.discovery.news({**self.view.shards, **self._pending_shards()}, listing)
         self._pending += [("shard", id, state) for id, state in news.shards.items()]
         self._pending += [("shard", id, None) for id in news.forgotten]
-        self._pending += [("shard", id, replace(self.shards[id], ended=True, leaf=True)) for id in self._settled(news)]
+        settled = self._settled(news)
+        self._pending += [("shard", id, replace(self.shards[id], ended=True, leaf=True)) for id in settled]
+        if self.workers is not None:  # which read the shard on, or have a child to read: they must learn of its end
+            owner = replace(self.workers.coordinator, run="", started=listing.at)
+            slots = {self.shards[id].slot for id in settled if not self.shards[id].ended}
+            self._pending += [("owner", slot, owner) for slot in sorted(slots.intersection(self.workers.slots))]
 
     def _settled(self, news: News) -> list[str]:
         """Finished shards with nothing buffered or in flight, so that their stored state is final."""

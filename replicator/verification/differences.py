@@ -116,8 +116,8 @@ def looked_again(before: Candidate, after: Finding, image: bytes, at: float, *, 
 class Positions:
     """How far a pipeline is stored. ``through``: every change made before that time is; None if it is unknown.
 
-    ``blocked_by``: why no difference can be confirmed at present; empty if it can. ``ahead``: seconds by which the
-    run's clock is ahead of this one at least, as its heartbeat shows.
+    ``blocked_by``: why no difference can be confirmed at present; empty if it can. ``ahead``: seconds by which a clock
+    of the run is ahead of this one at least, as its heartbeats show.
     """
 
     through: float | None = None
@@ -134,8 +134,11 @@ def positions(
     shards: Mapping[str, ShardState],
     heartbeat: Heartbeat | None,
     now: float,
+    workers: Iterable[Heartbeat] = (),
 ) -> Positions:
-    """The positions in ``epoch``, from the checkpoints at ``now``."""
+    """The positions in ``epoch``, from the checkpoints at ``now``. ``workers``: heartbeats of those, if there are any:
+    each says by a clock of its own until when it has read.
+    """
     if state is None or state.epoch != epoch:
         return Positions(blocked_by="a resync has begun; verify again when it has ended")
     if not has_scanned(state):
@@ -144,7 +147,7 @@ def positions(
         return Positions(blocked_by=NO_RUN)
     times = [shards[id].through for id in readable(shards)] + [shards[id].since for id in childless(shards)]
     known = [time for time in times if time is not None]
-    ahead = max(0.0, heartbeat.at - now)
+    ahead = max(0.0, *(beat.at - now for beat in (heartbeat, *workers)))
     return Positions(min(known) if known and len(known) == len(times) else None, ahead=ahead)
 
 

@@ -261,6 +261,26 @@ def test_a_command_during_a_run_makes_the_run_read_the_entries_again(db: DynamoD
     assert totals == {"shard:a": Counts(read=4, applied=1, superseded=3, filtered=120, parked=-120)}
 
 
+def test_a_run_that_sees_what_a_retry_made_of_a_parked_entry_also_sees_its_note(db: DynamoDB) -> None:
+    """Both are saved at once, between any two of the requests with which the run reads."""
+    for moment in range(1, 12):
+        pipeline = f"orders {moment}"
+        one, command = store(db, pipeline), store(db, pipeline)
+        one.claim(owner())
+        one.save([Save("parked", "a", 0, parked("a"))])
+        both = [Save("parked", "a", 1, parked("a", image="noted")), Save("retried", "1", None, '{"version":1}')]
+
+        class Beside(Trouble):
+            def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+                if self.calls == moment - 1:  # noqa: B023
+                    command.save(both)  # noqa: B023
+                return super().call(operation, request)
+
+        one._client = Beside(db, lambda n: "fine")
+        found = {e.kind: e.revision for e in one.read().entries}
+        assert found["parked"] == 1 or "retried" in found, f"before request {moment}"
+
+
 class Counting:
     """Counts calls by operation."""
 

@@ -86,7 +86,7 @@ class Cluster:
         self.database, self.index, self.hook = MemoryDatabase(), index, hook
         self.slots = tuple(str(n) for n in range(slots))
         self._config = {"backfill": Backfill(segments=3), "on_gap": "resync", **config}
-        self.index_type = MemoryIndex
+        self.index_type, self.target_type = MemoryIndex, MemoryTarget
         self._made = 0
         self.coordinator: Coordinator | None = None
         self.workers: dict[str, Worker] = {}
@@ -95,7 +95,7 @@ class Cluster:
         client = Wire(self.source)
         config = Config("memory", Source(table=TABLE), Destination("m", None, None, {TABLE: {}}), **self._config)  # type: ignore[arg-type]
         table = describe_table(client, TABLE)
-        target = self.index_type(self.database, now=self.clock) if self.index else MemoryTarget(self.database)
+        target = self.index_type(self.database, now=self.clock) if self.index else self.target_type(self.database)
         store = target.checkpoints if isinstance(target, MemoryTarget) else MemoryCheckpoints(self.database)
         return RunContext(config, client, target, store, self.hook, table, (Table(TABLE, table.keys, {}),))
 
@@ -103,7 +103,7 @@ class Cluster:
         return Environment(
             VirtualStop(self.clock),  # type: ignore[arg-type]
             lambda progress: None,
-            self.clock,
+            self.clock.wall,
             random.Random(2),
             lambda client: Steps(self.clock, client),
             self.clock,

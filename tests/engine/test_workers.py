@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from replicator.batch import Batch, DocumentId, Outcome
+from replicator.batch import Batch, DocumentId, Outcome, Upsert
 from replicator.engine import preexisting
 from replicator.engine.coordinator import COORDINATOR, Coordinator
 from replicator.engine.local import Driver
@@ -22,6 +22,7 @@ from replicator.hooks.hook import Hook
 from replicator.key import Key
 from replicator.operations.repair import Repairs
 from replicator.operations.verify import Ends
+from replicator.pipeline import stages
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.parked import item_of, version_in
 from replicator.pipeline.progress import Progress, progress
@@ -38,11 +39,12 @@ from replicator.state import (
     encode,
 )
 from replicator.target.contract import Table
-from replicator.testing.memory import MemoryCheckpoints
+from replicator.testing.dynamodb.faults import Listed
+from replicator.testing.memory import MemoryCheckpoints, MemoryTarget
 from replicator.testing.memory_index import MemoryIndex, Request
 from replicator.verification.differences import Finding
 from replicator.verification.examiner import Examiner, Floor
-from replicator.verification.verifier import Verifier
+from replicator.verification.verifier import Result, Verifier
 from replicator.version import FIRST_EPOCH, epoch_of, version
 from tests.engine.cluster import TABLE, Cluster
 from tests.simulation.runs import limit_turns
@@ -190,6 +192,65 @@ def lose_records(cluster: Cluster) -> None:
     cluster.restart_workers()
 
 
+def omitting(shard: str) -> Callable[[Sequence[Listed]], Sequence[Listed]]:
+    return lambda listed: [one for one in listed if one.id != shard]
+
+
+def test_a_shard_that_listings_do_not_show_is_no_gap_while_a_worker_reads_it() -> None:
+    """The coordinator lists, but only workers read."""
+    cluster = Cluster(on_gap="stop")
+    cluster.start()
+    cluster.settle()
+    cluster.source.misreport(omitting(cluster.source.open_shards(TABLE)[0]))
+    for n in range(2000):
+        cluster.round()
+        cluster.write(f"k{n % 20}", n)
+    cluster.source.heal()
+    cluster.settle()
+    assert cluster.stored == cluster.wanted
+
+
+def test_a_shard_that_is_gone_before_anything_needed_in_it_was_trimmed_is_no_gap() -> None:
+    """Its worker is told so; the coordinator finds that listings do not show it either."""
+    cluster = Cluster(on_gap="stop")
+    cluster.start()
+    cluster.settle()
+    gone = cluster.source.open_shards(TABLE)[0]
+    cluster.source.roll(TABLE, gone)
+    cluster.source.misreport(omitting(gone))
+    for call in ("GetRecords", "GetShardIterator"):
+        cluster.source.fail(call, "ResourceNotFoundException", times=None, shard=gone)
+    for n in range(200):
+        cluster.round()
+        cluster.write(f"k{n % 20}", n)
+        cluster.clock.now += 0.3  # between listings
+    assert cluster.running.pipeline.shards[gone].leaf
+    cluster.rounds(100)
+    assert cluster.stored == cluster.wanted
+
+
+def test_empty_pages_of_a_closed_shard_are_not_taken_for_its_end_by_a_worker() -> None:
+    cluster = Cluster(shards=1)
+    cluster.start()
+    cluster.settle()
+    (first,) = cluster.source.open_shards(TABLE)
+    cluster.workers.clear()
+    second = cluster.source.roll(TABLE, first)
+    for n in range(9):
+        cluster.write(f"k{n}", n)
+    cluster.source.roll(TABLE, second)
+    cluster.rounds(100)
+    cluster.clock.now += 3600
+    cluster.source.blank(times=30, shard=second)
+    cluster.restart_workers()
+    seen = set[tuple[bool, bool]]()
+    for _ in range(300):
+        cluster.round()
+        if (shard := cluster.running.pipeline.shards.get(second)) is not None:
+            seen.add((shard.ended, shard.through is not None))
+    assert seen == {(False, False), (True, True)}
+
+
 def test_parked_limit_holds_for_all_workers_together() -> None:
     cluster = Cluster(hook=hook(lambda item: 1 / 0), parked_limit=5)
     for n in range(5):
@@ -324,22 +385,8 @@ def test_a_repair_waits_until_every_worker_that_writes_leaves_tombstones(index: 
     cluster = Cluster(index=index, shards=3)
     cluster.start()
     cluster.settle()
-    context, state = cluster.context(), cluster.running.pipeline.state
-    assert state is not None
-    both = Ends(
-        context.config,
-        context.client,
-        context.table,
-        context.target,
-        context.target,  # type: ignore[arg-type]
-        MemoryCheckpoints(cluster.database),
-        {TABLE: context.tables[0]},
-        context.mapping,
-        state,
-    )
-    verifier = Verifier(
-        Examiner(both.mapping, both.tables, both.comparing, Floor(0, 0)), no, no, cluster.clock, cluster.clock
-    )
+    both = ends_of(cluster)
+    verifier = verifier_of(cluster, both)
     with Repairs(both, Silent(), wanted=True, monotonic=cluster.clock, token="one") as repairs:
         asleep = cluster.workers.pop("1")
         for _ in range(100):
@@ -361,6 +408,63 @@ def test_a_repair_waits_until_every_worker_that_writes_leaves_tombstones(index: 
     pass_minutes(cluster)
     assert not any(repairing(cluster).values())
     assert ("repair", "") not in cluster.database.entries
+
+
+def ends_of(cluster: Cluster) -> Ends:
+    context, state = cluster.context(), cluster.running.pipeline.state
+    assert state is not None
+    store, tables = MemoryCheckpoints(cluster.database), {TABLE: context.tables[0]}
+    comparing: Any = context.target
+    ends = (context.config, context.client, context.table, context.target, comparing, store, tables)
+    return Ends(*ends, context.mapping, state)
+
+
+def verifier_of(cluster: Cluster, both: Ends) -> Verifier:
+    examiner = Examiner(both.mapping, both.tables, both.comparing, Floor(0, 0))
+    return Verifier(examiner, no, no, cluster.clock, cluster.clock)
+
+
+def test_a_repair_brings_no_item_back_whose_tombstone_a_coordinator_purges_that_knows_nothing_of_it() -> None:
+    """The coordinator's request to purge what an earlier repair needed takes minutes."""
+
+    class Slow(MemoryTarget):
+        meanwhile: Callable[[], None] = staticmethod(lambda: None)
+
+        def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+            act, Slow.meanwhile = Slow.meanwhile, staticmethod(lambda: None)
+            act()
+            return super().purge(table, below, spare)
+
+    cluster = Cluster()
+    cluster.target_type = Slow
+    cluster.write("x", 1)
+    cluster.start()
+    cluster.settle()
+    both = ends_of(cluster)
+    verifier, repairs = verifier_of(cluster, both), Repairs(both, Silent(), wanted=True, monotonic=cluster.clock)
+    write = Upsert(TABLE, ("x",), {"pk": "x", "v": 1}, version(FIRST_EPOCH, 0), ("x",), 0)
+
+    def meanwhile() -> None:
+        repairs.__enter__()
+        del cluster.database.rows[TABLE]["x",]
+        for _ in range(300):
+            cluster.clock.now += 1.0
+            for worker in cluster.workers.values():
+                worker.step()
+            repairs.flush(verifier)
+        if not repairs.waits:
+            repairs.offer(Result("difference", Finding("missing", TABLE, ("x",), ("x",)), write))
+        cluster.delete("x")
+        for _ in range(300):
+            cluster.clock.now += 0.1
+            for worker in cluster.workers.values():
+                worker.step()
+
+    Slow.meanwhile = staticmethod(meanwhile)
+    MemoryCheckpoints(cluster.database).save([Save("repair", "", 0, encode(Repair("earlier", ended=True)))])
+    cluster.rounds(100)
+    repairs.flush(verifier)
+    assert cluster.stored == cluster.wanted == {}
 
 
 def pass_minutes(cluster: Cluster) -> None:
@@ -438,6 +542,33 @@ def test_a_purge_waits_until_no_worker_has_writes_in_doubt() -> None:
     cluster.outlive_doubt()
     assert cluster.database.tombstones == {TABLE: {}}
     assert set(purges) == {0.0}
+
+
+def test_a_sweep_waits_for_a_worker_that_is_away_however_the_clock_is_set() -> None:
+    """Or if the clock of another coordinator's node is wrong."""
+    cluster = Cluster(index=True, slots=2)
+    cluster.write("k", 1)
+    cluster.start()
+    cluster.settle()
+    request(cluster, ())
+    for _ in range(1000):
+        cluster.round()
+        if stage(cluster) == stages.SWEEPING:
+            cluster.workers.pop("1", None)
+    cluster.clock.skew = LONGEST_IN_DOUBT - 60
+    cluster.rounds(100)
+    assert stage(cluster) == stages.SWEEPING
+    cluster.replace_coordinator()
+    cluster.rounds(100)
+    assert stage(cluster) == stages.SWEEPING
+    cluster.clock.now += LONGEST_IN_DOUBT
+    cluster.rounds(100)
+    assert stage(cluster) == stages.FOLLOWING
+
+
+def stage(cluster: Cluster) -> str:
+    assert cluster.running.pipeline.state is not None
+    return cluster.running.pipeline.state.stage
 
 
 def test_a_child_in_another_slot_opens_with_the_in_doubt_window_of_its_parents_worker() -> None:

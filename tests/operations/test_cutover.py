@@ -14,8 +14,20 @@ from replicator.checkpoints.contract import Claimed
 from replicator.engine.heartbeat import HEARTBEAT_INTERVAL
 from replicator.key import KeyAttribute, KeySchema
 from replicator.operations.cutover import READ_WITHIN, Criteria, _waits, asked, freezing, late_key, reasons, standing
+from replicator.pipeline.coordination import COORDINATOR
 from replicator.source.table import SourceTable
-from replicator.state import Counts, Entry, Gap, Heartbeat, PipelineState, ResyncRequest, ShardState, encode
+from replicator.state import (
+    Counts,
+    Entry,
+    Gap,
+    Heartbeat,
+    Owner,
+    PipelineState,
+    ResyncRequest,
+    ShardState,
+    Slot,
+    encode,
+)
 
 NOW = 1_700_000_000.0
 STATE = PipelineState(1024, "stream", "arn", "id", "following")
@@ -105,6 +117,26 @@ def test_the_last_record_of_an_ended_shard_counts() -> None:
 def test_a_copy_must_be_live_and_nothing_in_doubt(beat: Heartbeat | None, wanted: str) -> None:
     ((code, text),) = said(None, beat)
     assert (code, wanted in text) == (7, True), text
+
+
+def of_workers(run: int, *more: Entry) -> tuple[Entry, ...]:
+    """What is stored of a run with a worker, and the shard that it reads."""
+    noted = entry("slot", COORDINATOR, Slot(0, "", begun=run))
+    owner = entry("owner", "", Owner("run", "here", 1, NOW))
+    return owner, noted, entry("shard", "b", replace(SHARD, slot="0")), *more
+
+
+def test_what_a_worker_has_in_doubt_counts_although_the_coordinator_does_not_know_it_yet() -> None:
+    doubt = entry("slot", "0", Slot(1024, "following", in_doubt=300.0))
+    ((code, text),) = said({"a": SHARD}, BEAT, PASS, *of_workers(1, doubt))
+    assert (code, "may still be applied to the target for 300 s" in text) == (7, True)
+    assert said({"a": SHARD}, BEAT, PASS, *of_workers(2, doubt)) == [], "of an earlier run"
+
+
+def test_every_worker_must_read_beyond_the_moment_by_its_own_clock() -> None:
+    beat = entry("pulse", "0", replace(BEAT, at=NOW + 60))
+    entries = [entry("pulse", "", BEAT), *of_workers(1, beat)]
+    assert asked(standing(Claimed(1, entries), NOW)) == NOW + 60 + 2 * HEARTBEAT_INTERVAL
 
 
 def test_an_in_doubt_window_that_is_over_is_no_reason() -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from replicator.hooks.hook import Document, DocumentMapping, Hook
 from replicator.items.item import Item
+from replicator.operations.verify import positions_of
 from replicator.pipeline import stages
-from replicator.state import Heartbeat, PipelineState, ShardState
+from replicator.pipeline.coordination import COORDINATOR
+from replicator.state import Entry, Heartbeat, Owner, PipelineState, ShardState, Slot, encode
 from replicator.testing.memory import body
 from replicator.verification.compared_ids import FEWEST, ComparedIds
 from replicator.verification.differences import (
@@ -136,6 +138,21 @@ def test_lag_is_no_difference_whatever_the_clocks_say(first: float, per_second: 
     assert world.results == []
     assert verifier.pending == 1
     assert positions(STATE, FIRST_EPOCH, SHARDS, replace(BEAT, at=161.0), 101.0).ahead == 60.0
+
+
+def test_each_worker_says_by_its_own_clock_until_when_it_has_read() -> None:
+    noted, given = Slot(0, "", begun=7), replace(SHARDS["one"], slot="0")
+    entries = [
+        Entry("owner", "", 7, encode(Owner("run", "here", 1, 0.0))),
+        Entry("slot", COORDINATOR, 1, encode(noted)),
+        Entry("pipeline", "", 1, encode(STATE)),
+        *(Entry("shard", id, 1, encode(given)) for id in SHARDS),
+        *(Entry("pulse", id, 1, encode(replace(BEAT, at=101.0 + ahead))) for id, ahead in AHEAD.items()),
+    ]
+    assert positions_of(entries, FIRST_EPOCH, 101.0).ahead == 60.0
+
+
+AHEAD = {"": 20.0, "0": 60.0, "1": 90.0}  # of a coordinator, a worker, and a slot of an earlier run
 
 
 def test_an_equal_copy_is_equal_whatever_is_written_meanwhile() -> None:

@@ -49,7 +49,8 @@ class States:
         """
         for _ in range(TRIES):
             before = self.settled_head() if settled else self.head()
-            items = self._items({"c#": (), "e#": (), "p#": _LISTED}, before)
+            # Parked entries first: a run that knows what a command has made of one must know its note of that, too.
+            items = self._items({"p#": _LISTED, "c#": (), "e#": ()}, before)
             known, texts = None, None
             if items is not None:
                 known, texts = self._known(before, items), self._texts(items)
