@@ -231,7 +231,7 @@ WRONG: Mapping[Apply, int] = {
     without_a_common_lock: 28,
     purged_unasked: 16,
     purged_by_old_news: 5,
-    swept_once: 0,
+    swept_once: 1,
     forgotten_early: 71,
     others_forgotten: 5,
     replacement_forgotten: 109,
