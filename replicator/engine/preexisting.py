@@ -17,6 +17,7 @@ from replicator.source.table import SourceTable
 from replicator.state import ResyncRequest
 from replicator.target.contract import (
     Adopting,
+    Aliased,
     Defining,
     Denied,
     EpochBlind,
@@ -54,6 +55,7 @@ def inspect(
         adopted=target.adopted(tables) if isinstance(target, Adopting) else (),
         stripped=view.stripped,
         generation=tables[0].generation if tables else Generation.ONLY,
+        aliased=isinstance(target, Aliased),
     )
 
 

@@ -40,6 +40,10 @@ _RECOMPUTE = {
     "a rebuild needs what it was made with: keep the new hook and definition in the new config only",
 }
 """How documents become those of a changed hook or definition, for each of the copies that a rebuild keeps."""
+_BESIDE = (
+    "To build the other index while readers keep this one, and switch at once, name it in a second config "
+    "(docs/rebuilding.md): replicator rebuild start NEW_CONFIG"
+)
 _ANEW = {
     Generation.ONLY: "To build a second copy with it, and switch at the end: replicator rebuild start. ",
     Generation.NEW: "To start the new copy over, while it is not live: replicator rebuild cancel CONFIG, then "
@@ -56,6 +60,7 @@ class StartupState:
     ``hook``: the hook's fingerprint, "" without a hook. ``additions``: statements that bring the tables to the current
     definition, None if that requires a resync. ``emptied``: tables that are empty now and were not when the last run
     stopped. ``adopted``: tables with rows that no pipeline wrote, to be taken over. ``generation``: which copy it is.
+    ``aliased``: readers use an alias, which a rebuild can move to other tables.
     """
 
     state: PipelineState | None
@@ -73,6 +78,7 @@ class StartupState:
     adopted: Sequence[str] = ()
     stripped: Stripped | None = None
     generation: Generation = Generation.ONLY
+    aliased: bool = False
 
     @property
     def highest(self) -> int:
@@ -183,6 +189,7 @@ def check_identity(found: StartupState) -> None:
             f"target: this pipeline writes to {others[0]}, but the config names {others[1]}. Nothing was changed. "
             "Restore the target in the config, or use a separate pipeline for the other table. To write to the other "
             f"table from now on and leave the first one as it is: {ACCEPT_IDENTITY}"
+            + (f". {_BESIDE}" if found.aliased else "")
         )
 
 

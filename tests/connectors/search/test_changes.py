@@ -171,6 +171,7 @@ def test_another_index_or_alias_is_refused_naming_both(copy: Copy) -> None:
     said = copy.refused("run", "--until", "caught-up")
     assert f"this pipeline writes to the index {copy.index} of " in said
     assert f"but the config names the index {copy.name}-2 of " in said
+    assert "name it in a second config (docs/rebuilding.md): replicator rebuild start NEW_CONFIG" in said
     copy.configure({f"{copy.name}s": {"mapping": MAPPING, "index": copy.index}})
     said = copy.refused("run", "--until", "caught-up")
     assert f"this pipeline writes to {copy.name}: the index {copy.index} of " in said
