@@ -13,6 +13,7 @@ from typing import IO, Any
 import click
 
 from replicator import __version__
+from replicator.cli.aws_lambda import aws_lambda
 from replicator.cli.check import check
 from replicator.cli.cutover import cutover
 from replicator.cli.demo import demo
@@ -142,5 +143,5 @@ def main() -> None:
 
 
 _PLANNING = (demo, init, infer, estimate, check, policy, preview)
-for command in (*_PLANNING, run, status, verify, parked, resync, rebuild, cutover, strip, schema, version):
+for command in (*_PLANNING, run, status, verify, parked, resync, rebuild, cutover, strip, aws_lambda, schema, version):
     main.add_command(command)

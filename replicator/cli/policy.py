@@ -28,6 +28,7 @@ _PRINCIPAL = re.compile(r"arn:aws[a-z-]*:(iam|sts)::[0-9]{12}:[A-Za-z0-9_+=,.@/-
 @click.option("--verify", "for_verify", is_flag=True, help="Include what `verify` needs.")
 @click.option("--resync-keys", is_flag=True, help="Include what `resync --key` and `--keys` need.")
 @click.option("--strip", "for_strip", is_flag=True, help="Include what `strip` needs.")
+@click.option("--function", is_flag=True, help="Only what the function on AWS Lambda needs.")
 @click.option("--no-setup", is_flag=True, help="Omit what only the first run needs, to create tables.")
 @click.option("--identity", help="Only the policy of this identity: default, profile NAME, or the ARN of a role.")
 @click.option(
@@ -41,6 +42,7 @@ def policy(
     for_verify: bool,
     resync_keys: bool,
     for_strip: bool,
+    function: bool,
     identity: str | None,
     principal: str | None,
 ) -> None:
@@ -58,7 +60,8 @@ def policy(
             f"--principal: {principal} must be the ARN of a user or role, arn:aws:iam::123456789012:role/NAME"
         )
     loaded, _ = configs.load_offline(config)
-    at = operation.PolicyContext(_accounts(account), keys_only, not no_setup, for_verify, resync_keys, for_strip)
+    setup = not no_setup and not function
+    at = operation.PolicyContext(_accounts(account), keys_only, setup, for_verify, resync_keys, for_strip, function)
     if principal is not None:
         _print(operation.for_principal(loaded, at, principal))
         return

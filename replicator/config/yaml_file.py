@@ -78,6 +78,21 @@ def read(path: Path, environ: Mapping[str, str], stand_ins: Mapping[str, str] = 
     return ConfigFile(path, values, lines, tuple(problems))
 
 
+def placeholders(path: Path) -> list[str]:
+    """What is between the braces of each placeholder of a file, once."""
+    return list(dict.fromkeys(_names(_constructed(path, _composed(path)))))
+
+
+def _names(value: Any) -> Iterator[str]:
+    match value:
+        case dict():
+            yield from (name for inner in value.values() for name in _names(inner))
+        case list():
+            yield from (name for inner in value for name in _names(inner))
+        case str():
+            yield from (match.group(1) for match in _PLACEHOLDER.finditer(value))
+
+
 def _composed(path: Path) -> yaml.MappingNode:
     text = _text(path)
     try:

@@ -28,6 +28,7 @@ class PolicyContext:
 
     ``setup``: for the first run and ``check --create``, which create what is missing. ``verify``: for ``verify``, too.
     ``resync_keys``: for a resync of chosen items, whose keys a run looks up. ``strip``: for ``strip``, too.
+    ``function``: for the function on AWS Lambda alone, which never scans.
     """
 
     accounts: Mapping[str, str] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class PolicyContext:
     verify: bool = False
     resync_keys: bool = False
     strip: bool = False
+    function: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ def grants(config: Config, at: PolicyContext) -> Iterator[Grant]:
 
 
 def _of_a_run(need: Needed, at: PolicyContext) -> Needed:
-    """A run that verifies looks for no single item."""
+    """A run that verifies looks for no single item, and the function on AWS Lambda scans nothing."""
+    if need.sid == "Items" and at.function:
+        return replace(need, without=need.without | {"dynamodb:Scan"})
     if need.sid != "VerifyCopies" or at.verify:
         return need
     return replace(need, without=need.without | {"dynamodb:Query"})

@@ -51,7 +51,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 """Commands that one pipeline is enough for, one after the other."""
 REBUILD = ("start", "cancel", "start", "switch", "rollback", "switch", "finish")
-WITHOUT_TARGET = {"demo", "init", "schema", "version"}
+WITHOUT_TARGET = {"demo", "init", "schema", "version", "lambda package", "lambda template"}
 HOOK = "def hook(item):\n    return {'n': item['n']}\n"
 IDS = ("a", "b", "gone", "parked")
 

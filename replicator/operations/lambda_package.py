@@ -1,0 +1,232 @@
+"""Builds the zip of the function on AWS Lambda: replicator, what it depends on, the config and the hook."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from replicator import __version__
+from replicator.config.engine import Lambda
+from replicator.config.settings import Config, load_offline
+from replicator.config.yaml_file import placeholders
+from replicator.engine.aws_lambda import DEFAULT
+from replicator.errors import ConfigError
+from replicator.hooks.loading import load
+from replicator.hooks.sources import imported
+
+LIMIT = 50_000_000  # bytes of a zip that Lambda accepts in a request
+UNZIPPED = 250_000_000  # bytes that a function may have
+OWN = ("replicator", "connectors")
+GLIBC = {11: 26, 12: 34, 13: 34, 14: 34}  # minor versions of it, of Lambda's runtimes for Python 3
+OLDEST = 17  # of the versions of glibc that wheels are built for
+MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
+TASK_ROOT = "/var/task"  # where Lambda unpacks the zip
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """``include``: further files of the config's folder. ``requirements``: further packages, for the hook."""
+
+    architecture: str = "x86_64"
+    include: Sequence[str] = ()
+    requirements: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What is to be installed: ``names``, in the versions of ``constraints``, for one of the ``platforms``."""
+
+    names: Sequence[str]
+    constraints: Sequence[str]
+    platforms: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A zip that was built."""
+
+    size: int
+    digest: str
+    runtime: str
+
+
+Install = Callable[[Requirements, Path], None]
+
+
+def loaded(path: Path) -> Config:
+    """The config, which must be one that a function can have."""
+    config, _ = load_offline(path)
+    if not isinstance(config.engine, Lambda):
+        raise ConfigError(f"{path}: engine.type must be lambda for a function on AWS Lambda")
+    if config.source.profile is not None:
+        raise ConfigError(
+            f"{path}: source.profile: a function has no profiles, but the permissions of its role: leave it out, or "
+            "set source.role_arn"
+        )
+    return config
+
+
+def runtime(minor: int = sys.version_info.minor) -> str:
+    """Lambda's runtime for this version of Python."""
+    if minor not in GLIBC:
+        offered = ", ".join(f"3.{known}" for known in GLIBC)
+        raise ConfigError(f"this is Python 3.{minor}, and Lambda offers {offered}: run this command with one of them")
+    return f"python3.{minor}"
+
+
+def build(path: Path, wanted: Wanted, out: Path, install: Install) -> Package:
+    """Write the zip. ConfigError if something cannot be part of it, or it is too large; then no file is written."""
+    name = runtime()
+    config = loaded(path)
+    files = [*_hook_files(config, wanted), *_included(config, wanted.include)]
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Path(folder) / "stage"
+        stage.mkdir()
+        install(requirements(config.target.type, wanted), stage)
+        _copy_own(stage)
+        _copy_files(config, files, stage)
+        _compile(stage)
+        zipped = Path(folder) / "function.zip"
+        _zip(stage, zipped)
+        _check_sizes(stage, zipped)
+        body = zipped.read_bytes()
+        shutil.move(zipped, out)
+    return Package(len(body), hashlib.sha256(body).hexdigest(), name)
+
+
+def requirements(extra: str, wanted: Wanted, minor: int = sys.version_info.minor) -> Requirements:
+    """What replicator with that extra depends on, in the versions that are installed here."""
+    names = [*wanted.requirements]
+    for line in metadata.requires("replicator") or ():
+        requirement, _, marker = line.partition(";")
+        if "extra" not in marker:
+            names.append(line)
+        elif f"'{extra}'" in marker.replace('"', "'"):
+            names.append(requirement.strip())
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    pins = sorted(f"{name}=={version}" for name, version in installed.items() if "+" not in version)
+    machine = MACHINES[wanted.architecture]
+    tags = [f"manylinux_2_{glibc}_{machine}" for glibc in range(GLIBC[minor], OLDEST - 1, -1)]
+    own = [pin for pin in pins if not pin.startswith("replicator==")]
+    return Requirements(names, own, [*tags, f"manylinux2014_{machine}"])
+
+
+def install(wanted: Requirements, folder: Path) -> None:
+    """Install wheels into a folder, by pip. ConfigError says why it cannot."""
+    constraints = folder.with_name("constraints.txt")
+    constraints.write_text("\n".join(wanted.constraints) + "\n")
+    platforms = [word for tag in wanted.platforms for word in ("--platform", tag)]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    command += ["--only-binary", ":all:", "--implementation", "cp", *platforms, "--constraint", str(constraints)]
+    done = subprocess.run([*command, "--target", str(folder), *wanted.names], capture_output=True, text=True)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = next((line for line in said if line.startswith("ERROR")), said[-1] if said else "it says nothing")
+        raise ConfigError(f"pip cannot install what the function depends on: {reason.removeprefix('ERROR: ')}")
+
+
+def _hook_files(config: Config, wanted: Wanted) -> list[Path]:
+    """The hook's file, and all beside it that it imports."""
+    if config.transform is None:
+        return []
+    load(config.transform, config.base)  # whatever is wrong with it is said here, not by the function
+    place, _, _ = config.transform.partition(":")
+    if place.endswith(".py"):
+        path = (config.base / place).resolve()
+        return [path, *imported(path, path.parent)]
+    found = importlib.util.find_spec(place)
+    path = Path(str(found.origin if found is not None else None)).resolve()
+    if not path.is_relative_to(config.base):
+        if not wanted.requirements:
+            raise ConfigError(f"transform: {place} is installed, not in {config.base}: name its package, --requirement")
+        return []
+    root = config.base / place.split(".")[0]
+    packages = [folder / "__init__.py" for folder in path.parents if folder.is_relative_to(root)]
+    own = [path, *imported(path, config.base), *(file for file in packages if file.is_file())]
+    return list(dict.fromkeys(own))
+
+
+def _included(config: Config, names: Sequence[str]) -> list[Path]:
+    """Files that are named. ConfigError if one is missing, or the config reads another one: it may be a secret."""
+    files = [(config.base / name).resolve() for name in names]
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise ConfigError(f"--include: no such file: {missing}")
+    read = [name.removeprefix("file:") for name in placeholders(config.path) if name.startswith("file:")]
+    for name in read:
+        if (config.base / name).resolve() not in files:
+            raise ConfigError(
+                f"the config reads the file {name}, which the function would not have: use a variable of the "
+                f"environment, or add --include {name} to put it into the zip"
+            )
+    return files
+
+
+def _copy_own(stage: Path) -> None:
+    """This installation's replicator, and what its connectors are found by."""
+    for name in OWN:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        for folder in spec.submodule_search_locations or ():
+            shutil.copytree(folder, stage / name, ignore=shutil.ignore_patterns("__pycache__", "testing"))
+    distribution = metadata.distribution("replicator")
+    info = stage / f"replicator-{__version__}.dist-info"
+    info.mkdir()
+    for file in ("METADATA", "entry_points.txt"):
+        (info / file).write_text(distribution.read_text(file) or "")
+
+
+def _copy_files(config: Config, files: Sequence[Path], stage: Path) -> None:
+    shutil.copyfile(config.path, stage / DEFAULT)
+    for file in dict.fromkeys(files):
+        if not file.is_relative_to(config.base):
+            raise ConfigError(f"{file} is not in the config's folder, {config.base}: it would not be found there")
+        place = stage / file.relative_to(config.base)
+        if place.exists():
+            raise ConfigError(f"{file}: a package of the function has a file of that name: rename it")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+
+
+def _compile(stage: Path) -> None:
+    """Compile all modules, which Lambda's file system keeps a function from doing. Another process: the same bytes."""
+    for record in stage.glob("*.dist-info/RECORD"):
+        record.unlink()
+    shutil.rmtree(stage / "bin", ignore_errors=True)
+    options = ["-q", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(stage), "-p", TASK_ROOT, str(stage)]
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    subprocess.run([sys.executable, "-m", "compileall", *options], env=environment, capture_output=True)
+
+
+def _zip(stage: Path, out: Path) -> None:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(path for path in stage.rglob("*") if path.is_file()):
+            entry = zipfile.ZipInfo(path.relative_to(stage).as_posix(), _EPOCH)
+            entry.compress_type, entry.create_system, entry.external_attr = zipfile.ZIP_DEFLATED, 3, 0o100755 << 16
+            archive.writestr(entry, path.read_bytes())
+
+
+def _check_sizes(stage: Path, zipped: Path) -> None:
+    sizes: dict[str, int] = {}
+    for path in stage.rglob("*"):
+        if path.is_file():
+            top = path.relative_to(stage).parts[0]
+            sizes[top] = sizes.get(top, 0) + path.stat().st_size
+    size, unzipped = zipped.stat().st_size, sum(sizes.values())
+    if size <= LIMIT and unzipped <= UNZIPPED:
+        return
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+    raise ConfigError(
+        f"the zip has {size / 1e6:.1f} MB, unpacked {unzipped / 1e6:.0f} MB; Lambda accepts {LIMIT / 1e6:.0f} and "
+        f"{UNZIPPED / 1e6:.0f}. The largest parts: " + ", ".join(f"{n} ({sizes[n] / 1e6:.0f} MB)" for n in largest)
+    )

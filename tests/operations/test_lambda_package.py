@@ -1,0 +1,169 @@
+"""The zip of the function on AWS Lambda: what is in it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from replicator.cli import main
+from replicator.errors import ConfigError
+from replicator.operations import lambda_package as operation
+from replicator.operations.lambda_package import Requirements, Wanted, build, install, requirements, runtime
+
+CONFIG = """
+pipeline: orders
+source: {table: orders, region: eu-west-1}
+transform: hooks.py:hook
+target: {type: postgres, url: "${POSTGRES_URL}", table: orders}
+engine: {type: lambda}
+"""
+START = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import replicator, connectors.postgres.target
+from replicator.engine.aws_lambda import Container
+container = Container(sys.argv[1] + "/replicator.yaml")
+print(replicator.__file__, replicator.__cached__, connectors.postgres.target.__file__)
+print(sorted(container._hook.function({"id": "a"}).items()))
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "orders.yaml"
+    path.write_text(CONFIG)
+    (tmp_path / "hooks.py").write_text("import words\n\ndef hook(item):\n    return {**item, 'w': words.WORD}\n")
+    (tmp_path / "words.py").write_text("WORD = 'beside the hook'\n")
+    (tmp_path / "secret.txt").write_text("not part of it")
+    return path
+
+
+def fake(wanted: Requirements, folder: Path) -> None:
+    (folder / "bin").mkdir()
+    (folder / "dependency.py").write_text(f"NAMES = {wanted.names!r}\n")
+
+
+def test_a_package_starts_from_its_own_files_and_the_same_files_give_the_same_zip(config: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "1.zip", tmp_path / "2.zip"
+    built = build(config, Wanted(), one, fake)
+    assert build(config, Wanted(), two, fake) == built
+    assert one.read_bytes() == two.read_bytes()
+    assert built.size == one.stat().st_size
+    unpacked = tmp_path / "unpacked"
+    with zipfile.ZipFile(one) as archive:
+        names = set(archive.namelist())
+        archive.extractall(unpacked)
+    assert {"replicator.yaml", "hooks.py", "words.py", "dependency.py"} <= names
+    assert not any(name.startswith(("bin/", "secret", "replicator/testing/")) for name in names)
+    environ = {**os.environ, "POSTGRES_URL": "postgresql://localhost/shop", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", START, str(unpacked)], env=environ, cwd=unpacked, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    places, document = done.stdout.splitlines()
+    assert all(place.startswith(str(unpacked)) for place in places.split())
+    assert document == "[('id', 'a'), ('w', 'beside the hook')]"
+    compiled = {name for name in names if name.endswith(".pyc")}
+    assert len(compiled) == len([name for name in names if name.endswith(".py")])
+
+
+def test_what_is_installed_here_is_what_is_packaged() -> None:
+    wanted = requirements("postgres", Wanted("arm64", requirements=("polyline==2.0",)), 12)
+    assert "polyline==2.0" in wanted.names
+    assert any(name.startswith("psycopg[binary]") for name in wanted.names)
+    assert not any(name.startswith(("pytest", "redis", "ray", "starlette")) for name in wanted.names)
+    assert any(pin.startswith("boto3==") for pin in wanted.constraints)
+    assert wanted.platforms[0] == "manylinux_2_34_aarch64"
+    assert wanted.platforms[-1] == "manylinux2014_aarch64"
+    assert requirements("postgres", Wanted(), 11).platforms[0] == "manylinux_2_26_x86_64"
+
+
+def test_pip_installs_wheels_into_the_package_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel, info = tmp_path / "tiny-1.0-py3-none-any.whl", "tiny-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny.py", "")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    stage = tmp_path / "work" / "stage"
+    stage.mkdir(parents=True)
+    install(Requirements(["tiny"], ["tiny==1.0"], ["manylinux2014_x86_64"]), stage)
+    assert (stage / "tiny.py").is_file()
+    with pytest.raises(ConfigError, match=r"pip cannot install what the function depends on: .*tiny"):
+        install(Requirements(["tiny"], ["tiny==2.0"], ["manylinux2014_x86_64"]), stage)
+
+
+def test_a_package_that_lambda_would_refuse_is_not_written(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operation, "_compile", lambda _: None)
+    monkeypatch.setattr(operation, "LIMIT", 100_000)
+    with pytest.raises(ConfigError, match=r"Lambda accepts 0 and 250\. The largest parts: replicator \("):
+        build(config, Wanted(), tmp_path / "f.zip", fake)
+    assert not (tmp_path / "f.zip").exists()
+
+
+def test_a_version_of_python_that_lambda_does_not_have_is_refused() -> None:
+    assert runtime(12) == "python3.12"
+    with pytest.raises(ConfigError, match=r"this is Python 3\.19, and Lambda offers 3\.11"):
+        runtime(19)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        (CONFIG.replace("{type: lambda}", "{type: local}"), [], "engine.type must be lambda"),
+        (CONFIG.replace("region:", "profile: shop, region:"), [], "source.profile: a function has no profiles"),
+        (CONFIG.replace("hooks.py:hook", "away.py:hook"), [], "no such file"),
+        (CONFIG.replace("hooks.py:hook", "../other.py:hook"), [], "is not in the config's folder"),
+        (CONFIG.replace("hooks.py:hook", "away_hook:hook"), [], "transform: away_hook is installed, not in"),
+        (CONFIG, ["--include", "away.pem"], "--include: no such file"),
+        (CONFIG.replace("${POSTGRES_URL}", "${file:secret.txt}"), [], "reads the file secret.txt, which the function"),
+        (CONFIG, ["--include", "dependency.py"], "a package of the function has a file of that name"),
+    ],
+)
+def test_what_cannot_be_packaged_is_refused_with_the_reason(
+    config: Path,
+    text: str,
+    options: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    installed = tmp_path_factory.mktemp("installed")
+    config.write_text(text)
+    config.with_name("secret.txt").write_text("postgresql://localhost/shop")
+    config.with_name("dependency.py").write_text("")
+    for elsewhere in (config.parent.parent / "other.py", installed / "away_hook.py"):
+        elsewhere.write_text("def hook(item):\n    return item\n")
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.setattr(operation, "install", fake)
+    monkeypatch.setattr(operation, "_copy_own", lambda _: None)
+    out = config.with_name("f.zip")
+    result = CliRunner().invoke(main, ["lambda", "package", str(config), "--out", str(out), *options, "--json"])
+    assert result.exit_code == 2, result.output
+    assert said in json.loads(result.stderr)["problems"][0]
+    assert not out.exists()
+
+
+def test_the_command_says_what_it_has_built(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operation, "install", fake)
+    monkeypatch.setattr(operation, "_copy_own", lambda _: None)
+    out = config.with_name("f.zip")
+    given = ["lambda", "package", str(config), "--out", str(out), "--include", "secret.txt"]
+    told = json.loads(CliRunner().invoke(main, [*given, "--json"]).output)
+    assert told["size"] == out.stat().st_size
+    assert told["runtime"] == runtime()
+    assert "secret.txt" in zipfile.ZipFile(out).namelist()
+    assert told["sha256"] in CliRunner().invoke(main, [*given, "--human"]).output

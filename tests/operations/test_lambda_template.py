@@ -1,0 +1,101 @@
+"""The template of the function on AWS Lambda: AWS' own rules accept it, and it allows what the function needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cfnlint.api import lint_all  # type: ignore[import-untyped]
+from click.testing import CliRunner
+
+from replicator.cli import main
+
+CONFIG = """
+pipeline: orders
+source: {table: orders, region: eu-west-1}
+target: {type: postgres, url: "postgresql://me:${PG_PASSWORD}@${PG_HOST}/${pg_password}", table: orders}
+engine: {type: lambda}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "orders.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def template(config: Path, *options: str) -> tuple[str, dict[str, Any]]:
+    result = CliRunner().invoke(main, ["lambda", "template", str(config), *options], env={"AWS_REGION": ""})
+    assert result.exit_code == 0, result.output
+    return result.stdout, yaml.safe_load(result.stdout)
+
+
+def statements(document: dict[str, Any]) -> dict[str, Any]:
+    (of_role,) = document["Resources"]["Role"]["Properties"]["Policies"]
+    return {s["Sid"]: s for s in of_role["PolicyDocument"]["Statement"]}
+
+
+def mistakes(text: str) -> list[str]:
+    """Errors and warnings; what is only said for information asks for metadata."""
+    return [str(match) for match in lint_all(text) if not match.rule.id.startswith("I")]
+
+
+def test_aws_own_rules_accept_the_template(config: Path) -> None:
+    text, document = template(config, "--arch", "arm64")
+    assert mistakes(text) == []
+    wrong = text.replace("StartingPosition: TRIM_HORIZON", "StartingPosition: SOMEWHERE")
+    assert mistakes(wrong), "a mistake is noticed"
+    function = document["Resources"]["Function"]["Properties"]
+    assert function["Architectures"] == ["arm64"]
+    assert function["Timeout"] >= 30
+
+
+def test_the_role_may_do_what_the_function_does_and_no_more(config: Path) -> None:
+    allowed = statements(template(config)[1])
+    actions = {
+        action for s in allowed.values() for action in ([s["Action"]], s["Action"])[isinstance(s["Action"], list)]
+    }
+    assert actions == {
+        "dynamodb:DescribeTable",
+        "dynamodb:DescribeStream",
+        "dynamodb:GetShardIterator",
+        "dynamodb:GetRecords",
+        "dynamodb:ListStreams",
+        "logs:CreateLogStream",
+        "logs:PutLogEvents",
+    }
+    table = {"Fn::Sub": "arn:aws:dynamodb:eu-west-1:${AWS::AccountId}:table/orders"}
+    assert allowed["Items"]["Resource"] == [table]
+    looked_up = statements(template(config, "--keys-only")[1])["LookUpsForKeysOnly"]
+    assert looked_up["Action"] == ["dynamodb:BatchGetItem"]
+
+
+def test_each_variable_of_the_config_is_a_parameter_that_nobody_sees(config: Path) -> None:
+    document = template(config)[1]
+    variables = document["Resources"]["Function"]["Properties"]["Environment"]["Variables"]
+    assert variables == {
+        "PG_PASSWORD": {"Ref": "EnvPgPassword"},
+        "PG_HOST": {"Ref": "EnvPgHost"},
+        "pg_password": {"Ref": "EnvPgPasswordX"},
+    }
+    assert all(document["Parameters"][v["Ref"]]["NoEcho"] for v in variables.values())
+
+
+def test_the_mapping_is_as_the_document_says(config: Path) -> None:
+    mapping = template(config)[1]["Resources"]["Mapping"]["Properties"]
+    text = (Path(__file__).parents[2] / "docs" / "lambda.md").read_text()
+    for name, value in (("StartingPosition", "TRIM_HORIZON"), ("TumblingWindowInSeconds", "60")):
+        assert f"| `{name}` | `{value}` |" in text
+        assert str(mapping[name]) == value
+    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert "FilterCriteria" not in mapping
+
+
+def test_the_config_of_another_engine_has_no_template(config: Path) -> None:
+    config.write_text(CONFIG.replace("lambda", "local"))
+    result = CliRunner().invoke(main, ["lambda", "template", str(config)])
+    assert result.exit_code == 2
+    assert "engine.type must be lambda" in result.output + result.stderr
