@@ -73,7 +73,8 @@ class OwnWrite(Record, frozen=True, gc=False):
 class ScanPage(msgspec.Struct, frozen=True):
     """The result of one step of a segment scan. ``cursor``: LastEvaluatedKey, None at the end of the segment.
 
-    ``items``: keys and images; the image is None if the item was asked for and does not exist.
+    ``items``: keys and images; the image is None if the item was asked for and does not exist. ``before``: items of the
+    segment before this page, if some may have been counted already (a file of an export that is read again).
     """
 
     segment: int
@@ -83,6 +84,7 @@ class ScanPage(msgspec.Struct, frozen=True):
     waiting_for: str | None = None
     read_units: float = 0.0
     size: int = 0
+    before: int | None = None
 
     @property
     def ended(self) -> bool:

@@ -99,6 +99,18 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportState:
+    """The export whose items an epoch copies instead of scanning. ``arn``: "" until DynamoDB has named it.
+
+    ``at``: the time of an export that was made before the epoch, whose positions are of that time; None: the epoch
+    requests one after its positions are stored.
+    """
+
+    arn: str = ""
+    at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineState:
     """The pipeline's epoch and what it is bound to. Times are in seconds since 1970.
 
@@ -114,7 +126,7 @@ class PipelineState:
     (``pipeline.parked.Retries``).
 
     ``full``: if this epoch rescans chosen items only, the last one that scanned the whole table; otherwise 0.
-    ``opening``: the tables may not have noted this epoch yet.
+    ``opening``: the tables may not have noted this epoch yet. ``export``: what the segments read; None: the table.
     """
 
     epoch: int
@@ -136,6 +148,7 @@ class PipelineState:
     format: int = FORMAT
     full: int = 0
     opening: bool = False
+    export: ExportState | None = None
 
     @property
     def complete(self) -> int:
@@ -202,6 +215,7 @@ class ShardState:
 @dataclass(frozen=True, slots=True)
 class SegmentState:
     """How far a scan segment is stored. ``cursor``: DynamoDB's LastEvaluatedKey as typed JSON. ``total``: segments.
+    Of an export: the file that is next, and the items in the segment's files before it.
 
     In a partial resync: ``keys``: the items to read, instead of a segment of the table; the cursor counts them.
     ``where``: the condition on the segment's items (``source.condition``). ``slot``: as in ShardState.

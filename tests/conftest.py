@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.servers.dynamodb_fixtures",
     "tests.servers.postgres_fixtures",
     "tests.servers.search_fixtures",
+    "tests.servers.s3",
     "tests.cli.command_line",
 ]
 

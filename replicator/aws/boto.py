@@ -41,7 +41,7 @@ from replicator.aws.endpoint import Endpoint, require_safe
 from replicator.aws.errors import UNNAMED, AwsError, failure, refusal, without_login
 from replicator.aws.http_client import HttpClient, Route
 from replicator.aws.sigv4 import Keys
-from replicator.aws.threaded import Threads
+from replicator.aws.threaded import Divided, Threads
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError
 from replicator.response_limits import WHOLE, body_of
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from replicator.options import Access
 
 
+_OBJECTS = frozenset({"GetObject", "CreateMultipartUpload", "AbortMultipartUpload"})
 _STREAMS = frozenset({"DescribeStream", "GetShardIterator", "GetRecords", "ListStreams"})
 _DETAILS = ("CancellationReasons", "Item")  # further members of an error response
 _CREDENTIALS = (
@@ -62,8 +63,13 @@ _CREDENTIALS = (
 class Boto:
     """``Client`` over boto3. Retries nothing: readers and the driver do, where it is visible."""
 
-    def __init__(self, dynamodb: Any, streams: Any, session: Any = None, timeout: float = 60.0) -> None:
+    def __init__(
+        self, dynamodb: Any, streams: Any, session: Any = None, timeout: float = 60.0, access: Access | None = None
+    ) -> None:
         self._session = session
+        self._access = access
+        self._s3: Any = None
+        self._creating = threading.Lock()
         self._timeout = timeout
         self._routes: dict[tuple[str, str | None], Route] = {}
         self._clients = {"dynamodb": dynamodb, "dynamodbstreams": streams}
@@ -74,15 +80,17 @@ class Boto:
             client.meta.events.register("before-send", partial(self._exchange, client._endpoint.http_session))
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        if operation in _OBJECTS:
+            return self._of_objects(operation, request)
         self._body.request = orjson.dumps(request)
         return self._send(operation, request)
 
     def calls(self) -> Calls:
-        """Concurrent calls: without threads, or with them where a proxy itself requires TLS."""
+        """Concurrent calls: without threads, or with them where a proxy itself requires TLS, and for those to S3."""
         proxies = (get_environ_proxies(client.meta.endpoint_url) for client in self._clients.values())
         if any(urlsplit(proxy).scheme == "https" for by_scheme in proxies for proxy in by_scheme.values()):
             return Threads(self)
-        return HttpClient(self.route, self.keys, self._timeout)
+        return Divided(HttpClient(self.route, self.keys, self._timeout), self, _OBJECTS)
 
     def route(self, call: Call) -> Route:
         """Where boto3 would send this call, found by making one and not sending it. Raises what ``call`` raises."""
@@ -124,6 +132,30 @@ class Boto:
         body: bytes = response["body"]
         return body
 
+    def _of_objects(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        """A call to S3: the object itself, or an empty body with the upload's id as JSON."""
+        try:
+            response = getattr(self._objects(), xform_name(operation))(**request)
+            body: bytes = response["Body"].read() if operation == "GetObject" else b""
+        except ClientError as e:
+            raise _aws_error(e) from e
+        except ResponseParserError as e:  # its message quotes the whole response
+            raise AwsError(UNNAMED, "the response is not from S3", 0) from e
+        except _CREDENTIALS as e:
+            raise AwsError("NoCredentials", without_login(str(e)), 0) from e
+        except BotoCoreError as e:
+            raise AwsError(type(e).__name__, _message(e), 0) from e
+        return body if operation == "GetObject" else orjson.dumps({"UploadId": response.get("UploadId")})
+
+    def _objects(self) -> Any:
+        """The client for S3, created when it is first needed. Its endpoint is AWS's, or that of AWS_ENDPOINT_URL_S3."""
+        with self._creating:
+            if self._s3 is None:
+                assert self._access is not None
+                self._s3 = self._session.client("s3", region_name=self.region, config=_config(self._access))
+                require_safe(self._s3.meta.endpoint_url, "source", insecure=self._access.insecure)
+            return self._s3
+
     @property
     def server(self) -> str:
         """DynamoDB's host and port, for messages."""
@@ -149,7 +181,7 @@ class Boto:
         return Keys(frozen.access_key, frozen.secret_key, frozen.token)
 
     def close(self) -> None:
-        for client in self._clients.values():
+        for client in (*self._clients.values(), *filter(None, [self._s3])):
             client.close()
 
     def _authorities(self) -> str:
@@ -267,7 +299,15 @@ def _connected(access: Access, place: str) -> Boto:
         session = _assumed(session, access.role_arn, access.external_id, place)
     if session.region_name is None and access.region is None:
         raise ConfigError(f"{place}.region is missing, and neither AWS_REGION nor the profile sets one")
-    config = BotoConfig(
+    common = {"region_name": access.region, "endpoint_url": access.endpoint_url, "config": _config(access)}
+    dynamodb, streams = (session.client(service, **common) for service in ("dynamodb", "dynamodbstreams"))
+    for url in (dynamodb.meta.endpoint_url, streams.meta.endpoint_url):
+        require_safe(url, place, insecure=access.insecure)
+    return Boto(dynamodb, streams, session, access.timeout, access)
+
+
+def _config(access: Access) -> BotoConfig:
+    return BotoConfig(
         retries={"mode": "standard", "total_max_attempts": 1},
         parameter_validation=False,
         connect_timeout=min(5.0, access.timeout),
@@ -277,11 +317,6 @@ def _connected(access: Access, place: str) -> Boto:
         account_id_endpoint_mode=access.account_id_endpoint_mode,
         user_agent=f"replicator/{__version__}",  # else botocore builds its own for each call: a third of its time
     )
-    common = {"region_name": access.region, "endpoint_url": access.endpoint_url, "config": config}
-    dynamodb, streams = (session.client(service, **common) for service in ("dynamodb", "dynamodbstreams"))
-    for url in (dynamodb.meta.endpoint_url, streams.meta.endpoint_url):
-        require_safe(url, place, insecure=access.insecure)
-    return Boto(dynamodb, streams, session, access.timeout)
 
 
 @cache

@@ -16,7 +16,7 @@ SOURCE = "https://aws.amazon.com/dynamodb/pricing/on-demand/"
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """US dollars per million units. ``factor``: how much more another region may cost, roughly at most.
+    """US dollars per million units; of exports per GB. ``factor``: how much more another region may cost, roughly.
 
     ``given``: names of prices that are the user's own, so that no factor applies.
     """
@@ -26,6 +26,7 @@ class Prices:
     writes: float = 0.625  # write request units: 1 KB
     stream_reads: float = 0.20  # GetRecords requests, empty ones included
     free_stream_reads: int = 2_500_000  # a month, per account and region
+    exports: float = 0.10  # a GB of the table, for a full export to S3
     factor: float = 1.6
     given: frozenset[str] = frozenset()
 

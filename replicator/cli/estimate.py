@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from replicator.aws.prices import Prices
     from replicator.operations.estimate import Estimate, Range
 
-_PRICE = re.compile(r"(?P<name>reads|writes|stream-reads)=(?P<usd>\d{1,6}(\.\d{1,6})?)")
+_PRICE = re.compile(r"(?P<name>reads|writes|stream-reads|exports)=(?P<usd>\d{1,6}(\.\d{1,6})?)")
 _CHANGES = re.compile(r"(?P<low>\d{1,9}(\.\d{1,6})?)(-(?P<high>\d{1,9}(\.\d{1,6})?))?")
 
 
@@ -29,7 +29,7 @@ _CHANGES = re.compile(r"(?P<low>\d{1,9}(\.\d{1,6})?)(-(?P<high>\d{1,9}(\.\d{1,6}
     "given",
     multiple=True,
     metavar="NAME=USD",
-    help="Your price per million of reads, writes or stream-reads, e.g. stream-reads=0.20.",
+    help="Your price per million of reads, writes or stream-reads, e.g. stream-reads=0.20; exports: per GB.",
 )
 @json_option
 def estimate(config: str, changes: str, given: tuple[str, ...], as_json: bool) -> None:
@@ -68,7 +68,9 @@ def _prices(given: tuple[str, ...], listed: Prices) -> Prices:
     for text in given:
         match = _PRICE.fullmatch(text)
         if match is None:
-            raise ConfigError(f"--price: {text} must be reads, writes or stream-reads, and dollars: e.g. reads=0.125")
+            raise ConfigError(
+                f"--price: {text} must be reads, writes, stream-reads or exports, and dollars: e.g. reads=0.125"
+            )
         own[match["name"].replace("-", "_")] = float(match["usd"])
     return replace(listed, **own, given=frozenset(own))  # type: ignore[arg-type]
 
@@ -94,7 +96,10 @@ def _backfill(e: Estimate) -> Iterator[str]:
     reads = provisioned if e.backfill_reads is None else _span(e.backfill_reads, _money)
     yield "backfill"
     yield f"  duration       {_span(e.seconds, _time)}, limited by {e.limited_by}"
-    yield f"  read units     {_span(e.read_units, _count)} in {_span(e.scan_requests, _count)} requests: {reads}"
+    if e.export is None:
+        yield f"  read units     {_span(e.read_units, _count)} in {_span(e.scan_requests, _count)} requests: {reads}"
+    else:
+        yield f"  export         {_span(e.export, _money)}, and no read units; S3's storage and requests come on top"
     yield f"  documents      {_span(e.documents, _count)} written"
     if e.write_units is not None:
         cost = _span(e.backfill_writes, _money)
@@ -129,6 +134,7 @@ def _as_json(e: Estimate) -> dict[str, Any]:
         "backfill_write_units": e.write_units,
         "backfill_seconds": e.seconds,
         "backfill_reads_usd": e.backfill_reads,
+        "backfill_export_usd": e.export,
         "backfill_writes_usd": e.backfill_writes,
         "month_stream_requests": e.month_requests,
         "month_stream_usd": e.month_stream,

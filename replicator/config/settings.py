@@ -20,10 +20,13 @@ from replicator.config.verification import Verify
 from replicator.config.yaml_file import ConfigFile, Problem, Unset, read
 from replicator.errors import ConfigError
 from replicator.options import Access, Options, is_table_name
+from replicator.source.export import Destination as Destined
 from replicator.target.verification import CANNOT_COMPARE, can_compare
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:(?P<region>[a-z0-9-]+):\d*:table/[A-Za-z0-9_.-]{3,255}")
+_EXPORT_ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:[a-z0-9-]+:\d*:table/[A-Za-z0-9_.-]{3,255}/export/[A-Za-z0-9-]+")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _DURATION = re.compile(r"(?P<number>[0-9]{1,6}(\.[0-9]{1,6})?) ?(?P<unit>ms|s)")
 _HOOK = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
 
@@ -94,8 +97,22 @@ class Source(Access, _Named):  # in this order ``table`` is validated first, and
 
 
 class Backfill(Options):
-    """How existing items are copied."""
+    """How existing items are copied: by a scan, or from an export of the table to S3, which uses no read capacity."""
 
+    source: Literal["scan", "export"] = Field(
+        default="scan", alias="from", description="export: read a point-in-time export from S3 instead of the table"
+    )
+    export: str | None = Field(
+        default=None, description="ARN of an existing full export, less than 23 hours old; by default a new one is made"
+    )
+    bucket: str | None = Field(
+        default=None, validate_default=True, description="S3 bucket for a new export, required for one"
+    )
+    prefix: str | None = Field(default=None, description="prefix of the new export's files in the bucket")
+    bucket_owner: str | None = Field(default=None, description="account of the bucket, if it is another one")
+    kms_key: str | None = Field(
+        default=None, description="KMS key that encrypts the new export; by default S3 encrypts it with its own"
+    )
     enabled: bool = Field(default=True, description="false: only changes from now on")
     segments: int = Field(
         default=4, ge=1, le=1_000_000, description="parallel scan segments; a change applies to the next backfill"
@@ -103,6 +120,67 @@ class Backfill(Options):
     read_units: float | None = Field(
         default=None, ge=1, description="read capacity units per second that the scan may use"
     )
+
+    @field_validator("export")
+    @classmethod
+    def _export_arn(cls, arn: str | None, info: ValidationInfo) -> str | None:
+        if arn is not None and _EXPORT_ARN.fullmatch(arn) is None:
+            raise ValueError("must be the ARN of an export: arn:aws:dynamodb:REGION:ACCOUNT:table/TABLE/export/ID")
+        return _only_for_exports(arn, info)
+
+    @field_validator("bucket")
+    @classmethod
+    def _for_a_new_export(cls, bucket: str | None, info: ValidationInfo) -> str | None:
+        makes_one = info.data.get("source") == "export" and info.data.get("export", "wrong") is None
+        if bucket is None and makes_one:
+            raise ValueError("bucket is required with from: export, unless export: names an existing one")
+        if bucket is not None and _BUCKET.fullmatch(bucket) is None:
+            raise ValueError("must be the name of an S3 bucket (3 to 63 lowercase letters, digits, . and -)")
+        return _only_for_new_exports(bucket, info)
+
+    @field_validator("prefix", "bucket_owner", "kms_key")
+    @classmethod
+    def _of_a_new_export(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return _only_for_new_exports(value, info)
+
+    @field_validator("bucket_owner")
+    @classmethod
+    def _account(cls, owner: str | None) -> str | None:
+        if owner is not None and re.fullmatch("[0-9]{12}", owner) is None:
+            raise ValueError("must be an account number of 12 digits, in quotes")
+        return owner
+
+    @field_validator("enabled")
+    @classmethod
+    def _export_is_a_backfill(cls, enabled: bool, info: ValidationInfo) -> bool:
+        if not enabled and info.data.get("source") == "export":
+            raise ValueError("must not be false with from: export, which says what to copy existing items from")
+        return enabled
+
+    @field_validator("read_units")
+    @classmethod
+    def _of_a_scan(cls, units: float | None, info: ValidationInfo) -> float | None:
+        if units is not None and info.data.get("source") == "export":
+            raise ValueError("limits a scan; with from: export no read capacity is used, so leave it out")
+        return units
+
+    def destination(self, token: str) -> Destined | None:
+        """Where a new export goes; None if the config does not ask for one."""
+        if self.source != "export" or self.bucket is None:
+            return None
+        return Destined(self.bucket, self.prefix, self.bucket_owner, self.kms_key, token)
+
+
+def _only_for_exports(value: str | None, info: ValidationInfo) -> str | None:
+    if value is not None and info.data.get("source") == "scan":
+        raise ValueError("requires from: export")
+    return value
+
+
+def _only_for_new_exports(value: str | None, info: ValidationInfo) -> str | None:
+    if value is not None and info.data.get("export") is not None:
+        raise ValueError("is for a new export, but export: names an existing one; give one of the two")
+    return _only_for_exports(value, info)
 
 
 class Sections(Options):
@@ -261,7 +339,7 @@ def _config(file: ConfigFile, problems: list[Problem], engine_type: str | None =
     if checkpoints is not None and hasattr(target.connector, "checkpoints"):
         problems.append(Problem(("checkpoints",), KEPT_BY_TARGET))
     problems += _loops(sections, target)
-    problems += [] if wrong_store else _shared(runs_on, target, checkpoints)
+    problems += [] if wrong_store else _shared(runs_on, target, checkpoints, sections.backfill)
     problems += _behind_lambda(runs_on, sections, target)
     if sections.verify is not None and not can_compare(target.connector):
         problems.append(Problem(("verify",), f"{target.type} {CANNOT_COMPARE}"))
@@ -303,11 +381,13 @@ BY_WORKERS = ("elasticsearch", "opensearch", "dynamodb")  # targets without tran
 IN_DYNAMODB = 2  # workers that save without holding each other up for long, as measured (docs/scaling.md)
 
 
-def _shared(runs_on: Engine, target: Destination, checkpoints: Keeping | None) -> Iterator[Problem]:
+def _shared(runs_on: Engine, target: Destination, checkpoints: Keeping | None, backfill: Backfill) -> Iterator[Problem]:
     """What several workers need: a target that they may write to, and checkpoints that all of them reach."""
     if isinstance(runs_on, Ray) and not hasattr(target.connector, "checkpoints") and target.type not in BY_WORKERS:
         text = f"{target.type} is written by one process only: use the engine local"
         yield Problem(("engine", "type"), text)
+    if isinstance(runs_on, Ray) and backfill.source == "export":
+        yield Problem(("backfill", "from"), "export is read by one process only: use the engine local, or from: scan")
     in_file = checkpoints is None and not hasattr(target.connector, "checkpoints")
     if isinstance(runs_on, Ray) and runs_on.address is not None and (in_file or _is_file(checkpoints)):
         text = "a file is on one machine, and engine.address names a cluster: use type: postgres or dynamodb"
@@ -336,6 +416,9 @@ def _behind_lambda(runs_on: Engine, sections: Sections, target: Destination) -> 
     if sections.verify is not None:
         text = "with engine.type lambda, no run is up that could verify its copy; use the command replicator verify"
         yield Problem(("verify",), text)
+    if sections.backfill.source == "export":
+        text = "with engine.type lambda, existing items are scanned: leave out from: export"
+        yield Problem(("backfill", "from"), text)
     if sections.replaces is not None:
         text = "with engine.type lambda, a rebuild has no run that follows both copies: rebuild with the engine local"
         yield Problem(("replaces",), text)

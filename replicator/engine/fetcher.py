@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from replicator.aws.client import Call
@@ -14,21 +14,23 @@ from replicator.engine.delivery import Delivery
 from replicator.engine.measurements import Measurements, Unmeasured
 from replicator.engine.scheduler import Scheduler, StepResult
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
+from replicator.pipeline import stages
 from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.pipeline import Pipeline
-from replicator.source import chosen
+from replicator.source import chosen, export
 from replicator.source.decoding import decoder_of
 from replicator.source.scan import ReadBudget, Scanned, scan
 from replicator.source.shard_reader import read
 from replicator.source.stream import LISTING_REST, Stream, children, listing
 from replicator.source.table import SourceTable
-from replicator.state import SegmentState
+from replicator.state import PipelineState, SegmentState
 
 POLL_TIMEOUT = 0.1  # seconds
 LISTING_INTERVAL = 30.0  # seconds between full listings while the lineage is complete
 MIN_RELIST, MAX_RELIST = 0.5, 10.0  # seconds between listings while shards are missing from the lineage
 MAX_SINGLE_LOOKUPS = 3  # childless shards to look up individually; for more, a full listing is cheaper
 _LISTING = "listing"
+_EXPORT = "export"
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class Fetcher:
     """Reads ahead from every readable shard and segment, within the limits of ``pages``.
 
     ``waiting_for``: by source, why it cannot be read at the moment. ``disabled``: the table's stream was disabled.
+    ``exporting``: prepares the export that an epoch's state names. ``exported``: that export, once it is complete.
     """
 
     pipeline: Pipeline
@@ -49,6 +52,8 @@ class Fetcher:
     measurements: Measurements = field(default_factory=Unmeasured)
     waiting_for: dict[str, str] = field(default_factory=dict)
     disabled: bool = False
+    exporting: Callable[[PipelineState], Iterator[Any]] | None = None
+    exported: export.Exported | None = None
     _paused: dict[str, float] = field(default_factory=dict)
     _asked: set[str] = field(default_factory=set)
     _ask_at: float = 0.0
@@ -64,14 +69,43 @@ class Fetcher:
             closed = self.pipeline.closed
             for shard, state in openings:
                 self.steps.add(f"shard:{shard}", read(self.stream, shard, state, closed=shard in closed))
-        for segment, stored in self.pipeline.scans():
-            self.steps.add(f"segment:{segment}", self._scan(segment, stored))
+        if self._may_scan():
+            for segment, stored in self.pipeline.scans():
+                self.steps.add(f"segment:{segment}", self._scan(segment, stored))
         for source in [s for s in self._paused if self.pages.room(s)]:
             self.steps.again(source, self._paused.pop(source))
         self._list()
         self.steps.begin()
 
+    def _may_scan(self) -> bool:
+        """Whether segments can be read. An export is prepared first; its epoch's positions are stored by then."""
+        state = self.pipeline.state
+        if state is None or state.export is None or self.exported is not None:
+            return True
+        unread = any(not segment.ended for segment in self.pipeline.segments.values())
+        begins = state.stage == stages.SCANNING and not state.opening and unread
+        if begins and not self.steps.has(_EXPORT) and self.exporting is not None:
+            self.steps.add(_EXPORT, self.exporting(state))
+        return False
+
+    def _process_export(self, step: export.Exporting | export.Exported) -> None:
+        stored = self.pipeline.view.pipeline
+        assert stored is not None
+        assert stored.export is not None
+        if step.arn and step.arn != stored.export.arn:
+            self.pipeline.change(replace(stored, export=export.begun(stored.export, step.arn)))
+        if isinstance(step, export.Exported):
+            self.exported = step
+            self.waiting_for.pop(_EXPORT, None)
+            self.steps.again(_EXPORT)  # lets the generator end
+        else:
+            self.waiting_for[_EXPORT] = f"{_EXPORT}: {step.waiting_for}"
+            self.steps.again(_EXPORT, step.rest)
+
     def _scan(self, segment: int, stored: SegmentState) -> Generator[Call | ScanPage, Any, None]:
+        state = self.pipeline.state
+        if self.exported is not None and state is not None and state.export is not None:
+            return export.read(self.exported, self.table.keys, segment, stored, self.random)
         if stored.keys:
             return chosen.read(self.table, segment, stored, keeps_expired=self.pipeline.ignore_expired)
         return scan(self.table, segment, stored)
@@ -106,6 +140,8 @@ class Fetcher:
             self._page(result.name, result.value)
         elif isinstance(result.value, ScanPage):
             self._scan_page(result.name, result.value)
+        elif isinstance(result.value, export.Exporting | export.Exported):
+            self._process_export(result.value)
 
     def _page(self, source: str, page: Page) -> None:
         self.pipeline.accept(page)
@@ -197,6 +233,14 @@ def fetcher_for(
         keys_only=table.view == "KEYS_ONLY",
         poll_interval=context.config.source.poll_interval,
     )
+    config = context.config
+
+    def exporting(state: PipelineState) -> Iterator[Any]:
+        assert state.export is not None
+        token = export.token(config.pipeline, state.table_id, state.epoch, state.started)
+        wanted = config.backfill.destination(token)
+        return export.prepare(table, state.export, wanted, environment.random)
+
     return Fetcher(
         pipeline,
         pipeline.pages,
@@ -207,6 +251,7 @@ def fetcher_for(
         environment.monotonic,
         environment.random,
         environment.measurements,
+        exporting=exporting,
     )
 
 

@@ -29,11 +29,11 @@ from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.coordination import Workers
 from replicator.pipeline.details import Details, parked_details, shard_details
 from replicator.pipeline.pipeline import Pipeline
-from replicator.source import chosen
+from replicator.source import chosen, export
 from replicator.source.scan import ReadBudget
 from replicator.source.stream import listing
 from replicator.source.table import SourceTable, describe_table, find_table
-from replicator.state import Owner, PipelineState, ResyncRequest, Save, encode
+from replicator.state import ExportState, Owner, PipelineState, ResyncRequest, Save, encode
 from replicator.target import in_doubt
 from replicator.target.contract import AppliesLate, Transactional, caution_of, marks_of
 
@@ -175,7 +175,8 @@ class Driver:
             self._binding.extend(start)
         if start.has_documents:
             self._binding.check_new_epoch()
-        state = self._opening(startup.new_epoch(start, enabled=backfill.enabled, now=self._now()))
+        state = startup.new_epoch(start, enabled=backfill.enabled, now=self._now())
+        state = self._opening(replace(state, export=self._export() if state.stage == stages.SCANNING else None))
         segments = stages.segments(backfill.segments) if state.stage == stages.SCANNING else {}
         self._delivery.fence_repairs()
         self._fetch()
@@ -186,6 +187,17 @@ class Driver:
         if self._state().opening:
             self._tables_opened()
         log.info("snapshot started", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
+
+    def _export(self) -> ExportState | None:
+        """What a new epoch copies the items from: an export that it requests or that exists, or (None) the table."""
+        backfill = self._context.config.backfill
+        if backfill.source == "scan":
+            return None
+        if backfill.export is None:
+            return ExportState()
+        client, arn, table = self._context.client, backfill.export, self._table
+        at = self._retrying(lambda: export.existing(client, arn, table, self._now()), asks="source")
+        return ExportState(arn, at)
 
     def _opening(self, state: PipelineState) -> PipelineState:
         """The state with which an epoch begins. This process writes nothing before it has opened the tables."""

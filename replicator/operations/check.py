@@ -24,6 +24,7 @@ from replicator.items.to_json import unreadable
 from replicator.key import key_text
 from replicator.marks import unmarked
 from replicator.monitoring.server import require_packages, require_usable
+from replicator.operations.check_export import export_findings
 from replicator.operations.check_offline import choices, gathered, hook_of, tried
 from replicator.operations.check_ray import ray_findings
 from replicator.operations.dry_run import outlook
@@ -97,6 +98,8 @@ def _source(
     if table.stream_arn is not None and table.streaming:
         yield from _stream_calls(client, table.stream_arn)
     yield from _table_calls(config, client, table, hook, images)
+    if config.backfill.source == "export":
+        yield from gathered("backfill", export_findings(config, client, table))
 
 
 def _stream(config: Config, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SAMPLED = 100  # items
 _DAY = 86_400.0
 _MONTH = 30 * _DAY
-_READ_UNIT, _WRITE_UNIT, _PAGE = 4096, 1024, 1 << 20  # bytes
+_READ_UNIT, _WRITE_UNIT, _PAGE, _GB = 4096, 1024, 1 << 20, 1 << 30  # bytes
 _STALE = 0.1  # a table's statistics are up to six hours old: how much it may have grown since, as a guess
 _IDLE_POLL = (0.95, 1.1)  # seconds between the requests of an idle shard, with the time a response takes
 _SPEEDS = {"postgres": (5_000, 80_000), "elasticsearch": (2_000, 40_000), "opensearch": (2_000, 40_000)}
@@ -84,7 +84,8 @@ class Facts:
 class Limits:
     """What the config limits. ``poll_interval``: seconds between the requests of an idle shard, if it is configured.
 
-    ``verify``: of the run's own verification passes, if it makes any.
+    ``verify``: of the run's own verification passes, if it makes any. ``exports``: the backfill reads an export,
+    and ``export_exists`` already.
     """
 
     target: str
@@ -93,11 +94,16 @@ class Limits:
     write_units: float | None = None
     poll_interval: float | None = None
     verify: Verify | None = None
+    exports: bool = False
+    export_exists: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """``backfill``: once; ``month``: 30 days of following changes. Money is in US dollars; None: nothing is charged."""
+    """``backfill``: once; ``month``: 30 days of following changes. Money is in US dollars; None: nothing is charged.
+
+    ``export``: what DynamoDB charges for one, by the table's size.
+    """
 
     facts: Facts
     read_units: Range
@@ -114,6 +120,7 @@ class Estimate:
     month_verify_units: Range | None
     month_verify: Range | None
     limited_by: str
+    export: Range | None = None
 
 
 def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
@@ -121,6 +128,11 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
     items = growth.times(facts.items)
     pages = growth.times(facts.bytes / _PAGE).plus(Range(limits.segments, limits.segments))
     units = growth.times(facts.bytes / _READ_UNIT).plus(Range(0, pages.high))
+    exported = None
+    if limits.exports:
+        charged = 0 if limits.export_exists else facts.bytes
+        exported = growth.times(charged / _GB * prices.exports).times(*prices.of("exports", facts.region))
+        pages = units = Range(0, 0)
     documents = items.times(facts.per_item)
     writes = _write_units(documents, facts, limits)
     seconds, limited_by = _duration(items, units, writes, limits)
@@ -147,6 +159,7 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
         if verified is None or not facts.on_demand
         else verified.times(prices.reads / 1e6).times(*read),
         limited_by=limited_by,
+        export=exported,
     )
 
 
@@ -254,6 +267,8 @@ def limits_of(config: Config) -> Limits:
         write_units=getattr(config.target.options, "write_units", None),
         poll_interval=config.source.poll_interval,
         verify=config.verify,
+        exports=config.backfill.source == "export",
+        export_exists=config.backfill.export is not None,
     )
 
 

@@ -107,6 +107,8 @@ def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
     yield Needed("source", "Changes", config.source)
     if at.keys_only or at.verify or at.resync_keys or config.verify is not None:
         yield Needed("source", "LookUpsForKeysOnly", config.source)
+    if config.backfill.source == "export":
+        yield from _exported(config)
     single = [Needed("source", "SingleItems", config.source)] if own_ids else []
     theirs = [replace(n, access=config.source) if n.place == "source" else n for n in others]
     yield from {(n.place, n.sid, *n.names.items()): n for n in (*single, *theirs)}.values()
@@ -115,6 +117,35 @@ def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
         names = {"CHECKPOINTS": options.table}
         yield Needed("checkpoints", "Checkpoints", options, names)
         yield Needed("checkpoints", "CreateCheckpoints", options, names)
+
+
+def _exported(config: Config) -> Iterator[Needed]:
+    """What a backfill from an export needs. DynamoDB writes the files with the permissions of who requested them."""
+    backfill = config.backfill
+    if backfill.export is not None:
+        yield Needed("source", "ExportProgress", config.source)
+        writes = frozenset({"s3:PutObject", "s3:AbortMultipartUpload"})
+        yield Needed("source", "ExportFiles", config.source, without=writes)
+        yield Needed("source", "ExportBucket", config.source)
+        return
+    bucket = backfill.bucket or STAND_IN
+    files = {"BUCKET": f"{bucket}/{backfill.prefix}" if backfill.prefix and bucket != STAND_IN else bucket}
+    yield Needed("source", "Export", config.source)
+    yield Needed("source", "ExportProgress", config.source)
+    yield Needed("source", "ExportFiles", config.source, files)
+    if backfill.bucket_owner is not None:
+        yield Needed("source", "ExportFilesOfAnotherAccount", config.source, files)
+    yield Needed("source", "ExportBucket", config.source, {"BUCKET": bucket})
+    if backfill.kms_key is not None:
+        yield Needed("source", "ExportKey", config.source, _key(backfill.kms_key))
+
+
+def _key(kms_key: str) -> Mapping[str, str]:
+    """What the key's placeholders stand for: by its ARN or id. Policies cannot name an alias."""
+    *_, region, account, resource = ("", "", *kms_key.split(":"))[-3:] if ":" in kms_key else ("", "", kms_key)
+    id = resource.removeprefix("key/")
+    known = {"KEY": STAND_IN if id.startswith("alias/") else id}
+    return known | ({"REGION": region, "ACCOUNT": account} if account else {})
 
 
 def _with_both(config: Config) -> Config:

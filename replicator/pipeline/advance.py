@@ -88,7 +88,7 @@ def scanned(
         state,
         cursor=None if cursor is None else orjson.dumps(cursor).decode(),
         ended=pages[-1].ended,
-        items=state.items + len(changes),
+        items=(state.items if pages[0].before is None else pages[0].before) + len(changes),
     )
     if mapping.own_ids:
         return after, compact_runs({c.key: [c] for c in changes if isinstance(c, Change)}, mapping, at)

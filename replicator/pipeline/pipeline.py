@@ -167,9 +167,13 @@ class Pipeline:
         segments: Mapping[str, SegmentState],
         definition: Definition = UNKNOWN,
     ) -> None:
-        """Start an epoch. The positions of all shards are stored before anything is read."""
+        """Start an epoch. The positions of all shards are stored before anything is read.
+
+        They are those of the listing, or of the time of the export that ``state`` names.
+        """
         self._forget_reading()
-        fresh = stages.first_shards(lineage.merged(listing.shards), listing.at)
+        listed, since = lineage.merged(listing.shards), None if state.export is None else state.export.at
+        fresh = stages.first_shards(listed, listing.at) if since is None else stages.shards_since(listed, since)
         self._pending += [("shard", id, None) for id in self.view.shards if id not in fresh]
         self._pending += [("segment", id, None) for id in self.view.segments if id not in segments]
         self._pending += [("spared", id, None) for id in self.view.spared]  # the next sweep determines them again

@@ -21,6 +21,11 @@ PORTION = 500  # keys in one segment's entry, which is saved with each of its pa
 SCANNING, SWEEPING, PURGING, FOLLOWING = "scanning", "sweeping", "purging", "following"
 
 
+def shards_since(listed: Mapping[str, Shard], since: float) -> dict[str, ShardState]:
+    """The initial state of every listed shard for items of an earlier time: closed ones may have changes since then."""
+    return {s.id: ShardState(parent=s.parent, first=s.first, whole=False, since=since) for s in listed.values()}
+
+
 def first_shards(listed: Mapping[str, Shard], now: float) -> dict[str, ShardState]:
     """The initial state of every listed shard: open shards are read, closed ones are not needed.
 
@@ -87,6 +92,7 @@ def partial(pipeline: PipelineState, now: float) -> PipelineState:
         stage=SCANNING,
         scan_started=now,
         scan_ended=None,
+        export=None,
     )
 
 

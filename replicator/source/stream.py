@@ -84,6 +84,7 @@ class StreamPage(msgspec.Struct):
     StreamViewType: str | None = None
     Shards: list[_Shard] | None = None
     LastEvaluatedShardId: str | None = None
+    CreationRequestDateTime: float | None = None
 
     @property
     def shards(self) -> list[Shard]:

@@ -207,6 +207,42 @@ def resources(document: Any, sid: str) -> list[str]:
     return list(statement["Resource"])
 
 
+def sids(printed: Any) -> dict[str, Any]:
+    """The resource and the actions of each statement about exports."""
+    of = {s["Sid"]: (s["Resource"], s["Action"]) for s in printed["Statement"]}
+    return {sid.removeprefix("Export"): of[sid] for sid in of if sid.startswith("Export")}
+
+
+FILES = ["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"]
+TABLE = "arn:aws:dynamodb:eu-west-1:111111111111:table/orders"
+
+
+def test_a_backfill_from_a_new_export_needs_the_bucket_and_its_key(written: Callable[..., Path]) -> None:
+    key = "arn:aws:kms:eu-west-1:222222222222:key/k1"
+    exports = f"{{from: export, bucket: b12, prefix: p, bucket_owner: '222222222222', kms_key: '{key}'}}"
+    config = written(f"{{table: '{TABLE}'}}", more=f"backfill: {exports}\n")
+    _, printed, _ = policy(config)
+
+    assert sids(printed) == {
+        "": ([TABLE], ["dynamodb:ExportTableToPointInTime"]),
+        "Progress": ([f"{TABLE}/export/*"], ["dynamodb:DescribeExport"]),
+        "Files": (["arn:aws:s3:::b12/p/*"], FILES),
+        "FilesOfAnotherAccount": (["arn:aws:s3:::b12/p/*"], ["s3:PutObjectAcl"]),
+        "Bucket": (["arn:aws:s3:::b12"], ["s3:ListBucket"]),
+        "Key": ([key], ["kms:GenerateDataKey", "kms:Decrypt"]),
+    }
+
+
+def test_a_backfill_from_an_existing_export_only_reads(written: Callable[..., Path]) -> None:
+    exports = f"{{from: export, export: '{TABLE}/export/1-a'}}"
+    config = written(f"{{table: '{TABLE}'}}", more=f"backfill: {exports}\n")
+    _, printed, said = policy(config)
+
+    assert list(sids(printed)) == ["Progress", "Files", "Bucket"]
+    assert sids(printed)["Files"] == (["arn:aws:s3:::BUCKET/*"], ["s3:GetObject"])
+    assert "BUCKET" in said
+
+
 def test_an_arn_names_account_region_and_table(written: Callable[..., Path]) -> None:
     table = "arn:aws:dynamodb:eu-west-1:111111111111:table/orders"
     code, document, err = policy(written(f"{{table: '{table}'}}"))

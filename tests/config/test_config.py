@@ -20,6 +20,7 @@ from replicator.config.engine import Lambda, Local, Ray
 from replicator.config.target import destination
 from replicator.errors import ConfigError
 
+EXPORT = "arn:aws:dynamodb:eu-west-1:123456789012:table/orders/export/01-ab"
 RIGHT = """\
 pipeline: orders
 source:
@@ -194,6 +195,38 @@ _TYPED = """url: postgresql://me@127.0.0.1:5432/shop
         (("source:", "backfill: {read_units: 0.5}\nsource:"), "backfill.read_units: must be at least 1"),
         (("source:", "backfill: {enabled: perhaps}\nsource:"), "backfill.enabled: must be true or false"),
         (("source:", "backfill: 8\nsource:"), "backfill: must be a mapping"),
+        (("source:", "backfill: {from: export}\nsource:"), "backfill: bucket is required with from: export"),
+        (("source:", "backfill: {from: s3}\nsource:"), "backfill.from: must be one of scan, export"),
+        (("source:", "backfill: {bucket: abc}\nsource:"), "backfill.bucket: requires from: export"),
+        (
+            ("source:", "backfill: {from: export, bucket: A}\nsource:"),
+            "backfill.bucket: must be the name of an S3 bucket",
+        ),
+        (("source:", "backfill: {from: export, export: a}\nsource:"), "backfill.export: must be the ARN of an export"),
+        (
+            ("source:", f"backfill: {{from: export, bucket: abc, export: {EXPORT}}}\nsource:"),
+            "backfill.bucket: is for a new export, but export: names an existing one; give one of the two",
+        ),
+        (
+            ("source:", "backfill: {from: export, bucket: abc, bucket_owner: '1'}\nsource:"),
+            "backfill.bucket_owner: must be an account number of 12 digits, in quotes",
+        ),
+        (
+            ("source:", "backfill: {from: export, bucket: abc, read_units: 5}\nsource:"),
+            "backfill.read_units: limits a scan; with from: export no read capacity is used",
+        ),
+        (
+            ("source:", "backfill: {from: export, bucket: abc, enabled: false}\nsource:"),
+            "backfill.enabled: must not be false with from: export",
+        ),
+        (
+            ("source:", "backfill: {from: export, bucket: abc}\nengine: {type: lambda}\nsource:"),
+            "backfill.from: with engine.type lambda, existing items are scanned: leave out from: export",
+        ),
+        (
+            ("source:", "backfill: {from: export, bucket: abc}\nengine: {type: ray}\nsource:"),
+            "backfill.from: export is read by one process only: use the engine local, or from: scan",
+        ),
         (("source:", "on_gap: stopp\nsource:"), "on_gap: must be one of stop, resync; did you mean stop?"),
         (("source:", "ttl_deletes: no\nsource:"), "ttl_deletes: must be one of apply, ignore"),
         (

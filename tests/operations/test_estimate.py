@@ -33,6 +33,15 @@ def test_a_scan_takes_a_unit_for_each_4_kb_and_at_most_one_more_for_each_page() 
     assert e.backfill_reads.low == pytest.approx(e.read_units.low * 0.125 / 1e6)
 
 
+def test_an_export_takes_no_read_units_and_costs_by_the_gigabyte_unless_it_exists() -> None:
+    e = calculated(FACTS, replace(LIMITS, exports=True), PRICES)
+
+    assert (e.read_units, e.backfill_reads) == (Range(0, 0), Range(0, 0))
+    assert e.export is not None
+    assert (e.export.low, e.export.high) == pytest.approx((0.4, 0.44))
+    assert calculated(FACTS, replace(LIMITS, exports=True, export_exists=True), PRICES).export == Range(0, 0)
+
+
 def test_a_read_limit_that_is_slower_than_everything_else_decides_the_duration() -> None:
     e = calculated(FACTS, replace(LIMITS, read_units=100.0), PRICES)
 

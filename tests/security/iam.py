@@ -9,7 +9,7 @@ from typing import Any
 from replicator.aws.errors import AwsError
 from replicator.testing.dynamodb import DynamoDB
 from tests.security.policy import RESOURCES, Permission
-from tests.security.process.aws_calls import actions
+from tests.security.process.aws_calls import actions, kind_of
 
 REGION, ACCOUNT = "us-east-1", "123456789012"
 _KINDS = {
@@ -55,8 +55,8 @@ class Account:
             yield Permission(RESOURCES.get((self._place, kind), kind), action)
 
     def _kind(self, operation: str, request: Mapping[str, Any]) -> str:
-        if operation in ("DescribeStream", "GetShardIterator", "GetRecords"):
-            return "stream"
+        if (kind := kind_of(operation)) is not None:
+            return kind
         (table,) = set(_tables(request))
         return _KINDS[self._place].get(table, table)
 
@@ -67,8 +67,9 @@ class Account:
 def _tables(request: Mapping[str, Any]) -> Iterator[str]:
     if "TableName" in request:
         yield request["TableName"]
-    if "ResourceArn" in request:
-        yield request["ResourceArn"].rpartition("/")[2]
+    for name in ("ResourceArn", "TableArn"):
+        if name in request:
+            yield request[name].rpartition("/")[2]
     yield from request.get("RequestItems", ())
     for action in request.get("TransactItems", ()):
         yield from (given["TableName"] for given in action.values())

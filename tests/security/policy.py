@@ -16,6 +16,8 @@ _DYNAMODB = "arn:aws:dynamodb:REGION:ACCOUNT:table/"
 RESOURCES = {
     ("source", "table"): f"{_DYNAMODB}TABLE",
     ("source", "stream"): f"{_DYNAMODB}TABLE/stream/*",
+    ("source", "export"): f"{_DYNAMODB}TABLE/export/*",
+    ("source", "objects"): "arn:aws:s3:::BUCKET/*",
     ("source", "epochs"): f"{_DYNAMODB}EPOCHS_OF_SOURCE",
     ("target", "table"): f"{_DYNAMODB}TARGET",
     ("target", "epochs"): f"{_DYNAMODB}EPOCHS",

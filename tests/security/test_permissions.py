@@ -24,6 +24,7 @@ from tests.security.iam import Account, arn
 from tests.security.plugin import never_made, unlisted
 from tests.security.policy import RESOURCES, Permission, documented, in_documents
 from tests.security.process import aws_calls
+from tests.servers.s3 import Bucket
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRON = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": SECRET}
@@ -124,7 +125,7 @@ def test_the_documented_permissions_are_enough_and_all_used(made: Accounts) -> N
     assert made.call("cutover", made.config)[0] == 7, "nothing runs"
     copies = made.of["target"].db.items("copies")
     assert {item["id"] for item in copies if "_replicator_deleted" not in item} == {"1", "2"}
-    assert made.used == set(TABLES) - set(listed("StripCopies", *CHAIN))
+    assert made.used == set(TABLES) - set(listed("StripCopies", *CHAIN, *EXPORT))
 
 
 def test_the_documents_repeat_the_table_of_permissions() -> None:
@@ -135,6 +136,7 @@ CHECKED = ("Items", "Changes", "LookUpsForKeysOnly", "Copies", "Epochs", "Checkp
 PATTERN = ("PatternForAnotherTable",)
 SETTINGS = ("SettingsOfSource", "SettingsOfCopies")  # tests/cli/test_cutover.py denies them
 CHAIN = ("EpochsOfSource",)  # tests/connectors/dynamodb/test_loops.py denies it
+EXPORT = ("Export", "ExportProgress")
 RUN = ("CreateEpochs", "CreateCopies", "ExpiryOfCopies")
 
 
@@ -208,6 +210,17 @@ def test_check_names_what_a_retry_of_documents_with_own_ids_lacks(bare: Accounts
         assert (f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == denied, said
 
 
+@pytest.mark.parametrize("permission", listed(*EXPORT), ids=str)
+def test_check_names_what_an_export_lacks(bare: Accounts, permission: Permission, s3: Bucket) -> None:
+    config = Path(bare.config)
+    config.write_text(f"backfill: {{from: export, bucket: {s3.name}}}\n{config.read_text()}")
+    bare.of["source"].db.exports.enable("orders")
+    for denied in (True, False):
+        bare.of["source"].denied = {permission} if denied else set()
+        _, said = bare.call("check", bare.config)
+        assert (f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == denied, said
+
+
 @pytest.mark.parametrize("permission", listed("SingleItems"), ids=str)
 def test_preview_of_a_key_names_a_missing_permission(made: Accounts, permission: Permission) -> None:
     made.without(permission)
@@ -237,7 +250,7 @@ def test_strip_names_a_missing_permission(bare: Accounts, permission: Permission
 
 def test_each_permission_has_its_test() -> None:
     single = ("CreateCheckpoints", "SingleItems", "VerifyCopies", "StripCopies")
-    assert set(listed(*CHECKED, *PATTERN, *RUN, *single, *SETTINGS, *CHAIN)) == set(TABLES)
+    assert set(listed(*CHECKED, *PATTERN, *RUN, *single, *SETTINGS, *CHAIN, *EXPORT)) == set(TABLES)
 
 
 # What the source says, whatever any test runs

@@ -74,7 +74,7 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> RunContext:
         "simulated",
         Source(table=name),
         Destination("memory", None, None, destinations),  # type: ignore[arg-type]
-        backfill=Backfill(segments=universe.scenario.segments),
+        backfill=backfill_in(universe),
         on_gap="resync",
         ttl_deletes="ignore" if universe.scenario.keeps_expired else "apply",
     )
@@ -87,6 +87,13 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> RunContext:
     table = describe_table(Described(client, client._source), name)
     tables = tuple(Table(name, keys_of(universe), dict(options)) for name, options in destinations.items())
     return RunContext(config, client, target, store, hook, table, tables)
+
+
+def backfill_in(universe: Universe) -> Backfill:
+    segments = universe.scenario.segments
+    if not universe.scenario.exports:
+        return Backfill(segments=segments)
+    return Backfill.model_validate({"from": "export", "bucket": "exports", "segments": segments})
 
 
 def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = False) -> RunContext:

@@ -175,6 +175,7 @@ class Scenario:
     ``marks``: the tables mark documents instead of removing them (``deletes: mark``).
     ``months``: shards roll over every four hours, and runs stay away for hours; ``cron``: each run ends once it has
     caught up, and the next one begins minutes later. ``lingering``: how long empty shards stay listed, at most.
+    ``exports``: items are copied from exports to S3 instead of scans.
     ``piece``: how many documents are swept, or purged, at once. ``hasty``: chance that a batch goes out, or that its
     answer is there, before more is read. ``pace``: seconds a step takes at most. ``slow``: chance that an answer takes
     long. ``rates``: chance of each act, a step.
@@ -199,6 +200,7 @@ class Scenario:
     steps: int = 120
     shards: int = 1
     segments: int = 1
+    exports: bool = False
     records_a_page: int = 3
     items_a_page: int = 2
     batch_rows: int = 2000
@@ -246,6 +248,7 @@ def draw(seed: int) -> Scenario:
         steps=int(15 * 12 ** chance.random()),
         shards=chance.randrange(1, 4),
         segments=chance.randrange(1, 4),
+        exports=random.Random(f"files {seed}").random() < 0.12,
         records_a_page=chance.choice([1, 3, 7]),
         items_a_page=chance.choice([1, 2, 5]),
         batch_rows=random.Random(f"batch {seed}").choice([1, 4, 10, 2000]),

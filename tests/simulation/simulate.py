@@ -15,7 +15,7 @@ from types import ModuleType
 
 from replicator.errors import ReplicatorError
 from replicator.pipeline import batching, discovery
-from replicator.source import chosen, keys_only, shard_reader
+from replicator.source import chosen, export, keys_only, shard_reader
 from tests.simulation import plan, repairing, runs, scenario, truth
 from tests.simulation.plan import Plan
 from tests.simulation.scenario import Scenario
@@ -64,6 +64,10 @@ def sizes(found: Scenario) -> Iterator[None]:
         _set(batching, "BATCH_ROWS", found.batch_rows),
         _set(keys_only, "PAGE_BYTES", found.looked_up_bytes),
         _set(chosen, "AT_ONCE", found.items_a_page),
+        _set(export, "POLL", 1.0),
+        _set(export, "SETTLED", 1.0),
+        _set(export, "CHUNK", 64),
+        _set(export, "PAGE", 80),
         _set(shard_reader, "PROOF_PAGES", PROOF_PAGES),
         _set(discovery, "SETTLED", SETTLED),
     ):

@@ -107,6 +107,9 @@ class Universe:
         scenario = self.scenario
         self.source.create_table(self.TABLE, keys={"pk": "S"}, view=scenario.view, shards=scenario.shards)
         self.source.lag_reads(self.TABLE)
+        if scenario.exports:
+            self.source.exports.enable(self.TABLE)
+            self.source.exports.files, self.source.exports.polls = 1 + scenario.items_a_page, scenario.segments
         self.source.page_sizes(
             shards=20 if scenario.months else 3, records=scenario.records_a_page, items=scenario.items_a_page
         )

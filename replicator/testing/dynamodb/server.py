@@ -12,6 +12,7 @@ from replicator.items import attributes
 from replicator.items.item import Item
 from replicator.testing.dynamodb.calls import CALLS, check
 from replicator.testing.dynamodb.catalog import Catalog
+from replicator.testing.dynamodb.exports import Exports
 from replicator.testing.dynamodb.faults import AWS, Dialect, Distortion, Faults, Misreport
 from replicator.testing.dynamodb.items import Items
 from replicator.testing.dynamodb.reads import StreamReads
@@ -29,6 +30,7 @@ class DynamoDB:
     retention and the 15 minutes of iterators; ``random`` generates ids and numbers. Thread-safe.
 
     Methods take tables by name. ``shards``: shards of a new stream; ``numbering``: the format of sequence numbers;
+    ``exports``: to S3.
     ``dialect``: what this endpoint supports; ``calls``: call counts by operation. A closed shard stays listed for up
     to ``lingering`` seconds after its last record can be trimmed.
     """
@@ -51,6 +53,7 @@ class DynamoDB:
         self._items = Items(self._catalog, self._faults)
         self._writes = Writes(self._catalog)
         self._reads = StreamReads(self._catalog, self._faults, dialect)
+        self.exports = Exports(self._catalog)
         self._operations = {name: self._operation(name) for name in CALLS}
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
@@ -230,7 +233,7 @@ class DynamoDB:
 
     def _operation(self, name: str) -> Callable[[Mapping[str, Any]], bytes]:
         method = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
-        for owner in (self._reads, self._items, self._writes, self._catalog):
+        for owner in (self._reads, self._items, self._writes, self._catalog, self.exports):
             if hasattr(owner, method):
                 found: Callable[[Mapping[str, Any]], bytes] = getattr(owner, method)
                 return found

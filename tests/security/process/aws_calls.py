@@ -25,6 +25,11 @@ Note = tuple[str, str, str]
 
 _STREAM = frozenset({"DescribeStream", "GetShardIterator", "GetRecords"})
 _TRANSACTED = {"Put": "PutItem", "Delete": "DeleteItem", "Update": "UpdateItem", "ConditionCheck": "ConditionCheckItem"}
+_OBJECTS = {
+    "GetObject": "GetObject",
+    "CreateMultipartUpload": "PutObject",
+    "AbortMultipartUpload": "AbortMultipartUpload",
+}
 _noted: set[Note] = set()
 
 
@@ -49,9 +54,19 @@ def actions(operation: str, request: Mapping[str, Any]) -> Iterator[str]:
     if operation == "TransactWriteItems":
         yield from (f"dynamodb:{_TRANSACTED[kind]}" for action in request["TransactItems"] for kind in action)
         return
+    if operation in _OBJECTS:
+        yield f"s3:{_OBJECTS[operation]}"
+        return
     yield f"dynamodb:{operation}"
     if operation == "CreateTable" and request.get("Tags"):
         yield "dynamodb:TagResource"
+
+
+def kind_of(operation: str) -> str | None:
+    """What an operation is about, if it is not a table."""
+    if operation == "DescribeExport":
+        return "export"
+    return "stream" if operation in _STREAM else "objects" if operation in _OBJECTS else None
 
 
 def _is_ours(depth: int) -> bool:
@@ -93,7 +108,7 @@ def _asked(client: Any, operation: str, request: Mapping[str, Any]) -> None:
     if place is None or not _is_ours(2):
         return
     of_epochs = epochs and request.get("TableName") == epochs
-    kind = "stream" if operation in _STREAM else "epochs" if of_epochs else "table"
+    kind = kind_of(operation) or ("epochs" if of_epochs else "table")
     for action in actions(operation, request):
         note(place, kind, action)
 

@@ -11,13 +11,15 @@ from replicator.change import Page, Record
 from replicator.pipeline import lineage, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.pipeline import Pipeline
-from replicator.source import shard_reader, stream
+from replicator.source import export, shard_reader, stream
 from replicator.source.decoding import Records, RecordsDecoder
 from replicator.source.stream import Stream
 from replicator.state import ShardState
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import (
     clock_steps,
+    dying_exports,
+    exporting,
     growing_sequence_numbers,
     has_at_timestamp,
     hours_skipped,
@@ -36,6 +38,21 @@ def late_positions(patch: Patch) -> None:
         return {"ShardIteratorType": "LATEST"} if at.untouched and not at.state.whole else right(at)
 
     patch.setattr(shard_reader, "_place", latest)
+
+
+@mutant("an epoch reads the export of an earlier one, which is older than its positions", 1, shape=exporting)
+def older_export(patch: Patch) -> None:
+    patch.setattr(export, "token", lambda pipeline, table_id, *_: f"{pipeline} {table_id}")
+
+
+@mutant("a file of an export counts as read from its first page on", 6, shape=dying_exports)
+def unfinished_file(patch: Patch) -> None:
+    right = export._pages
+
+    def ahead(bucket: str, file: Any, keys: Any, segment: int, at: Any, following: Any) -> Iterator[Any]:
+        return right(bucket, file, keys, segment, at if following is None else following, following)
+
+    patch.setattr(export, "_pages", ahead)
 
 
 @mutant("the resume probe is skipped", 2, trims, 10_000)

@@ -43,6 +43,18 @@ def as_drawn(drawn: Scenario) -> Scenario:
     return drawn
 
 
+def exporting(drawn: Scenario) -> Scenario:
+    """Items come from exports, beside writes; people resync, and runs die."""
+    rates = {**RATES, "write": 1.0, "resync": 0.03, "roll": 0.05}
+    return replace(drawn, exports=True, trims=False, months=False, rates=rates)
+
+
+def dying_exports(drawn: Scenario) -> Scenario:
+    """Runs die while they read files of many items each."""
+    rates = {"write": 0.2, "die": 0.2, "resync": 0.02}
+    return replace(drawn, exports=True, months=False, keys=25, steps=150, items_a_page=1, segments=1, rates=rates)
+
+
 def slow_scan(drawn: Scenario) -> Scenario:
     """Many items, a page each, beside many deletes; answers are long on their way."""
     rates = {"write": 1.0, "die": 0.003}

@@ -1,0 +1,471 @@
+"""Reads the items of a full DynamoDB export from S3, instead of a scan: it uses no read capacity.
+
+An export shows the table as it was at its time (ExportTime). It may replace a scan only if that time is not earlier
+than the epoch's shard positions: what happened in between would be in neither of them.
+
+``prepare`` starts the export, or takes an existing one, and waits for it. ``read`` yields the items of one segment:
+file n of the export belongs to segment n modulo their number. A segment's cursor moves once a whole file was read and
+is what the manifest says; a file that was interrupted is read again from its start, at the same versions.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import posixpath
+import random
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import orjson
+
+from replicator.aws.client import Call, Client, completed
+from replicator.aws.errors import AwsError, decoded, failure
+from replicator.backoff import backoff
+from replicator.change import ScanPage
+from replicator.errors import ConfigError, GapFound, NotPermitted, ReplicatorError, TransientError
+from replicator.items.attributes import DECODE_ERRORS
+from replicator.key import Key, KeySchema
+from replicator.retention import SAFE_AGE
+from replicator.source.decoding import KeyReader
+from replicator.source.stream import describe_stream
+from replicator.source.table import SourceTable
+from replicator.state import ExportState, SegmentState
+
+SETTLED = 5.0  # seconds from the moment the positions are stored until an export is requested
+POLL = 15.0  # seconds between DescribeExport calls
+CHUNK = 1 << 21  # bytes of a file in one GetObject request
+PAGE = 1 << 20  # bytes of uncompressed lines in a page, as in one of Scan
+READS = 2  # how often a file that is not what the manifest says is read before that is an error
+LONGEST_BACKOFF, QUICKEST_BACKOFF = 20.0, 0.25
+START_OVER = "To start over with a new export: replicator resync CONFIG"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a new export is to be written. ``token``: makes the request idempotent, see ``token``."""
+
+    bucket: str
+    prefix: str | None
+    bucket_owner: str | None
+    kms_key: str | None
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of the export: its key in the bucket, and what its manifest says."""
+
+    key: str
+    items: int
+    md5: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exporting:
+    """The export is not complete. ``arn``: "" until it is known. ``waiting_for``: its end, or why a call failed."""
+
+    arn: str
+    rest: float
+    waiting_for: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A complete export, and its files."""
+
+    arn: str
+    at: float
+    bucket: str
+    files: Sequence[File]
+
+    @property
+    def items(self) -> int:
+        return sum(file.items for file in self.files)
+
+
+class _Description(msgspec.Struct):
+    ExportArn: str
+    ExportStatus: str
+    TableId: str | None = None
+    TableArn: str | None = None
+    StartTime: float | None = None
+    ExportTime: float | None = None
+    ExportFormat: str | None = None
+    ExportType: str | None = None
+    ExportManifest: str | None = None
+    S3Bucket: str | None = None
+    FailureCode: str | None = None
+    FailureMessage: str | None = None
+
+
+class _DescribeExport(msgspec.Struct):
+    ExportDescription: _Description
+
+
+class _Summary(msgspec.Struct, rename="camel"):
+    """manifest-summary.json."""
+
+    item_count: int
+    output_format: str | None = None
+
+
+class _ManifestFile(msgspec.Struct, rename="camel"):
+    """A line of manifest-files.json."""
+
+    item_count: int
+    md5_checksum: str
+    data_file_key: str = msgspec.field(name="dataFileS3Key")
+
+
+class _Line(msgspec.Struct):
+    """A line of a data file."""
+
+    Item: msgspec.Raw
+
+
+_LINES = msgspec.json.Decoder(list[_Line])
+_FILES = msgspec.json.Decoder(list[_ManifestFile])
+_SUMMARY = msgspec.json.Decoder(_Summary)
+
+
+def token(pipeline: str, table_id: str, epoch: int, started: float) -> str:
+    """The ClientToken of an epoch's export: a repeated request returns the same one, and never an earlier epoch's."""
+    text = orjson.dumps([pipeline, table_id, epoch, started])
+    return f"replicator-{hashlib.sha256(text).hexdigest()[:24]}"
+
+
+def existing(client: Client, arn: str, table: SourceTable, now: float) -> float:
+    """The time of an existing export whose changes since then the stream still has. ConfigError if it cannot be used.
+
+    The positions of an epoch that reads it are those of its time: every shard is read from there on.
+    """
+    export = completed(client, _described(arn))
+    stream_created = completed(client, describe_stream(table.stream_arn or "")).CreationRequestDateTime
+    if export.TableId is not None and export.TableId != table.id:
+        raise ConfigError(
+            f"backfill.export: the export is of the table {export.TableArn or export.TableId}, not of {table.arn}, or "
+            "of an earlier table of that name"
+        )
+    _check(export)
+    at = export.ExportTime
+    if at is None:
+        raise TransientError(f"DescribeExport does not say the time of {arn} yet")
+    if now - at >= SAFE_AGE:
+        raise ConfigError(
+            f"backfill.export: the export is of {moment(at)}, {(now - at) / 3600:.0f} hours ago. The stream keeps "
+            "changes for 24 hours, so those since then may be gone. Leave out backfill.export to have a new one made, "
+            "or name a newer one"
+        )
+    if stream_created is None or at < stream_created:
+        raise ConfigError(
+            f"backfill.export: the export is of {moment(at)}, and the table's stream was enabled later: changes in "
+            "between are in neither. Leave out backfill.export to have a new one made, or name a newer one"
+        )
+    return at
+
+
+def prepare(
+    table: SourceTable, state: ExportState, wanted: Destination | None, chance: random.Random
+) -> Generator[Call | Exporting | Exported, Any, None]:
+    """Yields calls, ``Exporting`` while the export is not complete, and in the end one ``Exported``.
+
+    ConfigError if the export failed, or must not be read; GapFound if the table is another one by now. The epoch's
+    positions must be stored.
+    """
+    arn, failures = state.arn, 0
+    if not arn:
+        yield Exporting("", SETTLED, "the export to begin")
+    while True:
+        try:
+            if not arn:
+                arn = yield from _start(table, wanted)
+                yield Exporting(arn, POLL, _waiting(arn))
+            description = yield from _described(arn)
+            if description.TableId is not None and description.TableId != table.id:
+                raise GapFound(f"table {table.name} was deleted and created again before it was exported")
+            _check(description)
+            if description.ExportStatus == "COMPLETED":
+                check_time(description.ExportTime, description.StartTime, state)
+                exported = yield from _manifests(description)
+                yield exported
+                return
+            failures = 0
+            yield Exporting(arn, POLL, _waiting(arn))
+        except TransientError as e:
+            failures += 1
+            rest = backoff(failures, chance, base=QUICKEST_BACKOFF, limit=LONGEST_BACKOFF)
+            yield Exporting(arn, rest, str(e))
+
+
+def _waiting(arn: str) -> str:
+    return f"the export {arn.rpartition('/')[2]} to S3 to complete"
+
+
+def _start(table: SourceTable, wanted: Destination | None) -> Generator[Call, bytes, str]:
+    if wanted is None:
+        raise ConfigError(
+            "backfill: this backfill reads an export that is not started yet, and backfill.from is no longer export. "
+            "Restore it, or start over with a scan: replicator resync CONFIG"
+        )
+    request: dict[str, Any] = {
+        "TableArn": table.arn,
+        "S3Bucket": wanted.bucket,
+        "ClientToken": wanted.token,
+        "ExportFormat": "DYNAMODB_JSON",
+        "S3SseAlgorithm": "AES256" if wanted.kms_key is None else "KMS",
+    }
+    given = {
+        "S3Prefix": wanted.prefix,
+        "S3BucketOwner": wanted.bucket_owner,
+        "S3SseKmsKeyId": wanted.kms_key,
+    }
+    request |= {name: value for name, value in given.items() if value is not None}
+    try:
+        body = yield Call("ExportTableToPointInTime", request)
+    except AwsError as e:
+        raise _failed(e, "ExportTableToPointInTime", table.arn or table.name) from e
+    return decoded(body, _DescribeExport, "ExportTableToPointInTime").ExportDescription.ExportArn
+
+
+def _described(arn: str) -> Generator[Call, bytes, _Description]:
+    try:
+        body = yield Call("DescribeExport", {"ExportArn": arn})
+    except AwsError as e:
+        raise _failed(e, "DescribeExport", arn) from e
+    return decoded(body, _DescribeExport, "DescribeExport").ExportDescription
+
+
+_REFUSED = {
+    "PointInTimeRecoveryUnavailableException": "point-in-time recovery is off, which an export needs; enable it: "
+    "aws dynamodb update-continuous-backups --point-in-time-recovery-specification PointInTimeRecoveryEnabled=true "
+    "--table-name TABLE",
+    "ExportNotFoundException": "there is no such export; DynamoDB forgets them 90 days after they are made",
+    "TableNotFoundException": "the table no longer exists",
+    "InvalidExportTimeException": "point-in-time recovery was enabled a moment ago: run again in some minutes",
+    "ExportConflictException": "DynamoDB knows the request of this export with other options: they were changed during "
+    "the backfill. Undo the change, or start over: replicator resync CONFIG",
+}
+
+
+def _failed(error: AwsError, operation: str, resource: str) -> ReplicatorError:
+    if error.code in _REFUSED:
+        return ConfigError(f"backfill: {operation} on {resource}: {_REFUSED[error.code]}")
+    return failure(error, operation, resource)
+
+
+def _check(export: _Description) -> None:
+    """ConfigError unless it is a full export, in DynamoDB JSON, that did not fail."""
+    what = f"backfill: the export {export.ExportArn}"
+    if export.ExportType not in (None, "FULL_EXPORT"):
+        raise ConfigError(f"{what} is incremental: a backfill needs a full export")
+    if export.ExportFormat not in (None, "DYNAMODB_JSON"):
+        raise ConfigError(f"{what} is in the format {export.ExportFormat}; only DYNAMODB_JSON can be read")
+    if export.ExportStatus == "FAILED":
+        reason = f"{export.FailureCode}: {export.FailureMessage}"
+        raise ConfigError(f"{what} failed ({reason}). {START_OVER}")
+
+
+def check_time(at: float | None, started: float | None, state: ExportState) -> None:
+    """ConfigError if the export may be older than the epoch's positions.
+
+    Those of an existing export are of its own time. Others precede their request by ``SETTLED``, and both times here
+    are DynamoDB's, so that no clocks are compared.
+    """
+    if at is None or started is None:
+        raise TransientError("DescribeExport does not say the time of a complete export")
+    earliest = started - SETTLED if state.at is None else state.at
+    if at < earliest:
+        raise ConfigError(
+            f"backfill: the export is of {moment(at)}, which is before the positions in the stream that its items "
+            f"would be added to ({moment(earliest)}): changes in between would be lost. Nothing of it was copied. "
+            f"{START_OVER}"
+        )
+
+
+def moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _manifests(export: _Description) -> Generator[Call, bytes, Exported]:
+    """The export's files. Only the names of the manifests and data files count: a prefix is documented ambiguously."""
+    bucket, summary_key = export.S3Bucket or "", export.ExportManifest or ""
+    folder = posixpath.dirname(summary_key)
+    files_key = posixpath.join(folder, "manifest-files.json")
+    try:
+        summary = _SUMMARY.decode((yield from _object(bucket, summary_key)))
+        lines = (yield from _object(bucket, files_key)).splitlines()
+        listed = _FILES.decode(b"[" + b",".join(line for line in lines if line.strip()) + b"]")
+    except DECODE_ERRORS as e:
+        raise ConfigError(f"backfill: a manifest in s3://{bucket}/{folder} is damaged: {e}. {START_OVER}") from e
+    if summary.output_format not in (None, "DYNAMODB_JSON"):
+        raise ConfigError(
+            f"backfill: the export in s3://{bucket}/{folder} is in the format {summary.output_format}; only "
+            "DYNAMODB_JSON can be read"
+        )
+    data = posixpath.join(folder, "data")
+    keys = [posixpath.join(data, posixpath.basename(file.data_file_key)) for file in listed]
+    files = [File(key, file.item_count, file.md5_checksum) for key, file in zip(keys, listed, strict=True)]
+    exported = Exported(export.ExportArn, export.ExportTime or 0.0, bucket, files)
+    if exported.items != summary.item_count:
+        raise ConfigError(
+            f"backfill: s3://{bucket}/{files_key} lists files with {exported.items:,} items, but manifest-summary.json "
+            f"says {summary.item_count:,}: it is not complete. {START_OVER}"
+        )
+    return exported
+
+
+def _object(bucket: str, key: str) -> Generator[Call, bytes, bytes]:
+    parts: list[bytes] = []
+    while not parts or len(parts[-1]) == CHUNK:
+        parts.append((yield from _part(bucket, key, len(parts) * CHUNK)))
+    return b"".join(parts)
+
+
+def _part(bucket: str, key: str, offset: int) -> Generator[Call, bytes, bytes]:
+    """Up to ``CHUNK`` bytes of an object; none behind its end."""
+    place, part = f"s3://{bucket}/{key}", f"bytes={offset}-{offset + CHUNK - 1}"
+    try:
+        return (yield Call("GetObject", {"Bucket": bucket, "Key": key, "Range": part}))
+    except AwsError as e:
+        if e.code == "InvalidRange":
+            return b""
+        if e.code in ("NoSuchKey", "NoSuchBucket"):
+            raise ConfigError(
+                f"backfill: {place} does not exist ({e.code}), but belongs to the export. Restore it and run again: "
+                f"the backfill continues with it. {START_OVER}"
+            ) from e
+        raise denied(failure(e, "s3:GetObject", place)) from e
+
+
+def denied(error: ReplicatorError) -> ReplicatorError:
+    """``error``, with what a refusal of s3:GetObject may mean besides."""
+    if type(error) is not NotPermitted or error.action != "s3:GetObject":
+        return error
+    also = "S3 says the same of an object that does not exist, unless s3:ListBucket on the bucket is allowed"
+    return NotPermitted(error.problem, error.action, error.resource, f"{error.advice}. {also}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A segment's cursor: the file it is at, and the items in its files before that one."""
+
+    file: int
+    items: int = 0
+
+    @classmethod
+    def of(cls, segment: int, state: SegmentState) -> _Place:
+        return cls(segment) if state.cursor is None else cls(**orjson.loads(state.cursor))
+
+    @property
+    def cursor(self) -> dict[str, int]:
+        return {"file": self.file, "items": self.items}
+
+
+class _Corrupt(Exception):
+    """A file is not what the manifest says."""
+
+
+def read(
+    export: Exported, keys: KeySchema, segment: int, state: SegmentState, chance: random.Random
+) -> Generator[Call | ScanPage, Any, None]:
+    """Yields calls and pages of a segment's files, from its cursor on. A failed step's page has ``waiting_for``.
+
+    ConfigError, which names it, for a file that is missing or damaged: the cursor does not pass it.
+    """
+    at, failures, corrupt = _Place.of(segment, state), 0, 0
+    if at.file >= len(export.files):
+        yield ScanPage(segment, before=at.items)
+    while at.file < len(export.files):
+        file = export.files[at.file]
+        following = _Place(at.file + state.total, at.items + file.items)
+        last = following.file >= len(export.files)
+        try:
+            yield from _pages(export.bucket, file, keys, segment, at, None if last else following)
+        except TransientError as e:
+            failures += 1
+            rest = backoff(failures, chance, base=QUICKEST_BACKOFF, limit=LONGEST_BACKOFF)
+            yield ScanPage(segment, cursor=at.cursor, rest=rest, waiting_for=str(e))
+            continue
+        except _Corrupt as e:
+            corrupt += 1
+            if corrupt < READS:
+                continue
+            raise ConfigError(
+                f"backfill: s3://{export.bucket}/{file.key} is damaged: {e}. Items of it may have been copied, but the "
+                f"backfill does not pass it. Restore the file and run again, or start over: replicator resync CONFIG"
+            ) from e
+        failures, corrupt, at = 0, 0, following
+
+
+def _pages(
+    bucket: str, file: File, keys: KeySchema, segment: int, at: _Place, following: _Place | None
+) -> Generator[Call | ScanPage, Any, None]:
+    """The pages of a file. The last one, which moves the cursor, comes once the whole file is known to be right."""
+    reader = _FileReader(KeyReader(keys))
+    held: tuple[list[tuple[Key, msgspec.Raw]], int] = [], 0
+    before, offset, size = at.items, 0, CHUNK
+    while size == CHUNK:
+        part = yield from _part(bucket, file.key, offset)
+        size = len(part)
+        offset += size
+        for page in reader.feed(part):
+            yield ScanPage(segment, held[0], at.cursor, size=held[1], before=before)
+            before += len(held[0])
+            held = page
+    reader.check(file)
+    yield ScanPage(segment, held[0], None if following is None else following.cursor, size=held[1], before=before)
+
+
+@dataclass(slots=True)
+class _FileReader:
+    """Decompresses a file and decodes its lines, in pieces of limited size."""
+
+    keys: KeyReader
+    items: int = 0
+    _rest: bytes = b""
+    _inflater: Any = field(default_factory=lambda: zlib.decompressobj(wbits=31))
+    _digest: Any = field(default_factory=lambda: hashlib.md5(usedforsecurity=False))
+
+    def feed(self, part: bytes) -> Iterator[tuple[list[tuple[Key, msgspec.Raw]], int]]:
+        """Items with their keys, and the bytes they take, for the next ``part`` of the compressed file."""
+        self._digest.update(part)
+        while part:
+            if self._inflater.eof:
+                self._inflater = zlib.decompressobj(wbits=31)  # gzip files may be concatenated
+            try:
+                data = self._inflater.decompress(part, PAGE)
+            except zlib.error as e:
+                raise _Corrupt(str(e)) from e
+            part = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
+            lines, newline, rest = data.rpartition(b"\n")
+            lines, self._rest = (self._rest + lines, rest) if newline else (b"", self._rest + data)
+            if lines:
+                yield self._decoded(lines)
+
+    def check(self, file: File) -> None:
+        """_Corrupt unless the file was whole, and is the one in the manifest."""
+        if self._rest.strip() or not self._inflater.eof:
+            raise _Corrupt("it is not complete")
+        if (found := base64.b64encode(self._digest.digest()).decode()) != file.md5:
+            raise _Corrupt(f"its MD5 checksum is {found}, and the manifest's {file.md5}")
+        if self.items != file.items:
+            raise _Corrupt(f"it has {self.items:,} items, and the manifest says {file.items:,}")
+
+    def _decoded(self, lines: bytes) -> tuple[list[tuple[Key, msgspec.Raw]], int]:
+        try:
+            images = [line.Item for line in _LINES.decode(b"[" + lines.replace(b"\n", b",") + b"]")]
+            items = self.keys.keyed(images, "export")
+        except (*DECODE_ERRORS, TransientError) as e:
+            raise _Corrupt(f"a line is not an item in DynamoDB JSON: {e}") from e
+        self.items += len(items)
+        return items, len(lines)
+
+
+def begun(state: ExportState, arn: str) -> ExportState:
+    """The state once DynamoDB has named the export."""
+    return replace(state, arn=arn)

@@ -1,0 +1,248 @@
+"""A backfill from an export loses nothing and brings nothing back; what is wrong with it is an error by name."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+
+import orjson
+import pytest
+
+from tests.faults.world import HOUR, TABLE, World
+
+BUCKET = "exports"
+Damage = Callable[[bytes], bytes | None]
+
+
+def exporting(world: World, **options: object) -> None:
+    """A table of seven items, an hour old, which is to be copied from an export."""
+    world.fill(7)
+    world.clock.move(world.clock() + HOUR)
+    world.db.exports.enable(TABLE)
+    world.configure(backfill={"from": "export", "bucket": BUCKET, **options})
+
+
+def exported(world: World) -> str:
+    """A complete export of the table as it is now."""
+    request = {"TableArn": f"table/{TABLE}", "S3Bucket": BUCKET}
+    arn: str = orjson.loads(world.db.call("ExportTableToPointInTime", request))["ExportDescription"]["ExportArn"]
+    for _ in range(world.db.exports.polls + 1):
+        world.db.call("DescribeExport", {"ExportArn": arn})
+    return arn
+
+
+def damaging(world: World, end: str, how: Damage) -> dict[tuple[str, str], bytes]:
+    """From now on, an object whose key ends like that is damaged as it is written. Returns what it was."""
+    whole: dict[tuple[str, str], bytes] = {}
+
+    def put(bucket: str, key: str, body: bytes) -> None:
+        stored: bytes | None = body
+        if key.endswith(end):
+            whole[bucket, key], stored = body, how(body)
+        if stored is not None:
+            world.db.exports.objects[bucket, key] = stored
+
+    world.db.exports.put = put
+    return whole
+
+
+def test_items_come_from_the_export_and_changes_since_from_the_stream(faults: World) -> None:
+    exporting(faults, segments=2)
+    faults.db.exports.polls = 3
+    for seconds in (2, 20):  # before the export's time, and after it
+        faults.clock.plan(seconds, lambda: faults.put("k1", n=int(faults.clock.now)))
+        faults.clock.plan(seconds, lambda at=seconds: faults.db.delete(TABLE, {"id": f"k{at}"}))  # type: ignore[misc]
+        faults.clock.plan(seconds, lambda at=seconds: faults.put(f"new{at}"))  # type: ignore[misc]
+    faults.put("k20")
+    ended = faults.copied()
+
+    assert not faults.client.times("Scan")
+    (requested,) = faults.client.times("ExportTableToPointInTime")
+    assert faults.client.times("DescribeStream")[0] + 5 <= requested, "the positions come first"
+    assert "to S3 to complete" in "\n".join(str(e.get("waiting_for", "")) for e in ended.events)
+
+
+def test_a_run_that_was_stopped_continues_with_the_same_export(faults: World) -> None:
+    exporting(faults)
+    faults.db.exports.polls = 4
+    assert faults.run(seconds=30).code == 0
+    assert not faults.documents
+    faults.copied()
+
+    assert len(faults.client.times("ExportTableToPointInTime")) == 1
+
+
+def test_an_export_whose_arn_a_killed_run_did_not_store_is_found_by_its_token(faults: World) -> None:
+    exporting(faults)
+    faults.db.exports.polls = 4
+    assert faults.run(seconds=30).code == 0
+    revision, text = faults.database.entries["pipeline", ""]
+    state = orjson.loads(text)
+    state["export"]["arn"] = ""
+    faults.database.entries["pipeline", ""] = (revision, orjson.dumps(state).decode())
+    faults.copied()
+
+    assert len(faults.client.times("ExportTableToPointInTime")) == 2
+    assert len(faults.db.exports.known) == 1
+
+
+def test_a_resync_reads_a_new_export_and_removes_what_is_gone(faults: World) -> None:
+    exporting(faults)
+    faults.copied()
+    faults.db.delete(TABLE, {"id": "k3"})
+    ended = faults.run(name="resync")
+
+    assert ended.code == 0, ended
+    assert len(faults.db.exports.known) == 2
+    faults.assert_equal()
+
+
+def test_empty_files_and_more_segments_than_files_are_read(faults: World) -> None:
+    exporting(faults, segments=5)
+    for n in range(1, 7):
+        faults.db.delete(TABLE, {"id": f"k{n}"})
+    faults.copied()
+
+    assert list(faults.documents) == ["k0"]
+
+
+DAMAGE: dict[str, Damage] = {
+    "is damaged: its MD5 checksum is": lambda body: gzip.compress(gzip.decompress(body).replace(b'"k', b'"K')),
+    "does not exist (NoSuchKey), but belongs to the export": lambda _: None,
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGE)
+def test_a_damaged_file_is_named_is_not_passed_and_may_be_restored(faults: World, reason: str) -> None:
+    exporting(faults, segments=1)
+    whole = damaging(faults, "0001.json.gz", DAMAGE[reason])
+    for _ in range(2):
+        ended = faults.run()
+        ((bucket, key),) = whole
+        assert (ended.code, f"s3://{bucket}/{key} {reason}" in ended.err) == (2, True), ended
+        assert faults.states("segment")["0"].cursor in (None, '{"file":1,"items":3}')
+    faults.db.exports.objects |= whole
+    faults.copied()
+
+    assert faults.states("segment")["0"].items == 7, "what was read again counts once"
+
+
+def test_an_export_that_is_older_than_the_positions_is_refused_before_anything_is_copied(faults: World) -> None:
+    exporting(faults)
+    faults.db.exports.shown = {"ExportTime": faults.clock() - 60}
+    ended = faults.run()
+
+    assert (ended.code, "which is before the positions in the stream" in ended.err) == (2, True), ended
+    assert not faults.documents
+
+
+def test_without_point_in_time_recovery_the_error_says_how_to_enable_it(faults: World) -> None:
+    faults.fill(2)
+    faults.configure(backfill={"from": "export", "bucket": BUCKET})
+    ended = faults.run()
+
+    assert ended.code == 2
+    assert "point-in-time recovery is off, which an export needs; enable it: aws dynamodb" in ended.err
+
+
+def test_a_backfill_whose_export_is_not_started_does_not_turn_into_another_one(faults: World) -> None:
+    exporting(faults)
+    assert faults.run(seconds=3).code == 0
+    faults.configure()
+    ended = faults.run()
+
+    assert ended.code == 2
+    assert "this backfill reads an export that is not started yet" in ended.err
+
+
+def test_a_table_that_was_made_anew_before_its_export_is_a_gap(faults: World) -> None:
+    exporting(faults)
+    faults.db.exports.shown = {"TableId": "another"}
+    ended = faults.run()
+
+    assert ended.code == 3
+    assert "was deleted and created again before it was exported" in ended.err
+
+
+def test_missing_permission_to_read_the_files_is_named(faults: World) -> None:
+    exporting(faults)
+    faults.db.fail("GetObject", "AccessDenied", times=None)
+    ended = faults.run()
+
+    assert ended.code == 4
+    assert "s3:GetObject on s3://exports/" in ended.err
+    assert "unless s3:ListBucket on the bucket is allowed" in ended.err
+
+
+def test_throttled_reads_of_files_are_repeated(faults: World) -> None:
+    exporting(faults)
+    faults.db.fail("GetObject", "SlowDown", times=6)
+    faults.db.fail("DescribeExport", "ThrottlingException", times=3)
+    faults.copied()
+
+
+# An export that exists
+
+
+def test_an_existing_export_is_followed_by_all_changes_since_its_time(faults: World) -> None:
+    faults.fill(7, shards=2)
+    faults.db.exports.enable(TABLE)
+    faults.clock.move(faults.clock() + 3 * HOUR)
+    arn = exported(faults)
+    for n in range(3):
+        faults.clock.move(faults.clock() + 5 * HOUR)
+        faults.db.delete(TABLE, {"id": f"k{n}"})
+        faults.put(f"new{n}", "k6", n=n)
+        faults.db.roll_all(TABLE)  # closed shards have changes since the export, too
+    faults.configure(backfill={"from": "export", "export": arn})
+    faults.copied()
+
+    assert not faults.client.times("Scan") + faults.client.times("ExportTableToPointInTime")
+
+
+TOO_OLD = "hours ago. The stream keeps changes for 24 hours"
+
+
+def test_an_existing_export_whose_changes_the_stream_may_have_dropped_is_refused(faults: World) -> None:
+    faults.fill(2)
+    faults.db.exports.enable(TABLE)
+    arn = exported(faults)
+    faults.clock.move(faults.clock() + 23.6 * HOUR)
+    faults.configure(backfill={"from": "export", "export": arn})
+    ended = faults.run()
+
+    assert (ended.code, f"24 {TOO_OLD}" in ended.err) == (2, True), ended
+    assert not faults.states("pipeline"), "nothing has begun"
+
+
+def test_an_existing_export_from_before_the_stream_is_refused(faults: World) -> None:
+    faults.fill(2)
+    faults.db.exports.enable(TABLE)
+    arn = exported(faults)
+    faults.db.disable_stream(TABLE)
+    faults.clock.move(faults.clock() + HOUR)
+    faults.db.enable_stream(TABLE)
+    faults.configure(backfill={"from": "export", "export": arn})
+    ended = faults.run()
+
+    assert (ended.code, "the table's stream was enabled later" in ended.err) == (2, True), ended
+
+
+def test_an_export_of_another_table_is_refused(faults: World) -> None:
+    faults.fill(2)
+    faults.db.exports.enable(TABLE)
+    arn = exported(faults)
+    faults.db.exports.shown = {"TableId": "another"}
+    faults.configure(backfill={"from": "export", "export": arn})
+    ended = faults.run()
+
+    assert (ended.code, "is of the table arn:" in ended.err) == (2, True), ended
+
+
+def test_an_unknown_export_is_refused(faults: World) -> None:
+    faults.fill(2)
+    arn = f"arn:aws:dynamodb:us-east-1:123456789012:table/{TABLE}/export/0-0"
+    faults.configure(backfill={"from": "export", "export": arn})
+    ended = faults.run()
+
+    assert (ended.code, "there is no such export" in ended.err) == (2, True), ended

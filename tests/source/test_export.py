@@ -1,0 +1,246 @@
+"""An export is started once, checked before it is read, and read file by file in limited memory."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+
+from replicator.aws.client import answered
+from replicator.change import ScanPage
+from replicator.errors import ConfigError
+from replicator.key import KeyAttribute, KeySchema
+from replicator.source import export
+from replicator.source.export import Destination, Exported, Exporting, File, prepare, read
+from replicator.source.table import describe_table
+from replicator.state import ExportState, SegmentState
+from replicator.testing.dynamodb import DynamoDB
+
+KEYS = KeySchema((KeyAttribute("id", "S"),))
+NEW = ExportState()
+TO = Destination("exports", "some/prefix", "123456789012", "key", "token")
+Damage = Callable[[bytes], bytes]
+
+
+@pytest.fixture
+def db() -> DynamoDB:
+    """Ten items that can be exported, to three files."""
+    made = DynamoDB(now=lambda: 1_700_000_000.0, random=random.Random(1))
+    made.create_table("orders")
+    made.exports.enable("orders")
+    for n in range(10):
+        made.put("orders", {"id": f"i{n}", "text": "x" * n})
+    return made
+
+
+def steps(db: DynamoDB, state: ExportState = NEW, to: Destination | None = TO) -> list[Any]:
+    table = describe_table(db, "orders")
+    return list(answered(db, prepare(table, state, to, random.Random(2))))
+
+
+def pages(db: DynamoDB, exported: Exported, segment: int = 0, total: int = 1, cursor: Any = None) -> list[ScanPage]:
+    text = None if cursor is None else orjson.dumps(cursor).decode()
+    return list(answered(db, read(exported, KEYS, segment, SegmentState(total, text), random.Random(2))))
+
+
+def ids(found: list[ScanPage]) -> list[str]:
+    return [key[0] for page in found for key, _ in page.items]
+
+
+def rewrite(db: DynamoDB, end: str, how: Damage) -> None:
+    (place,) = [place for place in db.exports.objects if place[1].endswith(end)]
+    db.exports.objects[place] = how(db.exports.objects[place])
+
+
+def test_an_export_is_requested_with_all_options_and_awaited(db: DynamoDB) -> None:
+    db.exports.polls = 2
+    found = steps(db)
+
+    assert [type(step) for step in found] == [Exporting] * 4 + [Exported]
+    assert (found[0].arn, found[0].rest, found[1].arn) == ("", export.SETTLED, found[-1].arn)
+    (known,) = db.exports.known.values()
+    assert known.request == {
+        "TableArn": "arn:aws:dynamodb:us-east-1:123456789012:table/orders",
+        "S3Bucket": "exports",
+        "S3Prefix": "some/prefix",
+        "S3BucketOwner": "123456789012",
+        "S3SseAlgorithm": "KMS",
+        "S3SseKmsKeyId": "key",
+        "ClientToken": "token",
+        "ExportFormat": "DYNAMODB_JSON",
+    }
+    assert [file.items for file in found[-1].files] == [4, 3, 3]
+
+
+def test_the_token_of_an_epoch_is_that_of_no_other() -> None:
+    first = export.token("orders", "id", 1024, 1.0)
+    others = [
+        ("other", "id", 1024, 1.0),
+        ("orders", "new", 1024, 1.0),
+        ("orders", "id", 1025, 1.0),
+        ("orders", "id", 1024, 2.0),
+    ]
+    assert first == export.token("orders", "id", 1024, 1.0)
+    assert first not in {export.token(*other) for other in others}
+
+
+@pytest.mark.parametrize(
+    ("shown", "reason"),
+    [
+        ({"ExportTime": 1_699_999_994.0}, "which is before the positions in the stream"),
+        ({"ExportFormat": "ION"}, "is in the format ION; only DYNAMODB_JSON can be read"),
+        ({"ExportType": "INCREMENTAL_EXPORT"}, "is incremental: a backfill needs a full export"),
+        (
+            {"ExportStatus": "FAILED", "FailureCode": "S3NoSuchBucket", "FailureMessage": "none"},
+            "failed (S3NoSuchBucket: none). To start over with a new export: replicator resync CONFIG",
+        ),
+    ],
+)
+def test_an_export_that_must_not_be_read_is_refused(db: DynamoDB, shown: dict[str, Any], reason: str) -> None:
+    db.exports.shown = shown
+    with pytest.raises(ConfigError) as refused:
+        steps(db)
+    assert reason in str(refused.value)
+
+
+def test_an_export_of_the_moment_of_its_request_is_read_whatever_the_clock_here_says(db: DynamoDB) -> None:
+    assert isinstance(steps(db)[-1], Exported)  # the clock here is years ahead
+
+
+def test_an_existing_export_must_be_of_the_time_of_the_positions(db: DynamoDB) -> None:
+    arn = steps(db)[-1].arn
+    assert isinstance(steps(db, ExportState(arn, 1_700_000_000.0), None)[-1], Exported)
+    with pytest.raises(ConfigError, match="which is before the positions"):
+        steps(db, ExportState(arn, 1_700_000_001.0), None)
+
+
+def changed(**members: object) -> Damage:
+    return lambda body: orjson.dumps(orjson.loads(body) | members)
+
+
+@pytest.mark.parametrize(
+    ("end", "how", "reason"),
+    [
+        ("manifest-summary.json", changed(itemCount=11), "with 10 items, but manifest-summary.json says 11"),
+        ("manifest-summary.json", changed(outputFormat="ION"), "is in the format ION"),
+        ("manifest-summary.json", lambda body: body[:9], "a manifest in s3://exports/some/prefix/AWSDynamoDB/"),
+        ("manifest-files.json", lambda body: body[:99], "a manifest in s3://exports/some/prefix/AWSDynamoDB/"),
+        ("manifest-files.json", lambda body: body.splitlines(keepends=True)[0], "lists files with 4 items"),
+    ],
+)
+def test_a_manifest_that_is_damaged_or_not_understood_is_an_error(
+    db: DynamoDB, end: str, how: Damage, reason: str
+) -> None:
+    arn = steps(db)[-1].arn
+    rewrite(db, end, how)
+    with pytest.raises(ConfigError) as refused:
+        steps(db, ExportState(arn))
+    assert reason in str(refused.value)
+
+
+def test_the_segments_together_have_each_item_once(db: DynamoDB) -> None:
+    exported = steps(db)[-1]
+    found = [pages(db, exported, segment, 5) for segment in range(5)]
+
+    assert sorted(id for segment in found for id in ids(segment)) == [f"i{n}" for n in range(10)]
+    assert all(segment[-1].ended for segment in found)
+
+
+def test_a_file_counts_once_it_is_read_whole_and_a_segment_continues_at_the_next(
+    db: DynamoDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "PAGE", 60)
+    monkeypatch.setattr(export, "CHUNK", 40)
+    exported = steps(db)[-1]
+    found = pages(db, exported)
+    first = [page for page in found if page.cursor == {"file": 0, "items": 0}]
+
+    assert len(first) > 1
+    assert ids(first) + ids([found[len(first)]]) == ["i0", "i3", "i6", "i9"]
+    assert found[len(first)].cursor == {"file": 1, "items": 4}
+    rest = pages(db, exported, cursor={"file": 1, "items": 4})
+    assert ids(rest) == ["i1", "i4", "i7", "i2", "i5", "i8"]
+    assert next(page.before for page in rest) == 4
+
+
+def test_memory_is_bounded_whatever_the_file_expands_to(db: DynamoDB) -> None:
+    items = b"".join(b'{"Item":{"id":{"S":"%d"},"text":{"S":"%s"}}}\n' % (n, b"x" * 1000) for n in range(5_000))
+    exported = of(db, gzip.compress(items), 5_000)
+    found = pages(db, exported)
+
+    assert len(found) > 4
+    assert max(page.size for page in found) < 2 * export.PAGE
+    assert len(ids(found)) == 5_000
+
+
+def of(db: DynamoDB, body: bytes, items: int) -> Exported:
+    """An export of one file."""
+    db.exports.objects["exports", "data/a.json.gz"] = body
+    md5 = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+    return Exported("arn", 1.0, "exports", [File("data/a.json.gz", items, md5)])
+
+
+LINE = b'{"Item":{"id":{"S":"1"}}}\n'
+
+
+def test_a_file_of_several_gzip_members_is_read_whole(db: DynamoDB) -> None:
+    assert len(ids(pages(db, of(db, gzip.compress(LINE) + gzip.compress(LINE), 2)))) == 2
+
+
+def test_an_empty_file_is_read(db: DynamoDB) -> None:
+    (page,) = pages(db, of(db, gzip.compress(b""), 0))
+    assert page.ended
+
+
+@pytest.mark.parametrize(
+    ("body", "items", "reason"),
+    [
+        (gzip.compress(LINE)[:-9], 1, "it is not complete"),
+        (gzip.compress(LINE[:-1]), 1, "it is not complete"),
+        (b"", 0, "it is not complete"),
+        (b"no gzip", 1, "Error -3 while decompressing data"),
+        (gzip.compress(b'{"Item":{"n":{"N":"1"}}}\n'), 1, "a line is not an item in DynamoDB JSON"),
+        (gzip.compress(b'$ion_1_0 {Item:{id:"1"}}\n'), 1, "a line is not an item in DynamoDB JSON"),
+        (gzip.compress(LINE), 2, "it has 1 items, and the manifest says 2"),
+    ],
+    ids=["cut", "cut line", "nothing", "no gzip", "no item", "ION", "another number"],
+)
+def test_a_file_that_is_not_what_the_manifest_says_is_read_twice_and_named(
+    db: DynamoDB, body: bytes, items: int, reason: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        pages(db, of(db, body, items))
+    assert f"s3://exports/data/a.json.gz is damaged: {reason}" in str(refused.value)
+    assert db.calls["GetObject"] == 2
+
+
+def test_another_checksum_is_an_error_before_the_file_counts_as_read(db: DynamoDB) -> None:
+    exported = of(db, gzip.compress(LINE), 1)
+    other = replace(exported, files=[replace(exported.files[0], md5="AAAA")])
+    found: list[ScanPage] = []
+    with pytest.raises(ConfigError, match="its MD5 checksum is"):
+        found += takes(answered(db, read(other, KEYS, 0, SegmentState(1), random.Random(2))), found)
+    assert not any(page.ended for page in found)
+
+
+def takes(given: Iterator[ScanPage], into: list[ScanPage]) -> list[ScanPage]:
+    for page in given:
+        into.append(page)
+    return []
+
+
+def test_a_failed_read_is_repeated_from_the_start_of_its_file(db: DynamoDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "CHUNK", 40)
+    exported = steps(db)[-1]
+    db.fail("GetObject", "SlowDown", when=lambda request: request["Range"] == "bytes=40-79")
+    found = pages(db, exported)
+
+    assert [page.waiting_for is not None for page in found].count(True) == 1
+    assert set(ids(found)) == {f"i{n}" for n in range(10)}
