@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from connectors.webhook.options import WebhookOptions
 from replicator import __version__
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.options import split_url
-from replicator.response_limits import WHOLE, body_of
+from replicator.response_limits import LARGEST, WHOLE, body_of
 
 TOO_LARGE = 413
 _ITS_OWN = frozenset({400, 409, 412, TOO_LARGE, 416, 418, 422, 424})
@@ -125,11 +126,11 @@ class Client:
                 preload_content=False,
                 decode_content=False,
             )
-            body = body_of(response, response.headers.get("content-encoding"), WHOLE * self._options.timeout)
+            body = body_of(response, None, WHOLE * self._options.timeout)
         except HTTPError as e:
             self._breaker = self._breaker.failed(self._monotonic())
             raise self._no_response(e) from e
-        return self._judged(response.status, response.headers, body)
+        return self._judged(response.status, response.headers, _plain(body, response.headers.get("content-encoding")))
 
     def _judged(self, status: int, headers: Mapping[str, str], body: bytes) -> Response:
         if 200 <= status < 300 or status in _ITS_OWN:
@@ -158,7 +159,7 @@ class Client:
                 "followed; set target.url to the final address"
             )
         if status in (401, 407):
-            advice = "Compare target.secret and target.headers with what the receiver expects"
+            advice = "Compare target.secret and target.headers with what the receiver expects, and the clocks of both"
             return NotAuthenticated(
                 f"{self.server} refuses the signature or the login (status {status})", "POST", self.server, advice
             )
@@ -170,6 +171,10 @@ class Client:
             return ConfigError(
                 f"{self.server} says that the receiver is gone for good (status 410), so nothing more is sent. "
                 "Correct target.url, or stop this pipeline"
+            )
+        if status not in (404, 405):
+            return ConfigError(
+                f"{self.server} refuses all requests (status {status}); the receiver's operator can say why"
             )
         return ConfigError(f"{self.server} takes no webhooks at the path of target.url (status {status}); correct it")
 
@@ -237,6 +242,16 @@ def _to(location: str) -> str:
     """Where a redirect leads, without its path, which may contain a token."""
     parts = split_url(location)
     return f" to {parts.scheme}://{parts.hostname}" if parts.scheme and parts.hostname else ""
+
+
+def _plain(body: bytes, encoding: str | None) -> bytes:
+    """A body without compression; empty if it cannot be read: the status alone says if a message is accepted."""
+    if encoding in (None, "", "identity"):
+        return body
+    if encoding == "gzip":
+        with contextlib.suppress(zlib.error):
+            return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(body, LARGEST)
+    return b""
 
 
 def _retry_after(value: str | None, now: float) -> float:

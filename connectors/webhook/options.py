@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from typing import Annotated
+from urllib.parse import SplitResult
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
@@ -54,9 +55,17 @@ def _header_value(value: SecretStr) -> SecretStr:
     return value
 
 
+def _is_place(parts: SplitResult) -> bool:
+    """Whether the host may have an address, and the port is one."""
+    try:
+        return parts.port != 0 and (parts.hostname or "").encode("idna") != b""
+    except ValueError:  # also of the encoding
+        return False
+
+
 def _url(url: SecretStr) -> SecretStr:
     parts = split_url(url.get_secret_value())
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
+    if parts.scheme not in ("http", "https") or not _is_place(parts) or parts.fragment:
         raise ValueError("must have the form https://host/path")
     if parts.username is not None or parts.password is not None:
         raise ValueError("contains a user name; put a login under headers: {Authorization: …}, where it is kept secret")

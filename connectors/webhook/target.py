@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from connectors.webhook.client import TOO_LARGE, Client, Response, ResponseLost
-from connectors.webhook.messages import FRAME, Encoder, Event, Frame, Message, chunked, halves, note, timestamp
+from connectors.webhook.messages import (
+    FRAME,
+    Encoder,
+    Event,
+    Frame,
+    Message,
+    chunked,
+    halves,
+    note,
+    text_of,
+    timestamp,
+)
 from connectors.webhook.options import WebhookOptions, WebhookTable
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, NotPermitted, TransientError, Unfinished
@@ -134,13 +145,13 @@ class Webhook:
         return attempt.outcome
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
-        found = self._note("sweep", {"table": table.name, "below": below, "spare": [list(id) for id in spare]})
+        found = self._note("sweep", {"table": table.name, "below": text_of(below), "spare": [list(id) for id in spare]})
         return _number(found.json.get("removed"))
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         """Let the receiver remove what the last call marked, and mark what the next one removes."""
         mark = self._new_id()
-        data = {"table": table.name, "below": below, "spare": [list(id) for id in spare], "mark": mark}
+        data = {"table": table.name, "below": text_of(below), "spare": [list(id) for id in spare], "mark": mark}
         found = self._note("purge", {**data, "remove": self._marks.get(table.name, "")})
         self._marks[table.name] = mark
         return _number(found.json.get("marked"))
@@ -196,8 +207,8 @@ class Webhook:
     def _count(self, attempt: _Attempt, message: Message, response: Response) -> None:
         """Add up what the receiver says it had already."""
         places = response.json.get("superseded")
-        for place in set(places) if isinstance(places, list) else ():
-            if isinstance(place, int) and 0 <= place < len(message.events):
+        for place in {one for one in places if type(one) is int} if isinstance(places, list) else ():
+            if 0 <= place < len(message.events):
                 event = message.events[place]
                 if event.write.weight:
                     attempt.superseded[event.source] = attempt.superseded.get(event.source, 0) + event.write.weight
@@ -237,7 +248,7 @@ def _is_epoch(found: object) -> bool:
 
 
 def _number(found: object) -> int:
-    return found if isinstance(found, int) and found > 0 else 0
+    return found if type(found) is int and found > 0 else 0
 
 
 def _reason(status: int) -> str:

@@ -10,6 +10,7 @@ import sqlite3
 import sys
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -36,7 +37,7 @@ def changes(sql, data, body):
     documents = sql(DOCUMENTS, (body.decode(),)).fetchall()
     for place, (event, (document,)) in enumerate(zip(data["events"], documents, strict=True)):
         row = event["table"], json.dumps(event["id"])
-        version = event["version"]
+        version = int(event["version"])
         if not sql(PUT, (*row, version, document, data["replaces_same"])).rowcount:
             superseded.append(place)
         elif document is None and not data["tombstones"]:  # no older event can follow
@@ -65,19 +66,19 @@ def epoch_of(sql, pipeline, name):
 
 def sweep(sql, data, body):
     """A snapshot has ended: what neither it nor later changes confirmed is gone from the source."""
-    found = sql(
-        "SELECT id FROM documents WHERE name = ? AND version < ? AND document IS NOT NULL LIMIT 10000", limits(data)
-    )
-    old = [id for (id,) in found.fetchall() if not spared(id, data)]
+    found = sql("SELECT id FROM documents WHERE name = ? AND version < ? AND document IS NOT NULL", limits(data))
+    spare = spared(data)
+    old = list(islice((id for (id,) in found if not begins(id, spare)), 10_000))
     for id in old:
-        sql(PUT, (data["table"], id, data["below"], None, 0))
+        sql(PUT, (data["table"], id, int(data["below"]), None, 0))
     return {"removed": len(old)}
 
 
 def purge(sql, data, body):
     """Remove the tombstones that the last purge marked, and mark those that the next one will remove."""
     found = sql("SELECT id, mark FROM documents WHERE name = ? AND version < ? AND document IS NULL", limits(data))
-    old = [(id, mark) for id, mark in found.fetchall() if not spared(id, data)]
+    spare = spared(data)
+    old = [(id, mark) for id, mark in found.fetchall() if not begins(id, spare)]
     gone = [(data["table"], id) for id, mark in old if mark and mark == data["remove"]]
     rest = [(data["mark"], data["table"], id) for id, mark in old if not mark or mark != data["remove"]]
     for row in gone:
@@ -88,11 +89,16 @@ def purge(sql, data, body):
 
 
 def limits(data):
-    return data["table"], data["below"]
+    return data["table"], int(data["below"])
 
 
-def spared(id, data):
-    return any(json.loads(id)[: len(spare)] == spare for spare in data["spare"])
+def spared(data):
+    return {tuple(spare) for spare in data["spare"]}
+
+
+def begins(id, spare):
+    parts = tuple(json.loads(id))
+    return any(parts[:length] in spare for length in range(1, len(parts) + 1))
 
 
 KINDS = {f"replicator.{kind.__name__}": kind for kind in (changes, state, begin, sweep, purge)}

@@ -14,7 +14,7 @@ from replicator.batch import Outcome
 from replicator.config.target import destination
 from replicator.errors import ConfigError
 from replicator.target.contract import Target
-from replicator.testing.contract import TargetContract, batch, put, remove, table
+from replicator.testing.contract import TargetContract, at, batch, put, remove, table
 from replicator.testing.contract.kit import Stored
 from replicator.testing.contract.late_writes import Proxied
 from replicator.testing.proxy import Proxy
@@ -87,6 +87,18 @@ class TestWebhook(TargetContract):
         with pytest.raises(ConfigError, match="belong to another pipeline"):
             other.open([table()], FIRST_EPOCH)
         other.close()
+
+    def test_a_sweep_of_the_receiver_finds_what_lies_behind_many_spared_documents(
+        self, opened: Target, receiver: Receiver
+    ) -> None:
+        receiver.query(
+            "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 12009) INSERT INTO documents "
+            "SELECT 'contract', json_array(printf('%05d', i)), 1, '{}', '' FROM n"
+        )
+        spare = [(f"{n:05}",) for n in range(12_000)]
+        assert opened.sweep(table(), at(0), spare) == 10
+        assert opened.sweep(table(), at(0), spare) == 0
+        assert len(receiver.documents("contract")) == 12_000
 
     def test_an_answered_message_that_comes_again_changes_nothing(self, opened: Target, receiver: Receiver) -> None:
         """What a request that was given up and applied late does, behind newer events of its item."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -109,7 +110,7 @@ def test_an_event_has_everything_that_a_receiver_needs(make: Make, receiver: Scr
                     "table": "orders",
                     "id": ["é", "1.50"],
                     "key": {"pk": "é", "sk": 1.5},
-                    "version": at(0),
+                    "version": "0288230376151711744",
                     "document": {"total": 3},
                 },
                 {
@@ -118,12 +119,26 @@ def test_an_event_has_everything_that_a_receiver_needs(make: Make, receiver: Scr
                     "table": "orders",
                     "id": ["b", "2"],
                     "key": {"pk": "b", "sk": 2},
-                    "version": at(7),
+                    "version": "0288230376151711751",
                     "deleted_at": "2027-01-15T07:59:59.000Z",
                 },
             ],
         },
     }
+
+
+def test_versions_compare_as_texts_also_where_numbers_have_53_bits(make: Make, receiver: Scripted) -> None:
+    """As in JavaScript: successive versions must not become equal, nor a sweep's limit lower than it is."""
+    made = make()
+    ordinals = (0, 1, 2, 9, 10, 1 << 40)
+    for ordinal in ordinals:
+        made.target.write(batch(put({"pk": "a"}, ordinal)))
+    made.target.sweep(table(), at(0, 1 << 14), [])
+    *events, sweep = (json.loads(request.body, parse_int=float)["data"] for request in receiver.requests)
+    found = [event["version"] for data in events for event in data["events"]]
+    assert found == sorted(set(found))
+    assert [int(version) for version in found] == [at(ordinal) for ordinal in ordinals]
+    assert sweep["below"] > max(found)
 
 
 def test_while_secrets_are_rotated_receivers_with_either_one_verify(make: Make, receiver: Scripted) -> None:
@@ -222,6 +237,7 @@ def test_a_receiver_that_is_gone_for_good_ends_the_run(make: Make, receiver: Scr
         (always(401), NotAuthenticated, r"Compare target\.secret and target\.headers"),
         (always(403), NotPermitted, "does not permit"),
         (always(404), ConfigError, r"takes no webhooks at the path of target\.url \(status 404\)"),
+        (always(402), ConfigError, r"refuses all requests \(status 402\); its operator can say why"),
         (always(400), ConfigError, r"rejects a replicator\.begin message \(status 400\)"),
         (always(409), ConfigError, "its tables have a later epoch, or belong to another pipeline"),
     ],
@@ -277,12 +293,36 @@ def test_what_the_receiver_had_already_is_counted_by_source(make: Make, receiver
     assert made.target.write(Batch(parts)).superseded == {"shard:1": 3, "shard:2": 1}
 
 
-@pytest.mark.parametrize("body", [b"", b"ok", b"[]", b'{"superseded": true}', b"\xff"])
+@pytest.mark.parametrize("body", [b"", b"ok", b"[]", b'{"superseded": true, "removed": true, "marked": []}', b"\xff"])
 def test_a_receiver_need_not_say_anything(make: Make, receiver: Scripted, body: bytes) -> None:
     made = make(state_requests=False)
     receiver.answer = lambda _: Answer(202, body=body)
     assert made.target.write(eight()) == Outcome()
     assert made.target.sweep(table(), at(9), []) == made.target.purge(table(), at(9)) == 0
+
+
+@pytest.mark.parametrize("places", [[{"id": "a"}], [["a"]], [True, 1.0, "0", None, -1, 8]])
+def test_places_that_are_none_are_not_counted(make: Make, receiver: Scripted, places: object) -> None:
+    made = make()
+    receiver.answer = lambda _: Answer(body=json.dumps({"superseded": places}).encode())
+    assert made.target.write(eight()) == Outcome()
+
+
+@pytest.mark.parametrize("encoding", ["br", "deflate", "gzip"])
+def test_an_accepted_message_is_accepted_even_if_the_body_cannot_be_read(
+    make: Make, receiver: Scripted, encoding: str
+) -> None:
+    made = make()
+    receiver.answer = lambda _: Answer(headers={"content-encoding": encoding}, body=b"damaged")
+    assert made.target.write(eight()) == Outcome()
+    assert len(receiver.requests) == 1
+
+
+def test_a_compressed_body_is_read(make: Make, receiver: Scripted) -> None:
+    made = make()
+    body = gzip.compress(b'{"superseded": [0, 7]}')
+    receiver.answer = lambda _: Answer(headers={"content-encoding": "gzip"}, body=body)
+    assert made.target.write(eight()).superseded == {"shard:contract": 2}
 
 
 # when nothing is sent
@@ -379,6 +419,9 @@ BASE = {"type": "webhook", "url": "https://hooks.example/in", "secret": SECRET, 
     [
         ({"url": "http://hooks.example/in"}, ("url",), "is plain http to another host"),
         ({"url": "ftp://hooks.example"}, ("url",), "must have the form https://host/path"),
+        ({"url": "https://hooks.example:99999/in"}, ("url",), "must have the form https://host/path"),
+        ({"url": "https://hooks.example:abc/in"}, ("url",), "must have the form https://host/path"),
+        ({"url": "https://hooks..example/in"}, ("url",), "must have the form https://host/path"),
         ({"url": "https://me:pw@hooks.example"}, ("url",), "contains a user name; put a login under headers"),
         ({"secret": "hunter2"}, ("secret",), "must be whsec_ followed by 24 to 64 random bytes in base64"),
         ({"secret": "whsec_c2hvcnQ="}, ("secret",), "must be whsec_ followed by"),
@@ -387,6 +430,7 @@ BASE = {"type": "webhook", "url": "https://hooks.example/in", "secret": SECRET, 
         ({"headers": {"a b": "1"}}, ("headers", "a b"), "must be the name of an HTTP header"),
         ({"headers": {"X": "a\nb"}}, ("headers", "X"), "must be printable ASCII"),
         ({"ca_certs": "none.pem"}, ("ca_certs",), "must be a file of certificates, and there is none at none.pem"),
+        ({"ca_certs": __file__}, ("ca_certs",), "must be a file of certificates (PEM), and none can be read from"),
         ({"table": None, "tables": {"a": {"deletes": "mark"}}}, ("tables", "a", "deletes"), "mark is supported by"),
     ],
     ids=str,
