@@ -173,9 +173,7 @@ class Client:
                 "Correct target.url, or stop this pipeline"
             )
         if status not in (404, 405):
-            return ConfigError(
-                f"{self.server} refuses all requests (status {status}); the receiver's operator can say why"
-            )
+            return ConfigError(f"{self.server} refuses all requests (status {status}); its operator can say why")
         return ConfigError(f"{self.server} takes no webhooks at the path of target.url (status {status}); correct it")
 
     def _no_response(self, error: HTTPError) -> ReplicatorError:
