@@ -28,6 +28,7 @@ from benchmarks import (
     monitoring,
     product,
     references,
+    sharing,
     source,
     target_memory,
     verifying,
@@ -40,7 +41,7 @@ from replicator.testing.servers.postgres import PostgresServer
 
 PARTS = (
     *("end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory", "latency"),
-    *("webhook", "verifying", "monitoring", "redis", "workers"),
+    *("webhook", "verifying", "monitoring", "redis", "workers", "sharing"),
 )
 PLAIN, MONITORED = "R, no hook", "R, no hook, monitored"
 NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes for the slow contenders
@@ -202,6 +203,7 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         "monitoring": lambda: monitoring.lines(given.rounds, given.changes, url, alone),
         "redis": lambda: _redis_lines(given.rounds),
         "workers": lambda: workers.lines(given.rounds, url),
+        "sharing": lambda: sharing.lines(given.rounds, given.changes, url, alone),
     }
     yield from (lines[part]() for part in PARTS if given.only in (None, part))
 

@@ -66,10 +66,16 @@ def _load(connection: psycopg.Connection[Any], table: Table) -> None:
 
 
 def reset(url: str, table: str) -> None:
-    """Reset the table to its state before the first change."""
+    """Reset the table to its state before the first change, without checkpoints of any pipeline."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP SCHEMA IF EXISTS replicator CASCADE")
         connection.execute("DROP TABLE IF EXISTS positions")
+    reset_one(url, table)
+
+
+def reset_one(url: str, table: str) -> None:
+    """The same, with the checkpoints left as they are."""
+    with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"DROP TABLE IF EXISTS {table}")
         _create(connection, url, SHAPES[table])
         connection.execute(f"INSERT INTO {table} SELECT * FROM {table}_before")
