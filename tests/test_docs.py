@@ -12,6 +12,7 @@ import subprocess
 import tomllib
 from decimal import Decimal
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, get_args
 
 import click
@@ -55,9 +56,13 @@ BASE = {
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """(document, text) of every code block in that language."""
-    found = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
-    return [(str(path.relative_to(ROOT)), text) for path in DOCUMENTS for text in found.findall(path.read_text())]
+    """(document, text) of every code block in that language, indented or not."""
+    found = re.compile(rf"^( *)```{language}\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+    return [
+        (str(path.relative_to(ROOT)), dedent(text))
+        for path in DOCUMENTS
+        for _, text in found.findall(path.read_text())
+    ]
 
 
 def commands() -> list[list[str]]:
