@@ -59,9 +59,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
     """(document, text) of every code block in that language, indented or not."""
     found = re.compile(rf"^( *)```{language}\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
     return [
-        (str(path.relative_to(ROOT)), dedent(text))
-        for path in DOCUMENTS
-        for _, text in found.findall(path.read_text())
+        (str(path.relative_to(ROOT)), dedent(text)) for path in DOCUMENTS for _, text in found.findall(path.read_text())
     ]
 
 

@@ -23,7 +23,7 @@ from replicator.items.attributes import Malformed
 from replicator.items.to_json import Unfit
 from replicator.target.verification import CHANGED, UNVERSIONED, Comparison, CursorExpired, Walked
 
-_VERSION = re.compile(rb"([0-9]+)([de]?)[0-9]*")
+_VERSION = re.compile(rb"([0-9]+)(?:([de])[0-9]*)?")
 _PIECE = 5000  # ids
 _raws = msgspec.json.Decoder(dict[str, msgspec.Raw])
 

@@ -26,7 +26,8 @@ from replicator.target.verification import CANNOT_COMPARE, can_compare
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:(?P<region>[a-z0-9-]+):\d*:table/[A-Za-z0-9_.-]{3,255}")
 _EXPORT_ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:[a-z0-9-]+:\d*:table/[A-Za-z0-9_.-]{3,255}/export/[A-Za-z0-9-]+")
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{2,62}")
+_ACCOUNT = re.compile("[0-9]{12}")
 _DURATION = re.compile(r"(?P<number>[0-9]{1,6}(\.[0-9]{1,6})?) ?(?P<unit>ms|s)")
 _HOOK = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
 
@@ -134,7 +135,7 @@ class Backfill(Options):
         makes_one = info.data.get("source") == "export" and info.data.get("export", "wrong") is None
         if bucket is None and makes_one:
             raise ValueError("bucket is required with from: export, unless export: names an existing one")
-        if bucket is not None and _BUCKET.fullmatch(bucket) is None:
+        if bucket is not None and (_BUCKET.fullmatch(bucket) is None or bucket[-1] in ".-"):
             raise ValueError("must be the name of an S3 bucket (3 to 63 lowercase letters, digits, . and -)")
         return _only_for_new_exports(bucket, info)
 
@@ -146,7 +147,7 @@ class Backfill(Options):
     @field_validator("bucket_owner")
     @classmethod
     def _account(cls, owner: str | None) -> str | None:
-        if owner is not None and re.fullmatch("[0-9]{12}", owner) is None:
+        if owner is not None and _ACCOUNT.fullmatch(owner) is None:
             raise ValueError("must be an account number of 12 digits, in quotes")
         return owner
 

@@ -4,7 +4,6 @@ reading the config.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def _parameters_of(variables: Iterable[str]) -> dict[str, str]:
     """The parameter for each variable of the environment, whose name may have no underscores."""
     names: dict[str, str] = {}
     for variable in variables:
-        name = "Env" + "".join(word[:1].upper() + word[1:].lower() for word in re.split("_+", variable))
+        name = "Env" + "".join(word[:1].upper() + word[1:].lower() for word in variable.split("_"))
         while name in names.values():
             name += "X"
         names[variable] = name

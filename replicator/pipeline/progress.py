@@ -128,7 +128,7 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
     entries = tuple(entries)
     run = next((entry.revision for entry in entries if (entry.kind, entry.id) == ("owner", "")), 0)
     kinds = _by_kind(entries)
-    by_lambda = lanes.followed(writers(entries))
+    by_lambda = lanes.followed(writers(entries) - {""})
     current = measured(
         state=kinds["pipeline"].get(""),
         heartbeat=_invoked(kinds["pulse"], now) if by_lambda else kinds["pulse"].get(""),

@@ -117,4 +117,4 @@ def test_own_prices_replace_the_list_prices_without_an_allowance_for_the_region(
 def test_a_foolish_price_is_a_plain_error(world: World, text: str) -> None:
     code, _, err = world.call("estimate", world.config, "--price", text)
     assert code == 2
-    assert f"--price: {text} must be reads, writes or stream-reads, and dollars" in err
+    assert f"--price: {text} must be reads, writes, stream-reads or exports, and dollars" in err

@@ -179,7 +179,7 @@ TARGETS: Mapping[str, Mapping[str, Step]] = {
         **_stored("redis"),
         "mid scan batch": Step(_TRANSMIT, "after", lambda p: p.scene.scans),
         "between requests of a batch": Step(_TRANSMIT, "after", lambda p: p.scene.streams),
-        "during sweep": Step(_SCRIPT, "after", lambda p: p.scene.cleanup == "sweep"),
+        "during sweep": Step("connectors.redis.tally:Tally.run", "after", lambda p: p.scene.cleanup == "sweep"),
         "during purge": Step(_SCRIPT, "after", lambda p: p.scene.cleanup == "purge"),
     },
 }
