@@ -45,7 +45,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What is to be installed: ``names``, in the versions of ``constraints``, for one of the ``platforms``."""
+    """What pip installs: ``names``, in the versions of ``constraints``, for one of the ``platforms``."""
 
     names: Sequence[str]
     constraints: Sequence[str]

@@ -47,7 +47,7 @@ START_OVER = "To start over with a new export: replicator resync CONFIG"
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a new export is to be written. ``token``: makes the request idempotent, see ``token``."""
+    """Where DynamoDB writes a new export. ``token``: makes the request idempotent, see ``token``."""
 
     bucket: str
     prefix: str | None

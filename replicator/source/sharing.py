@@ -2,8 +2,8 @@
 
 Pipelines of one process that follow the same stream share its latest pages. To each of them the pages look like the
 stream itself: iterators lead to positions in them, and each reader gets every record behind its position. So readers
-know nothing of each other, and a mistake here would have to be a stream that misbehaves. Nobody reads for the others
-in advance: who asks for what comes behind the last page makes the request, and the page is there for all.
+know nothing of each other, and need no rules besides those that they have for the stream. No pipeline reads in advance:
+the one that asks for what comes behind the last page makes the request, and all get the page.
 
 A pipeline that falls behind the pages that are kept is told that its iterator has expired. It opens one of its own at
 its position, reads alone, and is led back to the shared pages once what it read ends at one of their records.
@@ -26,7 +26,7 @@ from replicator.source.decoding import Records
 
 KEPT_BYTES = 8 << 20  # of GetRecords responses that are kept, of all shards together
 TAKEN_OVER = 1.0  # seconds after which a request of a pipeline that does not come back for its response is made again
-ABANDONED = 10.0  # seconds after which pages that nobody asked for give way to those of another reader
+ABANDONED = 10.0  # seconds after which pages that no reader asked for give way to those of another reader
 EXPIRED = "ExpiredIteratorException"
 _LEAST = 1000  # bytes that a page counts at least
 _MARK = "shared"

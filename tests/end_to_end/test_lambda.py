@@ -125,7 +125,7 @@ def test_every_change_is_applied_once_whatever_happens_to_invocations_and_engine
     # another engine takes over, and hands over again
     source.put("k5", v="by the local engine")
     copy.caught_up("run", "--engine", "local")
-    source.put("k6", v="to nobody yet")
+    source.put("k6", v="to no one yet")
     shard, batch = next_batch(again)
     with pytest.raises(InvocationError, match="not handed over to AWS Lambda"):
         second.invoke(batch)

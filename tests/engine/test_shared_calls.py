@@ -26,7 +26,7 @@ AT_ONE = {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": "1"}
 
 @pytest.mark.parametrize("seed", range(24))
 def test_every_reader_gets_every_record_once_and_in_order(seed: int) -> None:
-    """Whatever is split, lost, delayed or started again, and whoever does not come back for what it asked for."""
+    """Whatever is split, lost, delayed or started again, and whichever reader does not come back for a response."""
     world = World(seed)
     for _ in range(250):
         world.happen()

@@ -15,7 +15,7 @@ Damage = Callable[[bytes], bytes | None]
 
 
 def exporting(world: World, **options: object) -> None:
-    """A table of seven items, an hour old, which is to be copied from an export."""
+    """A table of seven items, an hour old, whose copy begins with an export."""
     world.fill(7)
     world.clock.move(world.clock() + HOUR)
     world.db.exports.enable(TABLE)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from replicator.target.contract import Table
+from replicator.batch import Outcome
+from replicator.target.contract import Table, Target
 from replicator.testing.contract import TargetContract, table
-from replicator.testing.contract.kit import built
+from replicator.testing.contract.kit import batch, built, put
 from replicator.testing.contract.late_writes import Proxied
 from replicator.testing.contract.moves import Remade
 from replicator.testing.proxy import Proxy
@@ -43,6 +44,13 @@ class OnAServer(TargetContract):
                 client.execute_command("CLIENT", "KILL", "TYPE", "normal")
 
         return cut
+
+    def test_recovers_from_a_cut_connection(self, opened: Target, sever: Callable[[], None], stored: Any) -> None:
+        """A connection that broke while idle is reopened before anything is sent, so nothing is in doubt."""
+        opened.write(batch(put({"pk": "a"}, 1)))
+        sever()
+        assert opened.write(batch(put({"pk": "b"}, 2))) == Outcome()
+        assert set(stored(table())) == {("a",), ("b",)}
 
     @pytest.fixture
     def restart(self, server: RedisServer) -> Callable[[], None]:
