@@ -17,13 +17,10 @@ from replicator.aws.client import Call, Calls
 from replicator.aws.errors import AwsError
 from replicator.errors import ReplicatorError
 from replicator.source.decoding import Records, RecordsDecoder
+from replicator.source.shard_reader import OpenedIterator
 from replicator.source.sharing import EXPIRED, Fetch, Place, SharedPages, is_shared
 
 _AGAIN = 0.01  # seconds until a pipeline asks again for what another one is reading
-
-
-class _Opened(msgspec.Struct):
-    ShardIterator: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +144,7 @@ class SharedCalls:
         """Remember what an iterator was opened for. What is no iterator is for the reader to notice."""
         if isinstance(response, bytes):
             try:
-                iterator = msgspec.json.decode(response, type=_Opened).ShardIterator
+                iterator = msgspec.json.decode(response, type=OpenedIterator).ShardIterator
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 return
             self._alone[iterator] = _Alone(*_where(pending.call))

@@ -38,7 +38,9 @@ _SILENT = ("TRIM_HORIZON", "AT_TIMESTAMP")  # iterator types that silently skip 
 _Step = Generator[Call | Page, Any, Page]
 
 
-class _Iterator(msgspec.Struct):
+class OpenedIterator(msgspec.Struct):
+    """A GetShardIterator response."""
+
     ShardIterator: str
 
 
@@ -181,7 +183,7 @@ def _place(at: _Cursor) -> dict[str, Any]:
 
 def _iterator(stream: Stream, shard: str, place: Mapping[str, Any]) -> Generator[Call, bytes, str]:
     request = {"StreamArn": stream.arn, "ShardId": shard, **place}
-    return decoded((yield Call("GetShardIterator", request)), _Iterator, "GetShardIterator").ShardIterator
+    return decoded((yield Call("GetShardIterator", request)), OpenedIterator, "GetShardIterator").ShardIterator
 
 
 def _unsupported(error: AwsError, at: _Cursor) -> bool:
