@@ -4,8 +4,9 @@ An export shows the table as it was at its time (ExportTime). It may replace a s
 than the epoch's shard positions: what happened in between would be in neither of them.
 
 ``prepare`` starts the export, or takes an existing one, and waits for it. ``read`` yields the items of one segment:
-file n of the export belongs to segment n modulo their number. A segment's cursor moves once a whole file was read and
-is what the manifest says; a file that was interrupted is read again from its start, at the same versions.
+file n of the export belongs to segment n modulo their number. A file is used once all of it is known to be what the
+manifest says. A segment's cursor moves by whole files; one that was interrupted is read again from its start, at the
+same versions.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from replicator.state import ExportState, SegmentState
 SETTLED = 5.0  # seconds from the moment the positions are stored until an export is requested
 POLL = 15.0  # seconds between DescribeExport calls
 CHUNK = 1 << 21  # bytes of a file in one GetObject request
+LONGEST_LINE = 1 << 24  # bytes; an item has at most 400 KB, and JSON writes a byte as six at most
 PAGE = 1 << 20  # bytes of uncompressed lines in a page, as in one of Scan
 READS = 2  # how often a file that is not what the manifest says is read before that is an error
 LONGEST_BACKOFF, QUICKEST_BACKOFF = 20.0, 0.25
@@ -76,12 +78,12 @@ class Exporting:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A complete export, and its files."""
+    """A complete export, and its files. ``owner``: the account that its bucket must belong to, if that is known."""
 
     arn: str
-    at: float
     bucket: str
-    files: Sequence[File]
+    files: Sequence[File] = ()
+    owner: str | None = None
 
     @property
     def items(self) -> int:
@@ -99,6 +101,7 @@ class _Description(msgspec.Struct):
     ExportType: str | None = None
     ExportManifest: str | None = None
     S3Bucket: str | None = None
+    S3BucketOwner: str | None = None
     FailureCode: str | None = None
     FailureMessage: str | None = None
 
@@ -112,6 +115,7 @@ class _Summary(msgspec.Struct, rename="camel"):
 
     item_count: int
     output_format: str | None = None
+    export_arn: str | None = None
 
 
 class _ManifestFile(msgspec.Struct, rename="camel"):
@@ -128,7 +132,7 @@ class _Line(msgspec.Struct):
     Item: msgspec.Raw
 
 
-_LINES = msgspec.json.Decoder(list[_Line])
+_LINES = msgspec.json.Decoder(_Line)
 _FILES = msgspec.json.Decoder(list[_ManifestFile])
 _SUMMARY = msgspec.json.Decoder(_Summary)
 
@@ -294,11 +298,12 @@ def moment(at: float) -> str:
 def _manifests(export: _Description) -> Generator[Call, bytes, Exported]:
     """The export's files. Only the names of the manifests and data files count: a prefix is documented ambiguously."""
     bucket, summary_key = export.S3Bucket or "", export.ExportManifest or ""
+    exported = Exported(export.ExportArn, bucket, owner=export.S3BucketOwner)
     folder = posixpath.dirname(summary_key)
     files_key = posixpath.join(folder, "manifest-files.json")
     try:
-        summary = _SUMMARY.decode((yield from _object(bucket, summary_key)))
-        lines = (yield from _object(bucket, files_key)).splitlines()
+        summary = _SUMMARY.decode((yield from _object(exported, summary_key)))
+        lines = (yield from _object(exported, files_key)).splitlines()
         listed = _FILES.decode(b"[" + b",".join(line for line in lines if line.strip()) + b"]")
     except DECODE_ERRORS as e:
         raise ConfigError(f"backfill: a manifest in s3://{bucket}/{folder} is damaged: {e}. {START_OVER}") from e
@@ -307,10 +312,15 @@ def _manifests(export: _Description) -> Generator[Call, bytes, Exported]:
             f"backfill: the export in s3://{bucket}/{folder} is in the format {summary.output_format}; only "
             "DYNAMODB_JSON can be read"
         )
+    if summary.export_arn not in (None, export.ExportArn):
+        raise ConfigError(
+            f"backfill: s3://{bucket}/{summary_key} is of another export, {summary.export_arn}, than "
+            f"{export.ExportArn}. Restore it and run again. {START_OVER}"
+        )
     data = posixpath.join(folder, "data")
     keys = [posixpath.join(data, posixpath.basename(file.data_file_key)) for file in listed]
     files = [File(key, file.item_count, file.md5_checksum) for key, file in zip(keys, listed, strict=True)]
-    exported = Exported(export.ExportArn, export.ExportTime or 0.0, bucket, files)
+    exported = replace(exported, files=files)
     if exported.items != summary.item_count:
         raise ConfigError(
             f"backfill: s3://{bucket}/{files_key} lists files with {exported.items:,} items, but manifest-summary.json "
@@ -319,18 +329,19 @@ def _manifests(export: _Description) -> Generator[Call, bytes, Exported]:
     return exported
 
 
-def _object(bucket: str, key: str) -> Generator[Call, bytes, bytes]:
+def _object(place: Exported, key: str) -> Generator[Call, bytes, bytes]:
     parts: list[bytes] = []
     while not parts or len(parts[-1]) == CHUNK:
-        parts.append((yield from _part(bucket, key, len(parts) * CHUNK)))
+        parts.append((yield from _part(place, key, len(parts) * CHUNK)))
     return b"".join(parts)
 
 
-def _part(bucket: str, key: str, offset: int) -> Generator[Call, bytes, bytes]:
-    """Up to ``CHUNK`` bytes of an object; none behind its end."""
-    place, part = f"s3://{bucket}/{key}", f"bytes={offset}-{offset + CHUNK - 1}"
+def _part(at: Exported, key: str, offset: int) -> Generator[Call, bytes, bytes]:
+    """Up to ``CHUNK`` bytes of an object in the export's bucket; none behind its end."""
+    place, part = f"s3://{at.bucket}/{key}", f"bytes={offset}-{offset + CHUNK - 1}"
+    owner = {} if at.owner is None else {"ExpectedBucketOwner": at.owner}
     try:
-        return (yield Call("GetObject", {"Bucket": bucket, "Key": key, "Range": part}))
+        return (yield Call("GetObject", {"Bucket": at.bucket, "Key": key, "Range": part, **owner}))
     except AwsError as e:
         if e.code == "InvalidRange":
             return b""
@@ -339,7 +350,10 @@ def _part(bucket: str, key: str, offset: int) -> Generator[Call, bytes, bytes]:
                 f"backfill: {place} does not exist ({e.code}), but belongs to the export. Restore it and run again: "
                 f"the backfill continues with it. {START_OVER}"
             ) from e
-        raise denied(failure(e, "s3:GetObject", place)) from e
+        error = denied(failure(e, "s3:GetObject", place))
+        if type(error) is ReplicatorError:  # an archived object, a disabled key, …
+            raise ConfigError(f"backfill: {error}. Correct that and run again: the backfill continues there") from e
+        raise error from e
 
 
 def denied(error: ReplicatorError) -> ReplicatorError:
@@ -370,14 +384,32 @@ class _Corrupt(Exception):
     """A file is not what the manifest says."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """A segment of an export. ``chance``: for backoff."""
+
+    number: int
+    export: Exported
+    keys: KeySchema
+    chance: random.Random
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """A file that is the manifest's: the digests of its parts, and the only one itself if it has no others."""
+
+    digests: Sequence[bytes]
+    only: bytes | None
+
+
 def read(
     export: Exported, keys: KeySchema, segment: int, state: SegmentState, chance: random.Random
 ) -> Generator[Call | ScanPage, Any, None]:
     """Yields calls and pages of a segment's files, from its cursor on. A failed step's page has ``waiting_for``.
 
-    ConfigError, which names it, for a file that is missing or damaged: the cursor does not pass it.
+    ConfigError, which names it, for a file that is missing or damaged: nothing of it is in a page.
     """
-    at, failures, corrupt = _Place.of(segment, state), 0, 0
+    reading, at, corrupt = _Segment(segment, export, keys, chance), _Place.of(segment, state), 0
     if at.file >= len(export.files):
         yield ScanPage(segment, before=at.items)
     while at.file < len(export.files):
@@ -385,55 +417,95 @@ def read(
         following = _Place(at.file + state.total, at.items + file.items)
         last = following.file >= len(export.files)
         try:
-            yield from _pages(export.bucket, file, keys, segment, at, None if last else following)
-        except TransientError as e:
-            failures += 1
-            rest = backoff(failures, chance, base=QUICKEST_BACKOFF, limit=LONGEST_BACKOFF)
-            yield ScanPage(segment, cursor=at.cursor, rest=rest, waiting_for=str(e))
-            continue
+            yield from _pages(reading, file, at, None if last else following)
         except _Corrupt as e:
             corrupt += 1
             if corrupt < READS:
                 continue
             raise ConfigError(
-                f"backfill: s3://{export.bucket}/{file.key} is damaged: {e}. Items of it may have been copied, but the "
-                f"backfill does not pass it. Restore the file and run again, or start over: replicator resync CONFIG"
+                f"backfill: s3://{export.bucket}/{file.key} is damaged: {e}. The backfill does not pass it. "
+                "Restore the file and run again, or start over: replicator resync CONFIG"
             ) from e
-        failures, corrupt, at = 0, 0, following
+        corrupt, at = 0, following
 
 
 def _pages(
-    bucket: str, file: File, keys: KeySchema, segment: int, at: _Place, following: _Place | None
+    segment: _Segment, file: File, at: _Place, following: _Place | None
 ) -> Generator[Call | ScanPage, Any, None]:
-    """The pages of a file. The last one, which moves the cursor, comes once the whole file is known to be right."""
-    reader = _FileReader(KeyReader(keys))
+    """The pages of a file. The last one, which moves the cursor, comes once all of it was read.
+
+    A target keeps the first of two documents with the same version, so what was read wrong could not be replaced by
+    what is right later. Therefore the whole file is verified before any of it is used, and read again.
+    """
+    verified = yield from _verified(segment, file, at)
+    reader, before = _FileReader(KeyReader(segment.keys)), at.items
     held: tuple[list[tuple[Key, msgspec.Raw]], int] = [], 0
-    before, offset, size = at.items, 0, CHUNK
-    while size == CHUNK:
-        part = yield from _part(bucket, file.key, offset)
-        size = len(part)
-        offset += size
+    for n, digest in enumerate(verified.digests):
+        part = verified.only
+        if part is None:
+            part = yield from _retried(segment, file, n * CHUNK, at)
+            if _digest(part) != digest:
+                raise _Corrupt("it was changed while it was read")
         for page in reader.feed(part):
-            yield ScanPage(segment, held[0], at.cursor, size=held[1], before=before)
+            yield ScanPage(segment.number, held[0], at.cursor, size=held[1], before=before)
             before += len(held[0])
             held = page
-    reader.check(file)
-    yield ScanPage(segment, held[0], None if following is None else following.cursor, size=held[1], before=before)
+    for page in reader.end(file):
+        yield ScanPage(segment.number, held[0], at.cursor, size=held[1], before=before)
+        before += len(held[0])
+        held = page
+    cursor = None if following is None else following.cursor
+    yield ScanPage(segment.number, held[0], cursor, size=held[1], before=before)
+
+
+def _verified(segment: _Segment, file: File, at: _Place) -> Generator[Call | ScanPage, Any, _Verified]:
+    """_Corrupt unless the file's checksum is the manifest's."""
+    whole = hashlib.md5(usedforsecurity=False)
+    digests: list[bytes] = []
+    part, size = b"", CHUNK
+    while size == CHUNK:
+        part = yield from _retried(segment, file, len(digests) * CHUNK, at)
+        size = len(part)
+        whole.update(part)
+        digests.append(_digest(part))
+    if (found := base64.b64encode(whole.digest()).decode()) != file.md5:
+        raise _Corrupt(f"its MD5 checksum is {found}, and the manifest's {file.md5}")
+    return _Verified(digests, part if len(digests) == 1 else None)
+
+
+def _digest(part: bytes) -> bytes:
+    return hashlib.sha256(part).digest()
+
+
+def _retried(segment: _Segment, file: File, offset: int, at: _Place) -> Generator[Call | ScanPage, Any, bytes]:
+    """A part of the file. If that fails, what came before it is not read again: a large file might never end."""
+    failures = 0
+    while True:
+        try:
+            part = yield from _part(segment.export, file.key, offset)
+        except TransientError as e:
+            failures += 1
+            rest = backoff(failures, segment.chance, base=QUICKEST_BACKOFF, limit=LONGEST_BACKOFF)
+            yield ScanPage(segment.number, cursor=at.cursor, rest=rest, waiting_for=str(e))
+            continue
+        if failures:
+            yield ScanPage(segment.number, cursor=at.cursor, before=at.items)  # it no longer waits
+        return part
 
 
 @dataclass(slots=True)
 class _FileReader:
-    """Decompresses a file and decodes its lines, in pieces of limited size."""
+    """Decompresses a file and decodes its lines, in pieces of limited size. An empty file has no line and no gzip."""
 
     keys: KeyReader
     items: int = 0
+    size: int = 0
     _rest: bytes = b""
     _inflater: Any = field(default_factory=lambda: zlib.decompressobj(wbits=31))
-    _digest: Any = field(default_factory=lambda: hashlib.md5(usedforsecurity=False))
 
     def feed(self, part: bytes) -> Iterator[tuple[list[tuple[Key, msgspec.Raw]], int]]:
         """Items with their keys, and the bytes they take, for the next ``part`` of the compressed file."""
-        self._digest.update(part)
+        self.size += len(part)
         while part:
             if self._inflater.eof:
                 self._inflater = zlib.decompressobj(wbits=31)  # gzip files may be concatenated
@@ -444,21 +516,23 @@ class _FileReader:
             part = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
             lines, newline, rest = data.rpartition(b"\n")
             lines, self._rest = (self._rest + lines, rest) if newline else (b"", self._rest + data)
+            if len(self._rest) > LONGEST_LINE:
+                raise _Corrupt(f"a line has more than {LONGEST_LINE:,} bytes, and no item is that large")
             if lines:
                 yield self._decoded(lines)
 
-    def check(self, file: File) -> None:
-        """_Corrupt unless the file was whole, and is the one in the manifest."""
-        if self._rest.strip() or not self._inflater.eof:
+    def end(self, file: File) -> Iterator[tuple[list[tuple[Key, msgspec.Raw]], int]]:
+        """What is left: a last line need not end with a newline. _Corrupt unless all of the file was read."""
+        if self.size and not self._inflater.eof:
             raise _Corrupt("it is not complete")
-        if (found := base64.b64encode(self._digest.digest()).decode()) != file.md5:
-            raise _Corrupt(f"its MD5 checksum is {found}, and the manifest's {file.md5}")
+        if self._rest.strip():
+            yield self._decoded(self._rest)
         if self.items != file.items:
             raise _Corrupt(f"it has {self.items:,} items, and the manifest says {file.items:,}")
 
     def _decoded(self, lines: bytes) -> tuple[list[tuple[Key, msgspec.Raw]], int]:
         try:
-            images = [line.Item for line in _LINES.decode(b"[" + lines.replace(b"\n", b",") + b"]")]
+            images = [line.Item for line in _LINES.decode_lines(lines)]
             items = self.keys.keyed(images, "export")
         except (*DECODE_ERRORS, TransientError) as e:
             raise _Corrupt(f"a line is not an item in DynamoDB JSON: {e}") from e

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import orjson
 import pytest
 
+from replicator.source import export
 from tests.faults.world import HOUR, TABLE, World
 
 BUCKET = "exports"
@@ -113,7 +114,11 @@ DAMAGE: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("reason", DAMAGE)
-def test_a_damaged_file_is_named_is_not_passed_and_may_be_restored(faults: World, reason: str) -> None:
+def test_a_damaged_file_is_named_is_not_used_and_may_be_restored(
+    faults: World, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """What a target had stored of it would have the version of what is right, and stay."""
+    monkeypatch.setattr(export, "PAGE", 40)
     exporting(faults, segments=1)
     whole = damaging(faults, "0001.json.gz", DAMAGE[reason])
     for _ in range(2):
@@ -121,6 +126,7 @@ def test_a_damaged_file_is_named_is_not_passed_and_may_be_restored(faults: World
         ((bucket, key),) = whole
         assert (ended.code, f"s3://{bucket}/{key} {reason}" in ended.err) == (2, True), ended
         assert faults.states("segment")["0"].cursor in (None, '{"file":1,"items":3}')
+        assert set(faults.documents) <= {"k0", "k3", "k6"}, "those of the first file"
     faults.db.exports.objects |= whole
     faults.copied()
 

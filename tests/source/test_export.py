@@ -6,7 +6,7 @@ import base64
 import gzip
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -130,6 +130,7 @@ def changed(**members: object) -> Damage:
     [
         ("manifest-summary.json", changed(itemCount=11), "with 10 items, but manifest-summary.json says 11"),
         ("manifest-summary.json", changed(outputFormat="ION"), "is in the format ION"),
+        ("manifest-summary.json", changed(exportArn="arn:other"), "is of another export, arn:other, than arn:aws:"),
         ("manifest-summary.json", lambda body: body[:9], "a manifest in s3://exports/some/prefix/AWSDynamoDB/"),
         ("manifest-files.json", lambda body: body[:99], "a manifest in s3://exports/some/prefix/AWSDynamoDB/"),
         ("manifest-files.json", lambda body: body.splitlines(keepends=True)[0], "lists files with 4 items"),
@@ -184,7 +185,7 @@ def of(db: DynamoDB, body: bytes, items: int) -> Exported:
     """An export of one file."""
     db.exports.objects["exports", "data/a.json.gz"] = body
     md5 = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-    return Exported("arn", 1.0, "exports", [File("data/a.json.gz", items, md5)])
+    return Exported("arn", "exports", [File("data/a.json.gz", items, md5)])
 
 
 LINE = b'{"Item":{"id":{"S":"1"}}}\n'
@@ -194,8 +195,14 @@ def test_a_file_of_several_gzip_members_is_read_whole(db: DynamoDB) -> None:
     assert len(ids(pages(db, of(db, gzip.compress(LINE) + gzip.compress(LINE), 2)))) == 2
 
 
-def test_an_empty_file_is_read(db: DynamoDB) -> None:
-    (page,) = pages(db, of(db, gzip.compress(b""), 0))
+def test_a_last_line_may_end_without_a_newline_and_lines_may_be_empty(db: DynamoDB) -> None:
+    """The checksum says that the file is whole. The format's description says only that newlines delimit items."""
+    assert len(ids(pages(db, of(db, gzip.compress(LINE + b"\n" + LINE[:-1]), 2)))) == 2
+
+
+@pytest.mark.parametrize("body", [gzip.compress(b""), b""], ids=["gzip of nothing", "no bytes"])
+def test_an_empty_file_is_read(db: DynamoDB, body: bytes) -> None:
+    (page,) = pages(db, of(db, body, 0))
     assert page.ended
 
 
@@ -203,14 +210,15 @@ def test_an_empty_file_is_read(db: DynamoDB) -> None:
     ("body", "items", "reason"),
     [
         (gzip.compress(LINE)[:-9], 1, "it is not complete"),
-        (gzip.compress(LINE[:-1]), 1, "it is not complete"),
-        (b"", 0, "it is not complete"),
+        (gzip.compress(LINE) + gzip.compress(LINE[:-5]), 2, "a line is not an item in DynamoDB JSON"),
+        (gzip.compress(b" " * (18 << 20) + LINE), 1, "a line has more than 16,777,216 bytes"),
+        (b"", 1, "it has 0 items, and the manifest says 1"),
         (b"no gzip", 1, "Error -3 while decompressing data"),
         (gzip.compress(b'{"Item":{"n":{"N":"1"}}}\n'), 1, "a line is not an item in DynamoDB JSON"),
         (gzip.compress(b'$ion_1_0 {Item:{id:"1"}}\n'), 1, "a line is not an item in DynamoDB JSON"),
         (gzip.compress(LINE), 2, "it has 1 items, and the manifest says 2"),
     ],
-    ids=["cut", "cut line", "nothing", "no gzip", "no item", "ION", "another number"],
+    ids=["cut", "cut line", "long line", "nothing", "no gzip", "no item", "ION", "another number"],
 )
 def test_a_file_that_is_not_what_the_manifest_says_is_read_twice_and_named(
     db: DynamoDB, body: bytes, items: int, reason: str
@@ -221,26 +229,63 @@ def test_a_file_that_is_not_what_the_manifest_says_is_read_twice_and_named(
     assert db.calls["GetObject"] == 2
 
 
-def test_another_checksum_is_an_error_before_the_file_counts_as_read(db: DynamoDB) -> None:
-    exported = of(db, gzip.compress(LINE), 1)
+def test_nothing_of_a_file_with_another_checksum_is_used(db: DynamoDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a target has stored of it could not be replaced later: that has the same version."""
+    monkeypatch.setattr(export, "PAGE", 10)
+    exported = of(db, gzip.compress(LINE * 3), 3)
     other = replace(exported, files=[replace(exported.files[0], md5="AAAA")])
-    found: list[ScanPage] = []
+    found: Iterator[ScanPage] = answered(db, read(other, KEYS, 0, SegmentState(1), random.Random(2)))
     with pytest.raises(ConfigError, match="its MD5 checksum is"):
-        found += takes(answered(db, read(other, KEYS, 0, SegmentState(1), random.Random(2))), found)
-    assert not any(page.ended for page in found)
+        next(found)
 
 
-def takes(given: Iterator[ScanPage], into: list[ScanPage]) -> list[ScanPage]:
-    for page in given:
-        into.append(page)
-    return []
+def test_nothing_of_a_file_that_changes_while_it_is_read_is_used(db: DynamoDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "CHUNK", 10)
+    exported = of(db, gzip.compress(LINE), 1)
+    places, right = iter(range(100)), db.call
+
+    def call(operation: str, request: Mapping[str, Any]) -> bytes:
+        part = right(operation, request)
+        return part if next(places) < len(db.exports.objects["exports", "data/a.json.gz"]) / 10 else part[::-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(db, "call", call)
+        patch.setattr(export, "READS", 1)
+        with pytest.raises(ConfigError, match="it was changed while it was read"):
+            pages(db, exported)
+    assert ids(pages(db, exported)) == ["1"]
 
 
-def test_a_failed_read_is_repeated_from_the_start_of_its_file(db: DynamoDB, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_read_is_repeated_and_what_came_before_it_is_not(
+    db: DynamoDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If one request in a hundred fails, a file of a thousand parts could otherwise never be read."""
     monkeypatch.setattr(export, "CHUNK", 40)
     exported = steps(db)[-1]
-    db.fail("GetObject", "SlowDown", when=lambda request: request["Range"] == "bytes=40-79")
+    before = db.calls["GetObject"]
+    db.fail("GetObject", "SlowDown", times=2, when=lambda request: request["Range"] == "bytes=40-79")
     found = pages(db, exported)
+    whole = db.calls["GetObject"] - before - 2
+    pages(db, exported)
 
-    assert [page.waiting_for is not None for page in found].count(True) == 1
-    assert set(ids(found)) == {f"i{n}" for n in range(10)}
+    assert db.calls["GetObject"] - before - 2 == 2 * whole
+    waiting = [page.waiting_for is not None for page in found]
+    assert (waiting.count(True), waiting[-1]) == (2, False)
+    assert not found[waiting.index(True) + 2].items, "it says at once that it no longer waits"
+    assert sorted(ids(found)) == [f"i{n}" for n in range(10)]
+
+
+def test_the_bucket_must_belong_to_the_account_that_the_export_was_written_to(db: DynamoDB) -> None:
+    exported = steps(db)[-1]
+    db.calls.clear()
+    db.fail("GetObject", "NoSuchKey", when=lambda request: request["ExpectedBucketOwner"] == "123456789012")
+    with pytest.raises(ConfigError):
+        pages(db, exported)
+
+
+@pytest.mark.parametrize("code", ["InvalidObjectState", "KMS.DisabledException", "KMS.NotFoundException"])
+def test_an_object_that_s3_refuses_to_return_is_named(db: DynamoDB, code: str) -> None:
+    exported = steps(db)[-1]
+    db.fail("GetObject", code, times=None)
+    with pytest.raises(ConfigError, match=f"backfill: s3:GetObject on s3://exports/.* was refused: {code}.*run again"):
+        pages(db, exported)

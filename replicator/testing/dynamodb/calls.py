@@ -48,7 +48,7 @@ CALLS: Mapping[str, Call] = {
         "ClientToken ExportFormat ExportTime S3Prefix S3BucketOwner S3SseAlgorithm S3SseKmsKeyId",
     ),
     "DescribeExport": _call("ExportArn"),
-    "GetObject": _call("Bucket Key", "Range"),
+    "GetObject": _call("Bucket Key", "Range ExpectedBucketOwner"),
     "CreateMultipartUpload": _call("Bucket Key", "ServerSideEncryption SSEKMSKeyId ExpectedBucketOwner"),
     "AbortMultipartUpload": _call("Bucket Key UploadId"),
     "PutItem": _call("TableName Item", _CONDITION),

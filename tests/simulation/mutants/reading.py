@@ -49,8 +49,8 @@ def older_export(patch: Patch) -> None:
 def unfinished_file(patch: Patch) -> None:
     right = export._pages
 
-    def ahead(bucket: str, file: Any, keys: Any, segment: int, at: Any, following: Any) -> Iterator[Any]:
-        return right(bucket, file, keys, segment, at if following is None else following, following)
+    def ahead(segment: Any, file: Any, at: Any, following: Any) -> Iterator[Any]:
+        return right(segment, file, at if following is None else following, following)
 
     patch.setattr(export, "_pages", ahead)
 
