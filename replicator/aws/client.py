@@ -10,7 +10,7 @@ into them. So one thread serves the calls of a thousand shards, and the simulati
 from __future__ import annotations
 
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -36,11 +36,13 @@ class Call(msgspec.Struct, frozen=True):
     """A call to make, with the arguments of ``Client.call``.
 
     ``body``: the whole request as JSON, if already encoded; then ``request`` only needs what routing needs (TableName).
+    ``decode``: what the caller decodes the response with. Those who share a response decode it once.
     """
 
     operation: str
     request: Mapping[str, Any]
     body: bytes | None = None
+    decode: Callable[[bytes], Any] | None = None
 
 
 class Calls(Protocol):

@@ -19,7 +19,6 @@ from replicator.engine.scheduler import Scheduler
 from replicator.engine.shared_calls import SharedCalls
 from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.pipeline.progress import Progress
-from replicator.source.decoding import decoder_of
 from replicator.source.sharing import SharedPages
 from replicator.source.table import SourceTable
 from replicator.target.contract import Table, Target, marking
@@ -63,14 +62,14 @@ class Environment:
     confirm: Callable[[], None] = lambda: None  # called when the pipeline is claimed, before anything is looked at
     pages: SharedPages | None = None  # of the streams that other pipelines of the process read too
 
-    def scheduler(self, client: Client, table: SourceTable) -> Scheduler:
-        """What makes the calls that read ``table``."""
+    def scheduler(self, client: Client) -> Scheduler:
+        """What makes the calls that read the source."""
         if self.steps is not None:
             return self.steps(client)
         calls = calls_of(client)
         measured = not isinstance(self.measurements, Unmeasured)
         calls = MeasuredCalls(calls, self.measurements) if measured else calls
-        return Scheduler(calls if self.pages is None else SharedCalls(calls, self.pages, decoder_of(table)))
+        return Scheduler(calls if self.pages is None else SharedCalls(calls, self.pages))
 
     def waiting(self, reason: str | None) -> None:
         """Report that the startup waits or (None) continues."""

@@ -104,7 +104,7 @@ class Driver:
             checkpoints, self.pipeline, self._delivery, self._cleanup, self._retrying, monotonic
         )
         self._budget = ReadBudget(context.config.backfill.read_units)
-        self._steps = environment.scheduler(context.client, context.table)
+        self._steps = environment.scheduler(context.client)
         self._resyncs = 0
         self._allowed = startup.RESUMING
         self._may_extend = False  # whether tables may be extended

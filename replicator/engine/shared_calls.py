@@ -16,7 +16,7 @@ import orjson
 from replicator.aws.client import Call, Calls
 from replicator.aws.errors import AwsError
 from replicator.errors import ReplicatorError
-from replicator.source.decoding import Records, RecordsDecoder
+from replicator.source.decoding import Records
 from replicator.source.shard_reader import OpenedIterator
 from replicator.source.sharing import EXPIRED, Fetch, Place, SharedPages, is_shared
 
@@ -45,11 +45,13 @@ class _Pending:
 
 @dataclass(slots=True)
 class SharedCalls:
-    """``Calls`` that read the shards of all pipelines with ``pages``. ``now``: wall clock."""
+    """``Calls`` that read the shards of all pipelines with ``pages``. ``now``: wall clock.
+
+    Each response is decoded as its call says: another stream of the table may have another view.
+    """
 
     calls: Calls
     pages: SharedPages
-    decode: RecordsDecoder
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     _alone: dict[str, _Alone] = field(default_factory=dict)
@@ -130,7 +132,7 @@ class SharedCalls:
             self._note(pending, response)
             self._responses.append((name, response))
             return
-        records = self._decoded(response)
+        records = _decoded(pending.call, response)
         if pending.fetch is None:
             self._responses.append((name, self._joined(pending, records)))
             return
@@ -148,14 +150,6 @@ class SharedCalls:
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 return
             self._alone[iterator] = _Alone(*_where(pending.call))
-
-    def _decoded(self, response: bytes | Exception) -> Records | Exception:
-        if isinstance(response, Exception):
-            return response
-        try:
-            return self.decode(response)
-        except ReplicatorError as e:
-            return e
 
     def _joined(self, pending: _Pending, records: Records | Exception) -> Records | Exception:
         """The response to an iterator of its own, whose next one is shared if the pages go on where it ends."""
@@ -177,6 +171,17 @@ class SharedCalls:
         last = records.records[-1].sequence if records.records else alone.last
         self._alone[records.next] = replace(alone, last=last)
         return records
+
+
+def _decoded(call: Call, response: bytes | Exception) -> Records | Exception:
+    if isinstance(response, Exception):
+        return response
+    assert call.decode is not None, "every reader says how"
+    try:
+        records: Records = call.decode(response)
+    except ReplicatorError as e:
+        return e
+    return records
 
 
 def _where(call: Call) -> tuple[str, str, Place]:

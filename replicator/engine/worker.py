@@ -184,7 +184,7 @@ class SlotRun:
         everything = sys.maxsize  # the limit is for all workers together: the coordinator's matter
         self._watch = ParkedWatch(pipeline, self._delivery, everything, monotonic, pipeline.total)
         self._recheck = Recheck(target, context.tables, self._delivery, retrying, monotonic)
-        self._steps = environment.scheduler(context.client, context.table)
+        self._steps = environment.scheduler(context.client)
         self._fetcher = self._open_fetcher()
         self._gapped = False
         self._beat_at = -math.inf

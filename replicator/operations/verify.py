@@ -356,7 +356,7 @@ class Pass:
     def _scan(self) -> None:
         left = {n for n in self._segments() if n not in self._note.segments}
         table = Scanned(self._both.config.source.table, self._both.source.keys, self._environment.random)
-        steps = self._environment.scheduler(self._both.client, self._both.source)
+        steps = self._environment.scheduler(self._both.client)
         steps.full = lambda: self._verifier.full
         with contextlib.closing(steps):
             waiting = iter(sorted(left))

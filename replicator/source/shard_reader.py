@@ -100,7 +100,8 @@ def _step(stream: Stream, at: _Cursor) -> _Step:
             at.iterator = yield from _open(stream, at)
             at.silent = 0  # it restarts at the last record, perhaps far back
             return _nothing(at)
-        response = stream.decode((yield Call("GetRecords", {"ShardIterator": at.iterator, "Limit": 1000})))
+        request = {"ShardIterator": at.iterator, "Limit": 1000}
+        response = stream.decode((yield Call("GetRecords", request, decode=stream.decode)))
     except AwsError as e:
         return _on_error(stream, at, e, started)
     except TransientError as e:

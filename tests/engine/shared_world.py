@@ -73,7 +73,7 @@ class Reader:
         self.steps: dict[str, Generator[Call | Page, Any, None]] = {}
         self.due: dict[str, float] = {}
         self.slow = Slow(world)
-        self.calls = SharedCalls(self.slow, world.pages, RecordsDecoder(KEYS), lambda: world.now, lambda: world.now)
+        self.calls = SharedCalls(self.slow, world.pages, lambda: world.now, lambda: world.now)
         for shard in self.read:
             if chance.random() < 0.3:
                 del self.read[shard][int(len(self.read[shard]) * chance.random()) :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from replicator.source.decoding import Records, RecordsDecoder
 from replicator.source.shard_reader import read
 from replicator.source.sharing import ABANDONED, EXPIRED, TAKEN_OVER, Fetch, SharedPages, is_shared
 from replicator.state import ShardState
-from tests.engine.shared_world import KEYS, Slow, World
+from tests.engine.shared_world import KEYS, TABLE, Slow, World
 
 NOW = 1_700_000_000.0
 OLDEST = {"ShardIteratorType": "TRIM_HORIZON"}
@@ -254,7 +255,7 @@ def test_a_shard_without_records_is_shared_by_those_who_would_miss_nothing(
 def test_other_calls_and_their_errors_pass_through() -> None:
     world = quiet(1)
     slow = Slow(world)
-    calls = SharedCalls(slow, SharedPages(), RecordsDecoder(KEYS), lambda: world.now, lambda: world.now)
+    calls = SharedCalls(slow, SharedPages(), lambda: world.now, lambda: world.now)
     calls.begin("listing", Call("DescribeStream", {"StreamArn": world.stream.arn}))
     calls.begin("unknown", Call("GetShardIterator", {"StreamArn": world.stream.arn, "ShardId": "none", **OLDEST}))
     world.now += 1
@@ -265,6 +266,22 @@ def test_other_calls_and_their_errors_pass_through() -> None:
     assert b"StreamStatus" in answers["listing"]
     assert isinstance(answers["unknown"], AwsError)
     assert calls.next(0.0) is None
+
+
+def test_a_stream_that_was_replaced_by_one_of_another_view_is_decoded_as_that_view_says() -> None:
+    """A run that resyncs goes on with the same calls."""
+    world = quiet(2)
+    world.db.put(TABLE, {"id": "before"})
+    world.settle()
+    world.db.disable_stream(TABLE)
+    arn = world.db.enable_stream(TABLE, "KEYS_ONLY")
+    world.stream = replace(world.stream, arn=arn, decode=RecordsDecoder(KEYS, images=False))
+    for reader in world.readers:
+        reader.steps.clear()
+        reader.due.clear()
+    world.db.put(TABLE, {"id": "after"})
+
+    world.settle()
 
 
 def test_records_that_nobody_shared_were_requested_by_their_reader() -> None:

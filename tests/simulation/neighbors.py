@@ -52,12 +52,12 @@ class SharedClient:
 
     def __init__(self, universe: Universe, pages: SharedPages, client: Client) -> None:
         clock = universe.clock
-        decode = RecordsDecoder(KEYS, images=universe.scenario.view != "KEYS_ONLY")
+        self._decode = RecordsDecoder(KEYS, images=universe.scenario.view != "KEYS_ONLY")
         self._universe = universe
-        self._calls = SharedCalls(_Calls(client), pages, decode, clock.wall, clock)
+        self._calls = SharedCalls(_Calls(client), pages, clock.wall, clock)
 
     def call(self, operation: str, request: Mapping[str, Any]) -> Any:
-        self._calls.begin("", Call(operation, request))
+        self._calls.begin("", Call(operation, request, decode=self._decode))
         while (found := self._calls.next(0.0)) is None:
             self._universe.clock.now += 0.05  # another one was killed in the middle of the same request
         if isinstance(found[1], Exception):
