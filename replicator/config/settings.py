@@ -26,6 +26,7 @@ from replicator.target.verification import CANNOT_COMPARE, can_compare
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:(?P<region>[a-z0-9-]+):\d*:table/[A-Za-z0-9_.-]{3,255}")
 _EXPORT_ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:[a-z0-9-]+:\d*:table/[A-Za-z0-9_.-]{3,255}/export/[A-Za-z0-9-]+")
+_PREFIX = re.compile(r"(?!.*//)[A-Za-z0-9!_.'()=,:@+&-][A-Za-z0-9!_.'()=,:@+&/-]{0,511}(?<!/)")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{2,62}")
 _ACCOUNT = re.compile("[0-9]{12}")
 _DURATION = re.compile(r"(?P<number>[0-9]{1,6}(\.[0-9]{1,6})?) ?(?P<unit>ms|s)")
@@ -143,6 +144,13 @@ class Backfill(Options):
     @classmethod
     def _of_a_new_export(cls, value: str | None, info: ValidationInfo) -> str | None:
         return _only_for_new_exports(value, info)
+
+    @field_validator("prefix")
+    @classmethod
+    def _folder(cls, prefix: str | None) -> str | None:
+        if prefix is not None and _PREFIX.fullmatch(prefix) is None:
+            raise ValueError("must be 1 to 512 letters, digits and !_.'()=,:@+&/- and neither begin nor end with /")
+        return prefix
 
     @field_validator("bucket_owner")
     @classmethod
@@ -340,6 +348,7 @@ def _config(file: ConfigFile, problems: list[Problem], engine_type: str | None =
     if checkpoints is not None and hasattr(target.connector, "checkpoints"):
         problems.append(Problem(("checkpoints",), KEPT_BY_TARGET))
     problems += _loops(sections, target)
+    problems += _of_another_table(sections.source, sections.backfill.export)
     problems += [] if wrong_store else _shared(runs_on, target, checkpoints, sections.backfill)
     problems += _behind_lambda(runs_on, sections, target)
     if sections.verify is not None and not can_compare(target.connector):
@@ -380,6 +389,17 @@ def _loops(sections: Sections, target: Destination) -> Iterator[Problem]:
 
 BY_WORKERS = ("elasticsearch", "opensearch", "dynamodb")  # targets without transactions that several may write to
 IN_DYNAMODB = 2  # workers that save without holding each other up for long, as measured (docs/scaling.md)
+
+
+def _of_another_table(source: Source, export: str | None) -> Iterator[Problem]:
+    """An export that names another table or region than the source."""
+    if export is None:
+        return
+    region, table = export.split(":")[3], export.partition("/")[2].partition("/")[0]
+    name = source.table.rpartition("/")[2]
+    if table != name or source.region not in (None, region):
+        text = f"is an export of the table {table} in {region}, and source.table is {name} in {source.region or region}"
+        yield Problem(("backfill", "export"), text)
 
 
 def _shared(runs_on: Engine, target: Destination, checkpoints: Keeping | None, backfill: Backfill) -> Iterator[Problem]:

@@ -176,7 +176,9 @@ class Driver:
         if start.has_documents:
             self._binding.check_new_epoch()
         state = startup.new_epoch(start, enabled=backfill.enabled, now=self._now())
-        state = self._opening(replace(state, export=self._export() if state.stage == stages.SCANNING else None))
+        state = self._opening(
+            replace(state, export=self._export(self._table) if state.stage == stages.SCANNING else None)
+        )
         segments = stages.segments(backfill.segments) if state.stage == stages.SCANNING else {}
         self._delivery.fence_repairs()
         self._fetch()
@@ -188,15 +190,16 @@ class Driver:
             self._tables_opened()
         log.info("snapshot started", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
 
-    def _export(self) -> ExportState | None:
+    def _export(self, table: SourceTable) -> ExportState | None:
         """What a new epoch copies the items from: an export that it requests or that exists, or (None) the table."""
         backfill = self._context.config.backfill
         if backfill.source == "scan":
             return None
         if backfill.export is None:
             return ExportState()
-        client, arn, table = self._context.client, backfill.export, self._table
-        at = self._retrying(lambda: export.existing(client, arn, table, self._now()), asks="source")
+        client, arn, gaps = self._context.client, backfill.export, self.pipeline.view.gaps.values()
+        gap = max((gap.found for gap in gaps if gap.repaired is None), default=None)
+        at = self._retrying(lambda: export.existing(client, arn, table, self._now(), gap), asks="source")
         return ExportState(arn, at)
 
     def _opening(self, state: PipelineState) -> PipelineState:
@@ -239,6 +242,7 @@ class Driver:
             raise ConfigError("it was requested for another config than that of this run")
         if request.whole:
             startup.start_mode(start, startup.with_request(self._allowed, request, start))
+            self._export(start.table)
             return
         self._retrying(lambda: preexisting.check_same_epoch(self._context.target, self._context.tables))
         if request.keys:

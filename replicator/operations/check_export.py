@@ -29,7 +29,9 @@ def export_findings(config: Config, client: Client, table: SourceTable) -> Itera
     backfill = config.backfill
     if backfill.export is not None:
         at = export.existing(client, backfill.export, table, time.time())
-        yield Finding("backfill", "ok", f"the export {backfill.export} of {export.moment(at)}")
+        files = export.readable(client, backfill.export)
+        what = "is not complete yet: a run waits for it" if files is None else f"{files.items:,} items can be read"
+        yield Finding("backfill", "ok", f"the export {backfill.export} of {export.moment(at)}: {what}")
         return
     yield _export(config, client, table)
     yield _describe(client, table)

@@ -38,6 +38,7 @@ from replicator.source.table import SourceTable
 from replicator.state import ExportState, SegmentState
 
 SETTLED = 5.0  # seconds from the moment the positions are stored until an export is requested
+CLOCKS = 600.0  # seconds by which two clocks may differ, each being five minutes off
 POLL = 15.0  # seconds between DescribeExport calls
 CHUNK = 1 << 21  # bytes of a file in one GetObject request
 LONGEST_LINE = 1 << 24  # bytes; an item has at most 400 KB, and JSON writes a byte as six at most
@@ -143,10 +144,11 @@ def token(pipeline: str, table_id: str, epoch: int, started: float) -> str:
     return f"replicator-{hashlib.sha256(text).hexdigest()[:24]}"
 
 
-def existing(client: Client, arn: str, table: SourceTable, now: float) -> float:
+def existing(client: Client, arn: str, table: SourceTable, now: float, gap: float | None = None) -> float:
     """The time of an existing export whose changes since then the stream still has. ConfigError if it cannot be used.
 
-    The positions of an epoch that reads it are those of its time: every shard is read from there on.
+    The positions of an epoch that reads it are those of its time: every shard is read from there on. ``gap``: when the
+    last gap was found that this epoch must repair, by this machine's clock.
     """
     export = completed(client, _described(arn))
     stream_created = completed(client, describe_stream(table.stream_arn or "")).CreationRequestDateTime
@@ -164,6 +166,12 @@ def existing(client: Client, arn: str, table: SourceTable, now: float) -> float:
             f"backfill.export: the export is of {moment(at)}, {(now - at) / 3600:.0f} hours ago. The stream keeps "
             "changes for 24 hours, so those since then may be gone. Leave out backfill.export to have a new one made, "
             "or name a newer one"
+        )
+    if gap is not None and at < gap + CLOCKS:
+        raise ConfigError(
+            f"backfill.export: the export is of {moment(at)}, and a gap was found at {moment(gap)}: what happened in "
+            "between may be neither in the export nor in the stream. Leave out backfill.export to have a new one made, "
+            f"or name one that was made at least {CLOCKS / 60:.0f} minutes after the gap was found"
         )
     if stream_created is None or at < stream_created:
         raise ConfigError(
@@ -206,6 +214,20 @@ def prepare(
             yield Exporting(arn, rest, str(e))
 
 
+def readable(client: Client, arn: str) -> Exported | None:
+    """A complete export whose manifests, and the beginning of whose first file, can be read; None if not complete.
+
+    Raises what a run that reads it would end with.
+    """
+    description = completed(client, _described(arn))
+    if description.ExportStatus != "COMPLETED":
+        return None
+    exported = completed(client, _manifests(description))
+    for file in exported.files[:1]:
+        completed(client, _part(exported, file.key, 0))
+    return exported
+
+
 def _waiting(arn: str) -> str:
     return f"the export {arn.rpartition('/')[2]} to S3 to complete"
 
@@ -244,6 +266,15 @@ def _described(arn: str) -> Generator[Call, bytes, _Description]:
     return decoded(body, _DescribeExport, "DescribeExport").ExportDescription
 
 
+_OTHER_OPTIONS = (
+    "DynamoDB knows the request of this export with other options: they were changed during the backfill. Undo the "
+    "change, or start over: replicator resync CONFIG"
+)
+_OF_A_TOKEN = (  # which one DynamoDB returns is documented differently in several places
+    "ImportConflictException",
+    "IdempotentParameterMismatch",
+    "IdempotentParameterMismatchException",
+)
 _REFUSED = {
     "PointInTimeRecoveryUnavailableException": "point-in-time recovery is off, which an export needs; enable it: "
     "aws dynamodb update-continuous-backups --point-in-time-recovery-specification PointInTimeRecoveryEnabled=true "
@@ -251,15 +282,17 @@ _REFUSED = {
     "ExportNotFoundException": "there is no such export; DynamoDB forgets them 90 days after they are made",
     "TableNotFoundException": "the table no longer exists",
     "InvalidExportTimeException": "point-in-time recovery was enabled a moment ago: run again in some minutes",
-    "ExportConflictException": "DynamoDB knows the request of this export with other options: they were changed during "
-    "the backfill. Undo the change, or start over: replicator resync CONFIG",
+    "ExportConflictException": f"another export writes to that place in the bucket (run again once it has ended), or "
+    f"{_OTHER_OPTIONS}",
+    **dict.fromkeys(_OF_A_TOKEN, _OTHER_OPTIONS),
 }
 
 
 def _failed(error: AwsError, operation: str, resource: str) -> ReplicatorError:
     if error.code in _REFUSED:
         return ConfigError(f"backfill: {operation} on {resource}: {_REFUSED[error.code]}")
-    return failure(error, operation, resource)
+    meant = failure(error, operation, resource)
+    return ConfigError(f"backfill: {meant}") if type(meant) is ReplicatorError else meant
 
 
 def _check(export: _Description) -> None:

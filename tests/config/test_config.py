@@ -208,6 +208,21 @@ _TYPED = """url: postgresql://me@127.0.0.1:5432/shop
             "backfill.bucket: is for a new export, but export: names an existing one; give one of the two",
         ),
         (
+            ("source:", f"backfill: {{from: export, export: {EXPORT.replace('orders', 'others')}}}\nsource:"),
+            "backfill.export: is an export of the table others in eu-west-1, and source.table is orders in eu-west-1",
+        ),
+        (
+            ("source:", f"backfill: {{from: export, export: {EXPORT.replace('eu-west-1', 'us-east-1')}}}\nsource:"),
+            "backfill.export: is an export of the table orders in us-east-1, and source.table is orders in eu-west-1",
+        ),
+        *(
+            (
+                ("source:", f"backfill: {{from: export, bucket: abc, prefix: '{prefix}'}}\nsource:"),
+                "backfill.prefix: must be 1 to 512 letters, digits and",
+            )
+            for prefix in ("a/", "/a", "a//b", "a*", "a b", "")
+        ),
+        (
             ("source:", "backfill: {from: export, bucket: abc, bucket_owner: '1'}\nsource:"),
             "backfill.bucket_owner: must be an account number of 12 digits, in quotes",
         ),

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from replicator.source import export
+from tests.faults.test_requests import request_one
 from tests.faults.world import HOUR, TABLE, World
 
 BUCKET = "exports"
@@ -252,3 +253,62 @@ def test_an_unknown_export_is_refused(faults: World) -> None:
     ended = faults.run()
 
     assert (ended.code, "there is no such export" in ended.err) == (2, True), ended
+
+
+def test_an_existing_export_from_before_a_gap_cannot_repair_it(faults: World) -> None:
+    """What the stream has lost is in neither of them."""
+    faults.fill(7)
+    faults.db.exports.enable(TABLE)
+    faults.clock.move(faults.clock() + HOUR)
+    older = exported(faults)
+    faults.configure(on_gap="resync", backfill={"from": "export", "export": older})
+    faults.put("k2", n=1)
+    faults.copied()
+    faults.clock.move(faults.clock() + HOUR)
+    faults.put("lost")
+    faults.db.delete(TABLE, {"id": "k1"})
+    (shard,) = faults.db.open_shards(TABLE)
+    faults.db.trim(TABLE, shard, 10)
+    faults.put("k3", n=1)
+    for _ in range(2):
+        ended = faults.run()
+        assert (ended.code, "and a gap was found at" in ended.err) == (2, True), ended
+    assert [gap.reason for gap in faults.gaps] == ["records after the stored position have been trimmed"]
+
+    faults.clock.move(faults.clock() + HOUR)
+    faults.configure(on_gap="resync", backfill={"from": "export", "export": exported(faults)})
+    faults.copied()
+    assert not faults.gaps
+
+
+def test_a_requested_resync_whose_export_is_too_old_does_not_end_the_run_that_is_live(faults: World) -> None:
+    faults.fill(7)
+    faults.db.exports.enable(TABLE)
+    faults.configure(backfill={"from": "export", "export": exported(faults)})
+    faults.copied()
+    for _ in range(2):
+        faults.clock.move(faults.clock() + 12 * HOUR)
+        faults.copied()
+    faults.clock.plan(20, lambda: request_one(faults, ()))
+    faults.clock.plan(60, lambda: faults.put("k2", n=1))
+    ended = faults.run(seconds=120)
+
+    assert ended.code == 0, ended
+    assert TOO_OLD in ended.event("requested resync not started")["reason"]
+    faults.assert_equal()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("ImportConflictException", "with other options: they were changed during the backfill"),
+        ("ExportConflictException", "another export writes to that place in the bucket (run again"),
+        ("ValidationException", "was refused: ValidationException"),
+    ],
+)
+def test_a_refused_request_for_an_export_is_an_error_of_the_config(faults: World, code: str, reason: str) -> None:
+    exporting(faults)
+    faults.db.fail("ExportTableToPointInTime", code)
+    ended = faults.run()
+
+    assert (ended.code, reason in ended.err) == (2, True), ended

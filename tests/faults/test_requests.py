@@ -8,6 +8,7 @@ from replicator.config.settings import load
 from replicator.engine import preexisting
 from replicator.engine.assembly import target_tables
 from replicator.engine.startup import digest
+from replicator.key import Key
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import describe_table
 from replicator.state import ResyncRequest, Save, encode
@@ -25,12 +26,13 @@ class Changeable(MemoryTarget):
         return self.problems
 
 
-def request_one(faults: World) -> None:
+def request_one(faults: World, keys: Sequence[Key] = (("k1",),)) -> None:
+    """Of a rescan of these items; without any, of the whole table."""
     config = load(faults.folder / "orders.yaml")
     table, target, checkpoints = describe_table(faults.client, TABLE), faults.target(), faults.store()
     tables = target_tables(config, table, None)
     found = preexisting.inspect(CheckpointView(checkpoints.read()), table, target, tables, None)
-    request = ResyncRequest(requested=faults.clock(), config=digest(found), keys=(("k1",),))
+    request = ResyncRequest(requested=faults.clock(), config=digest(found), keys=tuple(keys))
     checkpoints.save([Save("request", "", 0, encode(request))])
 
 

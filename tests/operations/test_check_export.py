@@ -10,6 +10,7 @@ import pytest
 
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
+from replicator.errors import ConfigError, NotPermitted
 from replicator.operations.check_export import export_findings
 from replicator.operations.finding import Finding, exit_code
 from replicator.source.table import describe_table
@@ -92,10 +93,43 @@ def test_a_bucket_that_does_not_exist_is_named(db: DynamoDB) -> None:
     assert (last.subject, last.verdict, last.text) == ("backfill.bucket", "problem", "there is no bucket exports")
 
 
-def test_an_existing_export_is_named_with_its_time(db: DynamoDB) -> None:
+def of_existing(db: DynamoDB, polls: int = 1) -> tuple[str, Finding]:
+    """An export that was described before as often, and what check says of it."""
     db.call("ExportTableToPointInTime", {"TableArn": "table/orders", "S3Bucket": "exports"})
     (arn,) = db.exports.known
+    for _ in range(polls):
+        db.call("DescribeExport", {"ExportArn": arn})
     (found,) = findings(db, Backfill.model_validate({"from": "export", "export": arn}))
+    return arn, found
+
+
+def test_an_existing_export_is_named_with_its_time_and_its_files_are_looked_at(db: DynamoDB) -> None:
+    db.put("orders", {"id": "a"})
+    arn, found = of_existing(db)
 
     assert found.verdict == "ok"
     assert found.text.startswith(f"the export {arn} of 20")
+    assert found.text.endswith("1 items can be read")
+
+
+def test_an_existing_export_that_is_not_complete_is_said_to_be_waited_for(db: DynamoDB) -> None:
+    db.exports.polls = 5
+    _, found = of_existing(db)
+
+    assert (found.verdict, "is not complete yet: a run waits for it" in found.text) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    ("code", "end", "text"),
+    [
+        ("AccessDenied", "manifest-summary.json", "s3:GetObject on s3://exports/AWSDynamoDB/"),
+        ("NoSuchKey", ".json.gz", "does not exist (NoSuchKey), but belongs to the export"),
+    ],
+)
+def test_files_of_an_existing_export_that_a_run_could_not_read_are_a_problem(
+    db: DynamoDB, code: str, end: str, text: str
+) -> None:
+    db.fail("GetObject", code, when=lambda request: request["Key"].endswith(end))
+    with pytest.raises((ConfigError, NotPermitted)) as refused:  # which check gathers
+        of_existing(db)
+    assert text in str(refused.value)
