@@ -105,13 +105,14 @@ class Backfill:
     def step(self) -> None:
         """A step of the worker while there is something to scan, and now and then one of the coordinator."""
         assert self._worker is not None
-        scanning = self._is_scanning() and self._worker.step()
+        scanning = self.is_scanning and self._worker.step()
         now = self._environment.monotonic()
         if not scanning or now - self._coordinated >= COORDINATE_INTERVAL:
             self._coordinated = now
             self.coordinator.step()
 
-    def _is_scanning(self) -> bool:
+    @property
+    def is_scanning(self) -> bool:
         state = self.coordinator.pipeline.state
         return state is not None and state.stage == stages.SCANNING and not state.opening
 

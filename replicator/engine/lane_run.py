@@ -27,15 +27,17 @@ from replicator.state import Owner, ShardState
 
 log = logging.getLogger("replicator")
 
+MOST_RECORDS = 1000  # that GetRecords returns at once
 LOOK_UP_PAUSE = 0.5  # seconds before a look-up of items is repeated
 
 
 class LaneRun(SlotRun):
     """The lane of one or more shards, of which at most one is not stored to its end or waits for another.
 
-    Records that an event source mapping delivers are stored as they are if they continue what is stored: then they cost
-    no request but the one that proves it. Otherwise the shard is read from the stored position. So nothing is lost if
-    Lambda gives up a batch, or the mapping is created anew, as long as the stream has it.
+    Records that an event source mapping delivers are stored as they are if the stream shows them, and no others, behind
+    what is stored. Otherwise the shard is read from the stored position. So nothing is lost if Lambda gives up a batch,
+    filters records out, divides a shard among several invocations, or reads it through a new mapping, as long as the
+    stream has the records.
     """
 
     has_read = False  # whether it has read any shard itself, so that its readers have positions of their own
@@ -169,26 +171,25 @@ class LaneRun(SlotRun):
         return state.ended or (sequence is not None and _is_at(state, sequence))
 
     def _continues(self, batch: ShardBatch, left: Sequence[Record]) -> bool:
-        """Whether no record is missing between the stored position and what is left of the batch."""
-        state = self.pipeline.shards[batch.shard]
-        if state.sequence is None:
+        """Whether no record is missing between the stored position and the end of what is left of the batch."""
+        stored = self.pipeline.shards[batch.shard].sequence
+        if stored is None:
             return False
-        if any(int(r.sequence) == int(state.sequence) for r in batch.records):
-            return True
-        return self._next_after(batch.shard, state.sequence) == int(left[0].sequence)
-
-    def _next_after(self, shard: str, sequence: str) -> int | None:
-        """The record that follows in the shard; None if the stream did not show both of them at once."""
+        wanted = [int(stored), *(int(record.sequence) for record in left)]
         try:
-            shown = completed(self._context.client, _probe(self._fetcher.stream.arn, shard, sequence))
+            shown = completed(self._context.client, _begins_with(self._fetcher.stream.arn, batch.shard, wanted))
         except (AwsError, TransientError):
-            return None  # the reader that follows handles every error
-        return shown[1] if len(shown) > 1 and shown[0] == int(sequence) else None
+            return False  # the reader that follows handles every error
+        return bool(shown)
 
 
 def has_gap(shard: str | None, view: CheckpointView) -> bool:
-    """Whether a gap of the shard is recorded that no rescan has repaired: the rescan repairs later ones with it."""
-    return any(gap.repaired is None and gap.shard == shard for gap in view.gaps.values())
+    """Whether a gap of the shard is recorded that the next rescan repairs: it repairs later ones with it.
+
+    One that a rescan repairs at the moment says nothing of what is lost since that rescan began.
+    """
+    complete = view.pipeline.complete if view.pipeline is not None else 0
+    return any(g.repaired is None and g.shard == shard and g.epoch >= complete for g in view.gaps.values())
 
 
 def _is_at(state: ShardState, sequence: str) -> bool:
@@ -209,12 +210,22 @@ class _Shown(msgspec.Struct):
 
 class _Page(msgspec.Struct):
     Records: list[_Shown]
+    NextShardIterator: str | None = None
 
 
-def _probe(arn: str, shard: str, sequence: str) -> Any:
-    """The sequence numbers of a record and the one after it."""
-    place = {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": sequence}
+def _begins_with(arn: str, shard: str, wanted: Sequence[int]) -> Any:
+    """Whether the stream shows records with exactly these sequence numbers in a row, from the first of them on."""
+    place = {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": str(wanted[0])}
     body = yield Call("GetShardIterator", {"StreamArn": arn, "ShardId": shard, **place})
-    at = decoded(body, _Iterator, "GetShardIterator").ShardIterator
-    page = decoded((yield Call("GetRecords", {"ShardIterator": at, "Limit": 2})), _Page, "GetRecords")
-    return [int(r.dynamodb.SequenceNumber) for r in page.Records]
+    iterator: str | None = decoded(body, _Iterator, "GetShardIterator").ShardIterator
+    passed = 0
+    while passed < len(wanted):
+        if iterator is None:
+            return False
+        limit = min(MOST_RECORDS, len(wanted) - passed)
+        page = decoded((yield Call("GetRecords", {"ShardIterator": iterator, "Limit": limit})), _Page, "GetRecords")
+        shown = [int(r.dynamodb.SequenceNumber) for r in page.Records]
+        if not shown or shown != wanted[passed : passed + len(shown)]:
+            return False
+        passed, iterator = passed + len(shown), page.NextShardIterator
+    return True

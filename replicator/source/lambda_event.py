@@ -19,8 +19,9 @@ NO_SHARD = (
 
 
 class ShardBatch(msgspec.Struct, frozen=True):
-    """Records of one shard, in order. Empty at the end of a window. ``removals``: their sequence numbers. ``size``: in
-    bytes.
+    """Records of one shard, in the stream's order, each once. Empty at the end of a window.
+
+    ``removals``: their sequence numbers. ``size``: in bytes.
     """
 
     shard: str
@@ -54,4 +55,5 @@ def shard_batch(event: Mapping[str, Any], decode: RecordsDecoder) -> ShardBatch:
         raise ConfigError(str(e).replace("the response to GetRecords", "the event")) from e
     arn = event.get("eventSourceARN") or next((r.get("eventSourceARN") for r in records), None)
     removals = frozenset(decoded.records[i].sequence for i in decoded.removals)
-    return ShardBatch(shard, arn or "", decoded.records, len(body), removals)
+    by_number = {int(record.sequence): record for record in decoded.records}
+    return ShardBatch(shard, arn or "", [by_number[n] for n in sorted(by_number)], len(body), removals)

@@ -45,14 +45,32 @@ class Stack(Cluster):
         return replace(super().environment(), stop=timer)  # type: ignore[arg-type]
 
     def backfill(self, allowed: Allowed = RESUMING) -> Backfill:
-        @contextlib.contextmanager
-        def connect() -> Iterator[RunContext]:
-            yield self.context()
-
         self._until = self.clock.now + TIME
-        run = Backfill(self.context(), self.owner("backfill"), self.environment(), connect)
+        run = Backfill(self.context(), self.owner("backfill"), self.environment(), self._connected)
         assert run.run(allowed)
         return run
+
+    def scanning(self, allowed: Allowed) -> Backfill:
+        """A backfill that has begun its epoch, and scans."""
+        self._until = self.clock.now + TIME
+        run = Backfill(self.context(), self.owner("backfill"), self.environment(), self._connected)
+        run.start(allowed)
+        while not run.is_scanning:
+            run.step()
+        return run
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[RunContext]:
+        yield self.context()
+
+    def lose(self, key: str, value: int) -> None:
+        """A change that Lambda gives up, and the stream has no longer."""
+        self.write(key, value)
+        (shard,) = self.mapping.ready()
+        batch = self.mapping.event(shard)
+        assert batch is not None
+        self.mapping.drop(shard, batch)
+        self.trim_all()
 
     def until_over(self) -> None:
         """The next invocation has its time from now on."""

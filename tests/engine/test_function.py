@@ -100,6 +100,56 @@ def test_a_container_that_has_read_the_stream_itself_counts_nothing_twice_when_i
     assert stack.database.counts[f"shard:{shard}"].read == 20 + 1 + 5 + 2
 
 
+@pytest.mark.parametrize(
+    "parts", [([0, 3],), ([0, 2], [1, 3]), ([1, 3], [0, 2]), ([0, 2, 1, 3],), ([0, 0, 1, 2, 3],), ([3], [2], [1], [0])]
+)
+def test_what_a_batch_leaves_out_or_brings_in_another_order_is_read_from_the_stream(parts: list[list[int]]) -> None:
+    """A filter leaves records out, and a ParallelizationFactor divides a shard's items among batches."""
+    stack = filled(shards=1)
+    functions = [stack.container(), stack.container()]
+    stack.write("k1", 100)
+    stack.deliver(functions[0])
+    stack.write("k1", 101)
+    stack.delete("k2")
+    stack.write("k1", 102)
+    stack.write("k3", 103)
+    (shard,) = stack.mapping.ready()
+    batch = stack.mapping.event(shard)
+    assert batch is not None
+    for n, part in enumerate(parts):
+        stack.until_over()
+        response = functions[n % 2].invoke({**batch, "Records": [batch["Records"][i] for i in part]})
+        assert response == {"batchItemFailures": [], "state": {}}
+    assert stack.stored == stack.wanted
+    assert stack.database.counts[f"shard:{shard}"].read == 20 + 1 + 4
+    assert stack.gaps == []
+
+
+def test_what_is_lost_while_a_rescan_repairs_a_gap_is_another_gap() -> None:
+    stack = filled(shards=1)
+    function = stack.container()
+    stack.write("k1", 100)
+    stack.deliver(function)
+    stack.lose("k2", 200)
+    stack.write("k1", 101)
+    stack.deliver(function)
+    assert [gap.epoch for gap in stack.gaps] == [1024]
+    run = stack.scanning(Allowed(resync=True))
+    stack.write("k1", 102)
+    stack.deliver(function)
+    stack.lose("k2", 201)
+    stack.clock.now += 1.0
+    stack.write("k1", 103)
+    stack.deliver(function)
+    assert [(gap.epoch, gap.repaired) for gap in stack.gaps] == [(1024, None), (1025, None)]
+    stack.until_over()
+    with pytest.raises(GapFound):
+        run.run(RESUMING)
+    stack.backfill(Allowed(resync=True))
+    assert all(gap.repaired for gap in stack.gaps)
+    assert stack.stored == stack.wanted
+
+
 def test_records_that_nothing_can_read_any_more_are_a_gap_behind_which_the_stream_is_followed() -> None:
     stack = filled()
     function = stack.container()

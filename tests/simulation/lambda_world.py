@@ -1,8 +1,9 @@
 """AWS Lambda from a seed: a table with writes, an event source mapping with its hazards, and containers.
 
-What the mapping does is what AWS documents: batches of a shard in order, one at a time, a child after its parent;
-a batch that failed comes again from its first failed record on, perhaps in halves, perhaps to another container; it may
-be given up; it may be delivered twice; a container may be frozen while another one works, or end at any time.
+What the mapping does is what AWS documents: batches of a shard in order, a child after its parent; a batch that failed
+comes again from its first failed record on, perhaps in halves, perhaps to another container; it may be given up; it may
+be delivered twice; a container may be frozen while another one works, or end at any time. Records may be filtered out,
+and a shard's items may be divided among several invocations at a time (ParallelizationFactor).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tests.engine.event_source import EventSource
 from tests.engine.function_stack import TIME, Stack
 
 ACTS = 60
+FILTERED = 0.1  # of the batches have records left out
 THROTTLED = ("GetRecords", "GetShardIterator", "DescribeStream", "BatchGetItem")
 
 
@@ -106,6 +108,9 @@ class World(Stack):
             if batch is not None:
                 if self.chance.random() < bisect:
                     batch = {**batch, "Records": batch["Records"][: self.chance.randint(1, len(batch["Records"]))]}
+                if self.chance.random() < FILTERED:
+                    kept = [r for r in batch["Records"] if self.chance.random() < 0.5]
+                    batch = {**batch, "Records": kept or batch["Records"]}
                 return shard, batch
         return None
 
@@ -125,6 +130,25 @@ class World(Stack):
         else:
             self.mapping.done(shard, batch, response)
             self.late.append(batch)
+
+    def deliver_divided(self) -> None:
+        """A batch whose items are divided among two invocations, which end in any order."""
+        found = self.invocation(0.0)
+        if found is None:
+            return
+        shard, batch = found
+        split = self.chance.randrange(1, 12)
+        first = [int(r["dynamodb"]["Keys"]["pk"]["S"][1:]) < split for r in batch["Records"]]
+        parts = [[r for r, f in zip(batch["Records"], first, strict=True) if f is half] for half in (True, False)]
+        self.chance.shuffle(parts)
+        failures: list[Any] = []
+        for records in filter(None, parts):
+            self._until = self.clock.now + TIME
+            try:
+                failures += self._container().invoke({**batch, "Records": records})["batchItemFailures"]
+            except ReplicatorError:
+                failures += [{"itemIdentifier": records[0]["dynamodb"]["SequenceNumber"]}]
+        self.mapping.done(shard, batch, {"batchItemFailures": failures})
 
     def time_out(self) -> None:
         self._until = self.clock.now  # the next invocation is over before it begins
@@ -230,6 +254,7 @@ ACTIONS: tuple[tuple[int, str], ...] = (
     (12, "change"),
     (2, "reshard"),
     (10, "deliver_one"),
+    (2, "deliver_divided"),
     (2, "time_out"),
     (3, "kill_in_the_middle"),
     (3, "freeze_in_the_middle"),

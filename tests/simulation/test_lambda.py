@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,11 @@ def trusts_the_event(patch: Patch) -> None:
     patch.setattr(LaneRun, "_continues", lambda *_: True)
 
 
+def looks_at_the_first_record_of_a_batch_alone(patch: Patch) -> None:
+    continues: Any = LaneRun._continues
+    patch.setattr(LaneRun, "_continues", lambda self, batch, left: continues(self, batch, left[:1]))
+
+
 def takes_the_parent_for_finished(patch: Patch) -> None:
     patch.setattr(lanes, "unended_ancestors", lambda *_: [])
 
@@ -53,6 +59,7 @@ def stores_what_is_delivered_again(patch: Patch) -> None:
         return () if self.pipeline.shards[batch.shard].ended else batch.records
 
     patch.setattr(LaneRun, "left_of", left_of)
+    patch.setattr(LaneRun, "_continues", lambda *_: True)
 
 
 def never_looks_at_idle_shards(patch: Patch) -> None:
@@ -60,10 +67,11 @@ def never_looks_at_idle_shards(patch: Patch) -> None:
 
 
 NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
-    trusts_the_event: (17, "changes were counted"),
-    takes_the_parent_for_finished: (21, "no invocation succeeds any more: the invocation's time was over"),
-    stores_what_is_delivered_again: (2, "changes were counted"),
-    never_looks_at_idle_shards: (34, "the copy differs"),
+    looks_at_the_first_record_of_a_batch_alone: (78, "changes were counted"),
+    trusts_the_event: (8, "changes were counted"),
+    takes_the_parent_for_finished: (38, "no invocation succeeds any more: the invocation's time was over"),
+    stores_what_is_delivered_again: (1, "changes were counted"),
+    never_looks_at_idle_shards: (0, "the copy differs"),
 }
 """A seed that notices each wrong design, and what it says."""
 
