@@ -43,7 +43,7 @@ class _Pending:
     fetch: Fetch | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SharedCalls:
     """``Calls`` that read the shards of all pipelines with ``pages``. ``now``: wall clock.
 

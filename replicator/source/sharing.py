@@ -121,6 +121,27 @@ class _Shard:
         return self.token(position, self.polls)
 
 
+@dataclass(slots=True)
+class _Turn:
+    """Whose turn it is to read a shard alone, and since when. ``waiting``: who asked in vain, first come first served,
+    and when last. Without them, the one that reads would go on until it has met the others.
+    """
+
+    reader: object | None = None
+    since: float = 0.0
+    waiting: dict[object, float] = field(default_factory=dict)
+
+    def taken(self, who: object, now: float) -> bool:
+        self.waiting = {each: asked for each, asked in self.waiting.items() if now - asked < TAKEN_OVER}
+        free = self.reader in (None, who) or now - self.since >= TAKEN_OVER
+        if not free or next(iter(self.waiting), who) is not who:
+            self.waiting[who] = now
+            return False
+        self.waiting.pop(who, None)
+        self.reader, self.since = who, now
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class Fetch:
     """A request to make for all: GetRecords with this ``iterator``, as the shard's request number ``poll``."""
@@ -140,7 +161,7 @@ class SharedPages:
         self._by_number: dict[int, _Shard] = {}
         self._kept: deque[tuple[_Shard, _Page]] = deque()
         self._bytes = 0
-        self._alone: dict[tuple[str, str], tuple[object, float]] = {}  # who reads a shard alone, and since when
+        self._turns: dict[tuple[str, str], _Turn] = {}
 
     def opened(self, stream: str, shard: str, place: Place) -> str | None:
         """An iterator of the shared pages at ``place``; None if it must be opened at AWS."""
@@ -188,19 +209,18 @@ class SharedPages:
     def may_read_alone(self, stream: str, shard: str, who: object, now: float) -> bool:
         """Whether a pipeline may use an iterator of its own: besides the shared one, a shard has one reader at a time.
 
-        It must say ``read_alone`` afterwards.
+        Those that are told no take turns. Whoever may must say ``read_alone`` afterwards.
         """
         with self._lock:
-            reader, since = self._alone.get((stream, shard), (who, now))
-            if reader is not who and now - since < TAKEN_OVER:
-                return False
-            self._alone[stream, shard] = who, now
-            return True
+            return self._turns.setdefault((stream, shard), _Turn()).taken(who, now)
 
     def read_alone(self, stream: str, shard: str, who: object) -> None:
         with self._lock:
-            if self._alone.get((stream, shard), (None,))[0] is who:
-                del self._alone[stream, shard]
+            turn = self._turns.get((stream, shard))
+            if turn is not None and turn.reader is who:
+                turn.reader = None
+                if not turn.waiting:
+                    del self._turns[stream, shard]
 
     def joined(
         self, stream: str, shard: str, place: Place, before: str | None, records: Records, polled: float, now: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -185,6 +186,29 @@ def test_besides_the_shared_one_a_shard_has_one_reader_at_a_time() -> None:
     pages.read_alone("stream", "shard", "one")
     assert pages.may_read_alone("stream", "shard", "another", 0.5)
     assert pages.may_read_alone("stream", "shard", "one", 0.5 + TAKEN_OVER), "another one does not come back"
+
+
+def test_those_who_read_alone_take_turns() -> None:
+    """One that is far behind asks again at once, and those that wait only every 10 ms."""
+    pages, turns = SharedPages(), ["a"]
+    assert pages.may_read_alone("stream", "shard", "a", 0.0)
+    for tenths in range(1, 7):
+        asking = partial(pages.may_read_alone, "stream", "shard", now=tenths / 10)
+        assert not any(asking(who) for who in "abc" if who != turns[-1])
+        pages.read_alone("stream", "shard", turns[-1])
+        turns += [who for who in (turns[-1], *"abc") if asking(who)]
+
+    assert turns == [*"abcabca"]
+
+
+def test_one_that_waits_for_its_turn_and_does_not_come_back_is_passed_over() -> None:
+    pages = SharedPages()
+    assert pages.may_read_alone("stream", "shard", "a", 0.0)
+    assert not pages.may_read_alone("stream", "shard", "b", 0.1)
+    pages.read_alone("stream", "shard", "a")
+
+    assert not pages.may_read_alone("stream", "shard", "a", 0.1 + TAKEN_OVER / 2)
+    assert pages.may_read_alone("stream", "shard", "a", 0.1 + TAKEN_OVER)
 
 
 def test_an_iterator_that_aws_refuses_is_forgotten_with_its_pages() -> None:
