@@ -35,7 +35,13 @@ def aws_lambda() -> None:
 )
 @json_option
 def package(
-    config: str, out: str, arch: str, include: tuple[str, ...], requirement: tuple[str, ...], as_json: bool
+    config: str,
+    target: str | None,
+    out: str,
+    arch: str,
+    include: tuple[str, ...],
+    requirement: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Build the function's zip: replicator, what it depends on, the config and the hook.
 
@@ -44,7 +50,7 @@ def package(
     """
     from replicator.operations import lambda_package as operation
 
-    wanted = operation.Wanted(arch, include, requirement)
+    wanted = operation.Wanted(arch, include, requirement, target)
     built = operation.build(Path(config), wanted, Path(out), operation.install)
     if as_json:
         put({"file": out, "size": built.size, "sha256": built.digest, "runtime": built.runtime, "architecture": arch})
@@ -56,7 +62,7 @@ def package(
 @config_argument
 @arch_option
 @click.option("--keys-only", is_flag=True, help="The stream's view type is KEYS_ONLY.")
-def template(config: str, arch: str, keys_only: bool) -> None:
+def template(config: str, target: str | None, arch: str, keys_only: bool) -> None:
     """Print a CloudFormation template of the function, its mapping, schedule, role and log group, as YAML.
 
     Contacts no server. What the config reads from the environment, and where the zip and the stream are, are
@@ -64,4 +70,4 @@ def template(config: str, arch: str, keys_only: bool) -> None:
     """
     from replicator.operations import lambda_template as operation
 
-    say_lines(operation.template(Path(config), arch, keys_only=keys_only))
+    say_lines(operation.template(Path(config), arch, keys_only=keys_only, target=target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +10,11 @@ import click
 from replicator.cli.output import aside, config_argument, json_option, put, say, say_lines
 
 if TYPE_CHECKING:
+    from replicator.config.settings import Config
     from replicator.operations.finding import Finding
+
+    Findings = Mapping[str | None, list[Finding]]
+    """The findings by the name of the target; None: of a config with one target."""
 
 _MARKS = {"ok": "ok  ", "note": "note", "problem": "FAIL", "gap": "FAIL", "forbidden": "FAIL", "unreachable": "FAIL"}
 
@@ -20,7 +25,7 @@ _MARKS = {"ok": "ok  ", "note": "note", "problem": "FAIL", "gap": "FAIL", "forbi
 @click.option("--offline", is_flag=True, help="Contact no server: only the config, the hook and the tables' options.")
 @json_option
 @click.pass_context
-def check(ctx: click.Context, config: str, create: bool, offline: bool, as_json: bool) -> None:
+def check(ctx: click.Context, config: str, target: str | None, create: bool, offline: bool, as_json: bool) -> None:
     """Verify everything a run needs, without changing anything.
 
     Connects to the source and the target, tests each permission, compares tables column by column, runs the transform
@@ -31,47 +36,76 @@ def check(ctx: click.Context, config: str, create: bool, offline: bool, as_json:
     With --offline, for the CI of the repository that has the config: validates the config, loads the hook, and says
     what could not be checked. Environment variables need not be set. Exits with 0 or 2.
     """
+    from replicator.engine.several import worst
     from replicator.operations.finding import exit_code
 
     if create and offline:
         raise click.UsageError("--create needs a server, and --offline contacts none; leave one out")
     with aside():
-        findings = _offline(config) if offline else _online(config, create=create)
-    for finding in findings:
+        found = _offline(config, target) if offline else _online(config, target, create=create)
+    said: set[Finding] = set()
+    for name, findings in found.items():
         if as_json:
-            put({"subject": finding.subject, "verdict": finding.verdict, "text": finding.text, "do": finding.do})
+            _put(findings, name)
         else:
-            _print(finding)
-    code = exit_code(findings)
+            _print(findings, name, said)
+            said.update(findings)
+    code = worst(exit_code(findings) for findings in found.values())
     if not as_json:
-        errors = sum(_MARKS[finding.verdict] == "FAIL" for finding in findings)
+        errors = sum(_MARKS[finding.verdict] == "FAIL" for findings in found.values() for finding in findings)
         ready = "valid, as far as can be told offline" if offline else "ready to run"
         say(f"not ready: {errors} error{'s' * (errors > 1)} (exit code {code})" if code else ready)
     ctx.exit(code)
 
 
-def _online(config: str, *, create: bool) -> list[Finding]:
+def _online(path: str, target: str | None, *, create: bool) -> Findings:
     from replicator.config import settings as configs
-    from replicator.engine.generations import resolved
     from replicator.operations import check as preflight
 
-    given = configs.load(config)
-    used = resolved(given)
-    of_run = given if used is not given and given.replaces is None else None
-    return preflight.check(used, of_run=of_run, create=create)
+    loaded = configs.load_each(path, target=target)
+    return _of_each(loaded, lambda config: preflight.check_given(config, create=create))
 
 
-def _offline(config: str) -> list[Finding]:
+def _offline(path: str, target: str | None) -> Findings:
     from replicator.config import settings as configs
     from replicator.operations.check_offline import check_offline
 
-    return check_offline(*configs.load_offline(config))
+    loaded, unset = configs.load_each_offline(path, target=target)
+    return _of_each(loaded, lambda config: check_offline(config, unset))
 
 
-def _print(finding: Finding) -> None:
-    first, _, more = finding.text.partition("\n")
-    say(f"{_MARKS[finding.verdict]}  {finding.subject}: {first}")
-    if more:
-        say_lines(more, "      ")
-    if finding.do:
-        say(f"      -> {finding.do}")
+def _of_each(configs: Sequence[Config], findings_of: Callable[[Config], list[Finding]]) -> Findings:
+    """The findings of each target, with what keeps it from running beside the others."""
+    from replicator.engine.generations import collisions
+    from replicator.engine.several import needs_own_process
+    from replicator.operations.finding import problem
+
+    found = {config.target_name: findings_of(config) for config in configs}
+    if len(configs) > 1:
+        apart = collisions(configs)
+        alone = needs_own_process(configs)
+        for config in configs:
+            problems = filter(None, (alone, apart.get(config.pipeline)))
+            found[config.target_name] += (problem("pipeline", text) for text in problems)
+    return found
+
+
+def _put(findings: Sequence[Finding], target: str | None) -> None:
+    which = {} if target is None else {"target": target}
+    for finding in findings:
+        put({**which, "subject": finding.subject, "verdict": finding.verdict, "text": finding.text, "do": finding.do})
+
+
+def _print(findings: Sequence[Finding], target: str | None, said: Collection[Finding]) -> None:
+    """Print the findings but for facts that were said of an earlier target, such as those of the source."""
+    if target is not None:
+        say(f"target {target}")
+    for finding in findings:
+        if finding in said and _MARKS[finding.verdict] != "FAIL":
+            continue
+        first, _, more = finding.text.partition("\n")
+        say(f"{_MARKS[finding.verdict]}  {finding.subject}: {first}")
+        if more:
+            say_lines(more, "      ")
+        if finding.do:
+            say(f"      -> {finding.do}")

@@ -36,7 +36,15 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
 )
 @json_option
 @click.pass_context
-def cutover(ctx: click.Context, config: str, wait: bool, quiet: float, verified_within: float, as_json: bool) -> None:
+def cutover(
+    ctx: click.Context,
+    config: str,
+    target: str | None,
+    wait: bool,
+    quiet: float,
+    verified_within: float,
+    as_json: bool,
+) -> None:
     """Say whether readers or writers may switch to the copy now: yes, or no and why.
 
     Yes needs a live run, no gap, nothing parked, a recent verify pass without differences, no request in doubt, and a
@@ -50,7 +58,7 @@ def cutover(ctx: click.Context, config: str, wait: bool, quiet: float, verified_
     from replicator.operations import cutover as operation
 
     answer = operation.cutover(
-        resolved(configs.load(config)),
+        resolved(configs.load(config, target=target)),
         wait=wait,
         quiet=quiet,
         verified_within=verified_within,

@@ -32,25 +32,31 @@ _CHANGES = re.compile(r"(?P<low>\d{1,9}(\.\d{1,6})?)(-(?P<high>\d{1,9}(\.\d{1,6}
     help="Your price per million of reads, writes or stream-reads, e.g. stream-reads=0.20; exports: per GB.",
 )
 @json_option
-def estimate(config: str, changes: str, given: tuple[str, ...], as_json: bool) -> None:
+def estimate(config: str, target: str | None, changes: str, given: tuple[str, ...], as_json: bool) -> None:
     """Estimate what a copy costs and how long it takes.
 
     From the table's size, its open shards and 100 sampled items: read units, stream requests, writes to the target,
-    duration at the configured limits, and money by a table of list prices, as ranges. Writes nothing.
+    duration at the configured limits, and money by a table of list prices, as ranges. Of several targets, one after the
+    other; the stream's requests are counted for the first one, as one run reads it for all. Writes nothing.
     """
     from replicator.aws.prices import PRICES
     from replicator.config import settings as configs
-    from replicator.operations.estimate import estimate as estimated
+    from replicator.operations.estimate import estimate_each
 
     rate, prices = _rate(changes), _prices(given, PRICES)
-    loaded = configs.load(config)
+    loaded = configs.load_each(config, target=target)
     with aside():
-        result = estimated(loaded, rate, prices)
-    if as_json:
-        put(_as_json(result))
-        return
-    for line in lines(result, prices):
-        say(line)
+        results = estimate_each(loaded, rate, prices)
+    for at, (one, result) in enumerate(zip(loaded, results, strict=True)):
+        if as_json:
+            put(({} if one.target_name is None else {"target": one.target_name}) | _as_json(result))
+            continue
+        if at:
+            say()
+        if one.target_name is not None:
+            say(f"target {one.target_name}")
+        for line in lines(result, prices, shared=loaded[0].target_name if at else None):
+            say(line)
 
 
 def _rate(text: str) -> Range:
@@ -75,15 +81,17 @@ def _prices(given: tuple[str, ...], listed: Prices) -> Prices:
     return replace(listed, **own, given=frozenset(own))  # type: ignore[arg-type]
 
 
-def lines(e: Estimate, prices: Prices) -> Iterator[str]:
-    """The estimate as text, two significant digits a number."""
+def lines(e: Estimate, prices: Prices, shared: str | None = None) -> Iterator[str]:
+    """The estimate as text, two significant digits a number. ``shared``: the target whose reader of the stream this one
+    shares, if it does.
+    """
     from replicator.aws.prices import AS_OF, SOURCE
 
     f = e.facts
     yield f"table      about {f.items:,} items, {_size(f.bytes)} (DynamoDB's statistics, up to 6 hours old)"
     yield f"documents  {f.per_item:.2g} per item in the sample"
     yield from _backfill(e)
-    yield from _month(e)
+    yield from _month(e, shared)
     yield f"prices     US dollars, list prices of {prices.region} as noted in {AS_OF} ({SOURCE})"
     yield "           check them against your bill; --price replaces them"
     if f.region != prices.region:
@@ -106,12 +114,15 @@ def _backfill(e: Estimate) -> Iterator[str]:
         yield f"  write units    {_span(e.write_units, _count)}, and more for indexes: {cost} if on demand"
 
 
-def _month(e: Estimate) -> Iterator[str]:
+def _month(e: Estimate, shared: str | None) -> Iterator[str]:
     f = e.facts
     shards = f"{f.shards} open shard{'s' * (f.shards != 1)}"
     yield "following changes, 30 days"
     yield f"  stream         {shards}, {_span(f.changes, _plain)} changes per second"
-    yield f"  requests       {_span(e.month_requests, _count)}, idle ones included: {_span(e.month_stream, _money)}"
+    if shared is None:
+        yield f"  requests       {_span(e.month_requests, _count)}, idle ones included: {_span(e.month_stream, _money)}"
+    else:
+        yield f"  requests       those of the target {shared}: a run of both reads the stream once"
     if f.shards == 0:
         yield "                 (the stream is off, so its shards are not known)"
     if e.month_reads is not None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     help="Write the whole config with the proposal to this new file, instead of printing the proposal.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was observed and proposed: a line of JSON per table.")
-def infer(config: str, limit: int, output: str | None, as_json: bool) -> None:
+def infer(config: str, target: str | None, limit: int, output: str | None, as_json: bool) -> None:
     """Propose columns or a mapping, from a sample of live items.
 
     Reads items from all parts of the table, runs the transform hook on them, and prints YAML for the config: how often
@@ -35,41 +35,45 @@ def infer(config: str, limit: int, output: str | None, as_json: bool) -> None:
 
     if output is not None and as_json:
         raise click.UsageError("--output writes YAML, and --json prints JSON; leave one out")
-    loaded = configs.load(config)
+    loaded = configs.load(config, target=target)
+    section = ("target",) if loaded.target_name is None else ("targets", loaded.target_name)
     with aside():
         result = inferred(loaded, limit)
     if as_json:
         for table in result.tables:
             put(_as_json(table))
     elif output is None:
-        _print(result)
+        _print(result, section)
     else:
-        _write(result, config, output)
+        _write(result, config, output, section)
 
 
-def _write(result: Inferred, config: str, output: str) -> None:
+def _write(result: Inferred, config: str, output: str, section: tuple[str, ...]) -> None:
     """Write the config's text, which may contain secrets, with other tables to a new file of the same permissions."""
     from pathlib import Path
 
     from replicator.config import yaml_text
 
     tables = {table.table.name: table.options for table in result.tables}
-    text = yaml_text.with_tables(Path(config).read_text(), tables, dict(comments(result)))
+    text = yaml_text.with_tables(Path(config).read_text(), tables, dict(comments(result)), section)
     write_new(output, text, Path(config).stat().st_mode & 0o777)
     for line in remarks(result):
         say(line)
     say(f"written to {output}; next: replicator check {output}")
 
 
-def _print(result: Inferred) -> None:
+def _print(result: Inferred, section: tuple[str, ...]) -> None:
     from replicator.config import yaml_text
 
     tables = {table.table.name: dict(table.proposal.options) for table in result.tables}
-    about = {("target", "tables", *path): text for path, text in comments(result)}
+    about = {(*section, "tables", *path): text for path, text in comments(result)}
+    values: Mapping[str, object] = {"tables": tables}
+    for key in reversed(section):
+        values = {key: values}
     of = max(result.source.items, result.sampled)
     say(f"# Proposed from {result.sampled:,} of about {of:,} items. Review it, put it in the config in place of")
     say("# table: or tables:, and run: replicator check CONFIG")
-    for line in yaml_text.block({"target": {"tables": tables}}, about):
+    for line in yaml_text.block(values, about):
         say(line)
     for line in remarks(result):
         say(f"# {line}")

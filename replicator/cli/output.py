@@ -25,13 +25,18 @@ _REPAIR = "The copy keeps what it has. To repair the copy: "
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_target_option = click.option("--target", metavar="NAME", help="Only this one of the config's targets.")
+
+
 def config_argument(command: F) -> F:
-    return click.argument("config", type=click.Path(dir_okay=False))(command)
+    """Adds ``config``, and ``target``: which of its targets is meant; None: not said."""
+    return click.argument("config", type=click.Path(dir_okay=False))(_target_option(command))
 
 
 def configs_argument(command: F) -> F:
-    """One config, or several."""
-    return click.argument("configs", type=click.Path(dir_okay=False), nargs=-1, required=True)(command)
+    """One config, or several; otherwise like ``config_argument``."""
+    paths = click.Path(dir_okay=False)
+    return click.argument("configs", type=paths, nargs=-1, required=True, metavar="CONFIG...")(_target_option(command))
 
 
 def json_option(command: F) -> F:

@@ -45,10 +45,10 @@ def _items_argument(command: Any) -> Any:
 @parked.command("list")
 @config_argument
 @json_option
-def list_(config: str, as_json: bool) -> None:
+def list_(config: str, target: str | None, as_json: bool) -> None:
     """List parked items and why they were rejected."""
     count = 0
-    with _opened(config) as (_, _, checkpoints):
+    with _opened(config, target) as (_, _, checkpoints):
         for item in _chosen(checkpoints, (), every=True):
             count += 1
             if as_json:
@@ -65,12 +65,12 @@ def list_(config: str, as_json: bool) -> None:
 @_items_argument
 @click.option("--show-values", is_flag=True, help="Include images and the hook's exception messages (item data).")
 @json_option
-def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_json: bool) -> None:
+def show(config: str, target: str | None, items: Sequence[str], every: bool, show_values: bool, as_json: bool) -> None:
     """Show parked changes in full: reason, traceback and position.
 
     --show-values adds the images and the hook's exception messages, which may contain item data.
     """
-    with _opened(config) as (_, _, checkpoints):
+    with _opened(config, target) as (_, _, checkpoints):
         for item in _chosen(checkpoints, items, every=every):
             fields = _fields(item, show_values)
             if as_json:
@@ -88,7 +88,9 @@ def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_j
 @_items_argument
 @json_option
 @click.pass_context
-def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as_json: bool) -> None:
+def retry(
+    ctx: click.Context, config: str, target: str | None, items: Sequence[str], every: bool, as_json: bool
+) -> None:
     """Run the hook again and store the result.
 
     Each change keeps its version, so a newer state in the target is not overwritten. If the hook
@@ -105,20 +107,20 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     from replicator.operations.parked import retry as tried
 
     refused = 0
-    with _opened(config) as (loaded, target, checkpoints):
+    with _opened(config, target) as (loaded, destination, checkpoints):
         pipeline = pipeline_of(checkpoints)
         with aside():
             hook = loading.load(loaded.transform, loaded.base) if loaded.transform else None
         mapping = DocumentMapping(hook, tuple(loaded.target.tables))
         chosen = _chosen(checkpoints, items, every=every)
-        source = _open_tables(loaded, target, checkpoints, hook, pipeline.epoch)
-        no_run = NoRun(checkpoints, _wait_for_heartbeat) if is_unguarded(target) else None
+        source = _open_tables(loaded, destination, checkpoints, hook, pipeline.epoch)
+        no_run = NoRun(checkpoints, _wait_for_heartbeat) if is_unguarded(destination) else None
         for item in chosen:
             if no_run is not None:
                 no_run.check()
             with aside(), HookLimit(loaded.hook_timeout):
                 reason = _unless_busy(
-                    item, checkpoints, lambda i: tried(i, mapping, target, checkpoints, source=source)
+                    item, checkpoints, lambda i: tried(i, mapping, destination, checkpoints, source=source)
                 )
             outcomes = {"": "stored", SUPERSEDED: "superseded", OVERTAKEN: "in doubt", GONE: NO_LONGER}
             outcome = outcomes.get(reason, "still parked")
@@ -167,7 +169,9 @@ def _open_tables(
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 @click.pass_context
-def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes: bool, as_json: bool) -> None:
+def drop(
+    ctx: click.Context, config: str, target: str | None, items: Sequence[str], every: bool, yes: bool, as_json: bool
+) -> None:
     """Discard parked changes.
 
     The target keeps what it has of these items as it is, until they change again or the next resync of the whole table
@@ -179,7 +183,7 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
     from replicator.operations.parked import drop as given_up
 
     kept = 0
-    with _opened(config) as (_, _, checkpoints):
+    with _opened(config, target) as (_, _, checkpoints):
         chosen = _chosen(checkpoints, items, every=every)
         count = len(chosen)
         if count and not yes and not _confirmed(count):
@@ -218,14 +222,14 @@ def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[Park
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
+def _opened(path: str, name: str | None) -> Iterator[tuple[Config, Target, Checkpoints]]:
     """The config, target and checkpoints of an existing pipeline."""
     from replicator.checkpoints.presence import check_known
     from replicator.config import settings as configs
     from replicator.engine.assembly import ends
     from replicator.engine.generations import resolved
 
-    loaded = resolved(configs.load(path))
+    loaded = resolved(configs.load(path, target=name))
     with ends(loaded) as (target, checkpoints):
         check_known(loaded.pipeline, checkpoints, checkpoints.read())
         yield loaded, target, checkpoints

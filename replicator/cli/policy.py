@@ -36,6 +36,7 @@ _PRINCIPAL = re.compile(r"arn:aws[a-z-]*:(iam|sts)::[0-9]{12}:[A-Za-z0-9_+=,.@/-
 )
 def policy(
     config: str,
+    target: str | None,
     account: tuple[str, ...],
     keys_only: bool,
     no_setup: bool,
@@ -48,9 +49,10 @@ def policy(
 ) -> None:
     """Print the minimal IAM policy for a config, as JSON.
 
-    Contacts no server. If the config has several identities (profiles, roles to assume), prints an object with the
-    policy of each. With --principal, prints the trust policy of each role, and the resource-based policies of a source
-    table that is named by its ARN, and of its streams.
+    Contacts no server. The policy is for all targets of the config together, or for --target. If the config has
+    several identities (profiles, roles to assume), prints an object with the policy of each. With --principal, prints
+    the trust policy of each role, and the resource-based policies of a source table that is named by its ARN, and of
+    its streams.
     """
     from replicator.config import settings as configs
     from replicator.operations import policy as operation
@@ -59,7 +61,7 @@ def policy(
         raise ConfigError(
             f"--principal: {principal} must be the ARN of a user or role, arn:aws:iam::123456789012:role/NAME"
         )
-    loaded, _ = configs.load_offline(config)
+    loaded, _ = configs.load_each_offline(config, target=target)
     setup = not no_setup and not function
     at = operation.PolicyContext(_accounts(account), keys_only, setup, for_verify, resync_keys, for_strip, function)
     if principal is not None:

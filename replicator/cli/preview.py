@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--limit", default=5, show_default=True, type=click.IntRange(1, 1000), help="Number of items.")
 @click.option("--key", help='Only the item with this key, as JSON, e.g. \'{"pk": "order#1"}\'; binary keys in base64.')
 @json_option
-def preview(config: str, limit: int, key: str | None, as_json: bool) -> None:
+def preview(config: str, target: str | None, limit: int, key: str | None, as_json: bool) -> None:
     """Dry-run the transform hook on live items. Writes nothing.
 
     Shows each item, and the writes that would result or why it would be parked. The output contains item data.
@@ -28,7 +28,7 @@ def preview(config: str, limit: int, key: str | None, as_json: bool) -> None:
     from replicator.config import settings as configs
     from replicator.hooks.time_limit import HookLimit
 
-    loaded = configs.load(config)
+    loaded = configs.load(config, target=target)
     previews = _previews(loaded, limit, key)
     while (result := _next(previews, HookLimit(loaded.hook_timeout))) is not None:
         if as_json:

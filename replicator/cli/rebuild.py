@@ -27,12 +27,12 @@ def rebuild() -> None:
 @config_argument
 @click.option("--wait", is_flag=True, help="Wait until a run has built the new copy.")
 @json_option
-def start(config: str, wait: bool, as_json: bool) -> None:
+def start(config: str, target: str | None, wait: bool, as_json: bool) -> None:
     """Note the new copy. A run with CONFIG builds it: restart the run with this config."""
     from replicator.config import settings
     from replicator.operations import rebuild as operation
 
-    loaded = settings.load(config)
+    loaded = settings.load(config, target=target)
     with aside():
         outcome = operation.start(loaded)
     what = "already started" if outcome.already else "started"
@@ -54,7 +54,9 @@ def start(config: str, wait: bool, as_json: bool) -> None:
 @click.option("--unverified", is_flag=True, help="Switch without a verify pass of the new copy.")
 @json_option
 @click.pass_context
-def switch(ctx: click.Context, config: str, verified_within: float, unverified: bool, as_json: bool) -> None:
+def switch(
+    ctx: click.Context, config: str, target: str | None, verified_within: float, unverified: bool, as_json: bool
+) -> None:
     """Show readers the new copy, in one step. Both are kept up to date, for a rollback.
 
     Postgres: the new tables get the names, in one transaction. Search engines: the aliases move, in one request.
@@ -65,7 +67,9 @@ def switch(ctx: click.Context, config: str, verified_within: float, unverified: 
     from replicator.config import settings
     from replicator.operations import rebuild as operation
 
-    outcome = operation.switch(settings.load(config), verified_within=verified_within, unverified=unverified)
+    outcome = operation.switch(
+        settings.load(config, target=target), verified_within=verified_within, unverified=unverified
+    )
     _report(ctx, outcome, "switched: readers see the new copy", as_json)
 
 
@@ -74,12 +78,12 @@ def switch(ctx: click.Context, config: str, verified_within: float, unverified: 
 @click.option("--unchecked", is_flag=True, help="Even if the old copy is behind, or no run is up.")
 @json_option
 @click.pass_context
-def rollback(ctx: click.Context, config: str, unchecked: bool, as_json: bool) -> None:
+def rollback(ctx: click.Context, config: str, target: str | None, unchecked: bool, as_json: bool) -> None:
     """Show readers the old copy again, which was kept up to date, in one step."""
     from replicator.config import settings
     from replicator.operations import rebuild as operation
 
-    outcome = operation.rollback(settings.load(config), unchecked=unchecked)
+    outcome = operation.rollback(settings.load(config, target=target), unchecked=unchecked)
     _report(ctx, outcome, "rolled back: readers see the old copy", as_json)
 
 
@@ -87,24 +91,24 @@ def rollback(ctx: click.Context, config: str, unchecked: bool, as_json: bool) ->
 @config_argument
 @json_option
 @click.pass_context
-def finish(ctx: click.Context, config: str, as_json: bool) -> None:
+def finish(ctx: click.Context, config: str, target: str | None, as_json: bool) -> None:
     """Remove the old copy after the switch. After that, there is no rollback."""
     from replicator.config import settings
     from replicator.operations import rebuild as operation
 
-    _report(ctx, operation.finish(settings.load(config)), "finished: the old copy is removed", as_json)
+    _report(ctx, operation.finish(settings.load(config, target=target)), "finished: the old copy is removed", as_json)
 
 
 @rebuild.command
 @config_argument
 @json_option
 @click.pass_context
-def cancel(ctx: click.Context, config: str, as_json: bool) -> None:
+def cancel(ctx: click.Context, config: str, target: str | None, as_json: bool) -> None:
     """Abandon the rebuild: remove the new copy, which is not live."""
     from replicator.config import settings
     from replicator.operations import rebuild as operation
 
-    _report(ctx, operation.cancel(settings.load(config)), "canceled: the new copy is removed", as_json)
+    _report(ctx, operation.cancel(settings.load(config, target=target)), "canceled: the new copy is removed", as_json)
 
 
 def _report(ctx: click.Context, outcome: Outcome, done: str, as_json: bool) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @schema_changes_option
 @remove_expired_option
 @json_option
-def resync(config: str, as_json: bool, **given: Any) -> None:
+def resync(config: str, target: str | None, as_json: bool, **given: Any) -> None:
     """Request a rescan of the table, which repairs the copy; the pipeline's run carries it out.
 
     Use it after a gap, a changed hook or a restored target. The request is stored in the checkpoints: a run that is up
@@ -63,11 +63,11 @@ def resync(config: str, as_json: bool, **given: Any) -> None:
     if now and cancel:
         raise ConfigError("--cancel cannot be combined with --now")
     if now:
-        run_until_stopped(config, as_json, resync=True, accept_hook_change=True, until=until, **given)
+        run_until_stopped(config, as_json, target=target, resync=True, accept_hook_change=True, until=until, **given)
     elif cancel:
-        _cancel(config, as_json)
+        _cancel(config, target, as_json)
     else:
-        _request(config, as_json, [*((f"--key {key}", key) for key in keys), *_lines(file)], where, **given)
+        _request(config, target, as_json, [*((f"--key {key}", key) for key in keys), *_lines(file)], where, **given)
 
 
 def _lines(file: IO[str] | None) -> Iterator[tuple[str, str]]:
@@ -77,7 +77,14 @@ def _lines(file: IO[str] | None) -> Iterator[tuple[str, str]]:
             yield f"--keys {getattr(file, 'name', 'file')}, line {number}", line
 
 
-def _request(path: str, as_json: bool, keys: list[tuple[str, str]], where: tuple[str, ...], **allowed: bool) -> None:
+def _request(
+    path: str,
+    name: str | None,
+    as_json: bool,
+    keys: list[tuple[str, str]],
+    where: tuple[str, ...],
+    **allowed: bool,
+) -> None:
     import time
 
     from replicator.cli.output import aside
@@ -93,7 +100,7 @@ def _request(path: str, as_json: bool, keys: list[tuple[str, str]], where: tuple
         remove_expired=allowed["remove_expired"],
     )
     with aside():
-        noted = note(resolved(settings.load(path)), wanted, time.time)
+        noted = note(resolved(settings.load(path, target=name)), wanted, time.time)
     _tell(noted, as_json)
 
 
@@ -117,12 +124,12 @@ def _tell(noted: Noted, as_json: bool) -> None:
     say(f"resync requested for {scope(request)}; {who}")
 
 
-def _cancel(path: str, as_json: bool) -> None:
+def _cancel(path: str, name: str | None, as_json: bool) -> None:
     from replicator.config import settings
     from replicator.engine.generations import resolved
     from replicator.operations.resync import cancel
 
-    withdrawn = cancel(resolved(settings.load(path)))
+    withdrawn = cancel(resolved(settings.load(path, target=name)))
     if as_json:
         put({"withdrawn": withdrawn})
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ remove_expired_option = click.option(
 @listen_option
 @json_option
 @click.pass_context
-def run(ctx: click.Context, /, configs: Sequence[str], as_json: bool, **how: Any) -> None:
+def run(ctx: click.Context, /, configs: Sequence[str], target: str | None, as_json: bool, **how: Any) -> None:
     """Copy the table and follow its changes until stopped.
 
     Resumes where the last run stopped. Ctrl-C or SIGTERM finishes the writes in flight and exits within seconds; a
@@ -80,26 +80,35 @@ def run(ctx: click.Context, /, configs: Sequence[str], as_json: bool, **how: Any
     With several configs, their pipelines run in one process. One that fails does not end the others; the exit code is
     that of the most severe failure. During a rebuild, a config with replaces: runs the pipelines of both copies.
     """
-    if len(configs) > 1 or _may_be_two(configs[0]):
-        ctx.exit(_run_each(configs, as_json, resync=False, **how))
-    run_until_stopped(configs[0], as_json, resync=False, **how)
+    if len(configs) > 1 or _may_be_several(configs[0], target):
+        ctx.exit(_run_each(configs, as_json, target=target, resync=False, **how))
+    run_until_stopped(configs[0], as_json, target=target, resync=False, **how)
 
 
-def _may_be_two(path: str) -> bool:
-    """Whether the config may run two pipelines, as it does during a rebuild. Loading all others here would be slow."""
+def _may_be_several(path: str, target: str | None) -> bool:
+    """Whether the config may run several pipelines: for several targets, or both copies of a rebuild. Loading all
+    others here would be slow.
+    """
     try:
         text = Path(path).read_text(errors="replace")
     except OSError:
         return False  # loading it says why
-    if "replaces" not in text:
+    if "replaces" not in text and "targets" not in text:
         return False
     from replicator.config import settings
 
-    return settings.load(path).replaces is not None
+    configs = settings.load_each(path, target=target)
+    return len(configs) > 1 or configs[0].replaces is not None
 
 
 def run_until_stopped(
-    path: str, as_json: bool, *, listen: str | None = None, engine: str | None = None, **how: Any
+    path: str,
+    as_json: bool,
+    *,
+    target: str | None = None,
+    listen: str | None = None,
+    engine: str | None = None,
+    **how: Any,
 ) -> None:
     """What ``run``, and ``resync --now``, do."""
     say_first(path, as_json)
@@ -110,7 +119,7 @@ def run_until_stopped(
     from replicator.engine.run import run as run_pipeline
 
     stop = stop_on_signals()
-    loaded = settings.load(path, engine=engine)
+    loaded = settings.load(path, engine=engine, target=target)
     if loaded.replaces is not None:
         loaded = resolved(loaded)
     how["follow"] = _follow(loaded, how["until"])
@@ -143,7 +152,15 @@ def _follow(config: Config, until: str | None) -> Follow | None:
     return follow
 
 
-def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, engine: str | None = None, **how: Any) -> int:
+def _run_each(
+    paths: Sequence[str],
+    as_json: bool,
+    *,
+    target: str | None,
+    listen: str | None,
+    engine: str | None = None,
+    **how: Any,
+) -> int:
     """Run the pipelines of several configs; the exit code. A config that cannot be loaded does not stop the others."""
     if listen is not None:
         raise ConfigError("--listen: each of several pipelines needs its own port: set monitoring in its config")
@@ -159,7 +176,9 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, engine
     codes: list[int] = []
     stop = stop_on_signals(lambda: several.worst(codes))
     with live_view.several(as_json) as observer_of:
-        own = _loaded(paths, lambda path: _in_this_process(settings.load(path, engine=engine)), codes)
+        own = _loaded(
+            paths, lambda path: _in_this_process(settings.load_each(path, engine=engine, target=target)), codes
+        )
         loaded = _apart(own, codes)
         sharing = several.Sharing()
 
@@ -174,19 +193,16 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, engine
         return several.worst(codes)
 
 
-def _in_this_process(config: Config) -> Config:
-    """ConfigError if the config wants an engine that runs one pipeline for each process."""
-    from replicator.config.engine import Local
+def _in_this_process(configs: Sequence[Config]) -> Sequence[Config]:
+    """ConfigError if the configs of a file want an engine that runs one pipeline for each process."""
+    from replicator.engine.several import needs_own_process
 
-    if not isinstance(config.engine, Local):
-        raise ConfigError(
-            f"{config.path}: engine: only local runs several pipelines, or both copies of a rebuild, in one process; "
-            "start a separate replicator run for this config, or add --engine local"
-        )
-    return config
+    if problem := needs_own_process(configs):
+        raise ConfigError(f"{configs[0].path}: {problem}")
+    return configs
 
 
-def _loaded(paths: Sequence[str], load: Callable[[str], Config], codes: list[int]) -> list[Config]:
+def _loaded(paths: Sequence[str], load: Callable[[str], Sequence[Config]], codes: list[int]) -> list[Config]:
     """The configs; the exit codes of those that cannot be used are added to ``codes``."""
     from replicator.engine.several import log_failure
     from replicator.errors import ReplicatorError
@@ -195,15 +211,18 @@ def _loaded(paths: Sequence[str], load: Callable[[str], Config], codes: list[int
     path_of: dict[str, str] = {}
     for path in paths:
         try:
-            config = load(path)
-            if config.pipeline in loaded:
-                first = path_of[config.pipeline]
-                raise ConfigError(f"{path}: pipeline {config.pipeline!r} is also that of {first}; names must differ")
+            configs = load(path)
+            for config in configs:
+                if config.pipeline in loaded:
+                    first = path_of[config.pipeline]
+                    problem = f"{path}: pipeline {config.pipeline!r} is also that of {first}; names must differ"
+                    raise ConfigError(problem)
         except ReplicatorError as e:
             log_failure(e, config=path)
             codes.append(e.exit_code)
         else:
-            loaded[config.pipeline], path_of[config.pipeline] = config, path
+            loaded |= {config.pipeline: config for config in configs}
+            path_of |= {config.pipeline: path for config in configs}
     for old, new in _replaced(loaded.values()):
         problem = f"{path_of[old]}: {path_of[new]} replaces it and runs both copies during a rebuild; leave it out"
         log_failure(ConfigError(problem), config=path_of[old])
@@ -214,27 +233,29 @@ def _loaded(paths: Sequence[str], load: Callable[[str], Config], codes: list[int
 
 def _apart(configs: Sequence[Config], codes: list[int]) -> list[Config]:
     """The configs but for those whose hooks could get modules of earlier ones; adds their exit codes to ``codes``."""
-    from replicator.engine.generations import hook_files
+    from replicator.engine.generations import collisions
     from replicator.engine.several import log_failure
-    from replicator.hooks.collisions import HookFile, collision
 
-    kept: list[Config] = []
-    hooks: list[HookFile] = []
-    for config in configs:
-        own = hook_files(config)
-        if problem := collision(own, beside=hooks):
-            log_failure(ConfigError(problem), config=str(config.path))
-            codes.append(ConfigError.exit_code)
-        else:
-            kept.append(config)
-            hooks += own
-    return kept
+    found = collisions(configs)
+    for pipeline, problem in found.items():
+        config = next(config for config in configs if config.pipeline == pipeline)
+        log_failure(ConfigError(problem), config=str(config.path), **_target(config))
+        codes.append(ConfigError.exit_code)
+    return [config for config in configs if config.pipeline not in found]
+
+
+def _target(config: Config) -> Mapping[str, str]:
+    return {} if config.target_name is None else {"target": config.target_name}
 
 
 def _replaced(configs: Collection[Config]) -> Sequence[tuple[str, str]]:
     """The pipelines whose config is given although another one replaces it, and the pipelines of those."""
-    at = {config.path.resolve(): config.pipeline for config in configs}
-    pairs = [(at.get((c.base / c.replaces).resolve()), c.pipeline) for c in configs if c.replaces is not None]
+    at = {(config.path.resolve(), config.target_name): config.pipeline for config in configs}
+    pairs = [
+        (at.get(((c.base / c.replaces).resolve(), c.target_name)), c.pipeline)
+        for c in configs
+        if c.replaces is not None
+    ]
     return [(old, new) for old, new in pairs if old is not None]
 
 

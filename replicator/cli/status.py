@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from replicator.cli.output import json_option, note, put
+from replicator.cli.output import configs_argument, json_option, note, put
 
 if TYPE_CHECKING:
     from replicator.operations.status import Reading
 
 
 @click.command
-@click.argument("configs", nargs=-1, required=True, metavar="CONFIG...", type=click.Path(dir_okay=False))
+@configs_argument
 @click.option(
     "--exit-code/--no-exit-code",
     "report_health",
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )
 @json_option
 @click.pass_context
-def status(ctx: click.Context, configs: Sequence[str], report_health: bool, as_json: bool) -> None:
+def status(ctx: click.Context, configs: Sequence[str], target: str | None, report_health: bool, as_json: bool) -> None:
     """Show the progress of pipelines, read from their checkpoints.
 
     Works whether or not a pipeline is running. The phase is backfill, catching-up, live, gap or stopped. Unknown
@@ -35,7 +35,7 @@ def status(ctx: click.Context, configs: Sequence[str], report_health: bool, as_j
     from replicator.engine.several import worst
     from replicator.operations.status import read_each
 
-    readings = [reading for config in configs for reading in read_each(config, time.time())]
+    readings = [reading for config in configs for reading in read_each(config, time.time(), target)]
     if len(readings) > 1:
         _put_each(readings) if as_json else _print_each(readings)
         codes = [reading.exit_code for reading in readings]
@@ -58,7 +58,8 @@ def _put_each(readings: Sequence[Reading]) -> None:
     """One object for each config; without a phase if nothing is known."""
     for reading in readings:
         values = reading.values or {"pipeline": reading.pipeline, "phase": None}
-        which = {} if reading.live is None else {"live_copy": reading.live}
+        which: dict[str, object] = {} if reading.target is None else {"target": reading.target}
+        which |= {} if reading.live is None else {"live_copy": reading.live}
         put(
             {
                 "config": reading.config,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--unchecked", is_flag=True, help="Do not look for changes of the source that were not copied.")
 @json_option
 @click.pass_context
-def strip(ctx: click.Context, config: str, yes: bool, unchecked: bool, as_json: bool) -> None:
+def strip(ctx: click.Context, config: str, target: str | None, yes: bool, unchecked: bool, as_json: bool) -> None:
     """Remove replicator's attributes from a DynamoDB table that has been cut over, and its tombstones.
 
     Applications may write to the table meanwhile: an item is changed only if replicator's attributes in it are the ones
@@ -45,7 +45,7 @@ def strip(ctx: click.Context, config: str, yes: bool, unchecked: bool, as_json: 
             say_aside(f"{note.items:,} items, {note.tombstones:,} tombstones")
 
     with aside():
-        done = operation.strip(settings.load(config), confirmed, report, time.time, unchecked=unchecked)
+        done = operation.strip(settings.load(config, target=target), confirmed, report, time.time, unchecked=unchecked)
     if done is None:
         return
     if as_json:

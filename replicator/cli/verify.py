@@ -52,6 +52,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]
 def verify(
     ctx: click.Context,
     config: str,
+    target: str | None,
     full: bool,
     sample: float | None,
     key: str | None,
@@ -91,7 +92,7 @@ def verify(
         read_units=read_units,
     )
     with aside():
-        loaded = resolved(configs.load(config))
+        loaded = resolved(configs.load(config, target=target))
     if repair and isinstance(loaded.engine, Lambda):
         raise ConfigError(
             "--repair: it needs runs that leave tombstones from now on; nothing invokes AWS Lambda for idle shards. "

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from replicator.config import checkpoints, engine, target
+from replicator.config import checkpoints, engine, target, targets
 from replicator.config.settings import Sections
 
 _INTRO = """\
@@ -47,6 +47,40 @@ backfill:
 [When the config changes](operations.md#when-the-config-changes) says which changes take effect at the next start, and
 which need a rescan."""
 
+_OWN = ", ".join(f"`{key}`" for key in targets.OF_A_TARGET)
+
+_TARGETS = f"""\
+Several targets by name, in place of `target`. Each is copied by a pipeline of its own; one run runs all of them, and
+reads the stream once. [Several targets](operations.md#several-targets-in-one-config) explains how to use them.
+
+```yaml
+pipeline: orders
+source:
+  table: orders
+  region: eu-west-1
+targets:
+  search:
+    type: elasticsearch
+    url: https://search:9200
+    table: orders
+    transform: hooks.py:order
+    ttl_deletes: ignore
+  warehouse:
+    type: postgres
+    url: ${{POSTGRES_URL}}
+    table: orders
+backfill:
+  segments: 8
+```
+
+- A name has 1 to 32 letters, digits, `_` or `-`. The pipeline of a target is named after both: `orders.search`.
+- Each target has the keys of [`target`](#target). In addition, it may have its own {_OWN}. Such a
+  section replaces the one at the top level as a whole; what a target does not set for itself is as at the top level.
+- `source` and `engine` are the same for all of them. `checkpoints` at the top level are for the targets that do not
+  store them themselves.
+- `pipeline` in a target names its pipeline, so that a copy that exists already
+  [is kept](operations.md#from-target-to-targets)."""
+
 _TARGET = """\
 `type` selects the target, and the other keys depend on it. `table` names one table (or index alias); `tables` maps
 several names to the options of each. Give one of the two. [Targets](targets/README.md) explains how
@@ -77,6 +111,8 @@ def _parts() -> Iterator[str]:
     yield _table(whole)
     yield "## source"
     yield from _model(whole["$defs"]["Source"])
+    yield "## targets"
+    yield _TARGETS
     yield "## target"
     yield _TARGET
     for name, connector in _installed(target.GROUP):

@@ -15,6 +15,7 @@ from replicator.config.checkpoints import DEFAULT, KEPT_BY_TARGET, Keeping, keep
 from replicator.config.engine import Engine, Lambda, Local, Ray, engine, with_engines
 from replicator.config.monitoring import Monitoring
 from replicator.config.target import Destination, destination, target_schema
+from replicator.config.targets import TARGETS, TargetSections, choice, expanded, unknown_target, with_targets
 from replicator.config.validation import validated
 from replicator.config.verification import Verify
 from replicator.config.yaml_file import ConfigFile, Problem, Unset, read
@@ -204,7 +205,13 @@ class Sections(Options):
     transform: Annotated[str, AfterValidator(_hook_name)] | None = Field(
         default=None, description="transform hook: hooks.py:function (relative to this file) or package.module:function"
     )
-    target: dict[str, Any] = Field(description="where documents are stored")
+    target: dict[str, Any] | None = Field(
+        default=None, description="where documents are stored; either this or `targets` is required"
+    )
+    targets: dict[str, Any] | None = Field(
+        default=None,
+        description="where documents are stored in several places: targets by name, each with its own pipeline",
+    )
     checkpoints: dict[str, Any] | None = Field(
         default=None, description="where checkpoints are stored; not for targets that store them (Postgres)"
     )
@@ -250,8 +257,19 @@ class Sections(Options):
 
 
 @dataclass(frozen=True, slots=True)
+class OfTargets:
+    """One of a file's ``targets``. ``pipeline``: as the file names it. ``pipelines``: the names of all its targets'."""
+
+    name: str
+    pipeline: str
+    pipelines: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
-    """A valid config. ``path``: its file; hooks are loaded relative to it.
+    """A valid config of one pipeline. ``path``: its file; hooks are loaded relative to it.
+
+    ``of_targets``: which one of the file's ``targets`` this is; None if the file has ``target``.
 
     ``checkpoints`` None: in the target if it stores them, else in a file beside the config.
     """
@@ -271,6 +289,12 @@ class Config:
     replaces: str | None = None
     engine: Engine = field(default_factory=Local)
     path: Path = Path("config.yaml")
+    of_targets: OfTargets | None = None
+
+    @property
+    def target_name(self) -> str | None:
+        """The name of the target, if it has one."""
+        return self.of_targets.name if self.of_targets is not None else None
 
     @property
     def base(self) -> Path:
@@ -278,18 +302,36 @@ class Config:
         return self.path.resolve().parent
 
 
-def load(path: str | Path, environ: Mapping[str, str] | None = None, engine: str | None = None) -> Config:
-    """Load a config file. The ConfigError lists all mistakes, each with its line and its path in the file.
+def load(
+    path: str | Path, environ: Mapping[str, str] | None = None, engine: str | None = None, target: str | None = None
+) -> Config:
+    """Load a config file of which one target is meant: the only one, or ``target``. See ``load_each``."""
+    return only(load_each(path, environ, engine, target))
 
-    ``engine``: the type to use whatever the file says; its own options of that type are kept.
+
+def only(configs: Sequence[Config]) -> Config:
+    """The one config of a file. ConfigError, which names them, if its targets are several."""
+    if len(configs) > 1:
+        raise ConfigError(choice(configs[0].path.name, [str(config.target_name) for config in configs]))
+    return configs[0]
+
+
+def load_each(
+    path: str | Path, environ: Mapping[str, str] | None = None, engine: str | None = None, target: str | None = None
+) -> Sequence[Config]:
+    """Load a config file: the config of each of its targets. The ConfigError lists all mistakes, each with its line and
+    its path in the file.
+
+    ``engine``: the type to use whatever the file says; its own options of that type are kept. ``target``: the name of
+    the only target that is wanted; what is wrong with the others is no mistake then.
     """
     file = read(Path(path), os.environ if environ is None else environ)
     problems = list(file.problems)
-    config = None if file.values is None else _config(file, problems, engine)
-    if problems or config is None:
+    configs = [] if file.values is None else _configs(file, problems, engine, target)
+    if problems or not configs:
         ordered = sorted(problems, key=lambda p: file.line(p))
         raise ConfigError(*dict.fromkeys(file.sentence(p) for p in ordered))
-    return config
+    return configs
 
 
 STAND_IN = "stand-in"
@@ -305,54 +347,105 @@ _STAND_INS = (
 config's own path."""
 
 
-def load_offline(path: str | Path, environ: Mapping[str, str] | None = None) -> tuple[Config, Sequence[str]]:
-    """Like ``load``, on a machine that lacks the environment of a run. ConfigError if the file is wrong anyway.
+def load_offline(
+    path: str | Path, environ: Mapping[str, str] | None = None, target: str | None = None
+) -> tuple[Config, Sequence[str]]:
+    """Like ``load``, on a machine that lacks the environment of a run. See ``load_each_offline``."""
+    configs, notes = load_each_offline(path, environ, target)
+    return only(configs), notes
+
+
+def load_each_offline(
+    path: str | Path, environ: Mapping[str, str] | None = None, target: str | None = None
+) -> tuple[Sequence[Config], Sequence[str]]:
+    """Like ``load_each``, on a machine that lacks the environment of a run. ConfigError if the file is wrong anyway.
 
     Also returns a sentence for each placeholder without a value. Those have a stand-in, so that all else is validated;
     do not show these values, or connect with them.
     """
     given = os.environ if environ is None else environ
     file = read(Path(path), given)
-    unset = [p for p in file.problems if isinstance(p, Unset)]
+    unset = [p for p in _of(target, file.problems) if isinstance(p, Unset)]
     stand_ins: dict[str, str] = {}
     for name in dict.fromkeys(p.name for p in unset):
         choices = [{**stand_ins, name: value} for value in (*_STAND_INS, str(Path(path).resolve()))]
-        stand_ins = min(choices, key=lambda choice: len(_problems(read(Path(path), given, choice))))
+        stand_ins = min(choices, key=lambda choice: len(_problems(read(Path(path), given, choice), target)))
     filled = read(Path(path), given, stand_ins)
     problems = list(filled.problems)
-    config = None if filled.values is None else _config(filled, problems)
+    configs = [] if filled.values is None else _configs(filled, problems, None, target)
     unknown = {p.path for p in unset}
     wrong = [filled.sentence(p) for p in sorted(problems, key=filled.line) if p.path not in unknown]
     notes = [file.sentence(p) for p in unset]
-    if wrong or config is None:
+    if wrong or not configs:
         raise ConfigError(*dict.fromkeys(wrong or [f"{n}; without it, nothing else can be checked" for n in notes]))
-    return config, notes
+    return configs, notes
 
 
-def _problems(file: ConfigFile) -> Sequence[Problem]:
+def _problems(file: ConfigFile, target: str | None) -> Sequence[Problem]:
     problems = list(file.problems)
     if file.values is not None:
-        _config(file, problems)
+        _configs(file, problems, None, target)
     return problems
 
 
-def _config(file: ConfigFile, problems: list[Problem], engine_type: str | None = None) -> Config | None:
+def _of(target: str | None, problems: Sequence[Problem]) -> list[Problem]:
+    """The problems but for those of other targets; all of them if no target is chosen."""
+    return [p for p in problems if target is None or len(p.path) < 2 or p.path[0] != TARGETS or p.path[1] == target]
+
+
+def _configs(
+    file: ConfigFile, problems: list[Problem], engine_type: str | None, target: str | None
+) -> Sequence[Config]:
+    """The config of each target, or of the one that is wanted. Appends all that is wrong to ``problems``, and removes
+    what is wrong with other targets. ConfigError if there is no such target.
+    """
+    every, misnamed = expanded(file.values)
+    given = file.values.get(TARGETS)
+    known = list(given) if isinstance(given, Mapping) else []
+    if target is not None and target not in known:
+        raise ConfigError(unknown_target(file.path.name, target, known))
+    found = [one for one in every if target in (None, one.name)]
+    problems += misnamed
+    problems[:] = _of(target, problems)
+    wanted = found or [TargetSections(None, file.values)]  # whatever else is wrong is reported, too
+    pipelines = tuple(str(one.values.get("pipeline")) for one in every)
+    configs = [_config(one, file, problems, engine_type, pipelines) for one in wanted]
+    loaded = [config for config in configs if config is not None]
+    problems += _together(loaded)
+    if len(known) > 1 and any(isinstance(config.engine, Lambda) for config in loaded):
+        text = "lambda runs one pipeline, and this config has several targets: give that target a config of its own"
+        problems.append(Problem(("engine", "type"), text))
+    return loaded
+
+
+def _config(
+    one: TargetSections,
+    file: ConfigFile,
+    problems: list[Problem],
+    engine_type: str | None,
+    pipelines: Sequence[str],
+) -> Config | None:
+    """The config of one target; appends what is wrong with it. ``pipelines``: the names of all the file's pipelines."""
     reported = {p.path for p in problems}  # a placeholder without a value is reported once
-    sections, wrong = validated(Sections, file.values, ())
-    target, wrong_target = destination(file.values.get("target"), file.path.resolve().parent)
-    checkpoints, wrong_store = keeping(file.values.get("checkpoints"))
-    runs_on, wrong_engine = engine(file.values.get("engine"), engine_type)
-    problems += [p for p in (*wrong, *wrong_target, *wrong_store, *wrong_engine) if p.path not in reported]
+    given = one.values
+    sections, wrong = validated(Sections, given, ())
+    target, wrong_target = destination(given.get("target"), file.path.resolve().parent)
+    checkpoints, wrong_store = keeping(given.get("checkpoints"))
+    runs_on, wrong_engine = engine(given.get("engine"), engine_type)
+    found = [*wrong, *wrong_target, *wrong_store, *wrong_engine]
+    problems += [p for p in map(one.problem, found) if p.path not in reported]
     if sections is None or target is None:
         return None
     if checkpoints is not None and hasattr(target.connector, "checkpoints"):
-        problems.append(Problem(("checkpoints",), KEPT_BY_TARGET))
-    problems += _loops(sections, target)
-    problems += _of_another_table(sections.source, sections.backfill.export)
-    problems += [] if wrong_store else _shared(runs_on, target, checkpoints, sections.backfill)
-    problems += _behind_lambda(runs_on, sections, target)
+        if one.name is None or "checkpoints" in one.own:
+            problems.append(one.problem(Problem(("checkpoints",), KEPT_BY_TARGET)))
+        checkpoints = None  # those at the top level are for the other targets
+    more = [*_loops(sections, target), *_of_another_table(sections.source, sections.backfill.export)]
+    more += [] if wrong_store else _shared(runs_on, target, checkpoints, sections.backfill)
+    more += _behind_lambda(runs_on, sections, target)
     if sections.verify is not None and not can_compare(target.connector):
-        problems.append(Problem(("verify",), f"{target.type} {CANNOT_COMPARE}"))
+        more.append(Problem(("verify",), f"{target.type} {CANNOT_COMPARE}"))
+    problems += map(one.consequence, more)
     return Config(
         pipeline=sections.pipeline,
         source=sections.source,
@@ -369,7 +462,32 @@ def _config(file: ConfigFile, problems: list[Problem], engine_type: str | None =
         replaces=sections.replaces,
         engine=runs_on,
         path=file.path,
+        of_targets=None if one.name is None else OfTargets(one.name, str(file.values.get("pipeline")), pipelines),
     )
+
+
+def _together(configs: Sequence[Config]) -> Iterator[Problem]:
+    """What two targets of one file must not share."""
+    for at, later in enumerate(configs):
+        for one in configs[:at]:
+            place, target = (TARGETS, str(later.target_name)), later.target
+            same = set(one.target.tables) & set(target.tables)
+            if same and (one.target.type, one.target.options) == (target.type, target.options):
+                text = f"the target {one.target_name} has the table {min(same)} in the same place; each needs its own"
+                yield Problem(place, text)
+            path = _file(later)
+            if path is not None and path == _file(one):
+                text = f"the target {one.target_name} keeps its checkpoints in the same file; leave out the path"
+                yield Problem((*place, "checkpoints"), text)
+            if later.monitoring is not None and later.monitoring == one.monitoring:
+                text = f"the target {one.target_name} has the same monitoring.listen; give each target its own"
+                yield Problem((*place, "monitoring"), text)
+
+
+def _file(config: Config) -> Path | None:
+    """The file of the checkpoints that the config names."""
+    name = getattr(config.checkpoints.options, "path", None) if _is_file(config.checkpoints) else None  # type: ignore[union-attr]
+    return None if name is None else (config.base / str(name)).resolve()
 
 
 def _loops(sections: Sections, target: Destination) -> Iterator[Problem]:
@@ -447,4 +565,4 @@ def _behind_lambda(runs_on: Engine, sections: Sections, target: Destination) -> 
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of config files, with the options of all installed connectors and stores."""
-    return with_engines(with_checkpoints(target_schema(Sections)))
+    return with_targets(with_engines(with_checkpoints(target_schema(Sections))))

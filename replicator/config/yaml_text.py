@@ -53,13 +53,16 @@ def _line(text: str, comment: str) -> str:
     return f"{text.ljust(_COLUMN)}  # {comment}" if comment else text
 
 
-def with_tables(text: str, tables: Mapping[str, Any], comments: Mapping[Path, str]) -> str:
-    """A config's ``text`` with other ``tables`` under target, in place of its ``table`` or ``tables``.
+def with_tables(text: str, tables: Mapping[str, Any], comments: Mapping[Path, str], section: Path = ("target",)) -> str:
+    """A config's ``text`` with other ``tables`` under target, in place of its ``table`` or ``tables``. ``section``: the
+    path of that target.
 
     Everything else stays as it is written, comments and placeholders included.
     """
-    root = yaml.compose(text, yaml.SafeLoader)
-    target = _value(root, "target")
+    target = yaml.compose(text, yaml.SafeLoader)
+    for key in section:
+        target = _value(target, key)
+    assert isinstance(target, yaml.MappingNode)
     for name, value in target.value:
         if name.value in ("table", "tables"):
             start, end = name.start_mark.index, _end(value)
@@ -71,7 +74,7 @@ def with_tables(text: str, tables: Mapping[str, Any], comments: Mapping[Path, st
                 lines[0] += line
             indent = "\n" + " " * name.start_mark.column
             return f"{text[:start]}{indent.join(lines)}{newline}{rest}"
-    raise ConfigError("target has neither table nor tables")
+    raise ConfigError(f"{'.'.join(section)} has neither table nor tables")
 
 
 def _end(node: yaml.Node) -> int:

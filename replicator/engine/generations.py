@@ -16,7 +16,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.several import PipelineRun
 from replicator.errors import ConfigError, Fenced, ReplicatorError
 from replicator.hooks import loading
-from replicator.hooks.collisions import HookFile, hook_file
+from replicator.hooks.collisions import HookFile, collision, hook_file
 from replicator.log import PIPELINE
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.state import Entry, Rebuild, decode
@@ -113,7 +113,7 @@ def _beside(config: Config, successor: str) -> Config:
     As it is if that file was moved or changed; ConfigError if readers see the new copy, which only that file describes.
     """
     try:
-        new = settings.load(config.base / successor)
+        new = _same_target(config, settings.load_each(config.base / successor), successor)
         if new.replaces is not None and (new.base / new.replaces).resolve() == config.path.resolve():
             return first_of(new, Rebuild(0.0))
         why = f"it has no replaces: {config.path.name}"
@@ -185,10 +185,12 @@ def first_of(config: Config, rebuild: Rebuild) -> Config:
     return replace(old, target=target, monitoring=monitoring)
 
 
-def replaced(config: Config, load: Callable[[Path], Config] = settings.load) -> Config:
-    """The config that this one ``replaces``. ConfigError unless its pipeline has the name that it must have."""
+def replaced(config: Config, load: Callable[[Path], Sequence[Config]] = settings.load_each) -> Config:
+    """The config that this one ``replaces``: in that file, of the target of the same name. ConfigError unless its
+    pipeline has the name that it must have.
+    """
     assert config.replaces is not None
-    old = load(config.base / config.replaces)
+    old = _same_target(config, load(config.base / config.replaces), config.replaces)
     if by_alias(config):
         _check_names(config, old)
     elif old.pipeline != config.pipeline:
@@ -203,6 +205,18 @@ def replaced(config: Config, load: Callable[[Path], Config] = settings.load) -> 
     return old
 
 
+def _same_target(config: Config, others: Sequence[Config], file: str) -> Config:
+    """Of the configs of another file, that of the same target; the only one if either file has no names of targets."""
+    same = [other for other in others if other.target_name == config.target_name]
+    if not same and len(others) == 1 and None in (config.target_name, others[0].target_name):
+        return others[0]
+    if not same:
+        names = ", ".join(str(other.target_name) for other in others)
+        wanted = f"no target {config.target_name}" if config.target_name else "several targets"
+        raise ConfigError(f"{file} has {wanted}: it has {names}. The new config's target must have the old one's name")
+    return same[0]
+
+
 def hook_files(config: Config) -> list[HookFile]:
     """The files of the hooks that a run with this config loads: its own, and that of the config that it replaces."""
     configs = [config]
@@ -211,6 +225,19 @@ def hook_files(config: Config) -> list[HookFile]:
             configs.append(replaced(config))
     files = [hook_file(str(c.path), c.transform, c.base) for c in configs if c.transform is not None]
     return [file for file in files if file is not None]
+
+
+def collisions(configs: Sequence[Config]) -> Mapping[str, str]:
+    """The pipelines whose hook could get a module of an earlier one's in the same process, each with the reason."""
+    found: dict[str, str] = {}
+    hooks: list[HookFile] = []
+    for config in configs:
+        own = hook_files(config)
+        if problem := collision(own, beside=hooks):
+            found[config.pipeline] = problem
+        else:
+            hooks += own
+    return found
 
 
 def _check_names(new: Config, old: Config) -> None:

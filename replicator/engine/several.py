@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from replicator.config.settings import Source
+from replicator.config.engine import Local
+from replicator.config.settings import Config, Source
 from replicator.errors import ConfigError, GapFound, ReplicatorError
 from replicator.hooks.time_limit import HookWatch
 from replicator.log import PIPELINE
@@ -44,6 +45,19 @@ class Sharing:
                     return pages
             self._pages.append((wanted, SharedPages()))
             return self._pages[-1][1]
+
+
+def needs_own_process(configs: Sequence[Config]) -> str:
+    """Why the pipelines of one file cannot run in one process with others; empty if they can."""
+    if all(isinstance(config.engine, Local) for config in configs):
+        return ""
+    if len(configs) > 1:
+        how = "start a separate replicator run for each target, with --target NAME, or add --engine local"
+        return f"engine: only local runs several targets in one process; {how}"
+    return (
+        "engine: only local runs several pipelines, or both copies of a rebuild, in one process; "
+        "start a separate replicator run for this config, or add --engine local"
+    )
 
 
 def worst(codes: Iterable[int]) -> int:

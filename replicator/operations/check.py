@@ -10,10 +10,11 @@ import msgspec
 from replicator.aws import boto
 from replicator.aws.client import Client, completed
 from replicator.aws.errors import AwsError, decoded, failure
-from replicator.checkpoints.contract import AccessChecking, Checkpoints, Migrating, Store
+from replicator.checkpoints.contract import AccessChecking, Checkpoints, Listed, Migrating, Store
 from replicator.config.engine import Ray
 from replicator.duration import duration
 from replicator.engine.assembly import ends, introduce, target_tables
+from replicator.engine.generations import resolved
 from replicator.engine.startup import check_source
 from replicator.errors import ConfigError
 from replicator.hooks.hook import DocumentMapping, Hook, Poison
@@ -49,6 +50,13 @@ SAMPLED = 50  # items that the hook is run on
 
 class _Iterator(msgspec.Struct):
     ShardIterator: str
+
+
+def check_given(config: Config, *, create: bool = False) -> list[Finding]:
+    """All findings for a config as it was loaded; see ``check``."""
+    used = resolved(config)
+    of_run = config if used is not config and config.replaces is None else None
+    return check(used, of_run=of_run, create=create)
 
 
 def check(config: Config, *, of_run: Config | None = None, create: bool = False) -> list[Finding]:
@@ -255,11 +263,27 @@ def _destination(
             findings += gathered("checkpoints", _store(checkpoints, create=create))
         if isinstance(checkpoints, Migrating) and _readable(findings):
             findings += gathered("checkpoints", _migration(checkpoints))
+        if _readable(findings):
+            findings += gathered("checkpoints", _left_over(config, checkpoints))
         if table is not None and (hook is not None or config.transform is None) and _readable(findings):
             reported = {finding.text for finding in findings}
             start = gathered("pipeline", _start(config, target, checkpoints, table, hook))
             findings += [finding for finding in start if finding.text not in reported]
         yield from findings
+
+
+def _left_over(config: Config, checkpoints: Checkpoints) -> Iterator[Finding]:
+    """The pipelines of targets that the config no longer has."""
+    of = config.of_targets
+    if of is None or not isinstance(checkpoints, Listed):
+        return
+    left = [name for name in checkpoints.pipelines() if name.startswith(f"{of.pipeline}.") and name not in of.pipelines]
+    if left:
+        text = (
+            f"{', '.join(left)}: stored here, and no target of this config; a target that was removed leaves its copy"
+        )
+        advice = "to resume it, put the target back; to remove it, see docs/operations.md#several-targets-in-one-config"
+        yield Finding("checkpoints", "note", text, advice)
 
 
 def _migration(checkpoints: Migrating) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -235,6 +235,13 @@ class _Billed(msgspec.Struct):
 
 class _Description(msgspec.Struct):
     Table: _Billed
+
+
+def estimate_each(configs: Sequence[Config], changes: Range, prices: Prices) -> Sequence[Estimate]:
+    """An estimate of each target. The stream's requests are of the first one: a run of all targets reads it once."""
+    first, *others = (estimate(config, changes, prices) for config in configs)
+    nothing = Range(0, 0)
+    return [first, *(replace(other, month_requests=nothing, month_stream=nothing) for other in others)]
 
 
 def estimate(config: Config, changes: Range, prices: Prices) -> Estimate:

@@ -36,11 +36,15 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """``include``: further files of the config's folder. ``requirements``: further packages, for the hook."""
+    """``include``: further files of the config's folder. ``requirements``: further packages, for the hook.
+
+    ``target``: the name of the config's target, if that has one.
+    """
 
     architecture: str = "x86_64"
     include: Sequence[str] = ()
     requirements: Sequence[str] = ()
+    target: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +68,9 @@ class Package:
 Install = Callable[[Requirements, Path], None]
 
 
-def loaded(path: Path) -> Config:
+def loaded(path: Path, target: str | None = None) -> Config:
     """The config, which must be one that a function can have."""
-    config, _ = load_offline(path)
+    config, _ = load_offline(path, target=target)
     if not isinstance(config.engine, Lambda):
         raise ConfigError(f"{path}: engine.type must be lambda for a function on AWS Lambda")
     if config.source.profile is not None:
@@ -88,7 +92,7 @@ def runtime(minor: int = sys.version_info.minor) -> str:
 def build(path: Path, wanted: Wanted, out: Path, install: Install) -> Package:
     """Write the zip. ConfigError if something cannot be part of it, or it is too large; then no file is written."""
     name = runtime()
-    config = loaded(path)
+    config = loaded(path, wanted.target)
     files = [*_hook_files(config, wanted), *_included(config, wanted.include)]
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder) / "stage"

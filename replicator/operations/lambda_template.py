@@ -33,11 +33,11 @@ MAPPING = {
 Resource = dict[str, Any]
 
 
-def template(path: Path, architecture: str, *, keys_only: bool) -> str:
+def template(path: Path, architecture: str, *, keys_only: bool, target: str | None = None) -> str:
     """The template of the config's function, as YAML."""
-    config = loaded(path)
+    config = loaded(path, target)
     names = _parameters_of(name for name in placeholders(path) if not name.startswith("file:"))
-    own = policy.policies(config, policy.PolicyContext(keys_only=keys_only, setup=False, function=True))
+    own = policy.policies([config], policy.PolicyContext(keys_only=keys_only, setup=False, function=True))
     document = {
         "AWSTemplateFormatVersion": "2010-09-09",
         "Description": f"replicator: pipeline {config.pipeline} on AWS Lambda",

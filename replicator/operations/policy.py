@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from replicator.aws import boto
 from replicator.aws.permissions import STATEMENTS, Needed
-from replicator.config.settings import STAND_IN, load_offline
+from replicator.config.settings import STAND_IN, load_each_offline
 from replicator.engine.generations import by_alias, replaced
 from replicator.errors import ConfigError
 from replicator.hooks import loading
@@ -64,9 +64,9 @@ class Grant:
     resource: str
 
 
-def policies(config: Config, at: PolicyContext) -> dict[str, dict[str, Any]]:
-    """The policy of each identity of the config, by its label."""
-    granted = list(grants(config, at))
+def policies(configs: Sequence[Config], at: PolicyContext) -> dict[str, dict[str, Any]]:
+    """The policy of each identity of the configs, by its label: what a process that runs all of them needs."""
+    granted = list(dict.fromkeys(grant for config in configs for grant in grants(config, at)))
     labels = dict.fromkeys(grant.identity for grant in granted)
     return {identity.label: _policy([g for g in granted if g.identity == identity]) for identity in labels}
 
@@ -153,7 +153,7 @@ def _with_both(config: Config) -> Config:
     if config.replaces is None or not by_alias(config):
         return config
     try:
-        old = replaced(config, lambda path: load_offline(path)[0])
+        old = replaced(config, lambda path: load_each_offline(path)[0])
     except ConfigError as e:
         raise ConfigError(
             *e.problems,
@@ -198,14 +198,22 @@ def _unique(accesses: Iterable[Access]) -> Sequence[Access]:
 
 
 def _policy(granted: Sequence[Grant]) -> dict[str, Any]:
-    """A policy document: a statement per Sid, with its actions and resources."""
+    """A policy document: a statement per Sid, with its actions and resources; several, numbered, if the actions on its
+    resources differ.
+    """
     statements = []
     for sid in dict.fromkeys(grant.sid for grant in granted):
-        of = [grant for grant in granted if grant.sid == sid]
-        actions, resources = (
-            list(dict.fromkeys(values)) for values in ([g.action for g in of], [g.resource for g in of])
-        )
-        statements.append({"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources})
+        actions_on: dict[str, list[str]] = {}
+        for grant in granted:
+            if grant.sid == sid:
+                actions_on.setdefault(grant.resource, []).append(grant.action)
+        together: dict[frozenset[str], list[str]] = {}
+        for resource, actions in actions_on.items():
+            together.setdefault(frozenset(actions), []).append(resource)
+        for at, resources in enumerate(together.values(), 1):
+            name = sid if at == 1 else f"{sid}{at}"
+            actions = list(dict.fromkeys(actions_on[resources[0]]))
+            statements.append({"Sid": name, "Effect": "Allow", "Action": actions, "Resource": resources})
     return {"Version": _VERSION, "Statement": statements}
 
 
@@ -220,17 +228,17 @@ _PLACEHOLDER = re.compile(r"[A-Z]{3,}")
 _PLACEHOLDERS = frozenset(word for s in STATEMENTS.values() for word in _PLACEHOLDER.findall(s.resource))
 
 
-def for_principal(config: Config, at: PolicyContext, principal: str) -> dict[str, dict[str, Any]]:
+def for_principal(configs: Sequence[Config], at: PolicyContext, principal: str) -> dict[str, dict[str, Any]]:
     """What other accounts must attach so that ``principal`` has access: trust policies by role, and by source resource.
 
     A table of another account can be named in a config only as the source, by its ARN. So a target or a checkpoint
     table in another account needs a role.
     """
-    granted = [g for g in grants(config, at) if g.sid != "Role"]
-    trusts = {
-        str(need.access.role_arn): _trust(need.access, principal) for need in needed(config, at) if need.access.role_arn
-    }
-    direct = [g for g in granted if g.identity.role_arn is None and g.resource.startswith(f"{_table(config)}")]
+    granted = dict.fromkeys(g for config in configs for g in grants(config, at) if g.sid != "Role")
+    needs = [need for config in configs for need in needed(config, at)]
+    trusts = {str(need.access.role_arn): _trust(need.access, principal) for need in needs if need.access.role_arn}
+    table = _table(configs[0])  # the source of all of them
+    direct = [g for g in granted if g.identity.role_arn is None and g.resource.startswith(table)]
     resources = {
         resource: _resource_policy([g for g in direct if g.resource == resource], principal)
         for resource in dict.fromkeys(grant.resource for grant in direct)

@@ -34,6 +34,7 @@ class Reading:
     reduced_guarantee: str = ""
     reported: Mapping[str, Any] | None = None
     error: ReplicatorError | None = None
+    target: str | None = None  # its name, if the config has several
     live: bool | None = None  # during a rebuild: whether readers see this generation
 
     @property
@@ -67,18 +68,26 @@ def health_code(values: Mapping[str, Any]) -> int:
     return 6 if values["parked"] else 0
 
 
-def read_each(config: str, now: float) -> Sequence[Reading]:
+def read_each(config: str, now: float, target: str | None = None) -> Sequence[Reading]:
+    """A reading of each target, or of the one with this name. Errors that are meant for users are part of it."""
+    try:
+        loaded = settings.load_each(config, target=target)
+    except ReplicatorError as e:
+        return [Reading(config, error=e)]
+    return [reading for one in loaded for reading in _generations(config, one, now)]
+
+
+def _generations(config: str, loaded: Config, now: float) -> Sequence[Reading]:
     """One reading, or during a rebuild that of each generation, the live one first."""
     try:
-        loaded = settings.load(config)
         rebuild = decoded(rebuild_entry(loaded)) if loaded.replaces is not None else None
         if rebuild is None:
-            return [read(config, now)]
+            return [read(config, now, loaded)]
         both = generations(loaded, rebuild)
     except ReplicatorError:
-        return [read(config, now)]
+        return [read(config, now, loaded)]
     if both.first is None or both.second is None:
-        return [read(config, now, both.first or both.second)]
+        return [read(config, now, both.first or both.second or loaded)]
     switched = _is_switched(both.first, both.second) if by_alias(loaded) else rebuild.switched
     first = replace(read(config, now, both.first), live=None if switched is None else not switched)
     second = replace(read(config, now, both.second), live=switched)
@@ -101,17 +110,14 @@ def _all_seen(config: Config) -> bool:
         return set(target.seen(tables)) == {table.name for table in tables}
 
 
-def read(config: str, now: float, generation: Config | None = None) -> Reading:
-    """Errors that are meant for users are part of the result. ``generation``: the config to use instead."""
-    loaded = generation
+def read(config: str, now: float, loaded: Config) -> Reading:
+    """``config``: the file, as the user names it, from which this one is ``loaded``."""
     try:
-        loaded = generation or settings.load(config)
         return _stored(config, loaded, now)
     except TransientError as e:
-        assert loaded is not None
-        return Reading(config, loaded.pipeline, reported=_reported(loaded), error=e)
+        return Reading(config, loaded.pipeline, reported=_reported(loaded), error=e, target=loaded.target_name)
     except ReplicatorError as e:
-        return Reading(config, loaded.pipeline if loaded is not None else None, error=e)
+        return Reading(config, loaded.pipeline, error=e, target=loaded.target_name)
 
 
 def _stored(config: str, loaded: Config, now: float) -> Reading:
@@ -119,9 +125,8 @@ def _stored(config: str, loaded: Config, now: float) -> Reading:
         claimed = checkpoints.read()
         if not loaded.pipeline.endswith(SECOND):  # which no run has begun until one is restarted
             check_known(loaded.pipeline, checkpoints, claimed)
-        return Reading(
-            config, loaded.pipeline, progress(claimed.entries, claimed.counts, now), reduced_guarantee(target)
-        )
+        now_is = progress(claimed.entries, claimed.counts, now)
+        return Reading(config, loaded.pipeline, now_is, reduced_guarantee(target), target=loaded.target_name)
 
 
 def _reported(config: Config) -> Mapping[str, Any] | None:

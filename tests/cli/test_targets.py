@@ -1,0 +1,278 @@
+"""Several targets in one config: which commands answer for all of them, and which ask for one."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import click
+import orjson
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from replicator.cli import main
+from tests.cli.command_line import World, words
+from tests.cli.test_run import await_that
+from tests.cli.test_run_several import events
+
+NAMES = ("rows", "copies")
+
+
+@pytest.fixture
+def both(world: World) -> World:
+    """The world's config with two targets: the tables ``orders`` and ``copies`` of the same database."""
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.change(f"target:\n  type: postgres\n  url: {world.postgres.url}\n  table: orders\n", targets(world, NAMES))
+    return world
+
+
+def targets(world: World, names: Sequence[str]) -> str:
+    table = {"rows": "orders"}
+    return "targets:\n" + "".join(
+        f"  {name}:\n    type: postgres\n    url: {world.postgres.url}\n    table: {table.get(name, name)}\n"
+        for name in names
+    )
+
+
+def configure(world: World, *names: str) -> None:
+    """Give the config these targets."""
+    path = Path(world.config)
+    text = path.read_text()
+    path.write_text(text[: text.index("targets:")] + targets(world, names))
+
+
+def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command that takes a config."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        elif any(isinstance(p, click.Argument) and p.name in ("config", "configs") for p in command.params):
+            yield (*path, name), command
+
+
+def refused(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [*arguments])
+    return result.exit_code, words(result.stderr) + result.stdout
+
+
+FOR_ALL = {"run", "check", "status", "estimate", "policy"}
+NEEDED: Mapping[tuple[str, ...], tuple[str, ...]] = {
+    ("rebuild", "start"): (),
+    ("parked", "retry"): ("--all",),
+    ("parked", "drop"): ("--all", "--yes"),
+}
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(*one, id=" ".join(one[0])) for one in commands()])
+def test_every_command_takes_a_target_and_asks_for_one_unless_it_is_for_all(
+    tmp_path: Path, path: tuple[str, ...], command: click.Command
+) -> None:
+    table = "type: postgres, url: postgresql://127.0.0.1:1/x, table:"
+    given = {"pipeline": "orders", "source": {"table": "orders"}}
+    text = yaml.safe_dump(given) + f"targets:\n  rows: {{{table} orders}}\n  copies: {{{table} copies}}\n"
+    (tmp_path / "orders.yaml").write_text(text)
+    config = str(tmp_path / "orders.yaml")
+    more = NEEDED.get(path, ())
+    assert "target" in {parameter.name for parameter in command.params}
+
+    code, err = refused(*path, config, *more, "--target", "row")
+    assert (code, "--target: orders.yaml has no target row; did you mean rows?" in err) == (2, True), err
+    if path[0] in FOR_ALL:
+        return
+    code, err = refused(*path, config, *more)
+    assert code == 2
+    assert "orders.yaml has several targets: choose one, --target NAME, of rows, copies" in err
+
+
+def snapshots(out: str) -> set[str]:
+    return {event["pipeline"] for event in events(out, "snapshot started")}
+
+
+def ids(world: World, table: str) -> list[str]:
+    return [id for (id,) in world.rows(f"SELECT id FROM {table} ORDER BY id")]  # noqa: S608
+
+
+def catch_up(world: World, *more: str) -> tuple[int, str]:
+    code, out, _ = world.call("run", world.config, "--until", "caught-up", *more)
+    return code, out
+
+
+def test_targets_are_copied_and_followed_by_one_run_and_each_can_be_added_and_removed(both: World) -> None:
+    with both.shell.start("run", both.config) as process:
+        await_that(lambda: both.has_table("orders") and both.has_table("copies"), process)
+        both.db.put("orders", {"id": "2"})
+        await_that(lambda: ids(both, "orders") == ids(both, "copies") == ["1", "2"], process)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+    assert (process.returncode, snapshots(out)) == (0, {"orders.rows", "orders.copies"})
+
+    configure(both, "rows", "copies", "more")
+    both.db.put("orders", {"id": "3"})
+    code, out = catch_up(both)
+    assert (code, snapshots(out)) == (0, {"orders.more"})
+    assert ids(both, "orders") == ids(both, "copies") == ids(both, "more") == ["1", "2", "3"]
+
+    configure(both, "copies", "more")
+    both.db.put("orders", {"id": "4"})
+    code, out = catch_up(both)
+    assert (code, snapshots(out)) == (0, set())
+    assert ids(both, "copies") == ids(both, "more") == ["1", "2", "3", "4"]
+    assert ids(both, "orders") == ["1", "2", "3"]
+    left = [line for line in both.lines("check", both.config) if "orders.rows" in line["text"]]
+    assert [(line["target"], line["verdict"]) for line in left] == [("copies", "note"), ("more", "note")]
+
+    configure(both, "rows", "copies", "more")
+    code, out = catch_up(both, "--target", "rows")
+    assert (code, snapshots(out), ids(both, "orders")) == (0, set(), ["1", "2", "3", "4"])
+
+
+def test_a_copy_is_kept_if_the_target_names_its_pipeline(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.catch_up()
+    world.change(f"target:\n  type: postgres\n  url: {world.postgres.url}\n  table: orders\n", targets(world, NAMES))
+
+    code, out, _ = world.call("run", world.config, "--until", "caught-up")
+    assert code == 2
+    (failed,) = events(out, "pipeline failed")
+    assert failed["pipeline"] == "orders.rows"
+    assert "is written by the pipeline orders;" in failed["problems"][0]
+    assert "correct its pipeline: key" in failed["problems"][0]
+    assert snapshots(out) == {"orders.copies"}
+
+    world.change("  rows:\n", "  rows:\n    pipeline: orders\n")
+    world.db.put("orders", {"id": "2"})
+    code, out = catch_up(world)
+    assert (code, snapshots(out)) == (0, set())
+    assert ids(world, "orders") == ids(world, "copies") == ["1", "2"]
+
+
+def test_one_that_fails_does_not_end_the_others_and_check_says_so_before(both: World) -> None:
+    with both.postgres.connect() as connection:
+        connection.execute("CREATE TABLE copies (id integer)")
+    both.db.put("orders", {"id": "2"})
+
+    findings = both.lines("check", both.config)
+    code, out = catch_up(both)
+
+    (failed,) = events(out, "pipeline failed")
+    assert (code, failed["exit_code"], failed["pipeline"]) == (2, 2, "orders.copies")
+    assert both.call("check", both.config)[0] == 2
+    wrong = {finding["target"] for finding in findings if finding["verdict"] == "problem"}
+    assert wrong == {"copies"}
+    assert ids(both, "orders") == ["1", "2"]
+    assert both.call("check", both.config, "--target", "rows")[0] == 0
+
+
+@pytest.mark.parametrize("offline", [[], ["--offline"]])
+def test_check_refuses_together_what_run_refuses_together(both: World, offline: list[str]) -> None:
+    for name in NAMES:
+        folder = both.folder / f"of_{name}"
+        folder.mkdir()
+        (folder / "hooks.py").write_text("def hook(item):\n    import rules\n    return {'id': rules.which}\n")
+        (folder / "rules.py").write_text(f"which = {name!r}\n")
+        both.change(f"  {name}:\n", f"  {name}:\n    transform: of_{name}/hooks.py:hook\n")
+
+    code, out, _ = both.call("check", both.config, "--json", *offline)
+    assert code == 2
+    (wrong,) = [line for line in map(orjson.loads, out.splitlines()) if line["verdict"] == "problem"]
+    assert (wrong["target"], wrong["subject"]) == ("copies", "transform")
+    code, out = catch_up(both)
+    assert code == 2
+    (failed,) = events(out, "pipeline failed")
+    assert (failed["target"], failed["problems"]) == ("copies", [f"transform: {wrong['text']}"])
+    assert both.has_table("orders")
+    assert not both.has_table("copies")
+    assert both.call("check", both.config, "--target", "copies", *offline)[0] == 0
+
+
+def test_an_engine_of_one_pipeline_is_refused_for_several_and_runs_each(both: World) -> None:
+    path = Path(both.config)
+    path.write_text(path.read_text() + "engine: {type: ray}\n")
+    expected = (
+        "only local runs several targets in one process; start a separate replicator run for each target, with "
+        "--target NAME, or add --engine local"
+    )
+
+    code, out, _ = both.call("check", both.config, "--offline", "--json")
+    assert code == 2
+    wrong = [line for line in map(orjson.loads, out.splitlines()) if line["verdict"] == "problem"]
+    assert [(line["subject"], line["text"]) for line in wrong] == [("engine", expected)] * 2
+    code, out = catch_up(both)
+    assert code == 2
+    (failed,) = events(out, "pipeline failed")
+    assert failed["problems"] == [f"{both.config}: engine: {expected}"]
+    assert both.call("check", both.config, "--offline", "--target", "rows")[0] == 0
+    assert catch_up(both, "--engine", "local")[0] == 0
+
+
+def test_status_and_the_commands_for_one_target_are_about_that_one(both: World) -> None:
+    code, out, _ = both.call("status", both.config, "--json")
+    assert [(line["target"], line["phase"]) for line in map(orjson.loads, out.splitlines())] == [
+        ("rows", None),
+        ("copies", None),
+    ]
+    hook = "def hook(item):\n    return {'id': str(item['id']), 'n': 1 // (item['id'] != '1')}\n"
+    (both.folder / "hooks.py").write_text(hook)
+    both.change("  copies:\n", "  copies:\n    transform: hooks.py:hook\n")
+    assert catch_up(both)[0] == 6
+
+    assert [line["parked"] for line in both.lines("status", both.config)] == [0, 1]
+    assert both.lines("status", both.config, "--target", "copies")[0]["pipeline"] == "orders.copies"
+    assert [len(both.lines("parked", "list", both.config, "--target", name)) for name in NAMES] == [0, 1]
+    assert both.call("resync", both.config, "--target", "copies")[0] == 0
+    code, out = catch_up(both)
+    assert (code, snapshots(out)) == (6, {"orders.copies"})
+    previews = [both.lines("preview", both.config, "--target", name)[0] for name in NAMES]
+    assert [preview["problem"] is None for preview in previews] == [True, False]
+
+
+def test_the_estimate_counts_the_shared_reader_once(both: World) -> None:
+    first, second = both.lines("estimate", both.config)
+    (alone,) = both.lines("estimate", both.config, "--target", "copies")
+
+    assert (first["target"], second["target"]) == ("rows", "copies")
+    assert first["month_requests"] == alone["month_requests"]
+    assert first["month_requests"][0] > 1e6
+    assert second["month_requests"] == second["month_stream"] == [0.0, 0.0]
+    assert (
+        "those of the target rows: a run of both reads the stream once"
+        in both.call("estimate", both.config, "--human")[1]
+    )
+
+
+def test_the_policy_is_for_all_targets_or_for_one(both: World) -> None:
+    path = Path(both.config)
+    table = "    type: dynamodb\n    region: us-east-1\n    endpoint_url: http://127.0.0.1:1\n    table: {}\n"
+    text = path.read_text()
+    text = text[: text.index("targets:")] + "targets:\n"
+    path.write_text(f"{text}  a:\n{table.format('one')}  b:\n{table.format('two')}    create: true\n")
+
+    whole = statements(both, path)
+    alone = {name: statements(both, path, "--target", name) for name in ("a", "b")}
+    assert alone["a"] | alone["b"] == whole
+    assert alone["a"] != whole != alone["b"]
+    sids = [statement["Sid"] for statement in orjson.loads(both.call("policy", both.config)[1])["Statement"]]
+    assert len(sids) == len(set(sids))
+
+
+def statements(world: World, path: Path, *more: str) -> set[tuple[str, str]]:
+    """Each action with its resource."""
+    document = orjson.loads(world.call("policy", str(path), *more)[1])
+    return {(a, r) for statement in document["Statement"] for a in statement["Action"] for r in statement["Resource"]}
+
+
+def test_infer_proposes_columns_for_the_target_and_writes_them_into_its_section(both: World) -> None:
+    code, out, err = both.call("infer", both.config, "--target", "copies")
+    assert code == 0, err
+    assert list(yaml.safe_load(out)["targets"]) == ["copies"]
+
+    new = both.folder / "new.yaml"
+    code, _, err = both.call("infer", both.config, "--target", "copies", "--output", str(new))
+    assert code == 0, err
+    written = yaml.safe_load(new.read_text())["targets"]
+    assert written["rows"] == yaml.safe_load(Path(both.config).read_text())["targets"]["rows"]
+    assert list(written["copies"]["tables"]["copies"]) == ["columns"]

@@ -1,0 +1,278 @@
+"""Several targets in one config: what it is expanded into, and every mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from replicator.config import settings as config
+from replicator.config.settings import Config
+from replicator.config.targets import OF_A_TARGET, SHARED, TargetSections, expanded
+from replicator.config.yaml_file import Problem
+from replicator.errors import ConfigError
+from tests.config.test_config import Write, problems, write
+
+assert write  # the fixture
+
+BOTH = """\
+pipeline: orders
+source:
+  table: orders
+  region: eu-west-1
+transform: hooks.py:order
+parked_limit: 7
+targets:
+  search:
+    type: elasticsearch
+    url: https://search:9200
+    table: orders
+    transform: hooks.py:product
+    on_gap: resync
+    checkpoints: {path: search.db}
+  warehouse:
+    type: postgres
+    url: postgresql://me@127.0.0.1:5432/shop
+    tables:
+      orders: {columns: {total: numeric}}
+"""
+
+
+def loaded(path: Path, **more: Any) -> Mapping[str | None, Config]:
+    return {one.target_name: one for one in config.load_each(path, {}, **more)}
+
+
+class TestExpansion:
+    def test_each_target_gets_the_sections_that_a_config_for_it_alone_would_have(self) -> None:
+        top = {"pipeline": "p", "source": {"table": "t"}, "backfill": {"segments": 2}, "transform": "h.py:f"}
+        one = {"type": "redis", "url": "u", "table": "a"}
+        two = {"type": "postgres", "table": "b", "transform": None, "backfill": {"segments": 9}}
+
+        assert expanded({**top, "targets": {"one": one, "two": two}}) == (
+            [
+                TargetSections("one", {**top, "pipeline": "p.one", "target": one}),
+                TargetSections(
+                    "two",
+                    {
+                        **top,
+                        "pipeline": "p.two",
+                        "transform": None,
+                        "backfill": {"segments": 9},
+                        "target": {"type": "postgres", "table": "b"},
+                    },
+                    frozenset({"transform", "backfill"}),
+                ),
+            ],
+            [],
+        )
+
+    def test_a_config_with_one_target_is_as_it_is(self) -> None:
+        values = {"pipeline": "p", "target": {"type": "postgres"}}
+        assert expanded(values) == ([TargetSections(None, values)], [])
+
+    def test_a_target_may_name_its_pipeline(self) -> None:
+        (one, two), _ = expanded({"pipeline": "p", "targets": {"a": {"pipeline": "p"}, "b": {}}})
+        assert (one.values["pipeline"], two.values["pipeline"]) == ("p", "p.b")
+
+    def test_a_problem_is_where_the_file_has_the_value(self) -> None:
+        one = TargetSections("a", {}, frozenset({"backfill"}))
+        places = [("target", "url"), ("target",), ("backfill", "segments"), ("source", "table"), ()]
+        assert [one.place(place) for place in places] == [
+            ("targets", "a", "url"),
+            ("targets", "a"),
+            ("targets", "a", "backfill", "segments"),
+            ("source", "table"),
+            (),
+        ]
+        assert one.consequence(Problem(("on_gap",), "no")) == Problem(("on_gap",), "for the target a: no")
+        assert one.consequence(Problem(("backfill",), "no")) == Problem(("targets", "a", "backfill"), "no")
+
+    def test_every_section_is_a_targets_or_shared(self) -> None:
+        of_the_file = {"target", "targets"}
+        assert {*OF_A_TARGET, *SHARED, *of_the_file} == set(config.Sections.model_fields)
+
+
+def test_what_a_target_does_not_set_for_itself_is_as_at_the_top_level(write: Write) -> None:
+    found = loaded(write(BOTH))
+
+    search, warehouse = found["search"], found["warehouse"]
+    assert (search.pipeline, warehouse.pipeline) == ("orders.search", "orders.warehouse")
+    assert (search.target.type, warehouse.target.type) == ("elasticsearch", "postgres")
+    assert (search.transform, warehouse.transform) == ("hooks.py:product", "hooks.py:order")
+    assert (search.on_gap, warehouse.on_gap) == ("resync", "stop")
+    assert (search.parked_limit, warehouse.parked_limit) == (7, 7)
+    assert (dict(search.target.tables), dict(warehouse.target.tables)) == (
+        {"orders": {}},
+        {"orders": {"columns": {"total": "numeric"}}},
+    )
+    assert search.source == warehouse.source
+    assert (search.checkpoints is None, warehouse.checkpoints is None) == (False, True)
+
+
+def test_checkpoints_at_the_top_level_are_for_the_targets_that_do_not_store_them(write: Write) -> None:
+    text = BOTH.replace("    checkpoints: {path: search.db}\n", "") + "checkpoints: {type: dynamodb, table: places}\n"
+    found = loaded(write(text))
+
+    assert (found["search"].checkpoints is None, found["warehouse"].checkpoints) == (False, None)
+
+
+def test_one_target_is_chosen_by_name(write: Write) -> None:
+    path = write(BOTH)
+
+    assert config.load(path, {}, target="warehouse").target_name == "warehouse"
+    assert list(loaded(path, target="search")) == ["search"]
+    (one, _) = config.load_offline(path, {}, target="search")
+    assert one.pipeline == "orders.search"
+
+
+def test_the_only_one_of_targets_needs_no_name(write: Write) -> None:
+    text = BOTH[: BOTH.index("  warehouse:")]
+    assert config.load(write(text), {}).pipeline == "orders.search"
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "problem"),
+    [
+        (BOTH, None, "orders.yaml has several targets: choose one, --target NAME, of search, warehouse"),
+        (BOTH, "serach", "--target: orders.yaml has no target serach; did you mean search?"),
+        (BOTH, "cache", "--target: orders.yaml has no target cache; expected one of: search, warehouse"),
+        (
+            BOTH.replace("targets:\n  search:", "target:").partition("  warehouse:")[0].replace("    ", "  "),
+            "search",
+            "--target: orders.yaml has one target, which has no name (target:); leave out --target",
+        ),
+    ],
+)
+def test_a_target_that_is_not_clear_is_asked_for(write: Write, text: str, target: str | None, problem: str) -> None:
+    text = text.replace("  on_gap: resync\n  checkpoints: {path: search.db}\n", "")
+    if target is not None and "targets" not in text:
+        text = text.replace("  transform: hooks.py:product\n", "")
+    with pytest.raises(ConfigError) as caught:
+        config.load(write(text), {}, target=target)
+    assert list(caught.value.problems) == [problem]
+
+
+SEARCH = BOTH[BOTH.index("  search:") : BOTH.index("  warehouse:")]
+WAREHOUSE = BOTH[BOTH.index("  warehouse:") :]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ((SEARCH + WAREHOUSE, "  {}\n"), "7: targets: must be a mapping from names of targets"),
+        ((SEARCH + WAREHOUSE, "  [a]\n"), "7: targets: must be a mapping"),
+        (("targets:\n" + SEARCH + WAREHOUSE, ""), "1: target: is missing: it says where documents are"),
+        (("targets:\n" + SEARCH + WAREHOUSE, "target:\n"), "7: target: is missing: it says where"),
+        (
+            ("targets:\n", "target: {type: redis, url: redis://127.0.0.1, table: t}\ntargets:\n"),
+            "8: targets: the config has both target and targets",
+        ),
+        (("  search:", "  sea.rch:"), "8: targets.sea.rch: must be 1 to 32 letters, digits, _ or -"),
+        (("  search:", f"  {'s' * 33}:"), f"8: targets.{'s' * 33}: must be 1 to 32 letters"),
+        (("  search:", "  '':"), "8: targets.: must be 1 to 32 letters"),
+        ((SEARCH, "  search: postgres\n"), "8: targets.search: must be a mapping (name: value, one per line)"),
+        (("type: elasticsearch", "type: elastisearch"), "9: targets.search.type: unknown target type; did"),
+        (("    type: elasticsearch\n", ""), "8: targets.search.type: is missing; expected one of: "),
+        (
+            ("transform: hooks.py:product", "tranform: hooks.py:product"),
+            "12: targets.search.tranform: unknown key; did you",
+        ),
+        (("    table: orders\n", "    table: orders\n    tabels: {}\n"), "12: targets.search.tabels: unknown key; did"),
+        (("on_gap: resync", "on_gap: rsync"), "13: targets.search.on_gap: must be one of stop, resync; did"),
+        (("on_gap: resync", "source: {}"), "13: targets.search.source: is the same for all targets; move it"),
+        (("on_gap: resync", "engine: {}"), "13: targets.search.engine: is the same for all targets; move it"),
+        (("{total: numeric}", "{total: nmeric}"), "19: targets.warehouse.tables.orders.columns.total: "),
+        (("parked_limit: 7", "parked_limit: -7"), "6: parked_limit: must be at least 0"),
+        (("parked_limit: 7", "parked: 7"), "6: parked: unknown key; did you mean parked_limit?"),
+        (("pipeline: orders", "pipeline: or ders"), "1: pipeline: must be 1 to 63 letters, digits, _ . or -"),
+        (("pipeline: orders\n", ""), "1: pipeline: is missing"),
+        (
+            ("pipeline: orders", f"pipeline: {'o' * 54}"),
+            f"15: targets.warehouse: its pipeline would be named {'o' * 54}.warehouse, and 63 letters are the most",
+        ),
+        (
+            ("on_gap: resync", "pipeline: orders.warehouse"),
+            "15: targets.warehouse: its pipeline is named orders.warehouse, like that of the target search",
+        ),
+        (("on_gap: resync", "pipeline: .search"), "13: targets.search.pipeline: must be 1 to 63 letters"),
+        (("parked_limit: 7", "engine: {type: lambda}"), "6: engine.type: for the target search: lambda needs"),
+        (
+            (SEARCH, WAREHOUSE.replace("  warehouse:", "  copy:")),
+            "13: targets.warehouse: the target copy has the table orders in the same place; each needs its own",
+        ),
+        (
+            (WAREHOUSE, SEARCH.replace("  search:", "  copy:").replace("table: orders", "table: copy")),
+            "21: targets.copy.checkpoints: the target search keeps its checkpoints in the same file",
+        ),
+        (
+            ("parked_limit: 7", "monitoring: {}"),
+            "15: targets.warehouse.monitoring: the target search has the same monitoring.listen",
+        ),
+        (
+            (WAREHOUSE, f"{WAREHOUSE}    checkpoints: {{}}\n"),
+            "20: targets.warehouse.checkpoints: this target stores checkpoints itself",
+        ),
+    ],
+)
+def test_every_mistake_is_named_where_it_is(write: Write, change: tuple[str, str], problem: str) -> None:
+    assert change[0] in BOTH
+
+    found = problems_of(write(BOTH.replace(*change)))
+
+    assert any(text.startswith(f"orders.yaml:{problem}") for text in found), found
+    assert len(found) == 1 or "lambda" in problem, found
+
+
+def problems_of(path: Path, **more: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.load_each(path, {}, **more)
+    return list(caught.value.problems)
+
+
+def test_lambda_runs_one_target_only(write: Write) -> None:
+    copy = WAREHOUSE.replace("warehouse:", "copy:").replace("orders:", "copies:")
+    text = BOTH.replace(SEARCH, copy) + "engine: {type: lambda}\n"
+
+    for target in (None, "copy"):
+        (problem,) = problems_of(write(text), target=target)
+        assert "engine.type: lambda runs one pipeline, and this config has several targets" in problem
+
+
+def test_a_section_of_all_targets_that_one_cannot_have_is_a_problem_of_that_one(write: Write) -> None:
+    webhook = "type: webhook\n    url: https://a.example\n    secret: whsec_c3RhbmQtaW4tc3RhbmQtaW4tc3RhbmQtaW4="
+    text = BOTH.replace("type: elasticsearch\n    url: https://search:9200", webhook)
+    (problem,) = problems(write(text + "verify: {}\n"))
+    assert problem.startswith("orders.yaml:21: verify: for the target search: ")
+    assert loaded(write(text.replace("on_gap: resync", "verify: null") + "verify: {}\n"))["search"].verify is None
+
+
+def test_with_a_target_chosen_the_mistakes_of_others_do_not_matter(write: Write) -> None:
+    text = BOTH.replace("me@127", "${NOBODY}@127").replace("total: numeric", "total: nmeric")
+    path = write(text)
+
+    assert loaded(path, target="search")["search"].pipeline == "orders.search"
+    assert config.load_each_offline(path, {}, target="search")[1] == []
+    assert len(problems_of(path)) == 2
+    assert len(problems_of(path, target="warehouse")) == 2
+
+
+def test_the_json_schema_allows_what_is_right_and_names_what_is_not(write: Write) -> None:
+    schema = config.schema()
+    values = yaml.safe_load(BOTH)
+    jsonschema.validate(values, schema)
+
+    def valid(**changes: Any) -> bool:
+        changed = {name: value for name, value in {**values, **changes}.items() if value is not None}
+        return jsonschema.Draft202012Validator(schema).is_valid(changed)
+
+    one = values["targets"]["search"]
+    assert valid(targets={"search": one})
+    assert not valid(targets={})
+    assert not valid(targets={"a.b": one})
+    assert not valid(targets={"search": {**one, "source": {"table": "t"}}})
+    assert not valid(target={"type": "postgres", "url": "postgresql://x", "table": "t"})
+    assert not valid(targets=None)
