@@ -51,7 +51,7 @@ _OWN = ", ".join(f"`{key}`" for key in targets.OF_A_TARGET)
 
 _TARGETS = f"""\
 Several targets by name, in place of `target`. Each is copied by a pipeline of its own; one run runs all of them, and
-reads the stream once. [Several targets](operations.md#several-targets-in-one-config) explains how to use them.
+reads the stream once. [Several targets](several-targets.md) explains how to use them.
 
 ```yaml
 pipeline: orders
@@ -79,7 +79,7 @@ backfill:
 - `source` and `engine` are the same for all of them. `checkpoints` at the top level are for the targets that do not
   store them themselves.
 - `pipeline` in a target names its pipeline, so that a copy that exists already
-  [is kept](operations.md#from-target-to-targets)."""
+  [is kept](several-targets.md#from-target-to-targets)."""
 
 _TARGET = """\
 `type` selects the target, and the other keys depend on it. `table` names one table (or index alias); `tables` maps

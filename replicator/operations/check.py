@@ -282,7 +282,7 @@ def _left_over(config: Config, checkpoints: Checkpoints) -> Iterator[Finding]:
         text = (
             f"{', '.join(left)}: stored here, and no target of this config; a target that was removed leaves its copy"
         )
-        advice = "to resume it, put the target back; to remove it, see docs/operations.md#several-targets-in-one-config"
+        advice = "to resume it, put the target back; to remove it, see docs/several-targets.md#removing-a-target"
         yield Finding("checkpoints", "note", text, advice)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -235,9 +236,9 @@ def test_the_estimate_counts_the_shared_reader_once(both: World) -> None:
     (alone,) = both.lines("estimate", both.config, "--target", "copies")
 
     assert (first["target"], second["target"]) == ("rows", "copies")
-    assert first["month_requests"] == alone["month_requests"]
-    assert first["month_requests"][0] > 1e6
-    assert second["month_requests"] == second["month_stream"] == [0.0, 0.0]
+    assert first["month_stream_requests"] == alone["month_stream_requests"]
+    assert first["month_stream_requests"][0] > 1e6
+    assert second["month_stream_requests"] == second["month_stream_usd"] == [0.0, 0.0]
     assert (
         "those of the target rows: a run of both reads the stream once"
         in both.call("estimate", both.config, "--human")[1]
@@ -276,3 +277,29 @@ def test_infer_proposes_columns_for_the_target_and_writes_them_into_its_section(
     written = yaml.safe_load(new.read_text())["targets"]
     assert written["rows"] == yaml.safe_load(Path(both.config).read_text())["targets"]["rows"]
     assert list(written["copies"]["tables"]["copies"]) == ["columns"]
+
+
+def test_the_readmes_targets_are_copied_by_one_run(world: World) -> None:
+    """Into Postgres through a hook, and into a DynamoDB table as they are."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (section,) = re.findall(r"```yaml\n(targets:\n.*?)```", text, re.DOTALL)
+    path = Path(world.config)
+    config = yaml.safe_load(path.read_text())
+    del config["target"]
+    config |= yaml.safe_load(section)
+    config["targets"]["warehouse"]["url"] = world.postgres.url
+    address = config["source"]["endpoint_url"]
+    config["targets"]["backup"] |= {"endpoint_url": address, "region": "us-east-1"}  # the same server
+    path.write_text(yaml.safe_dump(config))
+    (world.folder / "hooks.py").write_text(
+        "def order(item):\n    return {'id': item['id'], 'big': item['total'] > 9}\n"
+    )
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "total": 10})
+
+    code, _, err = world.shell.run("run", world.config, "--until", "caught-up")
+
+    assert code == 0, err
+    assert world.rows("SELECT id, document FROM orders") == [("1", {"id": "1", "big": True})]
+    assert [item["total"] for item in world.db.items("orders_backup")] == [10]
+    assert (world.folder / "orders.backup.checkpoints").exists()
