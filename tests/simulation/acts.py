@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import random
 import sys
 from collections.abc import Callable, Mapping
@@ -119,6 +120,20 @@ def blank(world: Universe, act: Act) -> None:
 def distort(world: Universe, act: Act) -> None:
     """Records that say the same in another way, or lack what they must have."""
     world.source.distort(DISTORTIONS[act.pick(len(DISTORTIONS))], times=int(act.between(1, 6)))
+
+
+def spoil(world: Universe, act: Act) -> None:
+    """A file of the last export is overwritten with other values, or it is restored."""
+    objects, files = world.source.exports.objects, world.source.exports.files
+    if world.spoiled:
+        world.restore_files()
+        return
+    data = [place for place in objects if "/data/" in place[1]][-files:]
+    if data:
+        place = data[act.pick(len(data))]
+        world.spoiled[place] = objects[place]
+        world.spoils += 1
+        objects[place] = gzip.compress(gzip.decompress(objects[place]).replace(b'"N":"', b'"N":"9'), mtime=0)
 
 
 def refuse_filter(world: Universe, act: Act) -> None:
@@ -361,6 +376,7 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "lie": lie,
     "blank": blank,
     "distort": distort,
+    "spoil": spoil,
     "refuse filter": refuse_filter,
     "trim": trim,
     "disable": disable,

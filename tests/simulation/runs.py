@@ -172,8 +172,10 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
         universe.records.told_live(universe, began)
     except Fenced:
         assert run < universe.runs, "a run was fenced off that no other run had replaced"
-    except ConfigError:
-        assert not universe.streaming, "a run was refused though nothing is wrong"
+    except ConfigError as e:
+        spoiled = universe.spoils and "is damaged" in str(e)
+        assert spoiled or not universe.streaming, "a run was refused though nothing is wrong"
+        universe.restore_files()
     except (Killed, GapFound):  # dead, or ended with exit code 3; somebody starts it again
         pass
     finally:
@@ -236,6 +238,7 @@ def settle(universe: Universe) -> None:
         with suppress(Killed):
             universe.happen()
     universe.between_runs()
+    universe.restore_files()
     requests.renew(universe)
     universe.caught_up = False
     go(universe, PATIENCE)

@@ -51,6 +51,9 @@ ODD_ANSWERS: Mapping[str, float] = {
 Drawn from random streams of their own, act by act.
 """
 
+SPOILING: Mapping[str, float] = {"spoil": 0.05}
+"""The same for files of exports, where there are any."""
+
 CLEANING: Mapping[str, float] = {"straggle": 0.02, "cut short": 0.005, "overtake": 0.01, "doze": 0.01}
 """The same for what happens in the middle of sweeps and purges, in one seed of three."""
 
@@ -233,6 +236,8 @@ def draw(seed: int) -> Scenario:
     rates |= _in_one_of_three(seed, "cleaning", CLEANING)
     rates |= _in_one_of_three(seed, "commands", COMMANDS)
     rates |= _in_one_of_three(seed, "requests", REQUESTS)
+    exports = random.Random(f"files {seed}").random() < 0.12
+    rates |= {what: _swung(seed, what, rate) for what, rate in SPOILING.items() if exports}
     drawn = Scenario(
         hook=hook,
         view=view,
@@ -248,7 +253,7 @@ def draw(seed: int) -> Scenario:
         steps=int(15 * 12 ** chance.random()),
         shards=chance.randrange(1, 4),
         segments=chance.randrange(1, 4),
-        exports=random.Random(f"files {seed}").random() < 0.12,
+        exports=exports,
         records_a_page=chance.choice([1, 3, 7]),
         items_a_page=chance.choice([1, 2, 5]),
         batch_rows=random.Random(f"batch {seed}").choice([1, 4, 10, 2000]),

@@ -91,6 +91,8 @@ class Universe:
         self.records, self.blanks = Records(), Blanks()
         self.used: set[tuple[int, str]] = set()  # epoch, shard
         self.put_back: list[tuple[int, int]] = []  # copies of the store: the steps when taken, and when put back
+        self.spoiled: dict[tuple[str, str], bytes] = {}  # files of exports that have other contents now
+        self.spoils = 0
         self._ordered: int | None = None  # the epoch (0 before the first) when a resync was ordered
         self._acts: dict[int, list[Act]] = {}
         for act in plan:
@@ -101,6 +103,11 @@ class Universe:
             self.write(f"k{self.random.randrange(scenario.keys)}", removes=False)
 
     # The source
+
+    def restore_files(self) -> None:
+        """Files of exports are again what was written."""
+        self.source.exports.objects.update(self.spoiled)
+        self.spoiled.clear()
 
     def create(self) -> None:
         """The table, empty, with a stream."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.simulation.mutants.scenarios import (
     growing_sequence_numbers,
     has_at_timestamp,
     hours_skipped,
+    spoiled_exports,
     trims,
 )
 from tests.simulation.runs import Touched
@@ -53,6 +55,24 @@ def unfinished_file(patch: Patch) -> None:
         return right(segment, file, at if following is None else following, following)
 
     patch.setattr(export, "_pages", ahead)
+
+
+@mutant("a file of an export is used whatever its checksum is", 5, shape=spoiled_exports)
+def unverified_file(patch: Patch) -> None:
+    right = export._verified
+
+    def trusted(segment: Any, file: Any, at: Any) -> Generator[Any, Any, Any]:
+        """The digests of whatever the file is now."""
+        with suppress(export._Corrupt):
+            return (yield from right(segment, file, at))
+        parts: list[bytes] = []
+        part = b"x" * export.CHUNK
+        while len(part) == export.CHUNK:
+            part = yield from export._retried(segment, file, len(parts) * export.CHUNK, at)
+            parts.append(part)
+        return export._Verified([export._digest(part) for part in parts], None)
+
+    patch.setattr(export, "_verified", trusted)
 
 
 @mutant("the resume probe is skipped", 2, trims, 10_000)

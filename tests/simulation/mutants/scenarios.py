@@ -55,6 +55,12 @@ def dying_exports(drawn: Scenario) -> Scenario:
     return replace(drawn, exports=True, months=False, keys=25, steps=150, items_a_page=1, segments=1, rates=rates)
 
 
+def spoiled_exports(drawn: Scenario) -> Scenario:
+    """Files of exports are overwritten with other values, and restored, while they are read."""
+    rates = {"write": 0.1, "spoil": 0.3, "resync": 0.05, "pause": 0.05, "jump": 0.01}
+    return replace(drawn, exports=True, hook=None, months=False, items_a_page=1, steps=150, rates=rates)
+
+
 def slow_scan(drawn: Scenario) -> Scenario:
     """Many items, a page each, beside many deletes; answers are long on their way."""
     rates = {"write": 1.0, "die": 0.003}
