@@ -21,7 +21,8 @@ from replicator.config.engine import Lambda
 from replicator.engine.connections import connected
 from replicator.engine.context import Environment
 from replicator.engine.function import Deadline, Function
-from replicator.errors import ConfigError, ReplicatorError
+from replicator.engine.retry import Stopped
+from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.hooks import redaction
 from replicator.hooks.loading import load
 from replicator.hooks.time_limit import HookLimit
@@ -58,6 +59,9 @@ class Container:
         quiet = self._now() - self._invoked > QUIET
         try:
             response = (self._function or self._connect()).invoke(event)
+        except Stopped as e:
+            self.close()
+            raise TransientError(_NO_ANSWER) from e
         except BaseException:
             self.close()  # whatever is wrong with it: the next invocation begins anew
             raise
@@ -81,6 +85,11 @@ class Container:
         self._function = Function(context, self._owner, self._environment)
         return self._function
 
+
+_NO_ANSWER = (
+    "the invocation's time was over before the source and the target had answered; the log has what it waited for. Can "
+    "the function reach both (subnets, security groups, endpoints)?"
+)
 
 _container: Container | None = None
 

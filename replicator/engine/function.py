@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,15 +26,15 @@ from replicator.engine.startup import check_tables
 from replicator.engine.stop_event import Stop
 from replicator.engine.worker import Post
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
-from replicator.pipeline import lanes
+from replicator.pipeline import lanes, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
-from replicator.pipeline.discovery import Discovery
+from replicator.pipeline.discovery import Discovery, News
 from replicator.pipeline.lineage import readable
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.lambda_event import ShardBatch, is_batch, shard_batch
 from replicator.source.stream import LISTING_REST, Stream, listing
 from replicator.source.table import SourceTable, find_table
-from replicator.state import Gap, Heartbeat, Owner, Save, ShardState, decode, encode
+from replicator.state import Gap, Heartbeat, Owner, PipelineState, Save, ShardState, decode, encode
 from replicator.target.contract import AppliesLate
 
 log = logging.getLogger("replicator")
@@ -94,7 +94,9 @@ class Function:
             failed = self._first_failed(batch)
             self._release()
             if failed == batch.records[0].sequence or not isinstance(e, Exception):
-                raise (_OUT_OF_TIME if isinstance(e, Stopped) else e) from e
+                if isinstance(e, Stopped):
+                    raise TransientError(_OUT_OF_TIME) from e
+                raise
             log.warning("batch stored in part", extra={"shard": batch.shard, "first": failed, "reason": str(e)})
             return {"batchItemFailures": [{"itemIdentifier": failed}], "state": {}}
         return {"batchItemFailures": [], "state": {}}
@@ -113,44 +115,74 @@ class Function:
         """Add new shards, and read those that no event has moved for a while; as far as there is time.
 
         A shard without records causes no invocation. Without this its position would grow old, and be a gap after a
-        day, because nothing would prove that nothing was trimmed.
+        day, because nothing would prove that nothing was trimmed. GapFound if the stream has ended.
         """
-        since, read = self._environment.now(), 0
+        since, tried, read = self._environment.now(), set[str](), 0
         self._release()
-        self._add(None, self._read().revision)
+        lost: GapFound | None = None
         try:
-            while (shard := self._idle_shard(since)) is not None:
-                self._read_idle(shard, since)
-                read += 1
-        except Stopped:
+            self._add_new()
+            lost = self._lost()
+            while (shard := self._idle_shard(since, tried)) is not None:
+                tried.add(shard)
+                read += self._read_idle(shard, since)
+        except Stopped as e:
             log.info("time is over", extra={"shards": read})
+            if not tried:
+                raise TransientError(_NOTHING_READ) from e
         finally:
             self._release()
+        if lost is not None:
+            raise lost
         return {"shards": read}
 
-    def _idle_shard(self, since: float) -> str | None:
+    def _add_new(self) -> None:
+        claimed = self._read()
+        self._check_target(CheckpointView(claimed))
+        try:
+            self._add(None, claimed.revision)
+        except Fenced:
+            log.info("another invocation adds shards")
+
+    def _lost(self) -> GapFound | None:
+        """Why changes are made that the epoch's stream does not have, which is recorded; None if it has them."""
+        view = CheckpointView(self._read())
+        assert view.pipeline is not None
+        gap = _unfollowed(view.pipeline, self._know_table())
+        if gap is None:
+            return None
+        self._check_target(view)
+        self._record(gap)
+        return GapFound(f"{gap.reason}. The copy lacks changes until a rescan: {RESCAN}")
+
+    def _idle_shard(self, since: float, tried: Collection[str]) -> str | None:
         """The shard that may be read and was not for the longest time; None if there is none."""
         view = CheckpointView(self._read())
         ages = {id: view.shards[id].through or view.shards[id].since for id in readable(view.shards)}
-        due = [id for id, at in ages.items() if at <= since - IDLE and not has_gap(id, view)]
+        due = [id for id, at in ages.items() if at <= since - IDLE and id not in tried and not has_gap(id, view)]
         return min(due, key=lambda id: (ages[id], id), default=None)
 
-    def _read_idle(self, shard: str, since: float) -> None:
+    def _read_idle(self, shard: str, since: float) -> bool:
+        """Whether the shard was read."""
+        done = False
         try:
             if (held := self._hold(shard)) is not None:
                 try:
-                    held.read_idle(shard, since)
+                    done = held.read_idle(shard, since)
                 except GapFound as gap:
                     held.skip(gap, shard, ended=gap.gone)
         except Fenced:
             log.info("another invocation works on the shard", extra={"shard": shard})
         self._release()
+        return done
 
-    def _check_stream(self, arn: str, bound: str) -> None:
-        """Whether events of the stream ``arn`` may be stored in an epoch ``bound`` to a stream.
+    def _check_stream(self, arn: str, view: CheckpointView) -> None:
+        """Whether events of the stream ``arn`` may be stored in the epoch, which is bound to a stream.
 
         GapFound, which is recorded, if the table's stream was replaced; ConfigError if this is another table's.
         """
+        assert view.pipeline is not None
+        bound = view.pipeline.stream_arn
         if bound != self._context.table.stream_arn:
             self._know_table()  # this container may be older than the epoch
         if not arn or arn == bound:
@@ -161,7 +193,8 @@ class Function:
                 f"the event source mapping reads {arn}, but this pipeline follows {bound}: create the mapping for "
                 "that stream"
             )
-        gap = GapFound(f"the stream was replaced: the last run read {bound}, the table now has {arn}")
+        self._check_target(view)  # which names another table if this package does
+        gap = _replaced(bound, arn)
         self._record(gap)
         raise GapFound(f"{gap.reason}. Nothing of it is stored before a rescan: {RESCAN}")
 
@@ -234,9 +267,7 @@ class Function:
         the rest of it. Reading what is left proves the end.
         """
         self._release()
-        state = CheckpointView(self._read()).pipeline
-        assert state is not None
-        self._check_stream(stream_arn, state.stream_arn)
+        self._check_stream(stream_arn, CheckpointView(self._read()))
         if (held := self._hold(shard)) is None:
             return None
         for ancestor in lanes.unended_ancestors(shard, held.pipeline.shards):
@@ -326,33 +357,32 @@ class Function:
         heartbeat = view.heartbeat
         discovery = Discovery(listed=heartbeat.listed if heartbeat is not None else None)
         gap: GapFound | None = None
-        new: Mapping[str, ShardState] = {}
-        forgotten: frozenset[str] = frozenset()
+        news = News()
         try:
             if shard not in view.shards:
-                new, forgotten = self._listed(shard, view, discovery)
+                news = self._listed(shard, view, discovery)
         except GapFound as e:
-            gap, new, forgotten = e, {} if shard is None else _root(shard, view, now()), frozenset()
-        after = {**view.shards, **new}
-        given = lanes.assigned(after)
+            gap, news = e, News({} if shard is None else _root(shard, view, now()))
+        new = {**news.shards, **_leaves(view.shards, news)}
+        given = lanes.assigned({**view.shards, **new})
         saves = [view.put("shard", id, state)[0] for id, state in {**new, **given}.items()]
-        saves += [view.put("shard", id, None)[0] for id in forgotten - given.keys()]
+        saves += [view.put("shard", id, None)[0] for id in news.forgotten - given.keys()]
         if gap is not None and not has_gap(gap.shard, view):
             saves.append(self._noted(gap, view))
-        beat = Heartbeat(now(), "live", listed=discovery.listed, who=self._owner.who)
+        assert view.pipeline is not None
+        phase = "live" if view.pipeline.stage == stages.FOLLOWING else "backfill"
+        beat = Heartbeat(now(), phase, listed=discovery.listed, who=self._owner.who)
         saves += [view.put("pipeline", "", view.pipeline)[0], Save("pulse", "", None, encode(beat))]
         self._retrying(lambda: self._context.checkpoints.save(saves), asks="checkpoints")
         return view.shards
 
-    def _listed(
-        self, shard: str | None, view: CheckpointView, discovery: Discovery
-    ) -> tuple[Mapping[str, ShardState], frozenset[str]]:
-        """New shards, and those that can be forgotten. GapFound if the given shard's ancestors remain missing."""
+    def _listed(self, shard: str | None, view: CheckpointView, discovery: Discovery) -> News:
+        """What listings show. GapFound if the given shard's ancestors remain missing."""
         assert view.pipeline is not None
         while True:
             news = discovery.news(view.shards, self._list(view.pipeline.stream_arn))
             if shard is None or shard in news.shards:
-                return news.shards, news.forgotten
+                return news
             if self._environment.stop.wait(RELIST):
                 raise Stopped
 
@@ -379,7 +409,10 @@ class Function:
 _REDEFINED = (
     f"Deploy the one with which the backfill was made; or take this one over with {BEGIN} and the options that it names"
 )
-_OUT_OF_TIME = TransientError("the invocation's time was over before anything of the batch was stored")
+_OUT_OF_TIME = "the invocation's time was over before anything of the batch was stored"
+
+
+_NOTHING_READ = "the invocation's time was over before any shard was read"
 
 
 def check_supported(context: RunContext) -> None:
@@ -406,6 +439,33 @@ def _owner_in(claimed: Claimed) -> str:
     entries = [e for e in claimed.entries if (e.kind, e.id) == ("owner", "")]
     owners = [decode(e.kind, e.id, e.text) for e in entries]
     return "".join(owner.who for owner in owners if isinstance(owner, Owner))
+
+
+def _replaced(bound: str, current: str) -> GapFound:
+    return GapFound(f"the stream was replaced: the last run read {bound}, the table now has {current}")
+
+
+def _unfollowed(state: PipelineState, table: SourceTable | None) -> GapFound | None:
+    """Why the table's changes are not in the stream that the epoch is bound to; None if they are.
+
+    ConfigError if the table was deleted: then there are none.
+    """
+    if table is None:
+        raise ConfigError(
+            f"source.table: the table {state.table_arn} was deleted. Nothing was removed from the target. If the table "
+            f"is created again, copy it with: {RESCAN}"
+        )
+    if table.id != state.table_id:
+        return GapFound(f"table {table.name} was deleted and created again since the last run")
+    if not table.streaming or table.stream_arn is None:
+        return GapFound("the stream was disabled; changes made since then cannot be read. Enable it again")
+    return _replaced(state.stream_arn, table.stream_arn) if table.stream_arn != state.stream_arn else None
+
+
+def _leaves(known: Mapping[str, ShardState], news: News) -> dict[str, ShardState]:
+    """Ended shards that have turned out to have no children: nothing waits for any."""
+    ended = [id for id in news.finished if id in known and known[id].ended and id not in news.forgotten]
+    return {id: replace(known[id], leaf=True) for id in ended}
 
 
 def _root(shard: str, view: CheckpointView, now: float) -> dict[str, ShardState]:

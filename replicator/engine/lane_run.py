@@ -28,6 +28,7 @@ from replicator.state import Owner, ShardState
 log = logging.getLogger("replicator")
 
 MOST_RECORDS = 1000  # that GetRecords returns at once
+PATIENCE = 10.0  # seconds for which a shard that cannot be read keeps a scheduled invocation from others
 LOOK_UP_PAUSE = 0.5  # seconds before a look-up of items is repeated
 
 
@@ -66,13 +67,13 @@ class LaneRun(SlotRun):
         if state.ended:
             return ()
         if state.sequence is None:
-            return batch.records if state.whole else [r for r in batch.records if r.created >= state.since - OVERLAP]
+            return batch.records if state.whole else [r for r in batch.records if _may_be_of_epoch(r, state)]
         stored = int(state.sequence)
         return [r for r in batch.records if int(r.sequence) > stored]
 
     def store(self, batch: ShardBatch) -> None:
         """Store what is left of a batch. GapFound if records before it can no longer be read: it may be stored then."""
-        check_parked(self.pipeline.parked, self._context.config.parked_limit)
+        self._check_parked()
         left = self.left_of(batch)
         if not left:
             return
@@ -113,6 +114,13 @@ class LaneRun(SlotRun):
             yield records
             keys, left = keys_for(records, keys), left[count:]
 
+    def _check_parked(self) -> None:
+        check_parked(self.pipeline.parked, self._context.config.parked_limit)
+
+    def _step(self) -> None:
+        self._check_parked()
+        super()._step()
+
     def _pause(self, waiting_for: str, progress: bool) -> None:
         """Wait before a look-up is repeated. Stopped if the invocation's time is over."""
         if waiting_for and not progress:
@@ -148,19 +156,24 @@ class LaneRun(SlotRun):
             self.pipeline.give({shard: replace(self.pipeline.shards[shard], ended=True)}, {})
         self._delivery.flush()
 
-    def read_idle(self, shard: str, since: float) -> None:
+    def read_idle(self, shard: str, since: float) -> bool:
         """Read the shard until everything created before ``since`` is stored, or its end is. GapFound as ``read_to``.
 
         That nothing was in it by then is stored too: otherwise an idle shard's start would seem to be trimmed one day.
+        False if it could not be read for a while: other shards are waiting.
         """
         self.has_read = True
-        while not self._is_read_through(shard, since):
+        readable = self._environment.monotonic()
+        while not self._is_read_through(shard, since) and self._environment.monotonic() - readable < PATIENCE:
             if self._environment.stop.is_set():
                 raise Stopped
             self._step()
+            if f"shard:{shard}" not in self._fetcher.waiting_for:
+                readable = self._environment.monotonic()
         self.pipeline.heartbeat(self._heartbeat())
         self._delivery.settle()
         self._delivery.flush()
+        return self._is_read_through(shard, since)
 
     def _is_read_through(self, shard: str, since: float) -> bool:
         state = self.pipeline.seen()[shard]
@@ -190,6 +203,11 @@ def has_gap(shard: str | None, view: CheckpointView) -> bool:
     """
     complete = view.pipeline.complete if view.pipeline is not None else 0
     return any(g.repaired is None and g.shard == shard and g.epoch >= complete for g in view.gaps.values())
+
+
+def _may_be_of_epoch(record: Record, state: ShardState) -> bool:
+    """Whether a record of a shard that was open when the epoch began is needed; one without a time may be."""
+    return not record.created or record.created >= state.since - OVERLAP
 
 
 def _is_at(state: ShardState, sequence: str) -> bool:

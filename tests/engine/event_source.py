@@ -54,6 +54,11 @@ class EventSource:
         self.discover()
         return [id for id, s in self.shards.items() if not s.ended and self._is_done(s.parent)]
 
+    def newest(self) -> list[str]:
+        """Shards without a child."""
+        self.discover()
+        return [id for id in self.shards if all(s.parent != id for s in self.shards.values())]
+
     def _is_done(self, parent: str | None) -> bool:
         return parent is None or parent not in self.shards or self.shards[parent].ended
 

@@ -50,7 +50,7 @@ class Stack(Cluster):
         assert run.run(allowed)
         return run
 
-    def scanning(self, allowed: Allowed) -> Backfill:
+    def scanning(self, allowed: Allowed = RESUMING) -> Backfill:
         """A backfill that has begun its epoch, and scans."""
         self._until = self.clock.now + TIME
         run = Backfill(self.context(), self.owner("backfill"), self.environment(), self._connected)

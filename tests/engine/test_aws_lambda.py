@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +14,7 @@ from replicator.cli import main
 from replicator.config.settings import load
 from replicator.engine import aws_lambda
 from replicator.engine.aws_lambda import Container
+from replicator.engine.retry import Stopped
 from replicator.errors import ConfigError, TransientError
 
 CONFIG = """
@@ -78,6 +79,21 @@ def test_after_an_error_the_next_invocation_connects_anew(path: Path, monkeypatc
     opened.fails = True
     with pytest.raises(TransientError):
         container.invoke({}, 60)
+    assert opened.open == 0
+
+
+def test_servers_that_do_not_answer_in_an_invocations_time_are_what_the_error_is_about(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(monkeypatch)
+
+    def waits(*_: object) -> NoReturn:
+        raise Stopped
+
+    monkeypatch.setattr(opened, "invoke", waits)
+    for _ in range(2):
+        with pytest.raises(TransientError, match=r"before the source and the target had answered; .*reach both"):
+            Container(str(path), lambda: 0.0).invoke({}, 60)
     assert opened.open == 0
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from replicator.change import Listing
 from replicator.engine import preexisting
 from replicator.engine.function import Function
 from replicator.engine.local import Driver
 from replicator.engine.startup import RESUMING, Allowed, digest
 from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.hooks.hook import Hook
+from replicator.items.item import Item
 from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.progress import progress
 from replicator.state import ResyncRequest, Save, encode
+from replicator.testing.dynamodb import DynamoDB
 from tests.engine.cluster import TABLE
 from tests.engine.event_source import EventSource
 from tests.engine.function_stack import Stack, Timer
@@ -224,6 +229,65 @@ def test_a_stream_that_was_replaced_is_a_gap_and_followed_after_a_rescan(view: s
     assert all(gap.repaired for gap in stack.gaps)
 
 
+def disabled(stack: Stack) -> None:
+    stack.source.disable_stream(TABLE)
+
+
+def replaced(stack: Stack) -> None:
+    stack.source.disable_stream(TABLE)
+    stack.source.enable_stream(TABLE)
+
+
+def recreated(stack: Stack) -> None:
+    stack.source.call("DeleteTable", {"TableName": TABLE})
+    stack.source.create_table(TABLE, keys={"pk": "S"})
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (disabled, "the stream was disabled; changes made since then cannot be read"),
+        (replaced, "the stream was replaced: the last run read"),
+        (recreated, "table orders was deleted and created again since the last run"),
+    ],
+)
+def test_a_stream_that_ended_is_a_gap_that_the_schedule_finds_also_if_no_event_comes(
+    act: Callable[[Stack], None], said: str
+) -> None:
+    stack = filled(shards=1)
+    function = stack.container()
+    stack.write("k1", 100)
+    act(stack)
+    stack.clock.now += 900
+    for container in (function, stack.container()):
+        stack.until_over()
+        with pytest.raises(GapFound, match=rf"{said}.*until a rescan: replicator resync CONFIG, then .*backfilled"):
+            container.invoke({})
+    assert [gap.reason.startswith(said) for gap in stack.gaps] == [True]
+
+
+def test_a_table_that_was_deleted_is_named_and_its_copy_stays() -> None:
+    stack = filled()
+    function = stack.container()
+    stack.source.call("DeleteTable", {"TableName": TABLE})
+    with pytest.raises(ConfigError, match=r"source\.table: the table .*/orders was deleted\. Nothing was removed"):
+        function.invoke({})
+    assert len(stack.stored) == 20
+
+
+def test_a_package_that_names_another_table_records_no_gap() -> None:
+    stack = filled()
+    stack.source = DynamoDB(now=stack.clock, random=random.Random(2), region="eu-west-1")
+    stack.source.create_table(TABLE, keys={"pk": "S"})
+    stack.mapping = EventSource(stack.source, TABLE)
+    stack.write("k1", 1)
+    function = stack.container()
+    for invoke in (lambda: stack.deliver(function), lambda: function.invoke({})):
+        with pytest.raises(ConfigError, match=r"source: this pipeline copies .*us-east-1.* names .*eu-west-1"):
+            invoke()
+    assert stack.gaps == []
+
+
 def test_a_mapping_of_another_tables_stream_is_refused() -> None:
     stack = filled()
     stack.write("k1", 1)
@@ -265,6 +329,116 @@ def test_a_schedule_leaves_shards_alone_that_events_move() -> None:
     assert stack.container().invoke({}) == {"shards": 0}
     stack.write("k1", 502)
     stack.deliver(function)
+    assert stack.stored == stack.wanted
+
+
+def test_a_shard_that_never_gets_children_is_no_gap_once_it_is_no_longer_listed() -> None:
+    stack = filled(shards=1)
+    stack.source.wither(TABLE, stack.source.open_shards(TABLE)[0])
+    for hour in range(50):
+        stack.clock.now += 3600
+        stack.until_over()
+        stack.container().invoke({})
+        if hour % 4 == 0:
+            stack.source.roll_all(TABLE)
+    (shard,) = stack.source.roll_all(TABLE)
+    stack.write("k1", 600)
+    batch = next(b for s in stack.mapping.newest() if (b := stack.mapping.event(s)) is not None)
+    stack.source.misreport(lambda shards: [s for s in shards if s.id != shard], times=5)  # stale listings
+    stack.until_over()
+    stack.container().invoke(batch)
+    assert stack.gaps == []
+    assert stack.stored == stack.wanted
+    current = progress(stack.context().checkpoints.read().entries, {}, stack.clock.wall())
+    assert current.lag_seconds is not None
+    assert current.lag_seconds < 3700
+
+
+def test_a_shard_that_cannot_be_read_does_not_keep_the_schedule_from_others() -> None:
+    stack = filled(shards=3)
+    bad, *others = sorted(stack.source.open_shards(TABLE))
+    stack.source.fail("GetShardIterator", "LimitExceededException", shard=bad, times=None)
+    for _ in range(2):
+        stack.clock.now += 900
+        stack.until_over()
+        assert stack.container().invoke({}) == {"shards": len(others)}
+    stack.source.heal()
+    stack.clock.now += 900
+    stack.until_over()
+    assert stack.container().invoke({}) == {"shards": 3}
+
+
+def test_a_schedule_whose_shards_another_invocation_adds_reads_them() -> None:
+    stack = filled(shards=1)
+    one, other = stack.container(), stack.container()
+    stack.source.roll_all(TABLE)
+    stack.clock.now += 900
+    listed = one._list
+
+    def overtaken(stream_arn: str) -> Listing:
+        found = listed(stream_arn)
+        other._add(None, other._read().revision)
+        return found
+
+    one._list = overtaken  # type: ignore[method-assign]
+    stack.until_over()
+    assert one.invoke({}) == {"shards": 2}
+
+
+def test_a_schedule_that_reads_nothing_in_its_time_fails() -> None:
+    stack = filled()
+    timer = Timer(stack.clock)
+    timer.over = lambda: True
+    function = Function(stack.context(), stack.owner("container"), replace(stack.environment(), stop=timer))  # type: ignore[arg-type]
+    stack.source.fail("DescribeStream", times=None)
+    with pytest.raises(TransientError, match="time was over before any shard was read"):
+        function.invoke({})
+
+
+def test_a_schedule_does_not_park_more_items_than_the_limit() -> None:
+    def picky(item: Item) -> Item:
+        if int(str(item["v"])) > 1000:
+            raise ValueError
+        return item
+
+    stack = filled(shards=1, hook=Hook("hook", picky, "print", declared=False), parked_limit=2)
+    function = stack.container()
+    for n in range(3):
+        stack.write(f"k{n}", 2000)
+    stack.deliver(function)
+    stack.write("k9", 2000)
+    stack.clock.now += 900
+    for invoke in (lambda: stack.deliver(function), lambda: function.invoke({})):
+        stack.until_over()
+        with pytest.raises(ConfigError, match="more than 2 items are parked"):
+            invoke()
+    assert sum(kind == "parked" for kind, _ in stack.database.entries) == 3
+
+
+def test_during_the_backfill_a_schedule_does_not_say_that_the_pipeline_is_live() -> None:
+    stack = Stack(shards=1)
+    for n in range(20):
+        stack.write(f"k{n}", n)
+    run = stack.scanning()
+    function = stack.container()
+    for stage in ("backfill", "live"):
+        stack.until_over()
+        function.invoke({})
+        assert progress(stack.context().checkpoints.read().entries, {}, stack.clock.wall()).phase == stage
+        if stage == "backfill":
+            assert run.run(RESUMING)
+
+
+def test_a_record_without_a_time_is_stored() -> None:
+    stack = filled(shards=1)
+    stack.write("k1", 99)
+    (shard,) = stack.mapping.ready()
+    batch = stack.mapping.event(shard)
+    assert batch is not None
+    for record in batch["Records"]:
+        del record["dynamodb"]["ApproximateCreationDateTime"]
+    stack.until_over()
+    stack.container().invoke(batch)
     assert stack.stored == stack.wanted
 
 

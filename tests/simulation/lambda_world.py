@@ -20,6 +20,7 @@ from replicator.engine.function import IDLE, Function
 from replicator.engine.local import Driver
 from replicator.engine.startup import RESUMING, Allowed
 from replicator.errors import GapFound, ReplicatorError
+from replicator.retention import SAFE_SILENCE
 from tests.engine.cluster import TABLE
 from tests.engine.event_source import EventSource
 from tests.engine.function_stack import TIME, Stack
@@ -45,6 +46,7 @@ class World(Stack):
         self.late: list[dict[str, Any]] = []
         self.before_write: Callable[[], None] | None = None
         self.gapped = self.trimmed = False
+        self.begun = self.clock.now
 
     # What containers work with
 
@@ -95,6 +97,8 @@ class World(Stack):
         shards = self.source.open_shards(TABLE)
         if len(shards) < 5 and self.chance.random() < 0.5:
             self.source.split(TABLE, self.chance.choice(shards))
+        elif self.chance.random() < 0.2:
+            self.source.wither(TABLE, self.chance.choice(shards))
         else:
             self.source.roll(TABLE, self.chance.choice(shards))
 
@@ -234,6 +238,8 @@ class World(Stack):
 
     def finish(self) -> None:
         self.live, self.before_write = [], None
+        lost = self.trimmed or self.clock.now - self.begun >= SAFE_SILENCE
+        assert lost or not self.gaps, f"nothing was lost, but there are gaps: {self.gaps}"
         for _ in range(3):
             self.clock.now += IDLE + 1.0  # what was given up last is read by the schedule
             self._until = self.clock.now + TIME
