@@ -134,7 +134,7 @@ class _Turn:
     def taken(self, who: object, now: float) -> bool:
         self.waiting = {each: asked for each, asked in self.waiting.items() if now - asked < TAKEN_OVER}
         free = self.reader in (None, who) or now - self.since >= TAKEN_OVER
-        if not free or next(iter(self.waiting), who) is not who:
+        if not free or next(iter(self.waiting), who) != who:
             self.waiting[who] = now
             return False
         self.waiting.pop(who, None)
@@ -217,7 +217,7 @@ class SharedPages:
     def read_alone(self, stream: str, shard: str, who: object) -> None:
         with self._lock:
             turn = self._turns.get((stream, shard))
-            if turn is not None and turn.reader is who:
+            if turn is not None and turn.reader == who:
                 turn.reader = None
                 if not turn.waiting:
                     del self._turns[stream, shard]
