@@ -71,6 +71,7 @@ class SharedCalls:
             self.calls.begin(name, call)
 
     def next(self, timeout: float) -> tuple[Any, Any] | None:
+        self.pages.here(self, self.monotonic())
         while self._later and self._later[0][0] <= self.monotonic():
             _, _, name, call = heapq.heappop(self._later)
             self.begin(name, call)
@@ -88,6 +89,7 @@ class SharedCalls:
         return self._responses.popleft() if self._responses else None
 
     def close(self) -> None:
+        self.pages.left(self)
         self.calls.close()
 
     def _open(self, name: object, call: Call) -> None:
@@ -100,7 +102,7 @@ class SharedCalls:
     def _read(self, name: object, call: Call) -> None:
         iterator = call.request["ShardIterator"]
         try:
-            found = self.pages.ask(iterator, self.monotonic())
+            found = self.pages.ask(iterator, self, self.monotonic())
         except AwsError as e:
             self._responses.append((name, e))
             return

@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, pairwise
 from typing import Any
 
@@ -26,7 +27,10 @@ from replicator.source.decoding import Records
 
 KEPT_BYTES = 8 << 20  # of GetRecords responses that are kept, of all shards together
 TAKEN_OVER = 1.0  # seconds after which a request of a pipeline that does not come back for its response is made again
+OVERDUE = 5.0  # seconds after which it is made again although its pipeline waits for the response
 ABANDONED = 10.0  # seconds after which pages that no reader asked for give way to those of another reader
+UNUSED = 900.0  # seconds after which nobody comes for them any more: AWS's iterators would have expired, too
+QUIET = 3  # empty responses that show that a shard has no records, see ``shard_reader.IDLE_PAGES``
 EXPIRED = "ExpiredIteratorException"
 _LEAST = 1000  # bytes that a page counts at least
 _MARK = "shared"
@@ -58,8 +62,8 @@ class _Shard:
     ``origin``: where that was, if every record behind it is here. ``start``, ``end``: positions of the first record
     that is kept, and behind the last one. ``last``: the sequence number of the record before ``end``. ``iterator``: of
     AWS, at ``end``; None at the shard's end. ``polls``: how many requests were answered; ``polled``: when the last one
-    was sent, in seconds since 1970. ``asked``: when the one in flight was sent, ``used``: when a reader last came, both
-    monotonic.
+    was sent, in seconds since 1970. ``asker``, ``asked``: who sent the one in flight, and when, ``used``: when a reader
+    last came, both monotonic.
     """
 
     number: int
@@ -73,7 +77,8 @@ class _Shard:
     end: int = 0
     polls: int = 0
     polled: float = 0.0
-    asked: float | None = None
+    asker: object | None = None
+    asked: float = 0.0
 
     def token(self, position: int, poll: int) -> str:
         return f"{_MARK} {self.number} {position} {poll}"
@@ -94,16 +99,17 @@ class _Shard:
         from_oldest = self.origin is not None and self.origin["ShardIteratorType"] == "TRIM_HORIZON"
         if kind == "TRIM_HORIZON":
             return self._at(0) if from_oldest else None
-        # Until there is a record, all that lies behind an earlier time lies behind a later one too.
+        # Without a record, all that lies behind an earlier time lies behind a later one too. But records from long
+        # before it may still come after the first empty responses, and a reader that has read one must read on.
         earlier = from_oldest or (self.origin or {}).get("Timestamp", math.inf) <= place["Timestamp"]
-        return self._at(0) if earlier and self.end == 0 else None
+        return self._at(0) if earlier and self.end == 0 and self.polls >= QUIET else None
 
     def page_at(self, position: int) -> _Page:
         return next(page for page in reversed(self.pages) if page.first <= position)
 
     def add(self, records: Records, polled: float) -> None:
         self.polls, self.polled = self.polls + 1, polled
-        self.iterator, self.asked = records.next, None
+        self.iterator, self.asker = records.next, None
         if records.records:
             self.pages.append(_Page(self.end, self.polls, records))
             self.end, self.last = self.end + len(records.records), records.records[-1].sequence
@@ -123,23 +129,25 @@ class _Shard:
 
 @dataclass(slots=True)
 class _Turn:
-    """Whose turn it is to read a shard alone, and since when. ``waiting``: who asked in vain, first come first served,
-    and when last. Without them, the one that reads would go on until it has met the others.
+    """Whose turn it is to read a shard alone, and since when. ``waiting``: who asked in vain, first come first served.
+    Without them, the one that reads would go on until it has met the others.
     """
 
     reader: object | None = None
     since: float = 0.0
-    waiting: dict[object, float] = field(default_factory=dict)
+    waiting: list[object] = field(default_factory=list)
 
-    def taken(self, who: object, now: float) -> bool:
-        self.waiting = {each: asked for each, asked in self.waiting.items() if now - asked < TAKEN_OVER}
-        free = self.reader in (None, who) or now - self.since >= TAKEN_OVER
-        if not free or next(iter(self.waiting), who) != who:
-            self.waiting[who] = now
-            return False
-        self.waiting.pop(who, None)
-        self.reader, self.since = who, now
-        return True
+    def taken(self, who: object, now: float, is_here: Callable[[object], bool]) -> bool:
+        """Whether ``who`` may read. ``is_here``: whether a pipeline comes back for what it asked for."""
+        self.waiting = [each for each in self.waiting if is_here(each)]
+        free = self.reader in (None, who) or not is_here(self.reader) or now - self.since >= OVERDUE
+        if free and self.waiting[:1] in ([], [who]):
+            self.waiting = self.waiting[1:]
+            self.reader, self.since = who, now
+            return True
+        if who not in self.waiting:
+            self.waiting.append(who)
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +170,18 @@ class SharedPages:
         self._kept: deque[tuple[_Shard, _Page]] = deque()
         self._bytes = 0
         self._turns: dict[tuple[str, str], _Turn] = {}
+        self._seen: dict[object, float] = {}  # the pipelines that read, and when each last came
+
+    def here(self, who: object, now: float) -> None:
+        """``who`` reads, and would have taken a response by now. ``now``: monotonic."""
+        with self._lock:
+            self._seen[who] = now
+
+    def left(self, who: object) -> None:
+        """``who`` reads no more: nobody waits for its responses."""
+        with self._lock:
+            self._seen.pop(who, None)
+            self._forget_surplus()
 
     def opened(self, stream: str, shard: str, place: Place) -> str | None:
         """An iterator of the shared pages at ``place``; None if it must be opened at AWS."""
@@ -169,14 +189,14 @@ class SharedPages:
             found = self._shards.get((stream, shard))
             return None if found is None else found.opened(place)
 
-    def ask(self, iterator: str, now: float) -> Records | Fetch | None:
+    def ask(self, iterator: str, who: object, now: float) -> Records | Fetch | None:
         """What is at a shared iterator: records, or a request to make, or None: another pipeline is making it.
 
         AwsError, as of an iterator that has expired, if the pages there are no longer kept. ``now``: monotonic.
         """
         with self._lock:
             shard, position, seen = self._of(iterator)
-            shard.used = now
+            self._seen[who] = shard.used = now
             if position < shard.end:
                 page = shard.page_at(position)
                 return _rest(page, position, shard.token(page.end, page.poll), shard.polled)
@@ -184,9 +204,9 @@ class SharedPages:
                 return Records((), frozenset(), None, 0)
             if seen < shard.polls:
                 return Records((), frozenset(), shard.token(position, shard.polls), 0, shard.polled)
-            if shard.asked is not None and now - shard.asked < TAKEN_OVER:
+            if shard.asker is not None and self._is_here(shard.asker, now) and now - shard.asked < OVERDUE:
                 return None
-            shard.asked = now
+            shard.asker, shard.asked = who, now
             return Fetch(shard.iterator, shard.polls)
 
     def answered(self, iterator: str, fetch: Fetch, response: Records | Exception, polled: float) -> bool:
@@ -196,7 +216,7 @@ class SharedPages:
             if shard is None or shard.polls != fetch.poll:
                 return False
             if isinstance(response, Exception):
-                shard.asked = None
+                shard.asker = None
                 if isinstance(response, AwsError) and response.status == 400 and response.code not in THROTTLED:
                     self._drop(shard)  # its iterator is of no use any more
             elif not _follows(response, shard.last):
@@ -212,7 +232,9 @@ class SharedPages:
         Those that are told no take turns. Whoever may must say ``read_alone`` afterwards.
         """
         with self._lock:
-            return self._turns.setdefault((stream, shard), _Turn()).taken(who, now)
+            self._seen[who] = now
+            turn = self._turns.setdefault((stream, shard), _Turn())
+            return turn.taken(who, now, partial(self._is_here, now=now))
 
     def read_alone(self, stream: str, shard: str, who: object) -> None:
         with self._lock:
@@ -246,7 +268,7 @@ class SharedPages:
     def _begun(
         self, key: tuple[str, str], place: Place, before: str | None, records: Records, polled: float, now: float
     ) -> str:
-        if (old := self._shards.get(key)) is not None:
+        for old in [s for s in self._shards.values() if s.key == key or now - s.used >= UNUSED]:
             self._drop(old)
         origin = place if before is None else None
         shard = _Shard(next(self._numbers), key, origin, records.next, now, before)
@@ -267,7 +289,15 @@ class SharedPages:
             page = shard.pages[-1]
             self._kept.append((shard, page))
             self._bytes += page.size
-        while self._bytes > self._kept_bytes and len(self._kept) > 1:
+        self._forget_surplus()
+
+    def _is_here(self, who: object, now: float) -> bool:
+        return now - self._seen.get(who, -math.inf) < TAKEN_OVER
+
+    def _forget_surplus(self) -> None:
+        """Keep pages for those who have not read them yet: nobody if only one pipeline reads."""
+        most = self._kept_bytes if len(self._seen) > 1 else 0
+        while self._bytes > most and len(self._kept) > 1:
             self._forget(*self._kept.popleft())
 
     def _forget(self, shard: _Shard, page: _Page) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from replicator.source.sharing import SharedPages
 from replicator.source.stream import Stream
 from replicator.state import ShardState
 from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.dynamodb.reads import position
 
 KEYS = KeySchema((KeyAttribute("id", "S"),))
 START = 1_700_000_000.0
@@ -145,6 +146,11 @@ class World:
     def delay(self) -> float:
         return self.slowest * self.chance.random()
 
+    def in_flight(self) -> Counter[str]:
+        """How many requests for records the stream has to answer, by shard."""
+        sent = [call for reader in self.readers for _, _, call in reader.slow.waiting]
+        return Counter(position(call.request["ShardIterator"])[0] for call in sent if call.operation == "GetRecords")
+
     def sequences(self, shard: str) -> list[str]:
         found = next(s for s in self.db.shards(TABLE) if s.id == shard)
         return [f"{number}" for number in found.sequences]
@@ -184,7 +190,7 @@ class World:
         self.db.heal()
         for reader in self.readers:
             reader.away_until = 0.0
-        for _ in range(5_000):
+        for _ in range(12_000):
             self.now += 0.05
             self.advance()
             if all(self._has_all(reader) for reader in self.readers):
@@ -199,7 +205,10 @@ class World:
         self.chance.choice(self.readers).away_until = self.now + self.chance.choice([0.5, 5.0, 60.0])
 
     def _restart(self) -> None:
-        self.chance.choice(self.readers).begin()
+        reader = self.chance.choice(self.readers)
+        if self.chance.random() < 0.5:
+            reader.calls.close()
+        reader.begin()
 
     def _split(self) -> None:
         open_shards = self.db.open_shards(TABLE)

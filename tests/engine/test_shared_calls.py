@@ -16,7 +16,17 @@ from replicator.change import Page, Record
 from replicator.engine.shared_calls import SharedCalls
 from replicator.source.decoding import Records, RecordsDecoder
 from replicator.source.shard_reader import read
-from replicator.source.sharing import ABANDONED, EXPIRED, TAKEN_OVER, Fetch, SharedPages, is_shared
+from replicator.source.sharing import (
+    ABANDONED,
+    EXPIRED,
+    OVERDUE,
+    QUIET,
+    TAKEN_OVER,
+    UNUSED,
+    Fetch,
+    SharedPages,
+    is_shared,
+)
 from replicator.state import ShardState
 from tests.engine.shared_world import KEYS, TABLE, Slow, World
 
@@ -63,6 +73,8 @@ def records(*numbers: int, following: str | None = "next") -> Records:
 def started(*numbers: int, pages: SharedPages | None = None) -> tuple[SharedPages, str]:
     """Shared pages with a first one, and the iterator behind it."""
     shared = pages or SharedPages()
+    shared.here("one", 0.0)
+    shared.here("another", 0.0)
     iterator = shared.joined("stream", "shard", OLDEST, None, records(*numbers), NOW, 0.0)
     assert iterator is not None
     return shared, iterator
@@ -83,7 +95,7 @@ def at(pages: SharedPages, number: int) -> str:
 def test_an_iterator_at_a_record_that_is_kept_begins_with_that_record() -> None:
     pages, _ = started(1, 3, 5)
 
-    assert sequences(pages.ask(at(pages, 3), 0.0)) == ["3", "5"]
+    assert sequences(pages.ask(at(pages, 3), "one", 0.0)) == ["3", "5"]
     assert pages.opened("stream", "shard", {**AT_ONE, "SequenceNumber": "4"}) is None
     assert pages.opened("stream", "another", OLDEST) is None
 
@@ -93,7 +105,7 @@ def test_removals_are_those_of_the_records_that_are_left() -> None:
     first = Records(records(1, 2, 3, 4).records, frozenset({0, 3}), "next", 400)
     pages.joined("stream", "shard", OLDEST, None, first, NOW, 0.0)
 
-    found = pages.ask(at(pages, 3), 0.0)
+    found = pages.ask(at(pages, 3), "one", 0.0)
     assert isinstance(found, Records)
     assert (found.removals, found.size) == (frozenset({1}), 200)
 
@@ -101,14 +113,14 @@ def test_removals_are_those_of_the_records_that_are_left() -> None:
 def test_who_is_behind_the_pages_that_are_kept_gets_an_expired_iterator_and_not_what_is_kept() -> None:
     pages, iterator = started(1, 2, pages=SharedPages(kept_bytes=1))
     behind = at(pages, 1)
-    fetch = pages.ask(iterator, 0.0)
+    fetch = pages.ask(iterator, "one", 0.0)
     assert isinstance(fetch, Fetch)
     pages.answered(iterator, fetch, records(3), NOW)
 
     with pytest.raises(AwsError) as expired:
-        pages.ask(behind, 0.0)
+        pages.ask(behind, "one", 0.0)
     assert expired.value.code == EXPIRED
-    assert sequences(pages.ask(iterator, 0.0)) == ["3"]
+    assert sequences(pages.ask(iterator, "one", 0.0)) == ["3"]
 
 
 def test_who_reads_alone_is_led_back_where_its_records_end_at_a_shared_one() -> None:
@@ -117,7 +129,7 @@ def test_who_reads_alone_is_led_back_where_its_records_end_at_a_shared_one() -> 
     assert pages.joined("stream", "shard", OLDEST, None, records(1, 2), NOW, 0.0) is None
     back = pages.joined("stream", "shard", OLDEST, "2", records(3, 4), NOW, 0.0)
     assert back is not None
-    assert sequences(pages.ask(back, 0.0)) == ["5"]
+    assert sequences(pages.ask(back, "one", 0.0)) == ["5"]
     assert pages.joined("stream", "shard", OLDEST, "5", records(), NOW, 0.0) == end
 
 
@@ -125,7 +137,7 @@ def test_who_reads_further_than_the_others_adds_to_the_pages_for_them() -> None:
     pages, end = started(1, 2)
     pages.joined("stream", "shard", OLDEST, "1", records(2, 3, 4), NOW, 0.0)
 
-    assert sequences(pages.ask(end, 0.0)) == ["3", "4"]
+    assert sequences(pages.ask(end, "one", 0.0)) == ["3", "4"]
 
 
 def test_pages_that_nobody_asks_for_any_more_give_way() -> None:
@@ -133,20 +145,20 @@ def test_pages_that_nobody_asks_for_any_more_give_way() -> None:
     assert pages.joined("stream", "shard", OLDEST, "6", records(7), NOW, ABANDONED - 1) is None
     assert pages.joined("stream", "shard", OLDEST, "6", records(7), NOW, ABANDONED) is not None
     with pytest.raises(AwsError):
-        pages.ask(end, ABANDONED)
+        pages.ask(end, "one", ABANDONED)
 
 
 def test_an_empty_answer_is_given_to_each_reader_once_with_the_time_of_its_request() -> None:
     """It says nothing about records that were written since: ``through`` must not be later than the request."""
     pages, end = started(1)
-    fetch = pages.ask(end, 0.0)
+    fetch = pages.ask(end, "one", 0.0)
     assert isinstance(fetch, Fetch)
     pages.answered(end, fetch, records(), NOW + 5)
 
-    seen = pages.ask(end, 60.0)
+    seen = pages.ask(end, "one", 60.0)
     assert isinstance(seen, Records)
     assert (seen.records, seen.requested) == ((), NOW + 5)
-    assert isinstance(pages.ask(str(seen.next), 60.0), Fetch), "the next one is a request of its own"
+    assert isinstance(pages.ask(str(seen.next), "one", 60.0), Fetch), "the next one is a request of its own"
 
 
 def test_what_another_reader_requested_earlier_proves_nothing_about_the_time_since() -> None:
@@ -167,15 +179,84 @@ def test_what_another_reader_requested_earlier_proves_nothing_about_the_time_sin
 
 def test_a_request_whose_reader_does_not_come_back_is_made_again_by_another() -> None:
     pages, end = started(1)
-    abandoned = pages.ask(end, 0.0)
+    abandoned = pages.ask(end, "third", 0.0)
     assert isinstance(abandoned, Fetch)
 
-    assert pages.ask(end, TAKEN_OVER - 0.1) is None
-    again = pages.ask(end, TAKEN_OVER)
+    assert pages.ask(end, "another", TAKEN_OVER - 0.1) is None
+    again = pages.ask(end, "another", TAKEN_OVER)
     assert again == abandoned
     assert pages.answered(end, again, records(2), NOW)
     assert not pages.answered(end, abandoned, records(2), NOW), "its response is late, and of no use"
-    assert sequences(pages.ask(end, TAKEN_OVER)) == ["2"]
+    assert sequences(pages.ask(end, "one", TAKEN_OVER)) == ["2"]
+
+
+def test_a_request_that_is_answered_late_is_made_again_only_once_that_is_no_longer_slowness() -> None:
+    """Its pipeline is there: a second request would be a third reader, just when the stream is overloaded."""
+    pages, end = started(1)
+    first = pages.ask(end, "one", 0.0)
+    assert pages.may_read_alone("stream", "shard", "one", 0.0)
+    for tenths in range(1, 50):
+        pages.here("one", tenths / 10)
+        assert pages.ask(end, "another", tenths / 10) is None
+        assert not pages.may_read_alone("stream", "shard", "another", tenths / 10)
+    pages.here("one", OVERDUE)
+    assert pages.ask(end, "another", OVERDUE) == first
+    assert pages.may_read_alone("stream", "shard", "another", OVERDUE)
+
+
+def test_a_shard_has_two_readers_at_most_however_slow_the_stream_is() -> None:
+    world = quiet(5)
+    world.slowest = OVERDUE / 2 - 0.2
+    for _ in range(300):
+        world.happen()
+        assert max(world.in_flight().values(), default=0) <= 2
+
+
+def test_nobody_waits_for_a_pipeline_that_has_ended() -> None:
+    pages, end = started(1)
+    assert isinstance(pages.ask(end, "one", 0.0), Fetch)
+    assert pages.may_read_alone("stream", "shard", "one", 0.0)
+    assert not pages.may_read_alone("stream", "shard", "third", 0.0)
+    assert not pages.may_read_alone("stream", "shard", "another", 0.0)
+    pages.left("one")
+    pages.left("third")
+
+    assert isinstance(pages.ask(end, "another", 0.0), Fetch)
+    assert pages.may_read_alone("stream", "shard", "another", 0.0)
+
+
+def test_pages_are_kept_only_while_there_is_another_pipeline_that_may_need_them() -> None:
+    """A process may run fifty pipelines of fifty tables."""
+    pages, end = started(1)
+    pages.left("another")
+    world = quiet(1)
+    another = SharedCalls(Slow(world), pages, lambda: world.now, lambda: 0.0)
+    for act, kept in ((partial(another.next, 0.0), True), (another.close, False)):
+        act()
+        assert (pages.opened("stream", "shard", OLDEST) is not None) == kept
+        fetch = pages.ask(end, "one", 0.0)
+        assert isinstance(fetch, Fetch)
+        pages.answered(end, fetch, records(fetch.poll + 1), NOW)
+        found = pages.ask(end, "one", 0.0)
+        assert isinstance(found, Records)
+        assert sequences(found) == [str(fetch.poll + 1)]
+        assert (pages.opened("stream", "shard", OLDEST) is not None) == kept
+        end = str(found.next)
+
+
+def test_shards_that_nobody_reads_any_more_are_forgotten() -> None:
+    """Ended ones without pages, too: a stream has thousands of them a day."""
+    pages = SharedPages()
+    for shard in ("read", "unread"):
+        end = str(pages.joined("stream", shard, OLDEST, None, records(), NOW, 0.0))
+        fetch = pages.ask(end, "one", 0.0)
+        assert isinstance(fetch, Fetch)
+        pages.answered(end, fetch, records(following=None), NOW)
+    pages.ask(str(pages.opened("stream", "read", OLDEST)), "one", 1.0)
+    pages.joined("stream", "new", OLDEST, None, records(), NOW, UNUSED)
+
+    assert pages.opened("stream", "read", OLDEST) is not None
+    assert pages.opened("stream", "unread", OLDEST) is None
 
 
 def test_besides_the_shared_one_a_shard_has_one_reader_at_a_time() -> None:
@@ -213,44 +294,54 @@ def test_one_that_waits_for_its_turn_and_does_not_come_back_is_passed_over() -> 
 
 def test_an_iterator_that_aws_refuses_is_forgotten_with_its_pages() -> None:
     pages, end = started(1)
-    fetch = pages.ask(end, 0.0)
+    fetch = pages.ask(end, "one", 0.0)
     assert isinstance(fetch, Fetch)
     pages.answered(end, fetch, AwsError("TrimmedDataAccessException", "", 400), NOW)
 
     with pytest.raises(AwsError, match=EXPIRED):
-        pages.ask(end, 0.0)
+        pages.ask(end, "one", 0.0)
     assert pages.opened("stream", "shard", OLDEST) is None
 
 
 def test_a_request_that_failed_leaves_the_pages_as_they_were() -> None:
     pages, end = started(1)
     for error in (AwsError("InternalServerError", "", 500), AwsError("LimitExceededException", "", 400)):
-        fetch = pages.ask(end, 0.0)
+        fetch = pages.ask(end, "one", 0.0)
         assert isinstance(fetch, Fetch)
         assert pages.answered(end, fetch, error, NOW)
-    assert isinstance(pages.ask(end, 0.0), Fetch)
+    assert isinstance(pages.ask(end, "one", 0.0), Fetch)
 
 
 def test_records_out_of_order_are_left_to_each_reader() -> None:
     pages, end = started(5)
-    fetch = pages.ask(end, 0.0)
+    fetch = pages.ask(end, "one", 0.0)
     assert isinstance(fetch, Fetch)
 
     assert not pages.answered(end, fetch, records(4), NOW)
     with pytest.raises(AwsError):
-        pages.ask(end, 0.0)
+        pages.ask(end, "one", 0.0)
     assert pages.joined("stream", "shard", OLDEST, None, records(7, 6), NOW, 0.0) is None
 
 
 def test_the_end_of_a_shard_is_seen_by_all() -> None:
     pages, end = started(1)
-    fetch = pages.ask(end, 0.0)
+    fetch = pages.ask(end, "one", 0.0)
     assert isinstance(fetch, Fetch)
     pages.answered(end, fetch, records(2, following=None), NOW)
 
-    found = pages.ask(end, 0.0)
+    found = pages.ask(end, "one", 0.0)
     assert isinstance(found, Records)
     assert (sequences(found), found.next) == (["2"], None)
+
+
+def empty(pages: SharedPages, end: str | None, times: int) -> None:
+    """So many more empty responses."""
+    for _ in range(times):
+        assert end is not None
+        fetch = pages.ask(end, "one", 0.0)
+        assert isinstance(fetch, Fetch)
+        pages.answered(end, fetch, records(), NOW)
+        end = pages.opened("stream", "shard", OLDEST) or f"{end.rpartition(' ')[0]} {fetch.poll + 1}"
 
 
 @pytest.mark.parametrize(
@@ -269,11 +360,25 @@ def test_a_shard_without_records_is_shared_by_those_who_would_miss_nothing(
     origin: dict[str, Any], place: dict[str, Any], shared: bool
 ) -> None:
     pages = SharedPages()
-    pages.joined("stream", "shard", origin, None, records(), NOW, 0.0)
+    end = pages.joined("stream", "shard", origin, None, records(), NOW, 0.0)
+    empty(pages, end, QUIET - 1)
 
     assert (pages.opened("stream", "shard", place) is not None) == shared
     pages.joined("stream", "another", origin, "1", records(), NOW, 0.0)
     assert pages.opened("stream", "another", place) is None, "something was read before"
+
+
+def test_who_needs_only_what_is_new_does_not_join_one_that_may_still_come_to_old_records() -> None:
+    """It would have to read a day of records, and those that were trimmed meanwhile would be a gap."""
+    pages = SharedPages()
+    end = pages.joined("stream", "shard", OLDEST, None, records(), NOW, 0.0)
+    empty(pages, end, QUIET - 2)
+
+    assert pages.opened("stream", "shard", THEN) is None
+    assert pages.joined("stream", "shard", THEN, None, records(), NOW, 0.0) is None
+    assert pages.opened("stream", "shard", OLDEST) is not None
+    empty(pages, pages.opened("stream", "shard", OLDEST), 1)
+    assert pages.opened("stream", "shard", THEN) is not None
 
 
 def test_other_calls_and_their_errors_pass_through() -> None:
