@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -121,30 +122,16 @@ class Boto:
             routed["RequestItems"] = {table: {} for table in request["RequestItems"]}
         if "TransactItems" in request:
             routed["TransactItems"] = [_only_table(action) for action in request["TransactItems"]]
-        try:
+        with _aws_errors("DynamoDB"):
             response = getattr(client, xform_name(operation))(**routed)
-        except ClientError as e:
-            raise _aws_error(e) from e
-        except _CREDENTIALS as e:
-            raise AwsError("NoCredentials", without_login(str(e)), 0) from e
-        except BotoCoreError as e:
-            raise AwsError(type(e).__name__, _message(e), 0) from e
         body: bytes = response["body"]
         return body
 
     def _of_objects(self, operation: str, request: Mapping[str, Any]) -> bytes:
         """A call to S3: the object itself, or an empty body with the upload's id as JSON."""
-        try:
+        with _aws_errors("S3"):
             response = getattr(self._objects(), xform_name(operation))(**request)
             body: bytes = response["Body"].read() if operation == "GetObject" else b""
-        except ClientError as e:
-            raise _aws_error(e) from e
-        except ResponseParserError as e:  # its message quotes the whole response
-            raise AwsError(UNNAMED, "the response is not from S3", 0) from e
-        except _CREDENTIALS as e:
-            raise AwsError("NoCredentials", without_login(str(e)), 0) from e
-        except BotoCoreError as e:
-            raise AwsError(type(e).__name__, _message(e), 0) from e
         return body if operation == "GetObject" else orjson.dumps({"UploadId": response.get("UploadId")})
 
     def _objects(self) -> Any:
@@ -239,6 +226,28 @@ def _only_table(action: Mapping[str, Any]) -> dict[str, Any]:
     return {kind: {"TableName": parameters["TableName"]} for kind, parameters in action.items()}
 
 
+def ask(client: Any, service: str, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The response of botocore's ``client`` for a service, parsed."""
+    with _aws_errors(service):
+        response: dict[str, Any] = getattr(client, xform_name(operation))(**request)
+    return response
+
+
+@contextmanager
+def _aws_errors(service: str) -> Iterator[None]:
+    """AwsError instead of botocore's exceptions."""
+    try:
+        yield
+    except ResponseParserError as e:  # its message quotes the whole response
+        raise AwsError(UNNAMED, f"the response is not from {service}", 0) from e
+    except ClientError as e:
+        raise _aws_error(e) from e
+    except _CREDENTIALS as e:
+        raise AwsError("NoCredentials", without_login(str(e)), 0) from e
+    except BotoCoreError as e:
+        raise AwsError(type(e).__name__, _message(e), 0) from e
+
+
 def _aws_error(error: ClientError) -> AwsError:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     named = error.response.get("Error", {})
@@ -266,8 +275,26 @@ def connect(access: Access, place: str = "source") -> Boto:
 
     ``place``: the config section that ``access`` comes from, for messages.
     """
-    try:
+    with _config_errors(place):
         return _connected(access, place)
+
+
+def connect_lambda(access: Access, place: str = "source") -> Any:
+    """botocore's client for AWS Lambda, in the account that the credentials themselves are of: no role is assumed.
+
+    Its endpoint is AWS's, or that of AWS_ENDPOINT_URL_LAMBDA. Raises what ``connect`` raises.
+    """
+    own = access.model_copy(update={"role_arn": None, "external_id": None})
+    with _config_errors(place):
+        client = _session(own, place).client("lambda", region_name=own.region, config=_config(own))
+        require_safe(client.meta.endpoint_url, place, insecure=own.insecure)
+        return client
+
+
+@contextmanager
+def _config_errors(place: str) -> Iterator[None]:
+    try:
+        yield
     except ProfileNotFound as e:
         raise ConfigError(f"{place}.profile: {e}. Check the profiles in ~/.aws/config") from e
     except BotoCoreError as e:
@@ -291,7 +318,7 @@ def region_and_partition(access: Access) -> tuple[str | None, str]:
         return region, "aws"
 
 
-def _connected(access: Access, place: str) -> Boto:
+def _session(access: Access, place: str) -> Any:
     session = boto3.Session(
         profile_name=access.profile, region_name=access.region, botocore_session=_botocore_session()
     )
@@ -299,6 +326,11 @@ def _connected(access: Access, place: str) -> Boto:
         session = _assumed(session, access.role_arn, access.external_id, place)
     if session.region_name is None and access.region is None:
         raise ConfigError(f"{place}.region is missing, and neither AWS_REGION nor the profile sets one")
+    return session
+
+
+def _connected(access: Access, place: str) -> Boto:
+    session = _session(access, place)
     common = {"region_name": access.region, "endpoint_url": access.endpoint_url, "config": _config(access)}
     dynamodb, streams = (session.client(service, **common) for service in ("dynamodb", "dynamodbstreams"))
     for url in (dynamodb.meta.endpoint_url, streams.meta.endpoint_url):

@@ -20,7 +20,7 @@ _TABLE = "arn:aws:dynamodb:REGION:ACCOUNT:table/"
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Actions on one kind of resource, whose name has CAPITALIZED placeholders.
+    """Actions on one kind of resource, whose name has CAPITALIZED placeholders, or on * where AWS has no resource.
 
     ``setup``: only needed until the resource exists.
     """
@@ -31,7 +31,7 @@ class Statement:
     setup: bool = False
 
     def __post_init__(self) -> None:
-        if not self.actions or not self.resource.startswith("arn:aws:"):
+        if not self.actions or not (self.resource == "*" or self.resource.startswith("arn:aws:")):
             raise ValueError(f"{self.sid}: a statement allows actions on a resource")
 
 
@@ -81,6 +81,8 @@ STATEMENTS: Mapping[str, Statement] = {
             "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/*",
         ),
         Statement("RemoveIndices", ("es:ESHttpDelete",), "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/INDEX"),
+        Statement("Function", ("lambda:GetFunctionConfiguration",), "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION"),
+        Statement("EventSourceMappings", ("lambda:ListEventSourceMappings",), "*"),
         Statement("Serverless", ("aoss:APIAccessAll",), "arn:aws:aoss:REGION:ACCOUNT:collection/COLLECTION"),
     )
 }

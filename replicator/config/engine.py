@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from replicator.config.yaml_file import Problem
 from replicator.options import Options
 
 DEFAULT = "local"
+_FUNCTION = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 class Local(Options):
@@ -41,10 +43,22 @@ class Ray(Options):
     workers: int = Field(default=2, ge=1, le=512, description="processes that read and write, each on a CPU of its own")
 
 
+def _function_name(name: str) -> str:
+    if _FUNCTION.fullmatch(name) is None:
+        raise ValueError("must be the name of a function: 1 to 64 letters, digits, _ or -")
+    return name
+
+
 class Lambda(Options):
     """AWS Lambda follows the stream; `replicator run --until backfilled` copies what exists. For targets with
     transactions (postgres). See docs/lambda.md.
     """
+
+    function: Annotated[str, AfterValidator(_function_name)] | None = Field(
+        default=None,
+        description="name of the function: `lambda template` gives it this name, and `check` reads its settings and "
+        "those of its event source mapping",
+    )
 
 
 Engine = Local | Ray | Lambda

@@ -11,7 +11,7 @@ from replicator.aws import boto
 from replicator.aws.client import Client, completed
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.checkpoints.contract import AccessChecking, Checkpoints, Listed, Migrating, Store
-from replicator.config.engine import Ray
+from replicator.config.engine import Lambda, Ray
 from replicator.duration import duration
 from replicator.engine.assembly import ends, introduce, target_tables
 from replicator.engine.generations import resolved
@@ -26,6 +26,7 @@ from replicator.key import key_text
 from replicator.marks import unmarked
 from replicator.monitoring.server import require_packages, require_usable
 from replicator.operations.check_export import export_findings
+from replicator.operations.check_lambda import lambda_findings
 from replicator.operations.check_offline import choices, gathered, hook_of, tried
 from replicator.operations.check_ray import ray_findings
 from replicator.operations.dry_run import outlook
@@ -74,6 +75,8 @@ def check(config: Config, *, of_run: Config | None = None, create: bool = False)
         findings += _source(config, client, table, hook, images)
     if isinstance(config.engine, Ray):
         findings += gathered("engine", ray_findings(config, hook))
+    if isinstance(config.engine, Lambda):
+        findings += gathered("engine", lambda_findings(config, None if table is None else table.stream_arn))
     if config.monitoring is not None:
         tried(findings, "monitoring", lambda: _monitoring(findings, config))
     findings += gathered("target", _destination(config, client, table, hook, images, create=create))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from replicator.aws.prices import PRICES
+from replicator.config.engine import Lambda
 from replicator.engine.assembly import KEPT_EXPIRED, check_tables
 from replicator.engine.generations import hook_files
 from replicator.errors import ConfigError, ReplicatorError
@@ -98,6 +99,8 @@ def _unchecked(config: Config, hook: Hook | None) -> Iterator[str]:
     yield "the target: address, login, existing tables" + (" (and how the key fits in)" if not own_ids else "")
     if not hasattr(config.target.connector, "checkpoints"):
         yield "the checkpoint store, and so whether a run would resume"
+    if isinstance(config.engine, Lambda):
+        yield "the function on AWS Lambda, and its event source mapping"
     if hook is not None:
         yield f"what the hook returns: it was loaded, but not called (replicator.testing: hook_test({hook.name}))"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from replicator.config.engine import Engine, Lambda
 from replicator.config.yaml_file import placeholders
 from replicator.operations import policy
 from replicator.operations.lambda_package import loaded, runtime
@@ -46,7 +47,7 @@ def template(path: Path, architecture: str, *, keys_only: bool, target: str | No
         "Resources": {
             "LogGroup": {"Type": "AWS::Logs::LogGroup", "Properties": {"RetentionInDays": 30}} | _DELETED,
             "Role": _role(own.get("default", {"Statement": []})["Statement"]),
-            "Function": _function(names, architecture),
+            "Function": _function(config.engine, names, architecture),
             "Mapping": _mapping(),
             **_schedule(),
         },
@@ -127,12 +128,14 @@ def _resource(arn: str) -> str | dict[str, str]:
     return arn if replaced == arn else {"Fn::Sub": replaced}
 
 
-def _function(names: Mapping[str, str], architecture: str) -> Resource:
+def _function(engine: Engine, names: Mapping[str, str], architecture: str) -> Resource:
     network = {"SubnetIds": {"Ref": "SubnetIds"}, "SecurityGroupIds": {"Ref": "SecurityGroupIds"}}
     variables = {variable: {"Ref": name} for variable, name in names.items()}
+    name = engine.function if isinstance(engine, Lambda) else None
     return {
         "Type": "AWS::Lambda::Function",
         "Properties": {
+            **({} if name is None else {"FunctionName": name}),
             "Handler": HANDLER,
             "Runtime": runtime(),
             "Architectures": [architecture],

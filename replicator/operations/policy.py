@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from replicator.aws import boto
 from replicator.aws.permissions import STATEMENTS, Needed
+from replicator.config.engine import Lambda
 from replicator.config.settings import STAND_IN, load_each_offline
 from replicator.engine.generations import by_alias, replaced
 from replicator.errors import ConfigError
@@ -109,6 +110,8 @@ def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
         yield Needed("source", "LookUpsForKeysOnly", config.source)
     if config.backfill.source == "export":
         yield from _exported(config)
+    if isinstance(config.engine, Lambda) and config.engine.function is not None and not at.function:
+        yield from _function(config.source, config.engine.function)
     single = [Needed("source", "SingleItems", config.source)] if own_ids else []
     theirs = [replace(n, access=config.source) if n.place == "source" else n for n in others]
     yield from {(n.place, n.sid, *n.names.items()): n for n in (*single, *theirs)}.values()
@@ -117,6 +120,14 @@ def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
         names = {"CHECKPOINTS": options.table}
         yield Needed("checkpoints", "Checkpoints", options, names)
         yield Needed("checkpoints", "CreateCheckpoints", options, names)
+
+
+def _function(source: Access, name: str) -> Iterator[Needed]:
+    """What ``check`` reads of the function, which belongs to the account that the credentials are of."""
+    own = source.model_copy(update={"role_arn": None, "external_id": None})
+    elsewhere = {"ACCOUNT": STAND_IN} if source.role_arn is not None else {}
+    yield Needed("source", "Function", own, {"FUNCTION": name, **elsewhere})
+    yield Needed("source", "EventSourceMappings", own)
 
 
 def _exported(config: Config) -> Iterator[Needed]:
@@ -174,6 +185,8 @@ def _resource(config: Config, need: Needed, at: PolicyContext) -> str:
         names |= {"ACCOUNT": account or names["ACCOUNT"]} if need.place == "source" else {}
     else:
         names |= {"TABLE": source}
+    if need.statement.resource == "*":
+        return "*"
     parts = need.statement.resource.split(":")
     parts[1] = partition
     return ":".join(_filled(part, {**names, **need.names}) for part in parts)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+import boto3
 import orjson
 import pytest
+from botocore.stub import Stubber
 
+from replicator.aws import boto
 from replicator.errors import TransientError
 from replicator.operations.finding import failed
 from tests.cli.command_line import World, pristine
@@ -63,6 +66,24 @@ def test_nothing_is_changed(world: World) -> None:
 
     assert not world.has_table("orders")
     assert not world.rows("SELECT 1 FROM information_schema.schemata WHERE schema_name = 'replicator'")
+
+
+def test_of_a_function_on_aws_lambda_settings_and_mapping_are_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.db.create_table("orders")
+    world.change("target:", "engine: {type: lambda, function: orders-copy}\ntarget:")
+    arn = "arn:aws:lambda:us-east-1:123456789012:function:orders-copy"
+    client = boto3.client("lambda", "us-east-1", aws_access_key_id="local", aws_secret_access_key="local")
+    monkeypatch.setattr(boto, "connect_lambda", lambda access: client)
+    with Stubber(client) as aws:
+        aws.add_response("get_function_configuration", {"FunctionArn": arn, "Timeout": 3})
+        for _ in range(2):
+            aws.add_response("list_event_source_mappings", {"EventSourceMappings": []})
+        code, out, _ = world.call("check", world.config, "--human")
+    assert code == 2
+    assert "FAIL  engine.function: Timeout is 3 s" in out
+    assert "FAIL  mapping: no event source mapping delivers the table's stream to orders-copy" in out
 
 
 def test_every_missing_permission_is_named_with_its_action_and_arn(world: World) -> None:

@@ -277,6 +277,25 @@ def test_accounts_may_differ_by_place_and_china_is_another_partition(written: Ca
     assert policy(path, "--identity", "profile china", "--account", "111111111111")[1]["Statement"]
 
 
+def test_check_reads_the_function_in_the_account_of_the_credentials_themselves(written: Callable[..., Path]) -> None:
+    function = "engine: {type: lambda, function: orders-copy}\n"
+    config = written("{table: orders, region: us-east-1}", more=function)
+    _, own, _ = policy(config, "--account", ACCOUNT)
+    statements = {s["Sid"]: (s["Action"], s["Resource"]) for s in own["Statement"]}
+    arn_of_function = f"arn:aws:lambda:us-east-1:{ACCOUNT}:function:orders-copy"
+    assert statements["Function"] == (["lambda:GetFunctionConfiguration"], [arn_of_function])
+    assert statements["EventSourceMappings"] == (["lambda:ListEventSourceMappings"], ["*"])
+    _, of_function, _ = policy(config, "--account", ACCOUNT, "--function")
+    assert not {"Function", "EventSourceMappings"} & {s["Sid"] for s in of_function["Statement"]}
+
+    role = "arn:aws:iam::222222222222:role/reader"
+    config.write_text(config.read_text().replace("table: orders,", f"table: orders, role_arn: '{role}',", 1))
+    _, both, _ = policy(config)
+    assert {"Function", "EventSourceMappings", "Role"} == {s["Sid"] for s in both["default"]["Statement"]}
+    (function_arn,) = both["default"]["Statement"][0]["Resource"]
+    assert function_arn == "arn:aws:lambda:us-east-1:ACCOUNT:function:orders-copy"
+
+
 def test_a_role_has_a_policy_of_its_own_and_must_be_assumed(written: Callable[..., Path]) -> None:
     role = "arn:aws:iam::222222222222:role/reader"
     _, documents, _ = policy(written(f"{{table: orders, region: eu-west-1, role_arn: '{role}', profile: ops}}"))

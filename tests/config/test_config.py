@@ -501,6 +501,13 @@ class TestEngine:
             with pytest.raises(ConfigError, match=r"engine.type: lambda needs a target with transactions"):
                 config.load(write(RIGHT.replace(postgres, target) + "engine: {type: lambda}\n"), {})
 
+    def test_the_functions_name_is_one_that_aws_accepts(self, write: Write) -> None:
+        named = RIGHT + "engine: {type: lambda, function: orders-copy}\n"
+        assert config.load(write(named), {}).engine == Lambda(function="orders-copy")
+        for name in ("arn:aws:lambda:eu-west-1:1:function:x", "a" * 65, "b c"):
+            with pytest.raises(ConfigError, match=r"engine\.function: must be the name of a function: 1 to 64 letters"):
+                config.load(write(named.replace("orders-copy", f'"{name}"')), {})
+
     def test_what_needs_a_process_that_is_always_there_is_refused_behind_lambda(self, write: Write) -> None:
         assert config.load(write(RIGHT + "engine: {type: lambda}\n"), {}).engine == Lambda()
         for section in ("verify: {every: 24h}", "replaces: old.yaml"):

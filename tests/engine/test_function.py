@@ -183,6 +183,27 @@ def test_records_that_nothing_can_read_any_more_are_a_gap_behind_which_the_strea
     assert all(gap.repaired for gap in stack.gaps)
 
 
+def test_a_mapping_that_was_disabled_loses_nothing_and_for_too_long_is_a_gap() -> None:
+    stack = filled(shards=1)
+    function = stack.container()
+    for hours in (20, 25):
+        stack.write("k1", hours)
+        stack.deliver(function)  # which is the last before the mapping is disabled
+        for n in range(5):
+            stack.write(f"k{n}", 100 * hours + n)
+        stack.delete("k7" if hours == 20 else "k8")
+        stack.clock.now += hours * 3600.0
+        if hours > 24:
+            stack.trim_all()
+        stack.write("k9", hours)
+        stack.deliver(function)
+        assert (stack.stored == stack.wanted) == (hours == 20)
+        assert len(stack.gaps) == (hours == 25)
+    assert stack.stored[("k9",)] == {"pk": "k9", "v": 25}, "the stream is followed behind the gap"
+    stack.backfill(Allowed(resync=True))
+    assert stack.stored == stack.wanted
+
+
 def test_behind_a_gap_items_of_a_keys_only_stream_are_looked_up_not_deleted() -> None:
     stack = filled(view="KEYS_ONLY")
     function = stack.container()

@@ -84,6 +84,14 @@ def test_each_variable_of_the_config_is_a_parameter_that_nobody_sees(config: Pat
     assert all(document["Parameters"][v["Ref"]]["NoEcho"] for v in variables.values())
 
 
+def test_the_function_has_the_name_in_the_config(config: Path) -> None:
+    assert "FunctionName" not in template(config)[1]["Resources"]["Function"]["Properties"]
+    config.write_text(CONFIG.replace("lambda}", "lambda, function: orders-copy}"))
+    text, document = template(config)
+    assert document["Resources"]["Function"]["Properties"]["FunctionName"] == "orders-copy"
+    assert mistakes(text) == []
+
+
 def test_the_mapping_is_as_the_document_says(config: Path) -> None:
     mapping = template(config)[1]["Resources"]["Mapping"]["Properties"]
     text = (Path(__file__).parents[2] / "docs" / "lambda.md").read_text()

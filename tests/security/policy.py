@@ -23,6 +23,8 @@ RESOURCES = {
     ("target", "epochs"): f"{_DYNAMODB}EPOCHS",
     ("checkpoints", "table"): f"{_DYNAMODB}CHECKPOINTS",
     ("role", "role"): "arn:aws:iam::ACCOUNT:role/ROLE",
+    ("source", "function"): "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION",
+    ("source", "mappings"): "*",
     ("search", "es"): "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/*",
     ("search", "aoss"): "arn:aws:aoss:REGION:ACCOUNT:collection/COLLECTION",
 }

@@ -129,8 +129,20 @@ def _signed(signing: Any) -> None:
     signing.signer = with_note
 
 
+def _functions(functions: Any) -> None:
+    call = functions.Functions._call
+
+    @functools.wraps(call)
+    def with_note(self: Any, operation: str, resource: str, **request: str) -> Any:
+        note("source", "mappings" if operation == functions.LIST_MAPPINGS else "function", f"lambda:{operation}")
+        return call(self, operation, resource, **request)
+
+    functions.Functions._call = with_note
+
+
 _EDGES: Mapping[str, Callable[[Any], None]] = {
     "replicator.aws.boto": _client,
+    "replicator.aws.functions": _functions,
     "replicator.aws.request_signer": _signed,
 }
 

@@ -1,0 +1,196 @@
+"""What ``check`` says of the function on AWS Lambda, and of the event source mapping that delivers the stream to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from replicator.aws import boto
+from replicator.aws.functions import UNLIMITED, Configuration, EventSourceMapping, Functions
+from replicator.config.engine import Lambda
+from replicator.config.settings import Config
+from replicator.operations.finding import Finding, Verdict
+from replicator.operations.lambda_template import HANDLER, MEMORY, TIMEOUT
+from replicator.options import aws_options
+
+SHORTEST, LEAST = 30, 256  # seconds of the timeout, and MB of memory
+PARTIAL = "ReportBatchItemFailures"
+_AGAIN = "create it again, with the settings in docs/lambda.md"
+_NO_FILTER = "--filter-criteria '{}'"
+_STARTING = ("Creating", "Enabling", "Updating")
+
+
+def lambda_findings(config: Config, stream_arn: str | None) -> Iterator[Finding]:
+    """``stream_arn``: the table's stream, None if it is unknown. A function that does not exist yet is a note."""
+    assert isinstance(config.engine, Lambda)
+    name = config.engine.function
+    if name is None:
+        text = "not checked: the function and its event source mapping, because the config does not name the function"
+        yield Finding("engine", "note", text, "engine.function: NAME")
+        return
+    functions = Functions(boto.connect_lambda(config.source))
+    options = aws_options(config.source.model_copy(update={"endpoint_url": None}), stream_arn or "")
+    try:
+        yield from of_function(functions, Asked(name, stream_arn, options))
+    finally:
+        functions.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The function's name, the table's stream if it is known, and the options of ``aws`` that select the account."""
+
+    function: str
+    stream_arn: str | None
+    options: str
+
+    def command(self, verb: str, arguments: str) -> str:
+        return f"aws lambda {verb} {arguments}{self.options}"
+
+
+def of_function(functions: Functions, asked: Asked) -> Iterator[Finding]:
+    configuration = functions.configuration(asked.function)
+    if configuration is None:
+        text = f"function {asked.function} does not exist yet, so neither it nor its mapping was checked"
+        yield Finding("engine.function", "note", text, "docs/lambda.md says how it is deployed")
+        return
+    yield from of_configuration(configuration, asked)
+    yield from of_mappings(functions.mappings(asked.function, asked.stream_arn), asked)
+
+
+def of_configuration(configuration: Configuration, asked: Asked) -> Iterator[Finding]:
+    def update(option: str) -> str:
+        return asked.command("update-function-configuration", f"--function-name {asked.function} {option}")
+
+    if configuration.timeout < SHORTEST:
+        text = f"Timeout is {configuration.timeout} s, of which an invocation has three less to store a batch"
+        yield Finding("engine.function", "problem", text, update(f"--timeout {TIMEOUT}"))
+    if configuration.memory_size < LEAST:
+        text = f"MemorySize is {configuration.memory_size} MB; batches of many or large items need more"
+        yield Finding("engine.function", "note", text, update(f"--memory-size {MEMORY}"))
+    if configuration.handler != HANDLER:
+        text = f"Handler is {configuration.handler or 'not set'}, which is not replicator's"
+        yield Finding("engine.function", "note", text, f"unless it calls {HANDLER}: {update(f'--handler {HANDLER}')}")
+
+
+def of_mappings(mappings: Sequence[EventSourceMapping], asked: Asked) -> Iterator[Finding]:
+    """``mappings``: all that invoke the function, or read the stream for a version of it."""
+    stream = asked.stream_arn
+    reading = [m for m in mappings if stream in (None, m.stream_arn)]
+    for mapping in mappings:
+        if mapping not in reading:
+            text = f"{mapping.uuid} reads {mapping.stream_arn or 'no stream'}, but the table's stream is {stream}"
+            yield Finding("mapping", "problem", text, asked.command("delete-event-source-mapping", _uuid(mapping)))
+    if not reading:
+        text = f"no event source mapping delivers the table's stream to {asked.function}"
+        yield Finding("mapping", "problem", text, "create it with the settings in docs/lambda.md")
+    if len(reading) > 1:
+        text = f"{len(reading)} mappings deliver the stream, and delay each other: {', '.join(m.uuid for m in reading)}"
+        yield Finding("mapping", "problem", text, "delete all but one")
+    for mapping in reading:
+        found = list(of_mapping(mapping, asked))
+        yield from found
+        if all(finding.verdict != "problem" for finding in found):
+            yield Finding("mapping", "ok", f"{mapping.uuid} delivers the stream to {asked.function}")
+
+
+def of_mapping(mapping: EventSourceMapping, asked: Asked) -> Iterator[Finding]:
+    """A problem if changes would be refused, given up or noticed late; a note if they would only be read twice."""
+
+    def finding(verdict: Verdict, text: str, option: str) -> Finding:
+        is_option = option.startswith("--")
+        do = asked.command("update-event-source-mapping", f"{_uuid(mapping)} {option}") if is_option else option
+        return Finding("mapping", verdict, text, do)
+
+    for wrong in (*_state(mapping), *_delivery(mapping), *_failures(mapping), *_filters(mapping)):
+        yield finding(*wrong)
+
+
+Wrong = tuple[Verdict, str, str]
+"""The verdict, the sentence, and the option of an update that corrects it, or other advice."""
+
+
+def _uuid(mapping: EventSourceMapping) -> str:
+    return f"--uuid {mapping.uuid}"
+
+
+def _state(mapping: EventSourceMapping) -> Iterator[Wrong]:
+    if mapping.state in _STARTING:
+        yield "note", f"{mapping.uuid} is not ready yet: State is {mapping.state}", ""
+    elif mapping.state != "Enabled":
+        text = f"State is {mapping.state or 'unknown'}: nothing is delivered, and after 24 hours that is a gap"
+        yield "problem", text, _AGAIN if mapping.state == "Deleting" else "--enabled"
+    if "PROBLEM" in (mapping.last_result or ""):
+        yield "note", f"the last invocation failed ({mapping.last_result}); the function's log says why", ""
+
+
+def _delivery(mapping: EventSourceMapping) -> Iterator[Wrong]:
+    if not mapping.window:
+        text = "TumblingWindowInSeconds is not set: events do not name their shard, and the function refuses them"
+        yield "problem", text, "--tumbling-window-in-seconds 60"
+    if (factor := mapping.factor or 1) > 1:
+        text = (
+            f"ParallelizationFactor is {factor}: each of several batches of a shard at a time lacks records of the "
+            "others, so the function reads the stream, and they delay each other"
+        )
+        yield "problem", text, "--parallelization-factor 1"
+    if mapping.starting_position not in (None, "TRIM_HORIZON"):
+        text = (
+            f"StartingPosition is {mapping.starting_position}: what a new mapping skips is read from the stream, which "
+            "is slower. It cannot be changed, and no longer matters once the mapping has delivered records"
+        )
+        yield "note", text, ""
+
+
+def _failures(mapping: EventSourceMapping) -> Iterator[Wrong]:
+    if PARTIAL not in (mapping.response_types or ()):
+        text = (
+            f"FunctionResponseTypes does not hold {PARTIAL}: Lambda takes a batch that is stored in part for a whole "
+            "one, and the rest of it is read from the stream with the next batch or by the schedule"
+        )
+        yield "problem", text, f"--function-response-types {PARTIAL}"
+    for name, limit, option in (
+        ("MaximumRetryAttempts", mapping.retries, "--maximum-retry-attempts=-1"),
+        ("MaximumRecordAgeInSeconds", mapping.record_age, "--maximum-record-age-in-seconds=-1"),
+    ):
+        if limit not in (None, UNLIMITED):
+            text = (
+                f"{name} is {limit}: Lambda gives up batches that fail for longer, and they are read from the stream "
+                "with the next batch or by the schedule"
+            )
+            yield "problem", text, option
+    if mapping.bisects:
+        text = f"BisectBatchOnFunctionError has no use: {PARTIAL} already names the first record that is not stored"
+        yield "note", text, "--no-bisect-batch-on-function-error"
+
+
+def _filters(mapping: EventSourceMapping) -> Iterator[Wrong]:
+    """Filters keep nothing out of the copy, because the function reads what they left out from the stream."""
+    instead = "To keep items out of the copy, let the hook return None for them"
+    if mapping.filter_error:
+        yield "problem", f"FilterCriteria cannot be read, and must be none. {instead}", _NO_FILTER
+    for pattern in mapping.patterns:
+        if of_keys_alone(pattern):
+            text = (
+                f"FilterCriteria {pattern} leaves items out that the function then reads from the stream, more slowly"
+            )
+            yield "note", f"{text}. {instead}", _NO_FILTER
+        else:
+            text = (
+                f"FilterCriteria {pattern} lets an item leave unnoticed: a delete, or a change after which it no "
+                "longer matches, is not delivered, and is read from the stream with the next batch or by the schedule"
+            )
+            yield "problem", f"{text}. {instead}", _NO_FILTER
+
+
+def of_keys_alone(pattern: str) -> bool:
+    """Whether an item always matches or never does, whatever is done to it: only its key is asked for."""
+    try:
+        asked = orjson.loads(pattern)
+    except orjson.JSONDecodeError:
+        return False
+    if not isinstance(asked, dict) or asked.keys() != {"dynamodb"}:
+        return False
+    return isinstance(asked["dynamodb"], dict) and asked["dynamodb"].keys() == {"Keys"}

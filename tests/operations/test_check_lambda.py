@@ -1,0 +1,301 @@
+"""What ``check`` says of the function on AWS Lambda and of its event source mapping.
+
+Responses are those of AWS' service model: botocore's stubber refuses others. The template is read back through moto.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from botocore.parsers import ResponseParserError
+from botocore.stub import Stubber
+from click.testing import CliRunner
+from moto import mock_aws
+
+from replicator.aws import boto
+from replicator.aws.functions import GET_FUNCTION, LIST_MAPPINGS, Functions
+from replicator.cli import main
+from replicator.config.engine import Lambda
+from replicator.config.settings import Config, Source
+from replicator.config.target import Destination
+from replicator.errors import TransientError
+from replicator.operations.check_lambda import Asked, lambda_findings, of_function
+from replicator.operations.check_offline import gathered
+from replicator.operations.finding import Finding, exit_code
+from replicator.operations.lambda_template import HANDLER, MAPPING
+from tests.security.policy import documented
+
+STREAM = "arn:aws:dynamodb:eu-west-1:123456789012:table/orders/stream/2026-01-01T00:00:00.000"
+OTHER = STREAM.replace("2026", "2025")
+FUNCTION = "arn:aws:lambda:eu-west-1:123456789012:function:orders-copy"
+UUID = "14e0db71-5d35-4eb5-b481-8945cf9d10c2"
+SECOND = UUID[::-1]
+ASKED = Asked("orders-copy", STREAM, " --region eu-west-1")
+UPDATE = f"aws lambda update-event-source-mapping --uuid {UUID} "
+RIGHT = {"UUID": UUID, "EventSourceArn": STREAM, "FunctionArn": FUNCTION, "State": "Enabled", **MAPPING}
+DEPLOYED = {"FunctionArn": FUNCTION, "Handler": HANDLER, "Timeout": 300, "MemorySize": 512}
+
+
+@pytest.fixture
+def client() -> Any:
+    keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
+    return boto3.client("lambda", region_name="eu-west-1", **keys)
+
+
+def found(
+    client: Any, *mappings: Mapping[str, Any], function: Mapping[str, Any] = DEPLOYED, of_versions: int = 0
+) -> list[Finding]:
+    """``of_versions``: how many mappings, the last ones, invoke a version, so that they are only listed by stream."""
+    own, others = mappings[: len(mappings) - of_versions], mappings[len(mappings) - of_versions :]
+    with Stubber(client) as aws:
+        aws.add_response("get_function_configuration", dict(function), {"FunctionName": "orders-copy"})
+        responses: list[Mapping[str, Any]] = [{"EventSourceMappings": [m]} for m in own] or [
+            {"EventSourceMappings": []}
+        ]
+        for page, response in enumerate(responses):  # one a page
+            more = {"NextMarker": str(page + 1)} if page + 1 < len(responses) else {}
+            marker = {"Marker": str(page)} if page else {}
+            aws.add_response(
+                "list_event_source_mappings", {**response, **more}, {"FunctionName": "orders-copy", **marker}
+            )
+        reading = [m for m in mappings if m["EventSourceArn"] == STREAM]
+        aws.add_response("list_event_source_mappings", {"EventSourceMappings": reading}, {"EventSourceArn": STREAM})
+        assert len(others) <= len(reading)
+        return list(of_function(Functions(client), ASKED))
+
+
+def problems(findings: list[Finding], verdict: str = "problem") -> list[Finding]:
+    return [finding for finding in findings if finding.verdict == verdict]
+
+
+def test_a_mapping_with_the_settings_of_the_template_is_right(client: Any) -> None:
+    text = f"{UUID} delivers the stream to orders-copy"
+    assert found(client, RIGHT) == [Finding("mapping", "ok", text)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "option"),
+    [
+        ({"TumblingWindowInSeconds": 0}, "TumblingWindowInSeconds is not set", "--tumbling-window-in-seconds 60"),
+        ({"ParallelizationFactor": 2}, "ParallelizationFactor is 2", "--parallelization-factor 1"),
+        (
+            {"FunctionResponseTypes": []},
+            "FunctionResponseTypes does not hold ReportBatchItemFailures",
+            "--function-response-types ReportBatchItemFailures",
+        ),
+        ({"MaximumRetryAttempts": 0}, "MaximumRetryAttempts is 0", "--maximum-retry-attempts=-1"),
+        (
+            {"MaximumRecordAgeInSeconds": 3600},
+            "MaximumRecordAgeInSeconds is 3600",
+            "--maximum-record-age-in-seconds=-1",
+        ),
+        ({"State": "Disabled"}, "State is Disabled: nothing is delivered", "--enabled"),
+        (
+            {"FilterCriteriaError": {"ErrorCode": "KMSKeyNotFound", "Message": "the key is gone"}},
+            "FilterCriteria cannot be read",
+            "--filter-criteria '{}'",
+        ),
+    ],
+)
+def test_each_wrong_setting_is_a_problem_with_the_command_that_corrects_it(
+    client: Any, setting: dict[str, Any], text: str, option: str
+) -> None:
+    (problem,) = found(client, RIGHT | setting)
+    assert (problem.verdict, problem.text[: len(text)]) == ("problem", text)
+    assert problem.do == f"{UPDATE}{option} --region eu-west-1"
+
+
+def test_a_mapping_that_is_being_deleted_is_a_problem_that_no_update_corrects(client: Any) -> None:
+    (problem,) = found(client, RIGHT | {"State": "Deleting"})
+    assert problem.text.startswith("State is Deleting: nothing is delivered")
+    assert problem.do == "create it again, with the settings in docs/lambda.md"
+
+
+@pytest.mark.parametrize("missing", ["TumblingWindowInSeconds", "FunctionResponseTypes"])
+def test_a_setting_that_the_response_leaves_out_is_wrong_if_its_default_is(client: Any, missing: str) -> None:
+    (problem,) = found(client, {k: v for k, v in RIGHT.items() if k != missing})
+    assert problem.text.startswith(missing)
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ({"BisectBatchOnFunctionError": True}, "BisectBatchOnFunctionError has no use"),
+        ({"StartingPosition": "LATEST"}, "StartingPosition is LATEST"),
+        ({"State": "Enabling"}, f"{UUID} is not ready yet: State is Enabling"),
+        ({"LastProcessingResult": "PROBLEM: Function call failed"}, "the last invocation failed (PROBLEM: Function"),
+    ],
+)
+def test_what_costs_nothing_but_time_is_a_note(client: Any, setting: dict[str, Any], text: str) -> None:
+    findings = found(client, RIGHT | setting)
+    assert exit_code(findings) == 0
+    assert problems(findings, "note")[0].text.startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "verdict"),
+    [
+        ('{"dynamodb": {"NewImage": {"status": {"S": ["open"]}}}}', "problem"),
+        ('{"dynamodb": {"Keys": {"id": {"S": ["1"]}}, "NewImage": {"n": {"N": ["1"]}}}}', "problem"),
+        ('{"eventName": ["INSERT", "MODIFY"]}', "problem"),
+        ('{"userIdentity": [{"exists": false}]}', "problem"),
+        ("no json", "problem"),
+        ('["dynamodb"]', "problem"),
+        ('{"dynamodb": {"Keys": {"id": {"S": [{"prefix": "eu-"}]}}}}', "note"),
+    ],
+)
+def test_a_filter_that_lets_an_item_leave_unnoticed_is_refused(client: Any, pattern: str, verdict: str) -> None:
+    findings = found(client, RIGHT | {"FilterCriteria": {"Filters": [{"Pattern": pattern}]}})
+    (finding,) = problems(findings, verdict)
+    assert finding.text.startswith(f"FilterCriteria {pattern} le")
+    assert "let the hook return None" in finding.text
+    assert ("unnoticed" in finding.text) == (verdict == "problem")
+    assert finding.do == f"{UPDATE}--filter-criteria '{{}}' --region eu-west-1"
+
+
+def test_a_mapping_of_another_stream_is_named_with_the_command_that_deletes_it(client: Any) -> None:
+    other, missing = found(client, RIGHT | {"EventSourceArn": OTHER})
+    assert other.text == f"{UUID} reads {OTHER}, but the table's stream is {STREAM}"
+    assert other.do == f"aws lambda delete-event-source-mapping --uuid {UUID} --region eu-west-1"
+    assert missing.text == "no event source mapping delivers the table's stream to orders-copy"
+
+
+def test_no_mapping_is_a_problem_once_the_function_is_deployed(client: Any) -> None:
+    (problem,) = found(client)
+    assert problem.verdict == "problem"
+    assert problem.text == "no event source mapping delivers the table's stream to orders-copy"
+
+
+@pytest.mark.parametrize("of_versions", [0, 1])
+def test_two_mappings_of_the_stream_are_named_also_if_one_invokes_a_version(client: Any, of_versions: int) -> None:
+    second = RIGHT | {"UUID": SECOND, "FunctionArn": f"{FUNCTION}:live" if of_versions else FUNCTION}
+    first, *_ = problems(found(client, RIGHT, second, of_versions=of_versions))
+    assert first.text == f"2 mappings deliver the stream, and delay each other: {UUID}, {SECOND}"
+
+
+def test_what_delivers_the_stream_to_another_function_is_of_no_matter(client: Any) -> None:
+    another = RIGHT | {"UUID": SECOND, "FunctionArn": f"{FUNCTION}-2"}
+    assert [f.verdict for f in found(client, RIGHT, another, of_versions=1)] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "verdict", "text", "option"),
+    [
+        ({"Timeout": 29}, "problem", "Timeout is 29 s", "--timeout 300"),
+        ({"MemorySize": 128}, "note", "MemorySize is 128 MB", "--memory-size 512"),
+        ({"Handler": "own.handler"}, "note", "Handler is own.handler", f"--handler {HANDLER}"),
+    ],
+)
+def test_a_function_with_too_little_is_named_with_the_command_that_gives_it_more(
+    client: Any, setting: dict[str, Any], verdict: str, text: str, option: str
+) -> None:
+    first, _ = found(client, RIGHT, function=DEPLOYED | setting)
+    assert (first.verdict, first.text[: len(text)]) == (verdict, text)
+    assert first.do.endswith(
+        f"aws lambda update-function-configuration --function-name orders-copy {option} --region eu-west-1"
+    )
+
+
+def test_a_function_that_is_not_deployed_yet_is_a_note(client: Any) -> None:
+    with Stubber(client) as aws:
+        aws.add_client_error("get_function_configuration", "ResourceNotFoundException", http_status_code=404)
+        (note,) = of_function(Functions(client), ASKED)
+    assert note.verdict == "note"
+    assert note.text.startswith("function orders-copy does not exist yet")
+
+
+@pytest.mark.parametrize("operation", [GET_FUNCTION, LIST_MAPPINGS])
+def test_a_missing_permission_is_named(client: Any, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+    monkeypatch.setattr(boto, "connect_lambda", lambda access: client)
+    resources = {GET_FUNCTION: "function orders-copy", LIST_MAPPINGS: "*"}
+    with Stubber(client) as aws:
+        if operation != GET_FUNCTION:
+            aws.add_response("get_function_configuration", DEPLOYED)
+        method = {GET_FUNCTION: "get_function_configuration", LIST_MAPPINGS: "list_event_source_mappings"}[operation]
+        aws.add_client_error(method, "AccessDeniedException", "no policy allows it", 403)
+        (denied,) = gathered("engine", lambda_findings(config("orders-copy"), STREAM))
+    assert denied.verdict == "forbidden"
+    assert denied.text.startswith(f"lambda:{operation} on {resources[operation]} is not permitted")
+    assert f"lambda:{operation}" in {permission.action for permission in documented()}
+
+
+def config(function: str | None) -> Config:
+    target = Destination("memory", None, None, {})  # type: ignore[arg-type]
+    return Config("orders", Source(table="orders", region="eu-west-1"), target, engine=Lambda(function=function))
+
+
+def test_without_the_functions_name_nothing_is_asked_and_check_says_so() -> None:
+    (note,) = lambda_findings(config(None), STREAM)
+    assert note.verdict == "note"
+    assert note.text.startswith("not checked: the function and its event source mapping")
+    assert note.do == "engine.function: NAME"
+
+
+def test_a_response_that_is_not_from_aws_is_transient(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise ResponseParserError("<html>secret</html>")
+
+    monkeypatch.setattr(client, "get_function_configuration", fail, raising=False)
+    with pytest.raises(
+        TransientError, match=r"^lambda:GetFunctionConfiguration on function .*the response is not from AWS Lambda$"
+    ):
+        Functions(client).configuration("orders-copy")
+
+
+TEMPLATED = """
+pipeline: orders
+source: {table: orders, region: eu-west-1}
+target: {type: postgres, url: "postgresql://me@localhost/x", table: orders}
+engine: {type: lambda, function: orders-copy}
+"""
+
+
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "local")
+    with mock_aws(config={"lambda": {"use_docker": False}}):
+        yield
+
+
+def stream_of_orders() -> str:
+    created = boto3.client("dynamodb", region_name="eu-west-1").create_table(
+        TableName="orders",
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+        StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+    )
+    return str(created["TableDescription"]["LatestStreamArn"])
+
+
+def test_what_the_template_deploys_passes_the_check(account: None, tmp_path: Path) -> None:
+    path = tmp_path / "orders.yaml"
+    path.write_text(TEMPLATED)
+    printed = CliRunner().invoke(main, ["lambda", "template", str(path)])
+    resources = yaml.safe_load(printed.stdout)["Resources"]
+    function, mapping = (resources[name]["Properties"] for name in ("Function", "Mapping"))
+    stream, code = stream_of_orders(), io.BytesIO()
+    with zipfile.ZipFile(code, "w") as archive:
+        archive.writestr("handler.py", "")
+    role = boto3.client("iam").create_role(RoleName="orders", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    aws = boto3.client("lambda", region_name="eu-west-1")
+    settings = {name: function[name] for name in ("FunctionName", "Handler", "Runtime", "Timeout", "MemorySize")}
+    aws.create_function(**settings, Role=role, Code={"ZipFile": code.getvalue()})
+    delivered = mapping | {"EventSourceArn": stream, "FunctionName": function["FunctionName"]}
+    uuid = aws.create_event_source_mapping(**delivered)["UUID"]
+
+    checked = config("orders-copy")
+    ok = [Finding("mapping", "ok", f"{uuid} delivers the stream to orders-copy")]
+    assert list(lambda_findings(checked, stream)) == ok
+
+    aws.update_event_source_mapping(UUID=uuid, TumblingWindowInSeconds=0)
+    assert exit_code(list(lambda_findings(checked, stream))) == 2
+    assert next(iter(lambda_findings(config("another"), stream))).verdict == "note"
