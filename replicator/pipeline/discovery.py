@@ -32,7 +32,11 @@ class News:
 
 @dataclass(slots=True)
 class Discovery:
-    """Remembers past listings, because a single one may be stale, partial or contradictory."""
+    """Remembers past listings, because a single one may be stale, partial or contradictory.
+
+    ``needed_since``: the time of an existing export whose items the epoch copies. Shards of before the epoch are needed
+    if they may have records of later: all of those that its first listing had.
+    """
 
     misses: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
@@ -42,6 +46,7 @@ class Discovery:
     unknown: set[str] = field(default_factory=set)  # shards that the endpoint does not know, without any loss
     closed: set[str] = field(default_factory=set)
     listed: float | None = None  # when the last complete listing was requested
+    needed_since: float | None = None
 
     def news(self, known: Mapping[str, ShardState], listing: Listing) -> News:
         """What the listing adds to ``known``. GapFound if a needed shard, or a parent, is missing for too long."""
@@ -51,7 +56,11 @@ class Discovery:
         before = _before_epoch(known, listed)
         for shard in lineage.newcomers(known, listed):
             state = stages.new_shard(shard, {**known, **new}, self.listed)
-            new[shard.id] = replace(state, ended=True, whole=False) if shard.id in before else state
+            if shard.id not in before:
+                new[shard.id] = state
+                continue
+            self._check_not_needed(shard.id, listing.at)
+            new[shard.id] = replace(state, ended=True, whole=False)
         if not listing.complete:
             return News(new)
         orphans = lineage.orphans(known, listed)
@@ -68,6 +77,13 @@ class Discovery:
         self.closed -= gone
         self.leaves -= gone
         return News(new, frozenset(gone), frozenset(finished))
+
+    def _check_not_needed(self, shard: str, now: float) -> None:
+        if self.needed_since is not None and now - self.needed_since < retention.RETENTION:
+            raise GapFound(
+                "the listing with which the epoch began lacked the shard, which may have changes since the export",
+                shard,
+            )
 
     def read_from(self, shard: str) -> None:
         """Note that the shard returned a page, so that it exists whatever listings say."""

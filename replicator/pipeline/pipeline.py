@@ -106,7 +106,7 @@ class Pipeline:
         self.parked = parked if parked is not None else ParkedItems.among(claimed.entries)
         heartbeat = self.view.heartbeat
         self.listing_stored = heartbeat.listed if heartbeat is not None else None  # time of the last stored listing
-        self.discovery = Discovery(listed=self.listing_stored)
+        self.discovery = Discovery(listed=self.listing_stored, needed_since=needed_since(self.view.pipeline))
         self.shards: dict[str, ShardState] = dict(self.view.shards)  # as stored
         self.segments: dict[str, SegmentState] = dict(self.view.segments)
         self.state: PipelineState | None = self.view.pipeline
@@ -183,7 +183,7 @@ class Pipeline:
         self._pending += [("segment", id, s) for id, s in segments.items()]
         self._pending.append(("pipeline", "", state))
         self._pending.append(("definition", "", definition))
-        self.discovery = Discovery(listed=listing.at)
+        self.discovery = Discovery(listed=listing.at, needed_since=needed_since(state))
         self.state = None  # nothing may be read until this is stored
         self.shards, self.segments = {}, {}
         self._readable = self._childless = None
@@ -689,6 +689,11 @@ class Pipeline:
 
     def _changing_stage(self) -> bool:
         return any(kind == "pipeline" for kind, _, _ in self._pending)
+
+
+def needed_since(state: PipelineState | None) -> float | None:
+    """``Discovery.needed_since``."""
+    return None if state is None or state.export is None else state.export.at
 
 
 def _phase(state: PipelineState | None) -> tuple[int, str, bool] | None:

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from replicator.source import export
+from replicator.testing.dynamodb import parentless
 from tests.faults.test_requests import request_one
 from tests.faults.world import HOUR, TABLE, World
 
@@ -205,6 +206,25 @@ def test_an_existing_export_is_followed_by_all_changes_since_its_time(faults: Wo
     faults.copied()
 
     assert not faults.client.times("Scan") + faults.client.times("ExportTableToPointInTime")
+
+
+def test_a_shard_that_the_first_listing_lacked_is_a_gap_if_it_may_have_changes_since_the_export(faults: World) -> None:
+    """With a scan it would not be needed: it had closed before."""
+    faults.fill(7)
+    faults.db.exports.enable(TABLE)
+    faults.clock.move(faults.clock() + HOUR)
+    faults.configure(on_gap="resync", backfill={"from": "export", "export": exported(faults)})
+    faults.clock.move(faults.clock() + HOUR)
+    faults.put("k1", "new", n=1)
+    faults.db.delete(TABLE, {"id": "k2"})
+    faults.db.roll_all(TABLE)
+    faults.db.misreport(parentless, times=2)  # the second is the listing of all shards
+    ended = faults.run()
+    assert (ended.code, "and a gap was found at" in ended.err) == (2, True), ended
+    assert "may have changes since the export" in faults.gaps[0].reason
+
+    faults.configure(on_gap="resync", backfill={"from": "export", "bucket": BUCKET})
+    faults.copied()
 
 
 TOO_OLD = "hours ago. The stream keeps changes for 24 hours"
