@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from replicator.errors import ConfigError
@@ -11,6 +11,8 @@ from replicator.errors import ConfigError
 if TYPE_CHECKING:
     from replicator.config.monitoring import Address
     from replicator.config.settings import Config
+    from replicator.monitoring.board import Board
+    from replicator.monitoring.monitor import Monitor
     from replicator.pipeline.progress import Progress
 
 
@@ -24,13 +26,46 @@ def monitored(config: Config, path: str, listen: str | None, observe: Callable[[
     from replicator.monitoring.server import monitor_of, serving, subject_of
 
     monitor = monitor_of(subject_of(config, path))
+    with serving(monitor, address):
+        yield _receivers(monitor, observe)
 
+
+@contextlib.contextmanager
+def boards(configs: Sequence[Config], listen: str | None) -> Iterator[Callable[[Config], Board | None]]:
+    """Serves the pipelines of a process that are to be served at one address together: yields what tells the board of a
+    config, if it has one.
+    """
+    addresses = [_address(config, listen) for config in configs]
+    shared = [a for a in dict.fromkeys(addresses) if a is not None and (listen is not None or addresses.count(a) > 1)]
+    with contextlib.ExitStack() as stack:
+        found: dict[Address, Board] = {}
+        for address in shared:
+            from replicator.monitoring.server import serving_several
+
+            found[address] = stack.enter_context(serving_several(address))
+        yield lambda config: found.get(address) if (address := _address(config, listen)) is not None else None
+
+
+@contextlib.contextmanager
+def shown(config: Config, path: str, board: Board | None, observe: Callable[[Progress], None]) -> Iterator[Any]:
+    """Like ``monitored``, of one of several pipelines; on the ``board``, if there is one."""
+    if board is None:
+        with monitored(config, path, None, observe) as receivers:
+            yield receivers
+        return
+    from replicator.monitoring.server import monitor_of, subject_of
+
+    monitor = monitor_of(subject_of(config, path))
+    with board.showing(monitor):
+        yield _receivers(monitor, observe)
+
+
+def _receivers(monitor: Monitor, observe: Callable[[Progress], None]) -> Mapping[str, Any]:
     def both(progress: Progress) -> None:
         monitor.observe(progress)
         observe(progress)
 
-    with serving(monitor, address):
-        yield {"observe": both, "measurements": monitor}
+    return {"observe": both, "measurements": monitor}
 
 
 def audited(config: Config, more: Mapping[str, Any]) -> Mapping[str, Any]:

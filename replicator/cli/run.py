@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -162,28 +163,27 @@ def _run_each(
     **how: Any,
 ) -> int:
     """Run the pipelines of several configs; the exit code. A config that cannot be loaded does not stop the others."""
-    if listen is not None:
-        raise ConfigError("--listen: each of several pipelines needs its own port: set monitoring in its config")
     if how["until"] == "backfilled":
         raise ConfigError("--until backfilled: hand over one pipeline at a time, each with a command of its own")
     say_first(f"{len(paths)} pipelines" if len(paths) > 1 else paths[0], as_json)
     from replicator.cli import live_view
-    from replicator.cli.monitored import audited, monitored
+    from replicator.cli.monitored import audited, boards, shown
     from replicator.config import settings
     from replicator.engine import generations, several
     from replicator.engine.run import run as run_pipeline
 
     codes: list[int] = []
     stop = stop_on_signals(lambda: several.worst(codes))
-    with live_view.several(as_json) as observer_of:
+    with live_view.several(as_json) as observer_of, contextlib.ExitStack() as stack:
         own = _loaded(
             paths, lambda path: _in_this_process(settings.load_each(path, engine=engine, target=target)), codes
         )
         loaded = _apart(own, codes)
         sharing = several.Sharing()
+        board_of = stack.enter_context(boards(loaded, listen))
 
         def work(config: Config, confirm: Callable[[], None]) -> None:
-            with monitored(config, str(config.path), None, observer_of(config.pipeline)) as more:
+            with shown(config, str(config.path), board_of(config), observer_of(config.pipeline)) as more:
                 pages = sharing.of(config.source)
                 run_pipeline(config, stop=stop, confirm=confirm, pages=pages, **audited(config, more), **how)
             log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": config.pipeline})

@@ -479,9 +479,6 @@ def _together(configs: Sequence[Config]) -> Iterator[Problem]:
             if path is not None and path == _file(one):
                 text = f"the target {one.target_name} keeps its checkpoints in the same file; leave out the path"
                 yield Problem((*place, "checkpoints"), text)
-            if later.monitoring is not None and later.monitoring == one.monitoring:
-                text = f"the target {one.target_name} has the same monitoring.listen; give each target its own"
-                yield Problem((*place, "monitoring"), text)
 
 
 def _file(config: Config) -> Path | None:

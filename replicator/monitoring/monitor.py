@@ -15,6 +15,8 @@ from replicator.monitoring.metrics import Metrics, Moment
 from replicator.pipeline.details import Details
 from replicator.pipeline.progress import CURRENT, Progress, aged, as_values
 
+FAILED = "the pipeline has ended by an error, which is in the log"
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -52,6 +54,7 @@ class Monitor:
         self._progress, self._details = Progress("starting"), Details()
         self._mark = Mark()
         self._reported = self._moved = monotonic()
+        self._failed = False
 
     # The run's thread
 
@@ -68,6 +71,10 @@ class Monitor:
 
     def waiting(self, reason: str | None) -> None:
         self._progress, self._reported = structs.replace(self._progress, waiting_for=reason), self._monotonic()
+
+    def fail(self) -> None:
+        """The pipeline has ended by an error, while the process continues with others."""
+        self._failed = True
 
     def active(self) -> None:
         self._moved = self._monotonic()
@@ -105,6 +112,8 @@ class Monitor:
         return progress if silent < CURRENT else aged(progress, silent)
 
     def health(self) -> Verdict:
+        if self._failed:
+            return Verdict(False, FAILED)
         stuck = self._monotonic() - self._moved
         return health(stuck=stuck, silent=self.silent, waiting_for=self._progress.waiting_for)
 

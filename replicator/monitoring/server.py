@@ -14,7 +14,10 @@ from replicator.config.monitoring import Address
 from replicator.errors import ConfigError
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from replicator.config.settings import Config
+    from replicator.monitoring.board import Board
     from replicator.monitoring.monitor import Monitor, Subject
 
 log = logging.getLogger("replicator")
@@ -57,14 +60,32 @@ def require_packages() -> None:
 
 @contextlib.contextmanager
 def serving(monitor: Monitor, address: Address) -> Iterator[None]:
-    """Serve until the block ends. ConfigError if the address cannot be used."""
-    import uvicorn
-
+    """Serve one pipeline until the block ends. ConfigError if the address cannot be used."""
     from replicator.monitoring.app import application
+
+    with _serving(application(monitor, allowed_hosts(address)), address):
+        yield
+
+
+@contextlib.contextmanager
+def serving_several(address: Address) -> Iterator[Board]:
+    """Serve the pipelines that are on the board until the block ends. ConfigError if that is not possible."""
+    require_packages()
+    from replicator.monitoring.app import application_of_several
+    from replicator.monitoring.board import Board
+
+    board = Board()
+    with _serving(application_of_several(board, allowed_hosts(address)), address):
+        yield board
+
+
+@contextlib.contextmanager
+def _serving(application: Starlette, address: Address) -> Iterator[None]:
+    import uvicorn
 
     listener = bound(address)
     config = uvicorn.Config(
-        application(monitor, allowed_hosts(address)),
+        application,
         http="h11",
         ws="none",
         log_config=None,

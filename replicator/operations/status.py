@@ -139,6 +139,10 @@ def _reported(config: Config) -> Mapping[str, Any] | None:
             values = json.loads(response.read(LARGEST_REPORT))
     except (OSError, ValueError, urllib.error.HTTPError):
         return None
+    if isinstance(values, dict) and isinstance(values.get("pipelines"), list):  # those of a process, at one address
+        values = next(
+            (v for v in values["pipelines"] if isinstance(v, dict) and v.get("pipeline") == config.pipeline), {}
+        )
     expected = as_values(Progress("live")).keys() | {"pipeline", "reduced_guarantee"}
     own = isinstance(values, dict) and values.keys() == expected and values["pipeline"] == config.pipeline
     return values if own else None

@@ -14,9 +14,11 @@ import yaml
 from click.testing import CliRunner
 
 from replicator.cli import main
+from replicator.testing.servers.programs import free_port
 from tests.cli.command_line import World, words
 from tests.cli.test_run import await_that
 from tests.cli.test_run_several import events
+from tests.monitoring.client import get
 
 NAMES = ("rows", "copies")
 
@@ -102,12 +104,15 @@ def catch_up(world: World, *more: str) -> tuple[int, str]:
 
 
 def test_targets_are_copied_and_followed_by_one_run_and_each_can_be_added_and_removed(both: World) -> None:
-    with both.shell.start("run", both.config) as process:
+    port = free_port()
+    with both.shell.start("run", both.config, "--listen", f"127.0.0.1:{port}") as process:
         await_that(lambda: both.has_table("orders") and both.has_table("copies"), process)
         both.db.put("orders", {"id": "2"})
         await_that(lambda: ids(both, "orders") == ids(both, "copies") == ["1", "2"], process)
+        shown = get(port, "/status.json").json["pipelines"]
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=30)
+    assert [one["pipeline"] for one in shown] == ["orders.copies", "orders.rows"]
     assert (process.returncode, snapshots(out)) == (0, {"orders.rows", "orders.copies"})
 
     configure(both, "rows", "copies", "more")

@@ -209,10 +209,6 @@ WAREHOUSE = BOTH[BOTH.index("  warehouse:") :]
             "21: targets.copy.checkpoints: the target search keeps its checkpoints in the same file",
         ),
         (
-            ("parked_limit: 7", "monitoring: {}"),
-            "15: targets.warehouse.monitoring: the target search has the same monitoring.listen",
-        ),
-        (
             (WAREHOUSE, f"{WAREHOUSE}    checkpoints: {{}}\n"),
             "20: targets.warehouse.checkpoints: this target stores checkpoints itself",
         ),
