@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -14,6 +15,7 @@ from replicator.errors import ConfigError
 from replicator.monitoring.board import Board
 from replicator.monitoring.monitor import FAILED, Monitor
 from replicator.monitoring.server import serving_several
+from replicator.operations.status import read_each
 from replicator.pipeline.progress import Progress
 from replicator.testing.servers.programs import free_port
 from tests.monitoring.client import get
@@ -100,3 +102,19 @@ def test_a_thread_that_goes_on_as_another_pipeline_is_shown_as_that_one_only() -
     with board.showing(monitor("shop", "live")):
         assert [shown.subject.pipeline for shown in board.monitors] == ["shop"]
         assert board.health().ok
+
+
+def test_while_their_database_is_down_each_target_is_asked_for_its_status(tmp_path: Path) -> None:
+    address = Address("127.0.0.1", free_port())
+    table = "type: postgres, url: 'postgresql://127.0.0.1:1/x', table:"
+    (tmp_path / "shop.yaml").write_text(
+        "pipeline: shop\nsource: {table: products}\n"
+        f"monitoring: {{listen: '{address}'}}\ntargets:\n  a: {{{table} a}}\n  b: {{{table} b}}\n  c: {{{table} c}}\n"
+    )
+    with serving_several(address) as board, board.showing(monitor("shop.a", "live")):
+        put_up(board, monitor("shop.b", "gap"), ConfigError("records are lost"))
+        readings = read_each(str(tmp_path / "shop.yaml"), 0.0)
+
+    phases = [None if reading.values is None else reading.values["phase"] for reading in readings]
+    assert [reading.target for reading in readings] == ["a", "b", "c"]
+    assert phases == ["live", "gap", None]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import product
+from threading import Thread
 
 import pytest
 
 from replicator.config.monitoring import Address
-from replicator.monitoring.server import serving
+from replicator.monitoring.server import serving, serving_several
 from replicator.testing.servers.programs import ServerMissing, free_port
 from tests.monitoring.browser import Browser, program
-from tests.monitoring.phases import HOSTILE, monitor, stories
+from tests.monitoring.phases import HOSTILE, SUBJECT, monitor, stories
 from tests.servers.starting import not_tested
 
 DESKTOP, PHONE = 1180, 390
@@ -72,6 +75,25 @@ def test_a_phase_is_named_and_says_what_to_know(chromium: Browser, name: str) ->
 
     assert pill == label
     assert words in text
+
+
+def test_several_pipelines_are_shown_without_complaints_at_every_width(chromium: Browser) -> None:
+    address = Address("127.0.0.1", free_port())
+    with serving_several(address) as board, ExitStack() as shown:
+        for name in ("live", "gap"):  # a thread shows one pipeline, so each story here needs a board's slot of its own
+            subject = replace(SUBJECT, pipeline=f"a-shop-with-a-long-name.{name}")
+            slot = Thread(target=shown.enter_context, args=(board.showing(monitor(stories()[name], subject)),))
+            slot.start()
+            slot.join()
+        for width, dark in product((DESKTOP, PHONE), (False, True)):
+            chromium.size(width, dark=dark)
+            chromium.open(f"http://{address}/")
+            assert chromium.run("document.documentElement.scrollWidth") <= width, width
+        assert chromium.texts(".pill") == ["gap", "live"]
+        chromium.run("document.querySelector('a').click(); true")
+        chromium.until("document.title === 'a-shop-with-a-long-name.gap: gap'")
+        chromium.leave()
+    assert chromium.complaints == []
 
 
 def test_a_hostile_key_is_text_in_the_browser_too(chromium: Browser) -> None:
