@@ -118,8 +118,8 @@ def _sections(top: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> 
 def _mistaken_name(one: TargetSections, pipeline: object, earlier: Sequence[TargetSections]) -> Sequence[Problem]:
     """What is wrong with the pipeline's name that the names of the config and the target make together."""
     name = one.values.get("pipeline")
-    if not isinstance(name, str):
-        return []  # reported by the model of the sections
+    if not isinstance(name, str) or not name:
+        return []  # reported by the model of the sections, or as a placeholder without a value
     assert one.name is not None
     twin = next((other.name for other in earlier if other.values.get("pipeline") == name), None)
     if twin is not None:

@@ -20,7 +20,8 @@ FAILED = "the pipeline has ended by an error, which is in the log"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is monitored. ``config``: the file, as the user names it. ``source``, ``target``: as the page shows them.
+    """What is monitored. ``config``: the file, and the target if it has a name, as in a command. ``source``,
+    ``target``: as the page shows them.
 
     ``verify_every``: seconds from one verification pass of the run to the next; None if it makes none.
     """

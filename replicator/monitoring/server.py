@@ -31,11 +31,12 @@ MISSING = (
 
 
 def subject_of(config: Config, path: str) -> Subject:
-    """``path``: the config's file, as the user names it."""
+    """``path``: the config's file, as the user names it. Commands for one of several targets need its name, too."""
     require_packages()
     from replicator.monitoring.monitor import Subject
 
     target = config.target
+    path = path if config.target_name is None else f"{path} --target {config.target_name}"
     source = f"DynamoDB {config.source.table}"
     every = config.verify.every if config.verify is not None else None
     return Subject(config.pipeline, path, source, target.type, tuple(target.tables), every)

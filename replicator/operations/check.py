@@ -39,7 +39,7 @@ from replicator.source import sample
 from replicator.source.decoding import KeyReader
 from replicator.source.stream import describe_stream
 from replicator.source.table import SourceTable, describe_table
-from replicator.target.contract import Denied, Table, Target, marks_of
+from replicator.target.contract import SECOND, Denied, Table, Target, marks_of
 from replicator.target.verification import Verifiable
 
 if TYPE_CHECKING:
@@ -280,7 +280,8 @@ def _left_over(config: Config, checkpoints: Checkpoints) -> Iterator[Finding]:
     of = config.of_targets
     if of is None or not isinstance(checkpoints, Listed):
         return
-    left = [name for name in checkpoints.pipelines() if name.startswith(f"{of.pipeline}.") and name not in of.pipelines]
+    own = {*of.pipelines, *(name + SECOND for name in of.pipelines)}
+    left = [name for name in checkpoints.pipelines() if name.startswith(f"{of.pipeline}.") and name not in own]
     if left:
         text = (
             f"{', '.join(left)}: stored here, and no target of this config; a target that was removed leaves its copy"

@@ -308,3 +308,82 @@ def test_the_readmes_targets_are_copied_by_one_run(world: World) -> None:
     assert world.rows("SELECT id, document FROM orders") == [("1", {"id": "1", "big": True})]
     assert [item["total"] for item in world.db.items("orders_backup")] == [10]
     assert (world.folder / "orders.backup.checkpoints").exists()
+
+
+def test_one_target_is_rebuilt_beside_the_others(both: World) -> None:
+    hook = "def hook(item):\n    return {'id': str(item['id']), 'made': 'old'}\n"
+    (both.folder / "old.py").write_text(hook)
+    (both.folder / "new.py").write_text(hook.replace("old", "new"))
+    both.change("  copies:\n", "  copies:\n    transform: old.py:hook\n")
+    assert catch_up(both)[0] == 0
+    path = Path(both.config)
+    (both.folder / "old.yaml").write_text(path.read_text())
+    both.change("    transform: old.py:hook\n", "    transform: new.py:hook\n    replaces: old.yaml\n")
+
+    assert both.call("rebuild", "start", both.config, "--target", "rows")[0] == 2
+    code, out, err = both.call("rebuild", "start", both.config, "--target", "copies")
+    assert code == 0, out + err
+    with both.shell.start("run", both.config) as process:
+        await_that(lambda: [line["phase"] for line in both.lines("status", both.config)] == ["live"] * 3, process)
+        assert [line["pipeline"] for line in both.lines("status", both.config)] == [
+            "orders.rows",
+            "orders.copies",
+            "orders.copies@new",
+        ]
+        notes = [
+            line["text"] for line in both.lines("check", both.config) if "no target of this config" in line["text"]
+        ]
+        switch = ("rebuild", "switch", both.config, "--target", "copies", "--unverified")
+        await_that(lambda: both.call(*switch)[0] == 0, process)
+        await_that(lambda: both.rows("SELECT document->>'made' FROM copies") == [("new",)], process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+
+    assert (process.returncode, err, notes) == (0, "", [])
+    assert snapshots(out) == {"orders.copies@new"}
+
+
+@pytest.mark.parametrize(
+    ("old", "problem"),
+    [
+        (
+            "targets: {rows: {type: postgres, url: postgresql://127.0.0.1:1/x, table: a}}",
+            "old.yaml has no target copies: i",
+        ),
+        ("pipeline: other", "old.yaml is of the pipeline other.copies, not of orders.copies"),
+    ],
+)
+def test_the_old_config_of_a_rebuild_needs_the_target_of_the_same_name(both: World, old: str, problem: str) -> None:
+    text = Path(both.config).read_text()
+    name = old.partition(":")[0]
+    changed = re.sub(rf"^{name}:.*?(?=^\w|\Z)", old + "\n", text, flags=re.DOTALL | re.MULTILINE)
+    (both.folder / "old.yaml").write_text(changed)
+    both.change("  copies:\n", "  copies:\n    replaces: old.yaml\n")
+
+    code, _, err = both.call("rebuild", "start", both.config, "--target", "copies")
+    assert (code, problem in err) == (2, True), err
+
+
+def test_targets_may_share_a_table_of_checkpoints_and_a_file_of_hooks(world: World) -> None:
+    path = Path(world.config)
+    text = path.read_text()
+    address = yaml.safe_load(text)["source"]["endpoint_url"]
+    place = f"region: us-east-1, endpoint_url: '{address}', table"
+    path.write_text(
+        text[: text.index("target:")] + f"checkpoints: {{type: dynamodb, {place}: places}}\n"
+        "targets:\n"
+        f"  a: {{type: dynamodb, create: true, {place}: copy_a, transform: 'hooks.py:one'}}\n"
+        f"  b: {{type: dynamodb, create: true, {place}: copy_b, transform: 'hooks.py:two'}}\n"
+    )
+    (world.folder / "hooks.py").write_text(
+        "def one(item):\n    return {'n': 1}\n\n\ndef two(item):\n    return {'n': 2}\n"
+    )
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+
+    assert world.call("check", world.config, "--create")[0] == 0
+    code, out = catch_up(world)
+
+    assert code == 0, out
+    assert [world.db.items(table)[0]["n"] for table in ("copy_a", "copy_b")] == [1, 2]
+    assert {item["pipeline"] for item in world.db.items("places")} >= {"orders.a", "orders.b"}
