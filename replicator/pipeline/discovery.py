@@ -104,15 +104,16 @@ class Discovery:
         """Missing shards that are at their end and have no children. GapFound if a missing one may have lost records.
 
         A shard is listed as long as any record in it is younger than a day. So if a shard disappears before anything
-        needed in it can be that old, it had no further records (unfinished) or no children (ended).
+        needed in it can be that old, it had no further records (unfinished) or no children (ended). An unfinished one
+        is still asked for its records: listings may have omitted it while it waited for its parent, or for room.
         """
         self.misses = Counter({id: self.misses[id] + 1 for id in ids})
         gone = {id for id, missed in self.misses.items() if missed >= MISSING_LIMIT}
         for id in sorted(gone - self.unknown):
             state = known[id]
-            if not state.ended or now - state.since >= retention.SAFE_AGE:
+            if not _complete(state, now):
                 raise GapFound(_loss(state), id, state.sequence)
-        return gone
+        return {id for id in gone if id in self.unknown or known[id].ended}
 
     def _leaves(
         self, known: Mapping[str, ShardState], heirless: set[str], listed: Mapping[str, change.Shard], now: float
@@ -134,6 +135,13 @@ class Discovery:
 def _end(state: ShardState, now: float) -> float:
     """A time by which the shard had ended."""
     return min(now, state.through or state.since) if state.ended else now
+
+
+def _complete(state: ShardState, now: float) -> bool:
+    """Whether nothing that is needed of a shard, or of its children if it has ended, can have been trimmed."""
+    if state.ended:
+        return now - state.since < retention.SAFE_AGE
+    return retention.complete(max(state.since, state.created or 0.0), state.through, now)
 
 
 def _loss(missing: ShardState) -> str:

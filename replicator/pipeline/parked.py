@@ -256,8 +256,7 @@ def known(
     needed to determine documents in the target (``base``). ``entries``: of the checkpoints, if they were just read.
     """
     entries = checkpoints.read().entries if entries is None else entries
-    revisions = {e.id: e.revision for e in entries if e.kind == PARKED}
-    _check_single(revisions)
+    revisions = _single({e.id: e.revision for e in entries if e.kind == PARKED}, checkpoints)
     found = {id: old for id in revisions if (old := _unchanged(before, id, revisions[id])) is not None}
     changed = revisions.keys() - found.keys()
     if changed:
@@ -294,9 +293,16 @@ def _parked_keys(checkpoints: Checkpoints, entries: Iterable[Entry], before: Map
     return found
 
 
-def _check_single(ids: Iterable[str]) -> None:
-    """ConfigError if an item has several entries: using only one would lose the documents listed in the others."""
-    several = [item for item, n in Counter(map(item_of, ids)).items() if n > 1]
+def _single(revisions: Mapping[str, int], checkpoints: Checkpoints) -> Mapping[str, int]:
+    """Without entries that others replaced while the checkpoints were read page by page, which then show both.
+
+    ConfigError if an item has several entries: using only one would lose the documents listed in the others.
+    """
+    if not (doubles := _doubles(revisions)):
+        return revisions
+    there = {id for id, _ in checkpoints.parked(ids=doubles)}
+    left = {id: revision for id, revision in revisions.items() if id in there or id not in doubles}
+    several = sorted({item_of(id) for id in _doubles(left)})
     if several:
         raise ConfigError(
             f"checkpoints: {several[0]} has several parked entries ({len(several)} item(s) in all), stored by an "
@@ -304,3 +310,11 @@ def _check_single(ids: Iterable[str]) -> None:
             "replicator parked retry --all; or discard them and rebuild the target: replicator parked drop --all, "
             "then replicator resync"
         )
+    return left
+
+
+def _doubles(ids: Iterable[str]) -> set[str]:
+    """Ids of those entries whose item has several."""
+    ids = list(ids)
+    number = Counter(map(item_of, ids))
+    return {id for id in ids if number[item_of(id)] > 1}

@@ -20,7 +20,7 @@ from replicator.aws.errors import AwsError, decoded, failure
 from replicator.backoff import backoff
 from replicator.change import Page, Record
 from replicator.errors import GapFound, OutOfOrder, TransientError
-from replicator.retention import SAFE_AGE, SAFE_SILENCE
+from replicator.retention import SAFE_AGE, complete
 from replicator.source.decoding import Records
 from replicator.source.keys_only import FIRST_KEYS, keys_for, looked_up, portion, weight
 from replicator.source.stream import Stream
@@ -209,8 +209,7 @@ def _require_young(stream: Stream, at: _Cursor, error: AwsError | None) -> None:
 
 def _complete(stream: Stream, at: _Cursor) -> bool:
     """Whether all unread records of the shard can still be read, being too young to be trimmed."""
-    now = stream.now()
-    return now - at.since < SAFE_AGE or (at.through is not None and now - at.through < SAFE_SILENCE)
+    return complete(at.since, at.through, stream.now())
 
 
 def _pass_trimmed(stream: Stream, at: _Cursor, reason: str, error: AwsError | None = None) -> None:

@@ -7,7 +7,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from replicator.aws.errors import AwsError
 from replicator.checkpoints.dynamodb.store import DynamodbCheckpoints, DynamodbOptions
 from replicator.checkpoints.dynamodb.table import CheckpointTable
 from replicator.errors import ConfigError, Fenced, NotPermitted, TransientError
-from replicator.state import Counts, DamagedCheckpoint, Save, encode
+from replicator.state import Counts, DamagedCheckpoint, ParkedItem, Save, encode
 from replicator.testing.checkpoints_contract import (
     Build,
     CheckpointsContract,
@@ -263,22 +263,34 @@ def test_a_command_during_a_run_makes_the_run_read_the_entries_again(db: DynamoD
 
 def test_a_run_that_sees_what_a_retry_made_of_a_parked_entry_also_sees_its_note(db: DynamoDB) -> None:
     """Both are saved at once, between any two of the requests with which the run reads."""
-    for moment in range(1, 12):
+    both = [Save("parked", "a", 1, parked("a", image="noted")), Save("retried", "1", None, '{"version":1}')]
+    for found in read_while(db, [Save("parked", "a", 0, parked("a"))], both):
+        assert found["parked"] == 1 or "retried" in found
+
+
+def test_a_worker_that_sees_what_it_must_compare_to_park_an_item_also_sees_who_has_parked_it(db: DynamoDB) -> None:
+    """Otherwise the item gets a second entry, which every later run refuses."""
+    both = [Save("parked", "a", 0, parked("a")), Save("item", "a", 0, encode(ParkedItem("a")))]
+    for found in read_while(db, [], both):
+        assert "parked" in found or "item" not in found
+
+
+def read_while(db: DynamoDB, before: Sequence[Save], others: Sequence[Save]) -> Iterator[Mapping[str, int]]:
+    """Revisions by kind of entry, as read while ``others`` are saved: before each of its requests in turn."""
+    for moment in range(1, 14):
         pipeline = f"orders {moment}"
         one, command = store(db, pipeline), store(db, pipeline)
         one.claim(owner())
-        one.save([Save("parked", "a", 0, parked("a"))])
-        both = [Save("parked", "a", 1, parked("a", image="noted")), Save("retried", "1", None, '{"version":1}')]
+        one.save(before)
 
         class Beside(Trouble):
             def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
                 if self.calls == moment - 1:  # noqa: B023
-                    command.save(both)  # noqa: B023
+                    command.save(others)  # noqa: B023
                 return super().call(operation, request)
 
         one._client = Beside(db, lambda n: "fine")
-        found = {e.kind: e.revision for e in one.read().entries}
-        assert found["parked"] == 1 or "retried" in found, f"before request {moment}"
+        yield {e.kind: e.revision for e in one.read().entries}
 
 
 class Counting:

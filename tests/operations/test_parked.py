@@ -1179,6 +1179,22 @@ def test_another_run_that_took_over_still_ends_this_one(target: MemoryTarget) ->
         delivery.flush()
 
 
+def test_entries_that_others_replaced_while_the_checkpoints_were_read_page_by_page_are_not_refused(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    """A page had the entry that was there before, and a later one the entry that took its place."""
+    park(target, "a", 7)
+    park(target, "a", 8)
+    park(target, "b", 9)
+    entries = target.checkpoints.read().entries
+    del database.entries["parked", parked_id(("a",), version(1024, 7))]
+    found = known(target.checkpoints, entries=entries)
+    assert [item and item.id for item in map(found.parked, ('["a"]', '["b"]'))] == [
+        parked_id(("a",), version(1024, 8)),
+        parked_id(("b",), version(1024, 9)),
+    ]
+
+
 def test_several_entries_of_one_item_are_refused_and_retried_in_order(
     database: MemoryDatabase, target: MemoryTarget
 ) -> None:

@@ -97,12 +97,35 @@ def lists(discovery: Discovery, known: dict[str, ShardState], *shards: Shard, ti
     return news
 
 
+DAY = 23.5 * HOUR  # after which what a shard has to be read may be trimmed
+
+
 def test_an_unfinished_shard_is_a_gap_when_the_third_listing_in_a_row_does_not_show_it() -> None:
     discovery, known = Discovery(), {"a": state(), "b": state()}
-    lists(discovery, known, Shard("b"), times=2)
+    lists(discovery, known, Shard("b"), times=2, at=DAY)
     with pytest.raises(GapFound, match="no longer listed, and it was not read to its end") as found:
-        discovery.news(known, listing(Shard("b")))
+        discovery.news(known, listing(Shard("b"), at=DAY))
     assert found.value.shard == "a"
+
+
+@pytest.mark.parametrize(
+    ("young", "at"),
+    [
+        (state(), DAY - 1.0),
+        (state(since=10.0), DAY + 9.0),
+        (replace(state(), created=10.0), DAY + 9.0),
+        (replace(state(), through=DAY - 20 * HOUR + 1.0), DAY),
+    ],
+    ids=["since the epoch", "since it was listed", "since its last record", "since it was read"],
+)
+def test_an_unfinished_shard_with_nothing_old_to_read_is_no_gap_and_at_no_end_whatever_listings_omit(
+    young: ShardState, at: float
+) -> None:
+    """Its reader decides: a child may have none yet, and that of a target that is down reads nothing."""
+    discovery, known = Discovery(), {"a": young, "b": state(since=at)}
+    assert lists(discovery, known, Shard("b"), times=9, at=at).finished == set()
+    with pytest.raises(GapFound, match="not read to its end"):
+        discovery.news(known, listing(Shard("b"), at=at + 1.0))
 
 
 def test_an_ended_shard_that_leaves_the_listings_before_its_children_were_seen_is_a_gap_after_a_day() -> None:
@@ -170,29 +193,29 @@ def test_a_shard_that_its_reader_finds_again_but_listings_do_not_is_a_gap() -> N
     discovery, known = Discovery(), {"a": state(), "b": state()}
     discovery.not_found("a")
     discovery.read_from("a")
-    lists(discovery, known, Shard("b"), times=2)
+    lists(discovery, known, Shard("b"), times=2, at=DAY)
     with pytest.raises(GapFound):
-        discovery.news(known, listing(Shard("b")))
+        discovery.news(known, listing(Shard("b"), at=DAY))
 
 
 def test_a_page_of_a_shard_overrides_the_listings_before_it_but_not_those_after() -> None:
     discovery, known = Discovery(), {"a": state()}
     for _ in range(9):
-        lists(discovery, known, times=2)
+        lists(discovery, known, times=2, at=DAY)
         discovery.read_from("a")
-    lists(discovery, known, times=2)
+    lists(discovery, known, times=2, at=DAY)
     with pytest.raises(GapFound):
-        discovery.news(known, listing())
+        discovery.news(known, listing(at=DAY))
 
 
 def test_one_listing_that_shows_the_shard_again_restarts_the_count() -> None:
     discovery, known = Discovery(), {"a": state()}
     for _ in range(9):
-        lists(discovery, known, times=2)
-        lists(discovery, known, Shard("a"), times=1)
-    lists(discovery, known, times=2)
+        lists(discovery, known, times=2, at=DAY)
+        lists(discovery, known, Shard("a"), times=1, at=DAY)
+    lists(discovery, known, times=2, at=DAY)
     with pytest.raises(GapFound):
-        discovery.news(known, listing())
+        discovery.news(known, listing(at=DAY))
 
 
 def test_a_shard_whose_parent_five_listings_do_not_show_is_a_gap_not_a_root() -> None:
@@ -204,14 +227,14 @@ def test_a_shard_whose_parent_five_listings_do_not_show_is_a_gap_not_a_root() ->
 
 
 def test_a_lookup_of_one_shards_children_proves_nothing_about_other_shards() -> None:
-    discovery, known = Discovery(), {"a": state(ended=True), "b": state()}
-    lists(discovery, known, Shard("a", last="1"), times=2)  # b is missing twice
+    discovery, known = Discovery(), {"a": state(ended=True, since=DAY), "b": state()}
+    lists(discovery, known, Shard("a", last="1"), times=2, at=DAY)  # b is missing twice
     for _ in range(9):
-        asked = discovery.news(known, listing(Shard("c", "a"), complete=False, at=200.0))
+        asked = discovery.news(known, listing(Shard("c", "a"), complete=False, at=DAY + 100.0))
         assert list(asked.shards) == ["c"]
     assert discovery.listed is None
     with pytest.raises(GapFound) as found:
-        discovery.news(known, listing(Shard("a", last="1")))
+        discovery.news(known, listing(Shard("a", last="1"), at=DAY))
     assert found.value.shard == "b"
 
 

@@ -343,5 +343,8 @@ def test_a_wrong_design_is_noticed(wrong: Apply, monkeypatch: Patch) -> None:
         try:
             simulate(seed, shape(draw(seed)))
         except FAILURES:
+            monkeypatch.undo()
+            monkeypatch.setattr(workers, "PATIENCE", 3000)
+            simulate(seed, shape(draw(seed)))  # which holds without the wrong design
             return
     pytest.fail(f"{MOST} seeds did not notice: {wrong.__doc__}")

@@ -50,6 +50,7 @@ class Universe:
         self.random, self.answers = random.Random(f"schedule {seed}"), random.Random(f"answers {seed}")
         self.scenario, self.trace = scenario, trace
         self.clock, self.step = Clock(), 0
+        self.began = self.clock.now
         self.pace, self.slow = scenario.pace, scenario.slow
         self.database = MemoryDatabase()
         self.source = DynamoDB(

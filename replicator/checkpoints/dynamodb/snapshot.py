@@ -20,6 +20,7 @@ from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Entry, Save, 
 
 TRIES = 30  # attempts of a save or a read while other processes change the table
 _LISTED = ("revision", "sum", "blob")
+_PARKS = layout.entry_key("item", "")
 _actions = msgspec.json.Decoder(list[Action])
 
 
@@ -49,8 +50,9 @@ class States:
         """
         for _ in range(TRIES):
             before = self.settled_head() if settled else self.head()
-            # Parked entries first: a run that knows what a command has made of one must know its note of that, too.
-            items = self._items({"p#": _LISTED, "c#": (), "e#": ()}, before)
+            # Parked entries before the notes of what commands have made of them, as a run that knows what was made must
+            # know that it was; what workers compare to park an item once comes before it, as they must know the entry.
+            items = self._items({_PARKS: (), "p#": _LISTED, "c#": (), "e#": ()}, before)
             known, texts = None, None
             if items is not None:
                 known, texts = self._known(before, items), self._texts(items)
@@ -144,11 +146,13 @@ class States:
         None if the journal was completed in the meantime.
         """
         found: dict[str, Item] = {}
+        read = list[str]()
         for prefix, attributes in wanted.items():
             pages = 0
             for page in self._table.pages(prefix, attributes):
-                found.update(page)
+                found.update({key: item for key, item in page if not key.startswith(tuple(read))})
                 pages += 1
+            read.append(prefix)
             if prefix == "p#":
                 self.parked_pages = pages
         if head.journal is None:
