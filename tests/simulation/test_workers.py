@@ -221,23 +221,23 @@ def parked_twice(patch: Patch) -> None:
 
 
 WRONG: Mapping[Apply, int] = {
-    not_fenced_by_slot: 0,
-    counts_overwritten: 15,
+    not_fenced_by_slot: 2,
+    counts_overwritten: 4,
     slots_kept: 1,
     gap_ignored: 0,
     fences_made_again: 39,
-    two_coordinators: 97,
+    two_coordinators: 94,
     two_that_give: 0,
     without_a_common_lock: 28,
     purged_unasked: 16,
-    purged_by_old_news: 5,
-    swept_once: 1,
+    purged_by_old_news: 80,
+    swept_once: 6,
     forgotten_early: 71,
-    others_forgotten: 5,
-    replacement_forgotten: 109,
+    others_forgotten: 35,
+    replacement_forgotten: 256,
     child_given_early: 13,
-    ordinals_anew: 2,
-    begun_early: 62026,
+    ordinals_anew: 4,
+    begun_early: 94,
     parked_twice: 106,
 }
 """Each with the seed that notices it: after a change of the code another one may be the first."""
@@ -300,6 +300,14 @@ def returning(drawn: Scenario) -> Scenario:
     return replace(more, segments=1, shards=1)
 
 
+def changing(drawn: Scenario) -> Scenario:
+    """Runs of one process and of workers follow each other, and what the killed ones sent arrives late."""
+    rates = {"write": 0.1, "one process": 0.01, "regret": 0.05, "late": 0.02, "outlive": 0.002}
+    rates |= {"request a resync": 0.003}
+    more = replace(drawn, steps=800, index=True, forgetful=True, keys=4, pace=0.05, refuses=False, rates=rates)
+    return replace(more, segments=1, shards=1)
+
+
 def repairing(drawn: Scenario) -> Scenario:
     """Others damage documents, and a command repairs them while items change and vanish."""
     rates = {"write": 0.1, "damage": 0.02, "repair": 0.1, "suspend repair": 0.03, "suspend": 0.01, "roll": 0.005}
@@ -324,6 +332,7 @@ SHAPES: Mapping[Apply, Shape] = {
     forgotten_early: repairing,
     others_forgotten: outlived,
     replacement_forgotten: returning,
+    begun_early: changing,
 }
 """Scenarios in which a wrong design shows more often than as drawn."""
 
@@ -335,16 +344,21 @@ def test_the_scenarios_for_wrong_designs_hold_without_them(shape: Shape) -> None
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
-def test_a_wrong_design_is_noticed(wrong: Apply, monkeypatch: Patch) -> None:
-    wrong(monkeypatch)
-    monkeypatch.setattr(workers, "PATIENCE", 3000)  # so that a design is noticed soon that does not settle
+def test_a_wrong_design_is_noticed(wrong: Apply) -> None:
     shape = SHAPES.get(wrong, as_drawn)
     for seed in [WRONG[wrong], *range(MOST)]:
+        if not holds(seed, shape, wrong) and holds(seed, shape):
+            return
+    pytest.fail(f"{MOST} seeds did not notice: {wrong.__doc__}")
+
+
+def holds(seed: int, shape: Shape, wrong: Apply = lambda patch: None) -> bool:
+    """Whether a seed holds with this design, and settles so soon that one shows that does not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "PATIENCE", 3000)
+        wrong(patch)
         try:
             simulate(seed, shape(draw(seed)))
         except FAILURES:
-            monkeypatch.undo()
-            monkeypatch.setattr(workers, "PATIENCE", 3000)
-            simulate(seed, shape(draw(seed)))  # which holds without the wrong design
-            return
-    pytest.fail(f"{MOST} seeds did not notice: {wrong.__doc__}")
+            return False
+    return True
