@@ -27,6 +27,16 @@ _SHORTEST = 2  # seconds; libpq waits no shorter for a connection
 _SEARCH_PATH = "SET search_path = pg_catalog, pg_temp"
 
 
+# Makes RDS Proxy keep one server connection for ours, as other settings would; it is the default, so that clients that
+# share the connection of another pooler notice nothing.
+_SESSION = "SET client_min_messages = 'notice'"
+_PROBES = 3  # attempts to meet the server process of a connection on another one: other clients may come in between
+
+
+class NoSession(Exception):
+    """The connection is one to a pooler that gives each transaction another server connection."""
+
+
 class Watched(psycopg.Connection[Any]):
     """Calls ``silent`` after each ``patience`` seconds without a byte; an error that it raises ends the wait."""
 
@@ -73,10 +83,11 @@ def _watched(gen: PQGen[T], patience: float, silent: Callable[[], None]) -> PQGe
 def connect(url: str, settings: Mapping[str, Any], patience: float, setting: str) -> Watched:
     """A connection that fails with psycopg.OperationalError when the server no longer works for it.
 
-    ``patience``: seconds of silence before a second connection asks; ``setting``: their config key.
+    NoSession if it shares its server process with other connections. ``patience``: seconds of silence before a second
+    connection asks; ``setting``: their config key.
     """
     opened = _opened(url, settings, patience)
-    backend = 0
+    backend = _backend(opened)
 
     def silent() -> None:
         state = _state(url, settings, patience, backend)
@@ -84,15 +95,43 @@ def connect(url: str, settings: Mapping[str, Any], patience: float, setting: str
             raise psycopg.OperationalError(f"no response for {patience:g} s ({setting}), and {state}")
 
     opened.silent = silent
-    (backend,) = opened.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() or (0,)
+    if backend != opened.info.backend_pid:
+        if _is_shared(opened, url, settings, patience):
+            opened.close()
+            raise NoSession
+        backend = _backend(opened)
+    opened.execute(_SEARCH_PATH)
     return opened
 
 
 def _opened(url: str, settings: Mapping[str, Any], patience: float) -> Watched:
     opened = Watched.connect(url, autocommit=True, client_encoding="utf8", **settings)
     opened.patience, opened.silent = patience, _unanswered
-    opened.execute(_SEARCH_PATH)
     return opened
+
+
+def _backend(opened: Watched) -> int:
+    """The server process that works for the connection. Behind a pooler, it is not the one that the login named."""
+    (backend,) = opened.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() or (0,)
+    return int(backend)
+
+
+def _is_shared(opened: Watched, url: str, settings: Mapping[str, Any], patience: float) -> bool:
+    """Whether a pooler lets a second connection use the server process of this one, or gives this one another.
+
+    A pooler that has no second server connection to give is one in session mode.
+    """
+    opened.execute(_SESSION)
+    for _ in range(_PROBES):
+        before = _backend(opened)
+        try:
+            with _opened(url, settings, patience) as second:
+                other = _backend(second)
+        except psycopg.Error:
+            return False
+        if other == before or _backend(opened) != before:
+            return True
+    return False
 
 
 def _unanswered() -> None:
@@ -103,6 +142,7 @@ def _state(url: str, settings: Mapping[str, Any], patience: float, backend: int)
     """The state of our connection's server process, or why there is none."""
     try:
         with _opened(url, settings, patience) as asking:
+            asking.execute(_SEARCH_PATH)
             query = "SELECT state FROM pg_catalog.pg_stat_activity WHERE pid = %s::integer"
             row = asking.execute(query, (backend,)).fetchone()
     except psycopg.Error as e:

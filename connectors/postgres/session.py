@@ -15,7 +15,7 @@ from psycopg.errors import error_from_result
 
 from connectors.postgres.encode import Statement
 from connectors.postgres.errors import translated, unreachable
-from connectors.postgres.liveness import Watched, connect, connect_timeout
+from connectors.postgres.liveness import NoSession, Watched, connect, connect_timeout
 from connectors.postgres.options import Server, address
 from replicator.errors import ConfigError, TransientError
 
@@ -39,6 +39,13 @@ SET idle_in_transaction_session_timeout = '60s'; SET lock_timeout = '30s';
 SET jit = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;
 SET plan_cache_mode = force_generic_plan;
 """
+
+
+_POOLED = (
+    "{server} is a connection pooler that gives each transaction another server connection (pgbouncer with pool_mode = "
+    "transaction or statement), but settings and prepared statements need a session. Connect to Postgres directly, or "
+    "to a pool with pool_mode = session, which pgbouncer can have for one database or user"
+)
 
 
 class Session:
@@ -157,6 +164,8 @@ class Session:
             settings["password"] = self._password(self._password_file)
         try:
             connection = connect(self._url, settings, self._patience, f"{self._section}.timeout")
+        except NoSession:
+            raise ConfigError(f"{self._section}.url: {_POOLED.format(server=self._server)}") from None
         except psycopg.OperationalError as e:
             password = "" if self._password_file is None else f"{self._section}.password_file"
             raise unreachable(
