@@ -1,4 +1,4 @@
-"""The entry point of the function on AWS Lambda: ``replicator.engine.aws_lambda.handler``.
+"""What the function on AWS Lambda does: ``handler``. A package's own entry point imports it, with all it depends on.
 
 A container loads the config and the hook once. It keeps its connections between invocations that follow each other
 quickly, and closes them after one that came late: a container that Lambda freezes for good leaves none open for long.

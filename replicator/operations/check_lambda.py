@@ -12,7 +12,8 @@ from replicator.aws.functions import UNLIMITED, Configuration, EventSourceMappin
 from replicator.config.engine import Lambda
 from replicator.config.settings import Config
 from replicator.operations.finding import Finding, Verdict
-from replicator.operations.lambda_template import HANDLER, MEMORY, TIMEOUT
+from replicator.operations.lambda_package import HANDLER
+from replicator.operations.lambda_template import MEMORY, TIMEOUT
 from replicator.options import aws_options
 
 SHORTEST, LEAST = 30, 256  # seconds of the timeout, and MB of memory

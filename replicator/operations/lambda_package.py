@@ -1,7 +1,12 @@
-"""Builds the zip of the function on AWS Lambda: replicator, what it depends on, the config and the hook."""
+"""Builds the zip of the function on AWS Lambda: replicator, what it depends on, the config and the hook.
+
+What is installed is in a folder ``site-packages``, as on any machine: a hook's fingerprint has the files beside it that
+it imports, and none of installed packages, so in one folder with them it would be another hook.
+"""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import os
@@ -31,6 +36,17 @@ GLIBC = {11: 26, 12: 34, 13: 34, 14: 34}  # minor versions of it, of Lambda's ru
 OLDEST = 17  # of the versions of glibc that wheels are built for
 MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
 TASK_ROOT = "/var/task"  # where Lambda unpacks the zip
+HANDLER = "lambda_function.lambda_handler"  # what Lambda calls unless it is told something else
+LIBRARIES = "site-packages"
+_ENTRY_POINT = '''"""What AWS Lambda calls. Everything that is installed is in the folder beside this file."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "site-packages"))
+
+from replicator.engine.aws_lambda import handler as lambda_handler
+'''
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -93,13 +109,19 @@ def build(path: Path, wanted: Wanted, out: Path, install: Install) -> Package:
     """Write the zip. ConfigError if something cannot be part of it, or it is too large; then no file is written."""
     name = runtime()
     config = loaded(path, wanted.target)
-    files = [*_hook_files(config, wanted), *_included(config, wanted.include)]
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out: no such folder: {out.parent}")
+    hook = _hook_files(config, wanted)
+    files = [*hook, *_included(config, wanted.include)]
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder) / "stage"
-        stage.mkdir()
-        install(requirements(config.target.type, wanted), stage)
-        _copy_own(stage)
+        libraries = stage / LIBRARIES
+        libraries.mkdir(parents=True)
+        install(requirements(config.target.type, wanted), libraries)
+        _copy_own(libraries)
+        (stage / "lambda_function.py").write_text(_ENTRY_POINT)
         _copy_files(config, files, stage)
+        _check_imports(hook, stage)
         _compile(stage)
         zipped = Path(folder) / "function.zip"
         _zip(stage, zipped)
@@ -128,7 +150,7 @@ def requirements(extra: str, wanted: Wanted, minor: int = sys.version_info.minor
 
 def install(wanted: Requirements, folder: Path) -> None:
     """Install wheels into a folder, by pip. ConfigError says why it cannot."""
-    constraints = folder.with_name("constraints.txt")
+    constraints = folder.parent.with_name("constraints.txt")
     constraints.write_text("\n".join(wanted.constraints) + "\n")
     platforms = [word for tag in wanted.platforms for word in ("--platform", tag)]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
@@ -197,16 +219,40 @@ def _copy_files(config: Config, files: Sequence[Path], stage: Path) -> None:
             raise ConfigError(f"{file} is not in the config's folder, {config.base}: it would not be found there")
         place = stage / file.relative_to(config.base)
         if place.exists():
-            raise ConfigError(f"{file}: a package of the function has a file of that name: rename it")
+            raise ConfigError(f"{file}: the package has a file of that name for AWS Lambda: rename it")
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
 
 
+def _check_imports(files: Sequence[Path], stage: Path) -> None:
+    """ConfigError if a file of the hook imports a package that is installed here and would be missing there."""
+    here = [path.name.split(".")[0] for folder in (stage, stage / LIBRARIES) for path in folder.iterdir()]
+    known = {*sys.stdlib_module_names, *here}
+    for file in files:
+        for name in _imported_names(file):
+            if name not in known and not (file.parent / f"{name}.py").is_file() and not (file.parent / name).is_dir():
+                raise ConfigError(
+                    f"{file.name} imports {name}, which the function would not have: name the package that has it, "
+                    "--requirement NAME==VERSION"
+                )
+
+
+def _imported_names(file: Path) -> list[str]:
+    """Top-level names of what a module imports whenever it is imported itself: not in an if, a try or a function."""
+    names: list[str] = []
+    for node in ast.parse(file.read_bytes()).body:
+        if isinstance(node, ast.Import):
+            names += [alias.name.split(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+            names.append(node.module.split(".")[0])
+    return names
+
+
 def _compile(stage: Path) -> None:
     """Compile all modules, which Lambda's file system keeps a function from doing. Another process: the same bytes."""
-    for record in stage.glob("*.dist-info/RECORD"):
+    for record in stage.glob(f"{LIBRARIES}/*.dist-info/RECORD"):
         record.unlink()
-    shutil.rmtree(stage / "bin", ignore_errors=True)
+    shutil.rmtree(stage / LIBRARIES / "bin", ignore_errors=True)
     options = ["-q", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(stage), "-p", TASK_ROOT, str(stage)]
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     subprocess.run([sys.executable, "-m", "compileall", *options], env=environment, capture_output=True)
@@ -224,7 +270,8 @@ def _check_sizes(stage: Path, zipped: Path) -> None:
     sizes: dict[str, int] = {}
     for path in stage.rglob("*"):
         if path.is_file():
-            top = path.relative_to(stage).parts[0]
+            parts = path.relative_to(stage).parts
+            top = parts[1] if parts[0] == LIBRARIES else parts[0]
             sizes[top] = sizes.get(top, 0) + path.stat().st_size
     size, unzipped = zipped.stat().st_size, sum(sizes.values())
     if size <= LIMIT and unzipped <= UNZIPPED:

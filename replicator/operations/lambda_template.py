@@ -4,7 +4,8 @@ reading the config.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import yaml
 
 from replicator.config.engine import Engine, Lambda
 from replicator.config.yaml_file import placeholders
+from replicator.errors import ConfigError
 from replicator.operations import policy
-from replicator.operations.lambda_package import loaded, runtime
+from replicator.operations.lambda_package import HANDLER, loaded, runtime
 
-HANDLER = "replicator.engine.aws_lambda.handler"
 STREAM_ARN = "^arn:aws[a-z-]*:dynamodb:[a-z0-9-]+:[0-9]{12}:table/.+/stream/.+$"
 TIMEOUT, MEMORY = 300, 512  # seconds, and MB
 MAPPING = {
@@ -31,13 +32,24 @@ MAPPING = {
 }
 """Settings of the event source mapping; why each is so is in docs/lambda.md."""
 
+OWN_PREFIXES = ("AWS_LAMBDA_", "LAMBDA_")
+OWN_VARIABLES = frozenset(
+    {
+        *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EXECUTION_ENV", "_HANDLER", "_X_AMZN_TRACE_ID"),
+        *("AWS_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    }
+)
+"""Variables that Lambda sets, and refuses in a function's configuration."""
+
+_VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
+
 Resource = dict[str, Any]
 
 
 def template(path: Path, architecture: str, *, keys_only: bool, target: str | None = None) -> str:
     """The template of the config's function, as YAML."""
     config = loaded(path, target)
-    names = _parameters_of(name for name in placeholders(path) if not name.startswith("file:"))
+    names = _parameters_of(_variables(path))
     own = policy.policies([config], policy.PolicyContext(keys_only=keys_only, setup=False, function=True))
     document = {
         "AWSTemplateFormatVersion": "2010-09-09",
@@ -57,6 +69,19 @@ def template(path: Path, architecture: str, *, keys_only: bool, target: str | No
 
 
 _DELETED = {"DeletionPolicy": "Delete", "UpdateReplacePolicy": "Delete"}
+
+
+def _variables(path: Path) -> Iterator[str]:
+    """The variables of the environment that the function must be given: Lambda has some of its own."""
+    for name in placeholders(path):
+        if name.startswith(("file:", *OWN_PREFIXES)) or name in OWN_VARIABLES:
+            continue
+        if _VARIABLE.fullmatch(name) is None:
+            raise ConfigError(
+                f"{path}: ${{{name}}}: Lambda's variables have at least two characters, and begin with a letter: name "
+                "it otherwise"
+            )
+        yield name
 
 
 def _parameters_of(variables: Iterable[str]) -> dict[str, str]:

@@ -29,7 +29,8 @@ from replicator.errors import TransientError
 from replicator.operations.check_lambda import Asked, lambda_findings, of_function
 from replicator.operations.check_offline import gathered
 from replicator.operations.finding import Finding, exit_code
-from replicator.operations.lambda_template import HANDLER, MAPPING
+from replicator.operations.lambda_package import HANDLER
+from replicator.operations.lambda_template import MAPPING
 from tests.security.policy import documented
 
 STREAM = "arn:aws:dynamodb:eu-west-1:123456789012:table/orders/stream/2026-01-01T00:00:00.000"

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import orjson
 import pytest
 from click.testing import CliRunner
 
 from replicator.cli import main
 from replicator.errors import ConfigError
+from replicator.hooks.loading import load
 from replicator.operations import lambda_package as operation
-from replicator.operations.lambda_package import Requirements, Wanted, build, install, requirements, runtime
+from replicator.operations.lambda_package import (
+    HANDLER,
+    LIBRARIES,
+    Requirements,
+    Wanted,
+    build,
+    install,
+    requirements,
+    runtime,
+)
 
 CONFIG = """
 pipeline: orders
@@ -24,22 +36,33 @@ transform: hooks.py:hook
 target: {type: postgres, url: "${POSTGRES_URL}", table: orders}
 engine: {type: lambda}
 """
+HOOK = """
+import orjson, words
+from replicator import Document
+
+def hook(item):
+    return {**item, 'w': words.WORD}
+"""
 START = """
 import sys
 sys.path.insert(0, sys.argv[1])
+from importlib import import_module
+module, _, name = "HANDLER".partition(".")
+assert callable(getattr(import_module(module), name))
 import replicator, connectors.postgres.target
 from replicator.engine.aws_lambda import Container
 container = Container(sys.argv[1] + "/replicator.yaml")
 print(replicator.__file__, replicator.__cached__, connectors.postgres.target.__file__)
 print(sorted(container._hook.function({"id": "a"}).items()))
-"""
+print(container._hook.fingerprint)
+""".replace("HANDLER", HANDLER)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "orders.yaml"
     path.write_text(CONFIG)
-    (tmp_path / "hooks.py").write_text("import words\n\ndef hook(item):\n    return {**item, 'w': words.WORD}\n")
+    (tmp_path / "hooks.py").write_text(HOOK)
     (tmp_path / "words.py").write_text("WORD = 'beside the hook'\n")
     (tmp_path / "secret.txt").write_text("not part of it")
     return path
@@ -47,6 +70,7 @@ def config(tmp_path: Path) -> Path:
 
 def fake(wanted: Requirements, folder: Path) -> None:
     (folder / "bin").mkdir()
+    shutil.copytree(Path(orjson.__file__).parent, folder / "orjson")
     (folder / "dependency.py").write_text(f"NAMES = {wanted.names!r}\n")
 
 
@@ -60,16 +84,17 @@ def test_a_package_starts_from_its_own_files_and_the_same_files_give_the_same_zi
     with zipfile.ZipFile(one) as archive:
         names = set(archive.namelist())
         archive.extractall(unpacked)
-    assert {"replicator.yaml", "hooks.py", "words.py", "dependency.py"} <= names
-    assert not any(name.startswith(("bin/", "secret", "replicator/testing/")) for name in names)
+    assert {"replicator.yaml", "hooks.py", "words.py", f"{LIBRARIES}/dependency.py"} <= names
+    assert not any(name.startswith((f"{LIBRARIES}/bin/", "secret")) or "replicator/testing/" in name for name in names)
     environ = {**os.environ, "POSTGRES_URL": "postgresql://localhost/shop", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", START, str(unpacked)], env=environ, cwd=unpacked, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    places, document = done.stdout.splitlines()
+    places, document, fingerprint = done.stdout.splitlines()
     assert all(place.startswith(str(unpacked)) for place in places.split())
     assert document == "[('id', 'a'), ('w', 'beside the hook')]"
+    assert fingerprint == load("hooks.py:hook", tmp_path).fingerprint, "the function would refuse it as another hook"
     compiled = {name for name in names if name.endswith(".pyc")}
     assert len(compiled) == len([name for name in names if name.endswith(".py")])
 
@@ -96,7 +121,7 @@ def test_pip_installs_wheels_into_the_package_or_says_why_not(tmp_path: Path, mo
         archive.writestr(f"{info}/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    stage = tmp_path / "work" / "stage"
+    stage = tmp_path / "work" / "stage" / LIBRARIES
     stage.mkdir(parents=True)
     install(Requirements(["tiny"], ["tiny==1.0"], ["manylinux2014_x86_64"]), stage)
     assert (stage / "tiny.py").is_file()
@@ -130,7 +155,13 @@ def test_a_version_of_python_that_lambda_does_not_have_is_refused() -> None:
         (CONFIG.replace("hooks.py:hook", "away_hook:hook"), [], "transform: away_hook is installed, not in"),
         (CONFIG, ["--include", "away.pem"], "--include: no such file"),
         (CONFIG.replace("${POSTGRES_URL}", "${file:secret.txt}"), [], "reads the file secret.txt, which the function"),
-        (CONFIG, ["--include", "dependency.py"], "a package of the function has a file of that name"),
+        (CONFIG, ["--include", "lambda_function.py"], "the package has a file of that name for AWS Lambda"),
+        (
+            CONFIG.replace("hooks.py:hook", "late.py:hook"),
+            [],
+            "late.py imports away_hook, which the function would not",
+        ),
+        (CONFIG, ["--out", "no/such/f.zip"], "--out: no such folder: no/such"),
     ],
 )
 def test_what_cannot_be_packaged_is_refused_with_the_reason(
@@ -144,7 +175,8 @@ def test_what_cannot_be_packaged_is_refused_with_the_reason(
     installed = tmp_path_factory.mktemp("installed")
     config.write_text(text)
     config.with_name("secret.txt").write_text("postgresql://localhost/shop")
-    config.with_name("dependency.py").write_text("")
+    config.with_name("lambda_function.py").write_text("")
+    config.with_name("late.py").write_text("import os, words, away_hook\n\ndef hook(item):\n    return item\n")
     for elsewhere in (config.parent.parent / "other.py", installed / "away_hook.py"):
         elsewhere.write_text("def hook(item):\n    return item\n")
     monkeypatch.syspath_prepend(str(installed))

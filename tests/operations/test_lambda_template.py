@@ -92,6 +92,19 @@ def test_the_function_has_the_name_in_the_config(config: Path) -> None:
     assert mistakes(text) == []
 
 
+def test_variables_that_lambda_sets_itself_are_not_set_again(config: Path) -> None:
+    config.write_text(CONFIG.replace("eu-west-1", "'${AWS_REGION}'"))
+    document = template(config)[1]
+    assert "AWS_REGION" not in document["Resources"]["Function"]["Properties"]["Environment"]["Variables"]
+
+
+def test_a_variable_whose_name_lambda_refuses_is_refused(config: Path) -> None:
+    config.write_text(CONFIG.replace("PG_HOST", "_HOST"))
+    result = CliRunner().invoke(main, ["lambda", "template", str(config)])
+    assert result.exit_code == 2
+    assert "${_HOST}: Lambda's variables have at least two characters, and begin with a letter" in result.stderr
+
+
 def test_the_mapping_is_as_the_document_says(config: Path) -> None:
     mapping = template(config)[1]["Resources"]["Mapping"]["Properties"]
     text = (Path(__file__).parents[2] / "docs" / "lambda.md").read_text()
