@@ -93,7 +93,9 @@ def backfill_in(universe: Universe) -> Backfill:
     segments = universe.scenario.segments
     if not universe.scenario.exports:
         return Backfill(segments=segments)
-    return Backfill.model_validate({"from": "export", "bucket": "exports", "segments": segments})
+    existing = universe.exported() if universe.scenario.existing else ""
+    where = {"export": existing} if existing not in ("", "-") else {"bucket": "exports"}
+    return Backfill.model_validate({"from": "export", "segments": segments, **where})
 
 
 def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = False) -> RunContext:
@@ -173,14 +175,23 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
     except Fenced:
         assert run < universe.runs, "a run was fenced off that no other run had replaced"
     except ConfigError as e:
-        spoiled = universe.spoils and "is damaged" in str(e)
-        assert spoiled or not universe.streaming, "a run was refused though nothing is wrong"
-        universe.restore_files()
+        _refused_export(universe, str(e))
     except (Killed, GapFound):  # dead, or ended with exit code 3; somebody starts it again
         pass
     finally:
         universe.note("run", run, "ended")
         universe.depth -= 1
+
+
+def _refused_export(universe: Universe, reason: str) -> None:
+    """A run was refused, which must have a reason: people restore files that were overwritten, and have a new export
+    made instead of one that exists.
+    """
+    spoiled = universe.spoils > 0 and "is damaged" in reason
+    too_old = universe.existing not in ("", "-") and "backfill.export: the export is of" in reason
+    assert spoiled or too_old or not universe.streaming, f"a run was refused though nothing is wrong: {reason}"
+    universe.restore_files()
+    universe.existing = "-" if too_old else universe.existing
 
 
 def _interrupt_start(universe: Universe, copy: RunContext) -> None:
@@ -241,7 +252,10 @@ def settle(universe: Universe) -> None:
     universe.restore_files()
     requests.renew(universe)
     universe.caught_up = False
+    before = universe.existing
     go(universe, PATIENCE)
+    if universe.existing != before:  # "-": it was refused, and people have a new one made
+        go(universe, PATIENCE)
     if not universe.caught_up:
         raise NeverSettled(f"the last run did not catch up within {PATIENCE} turns")
     if universe.scenario.index:

@@ -178,7 +178,8 @@ class Scenario:
     ``marks``: the tables mark documents instead of removing them (``deletes: mark``).
     ``months``: shards roll over every four hours, and runs stay away for hours; ``cron``: each run ends once it has
     caught up, and the next one begins minutes later. ``lingering``: how long empty shards stay listed, at most.
-    ``exports``: items are copied from exports to S3 instead of scans.
+    ``exports``: items are copied from exports to S3 instead of scans; ``existing``: from one that people made earlier,
+    until it is refused.
     ``piece``: how many documents are swept, or purged, at once. ``hasty``: chance that a batch goes out, or that its
     answer is there, before more is read. ``pace``: seconds a step takes at most. ``slow``: chance that an answer takes
     long. ``rates``: chance of each act, a step.
@@ -204,6 +205,7 @@ class Scenario:
     shards: int = 1
     segments: int = 1
     exports: bool = False
+    existing: bool = False
     records_a_page: int = 3
     items_a_page: int = 2
     batch_rows: int = 2000
@@ -278,7 +280,10 @@ def draw(seed: int) -> Scenario:
     if repairs.random() < 0.06:
         return repairing(drawn, repairs)
     lives = _in_months(drawn, random.Random(f"a long life {seed}"))
-    return replace(lives, rates={**lives.rates, "brink": _swung(seed, "brink", 0.02)}) if lives.months else lives
+    if lives.months:
+        return replace(lives, rates={**lives.rates, "brink": _swung(seed, "brink", 0.02)})
+    earlier = lives.exports and not (lives.trims or lives.keeps_expired)  # what is trimmed too early is lost
+    return replace(lives, existing=earlier and random.Random(f"existing {seed}").random() < 0.5)
 
 
 def parking(seed: int, drawn: Scenario) -> Scenario:

@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import orjson
+
 from replicator.batch import Batch, DocumentId, Upsert
 from replicator.hooks.hook import Hook
 from replicator.state import ShardState
@@ -94,6 +96,7 @@ class Universe:
         self.put_back: list[tuple[int, int]] = []  # copies of the store: the steps when taken, and when put back
         self.spoiled: dict[tuple[str, str], bytes] = {}  # files of exports that have other contents now
         self.spoils = 0
+        self.existing = ""  # the ARN of an export that people made; "-" once one was refused
         self._ordered: int | None = None  # the epoch (0 before the first) when a resync was ordered
         self._acts: dict[int, list[Act]] = {}
         for act in plan:
@@ -104,6 +107,16 @@ class Universe:
             self.write(f"k{self.random.randrange(scenario.keys)}", removes=False)
 
     # The source
+
+    def exported(self) -> str:
+        """An export that people made before this run, or an earlier one; "-" once one was refused."""
+        if not self.existing and self.streaming:
+            request = {"TableArn": f"table/{self.TABLE}", "S3Bucket": "exports"}
+            described = orjson.loads(self.source.call("ExportTableToPointInTime", request))["ExportDescription"]
+            self.existing = described["ExportArn"]
+            for _ in range(self.source.exports.polls + 1):
+                self.source.call("DescribeExport", {"ExportArn": self.existing})
+        return self.existing
 
     def restore_files(self) -> None:
         """Files of exports are again what was written."""

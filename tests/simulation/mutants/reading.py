@@ -11,6 +11,7 @@ from replicator.aws.client import Call
 from replicator.change import Page, Record
 from replicator.pipeline import lineage, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.discovery import Discovery
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source import export, shard_reader, stream
 from replicator.source.decoding import Records, RecordsDecoder
@@ -20,6 +21,7 @@ from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import (
     clock_steps,
     dying_exports,
+    existing_exports,
     exporting,
     growing_sequence_numbers,
     has_at_timestamp,
@@ -73,6 +75,18 @@ def unverified_file(patch: Patch) -> None:
         return export._Verified([export._digest(part) for part in parts], None)
 
     patch.setattr(export, "_verified", trusted)
+
+
+@mutant(
+    "after an existing export, shards that had closed before the listing are passed over", 1, shape=existing_exports
+)
+def closed_since_the_export(patch: Patch) -> None:
+    patch.setattr(stages, "shards_since", lambda listed, since: stages.first_shards(listed, since))
+
+
+@mutant("after an existing export, old shards that are listed late are passed over", 1, shape=existing_exports)
+def late_since_the_export(patch: Patch) -> None:
+    patch.setattr(Discovery, "_check_not_needed", lambda *_: None)
 
 
 @mutant("the resume probe is skipped", 2, trims, 10_000)

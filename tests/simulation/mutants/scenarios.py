@@ -61,6 +61,13 @@ def spoiled_exports(drawn: Scenario) -> Scenario:
     return replace(drawn, exports=True, hook=None, months=False, items_a_page=1, steps=150, rates=rates)
 
 
+def existing_exports(drawn: Scenario) -> Scenario:
+    """Items come from exports that people made earlier; shards split, and listings lie."""
+    rates = {"write": 0.6, "split": 0.1, "roll": 0.1, "lie": 0.1, "resync": 0.1, "pause": 0.05, "restart": 0.05}
+    drawn = replace(drawn, exports=True, existing=True, hook=None, trims=False, months=False, keeps_expired=False)
+    return replace(drawn, steps=60, rates=rates)
+
+
 def slow_scan(drawn: Scenario) -> Scenario:
     """Many items, a page each, beside many deletes; answers are long on their way."""
     rates = {"write": 1.0, "die": 0.003}
