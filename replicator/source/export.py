@@ -16,7 +16,7 @@ import hashlib
 import posixpath
 import random
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -476,7 +476,7 @@ def _pages(
     for n, digest in enumerate(verified.digests):
         part = verified.only
         if part is None:
-            part = yield from _retried(segment, file, n * CHUNK, at)
+            part = yield from _retried(segment, file, n * CHUNK, at.cursor, before)
             if _digest(part) != digest:
                 raise _Corrupt("it was changed while it was read")
         for page in reader.feed(part):
@@ -497,7 +497,7 @@ def _verified(segment: _Segment, file: File, at: _Place) -> Generator[Call | Sca
     digests: list[bytes] = []
     part, size = b"", CHUNK
     while size == CHUNK:
-        part = yield from _retried(segment, file, len(digests) * CHUNK, at)
+        part = yield from _retried(segment, file, len(digests) * CHUNK, at.cursor, at.items)
         size = len(part)
         whole.update(part)
         digests.append(_digest(part))
@@ -510,8 +510,13 @@ def _digest(part: bytes) -> bytes:
     return hashlib.sha256(part).digest()
 
 
-def _retried(segment: _Segment, file: File, offset: int, at: _Place) -> Generator[Call | ScanPage, Any, bytes]:
-    """A part of the file. If that fails, what came before it is not read again: a large file might never end."""
+def _retried(
+    segment: _Segment, file: File, offset: int, cursor: Mapping[str, Any], before: int
+) -> Generator[Call | ScanPage, Any, bytes]:
+    """A part of the file. If that fails, what came before it is not read again: a large file might never end.
+
+    ``cursor``, ``before``: of the pages that say so.
+    """
     failures = 0
     while True:
         try:
@@ -519,10 +524,10 @@ def _retried(segment: _Segment, file: File, offset: int, at: _Place) -> Generato
         except TransientError as e:
             failures += 1
             rest = backoff(failures, segment.chance, base=QUICKEST_BACKOFF, limit=LONGEST_BACKOFF)
-            yield ScanPage(segment.number, cursor=at.cursor, rest=rest, waiting_for=str(e))
+            yield ScanPage(segment.number, cursor=cursor, rest=rest, waiting_for=str(e))
             continue
         if failures:
-            yield ScanPage(segment.number, cursor=at.cursor, before=at.items)  # it no longer waits
+            yield ScanPage(segment.number, cursor=cursor, before=before)  # it no longer waits
         return part
 
 

@@ -70,7 +70,7 @@ def unverified_file(patch: Patch) -> None:
         parts: list[bytes] = []
         part = b"x" * export.CHUNK
         while len(part) == export.CHUNK:
-            part = yield from export._retried(segment, file, len(parts) * export.CHUNK, at)
+            part = yield from export._retried(segment, file, len(parts) * export.CHUNK, at.cursor, at.items)
             parts.append(part)
         return export._Verified([export._digest(part) for part in parts], None)
 
