@@ -38,11 +38,15 @@ class Sharing:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, source: Source) -> SharedPages:
+        """The pages for this source. Logs what keeps it from sharing those of a table with the same name."""
         wanted = source.model_copy(update={"poll_interval": None})
         with self._lock:
             for known, pages in self._pages:
                 if known == wanted:
                     return pages
+            for known, _ in self._pages:
+                if known.table.rpartition("/")[2] == wanted.table.rpartition("/")[2]:
+                    _log_not_shared(known, wanted)
             self._pages.append((wanted, SharedPages()))
             return self._pages[-1][1]
 
@@ -57,6 +61,19 @@ def needs_own_process(configs: Sequence[Config]) -> str:
     return (
         "engine: only local runs several pipelines, or both copies of a rebuild, in one process; "
         "start a separate replicator run for this config, or add --engine local"
+    )
+
+
+def _log_not_shared(one: Source, other: Source) -> None:
+    differing = [name for name in Source.model_fields if getattr(one, name) != getattr(other, name)]
+    log.info(
+        "reader not shared",
+        extra={
+            "table": other.table,
+            "differing": differing,
+            "do": "if it is the same table, make source: the same in these configs: otherwise each shard is read by "
+            "more than one reader, and AWS throttles the third",
+        },
     )
 
 

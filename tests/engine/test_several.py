@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from replicator.config.settings import Source
 from replicator.engine.imports import reporting
-from replicator.engine.several import SEVERITY, PipelineRun, run_each, worst
+from replicator.engine.several import SEVERITY, PipelineRun, Sharing, run_each, worst
 from replicator.errors import ConfigError, Fenced, GapFound, ReplicatorError
 from replicator.hooks.hook import Hook
 from replicator.hooks.loading import load
@@ -30,6 +31,39 @@ def codes_of(runs: Sequence[PipelineRun]) -> dict[str, int]:
     codes: dict[str, int] = {}
     run_each(runs, codes.__setitem__)
     return codes
+
+
+ACCESS = {"table": "orders", "role_arn": "arn:aws:iam::123456789012:role/one", "region": "eu-west-1"}
+ARN = "arn:aws:dynamodb:eu-west-1:123456789012:table/orders"
+
+
+@pytest.mark.parametrize(
+    ("other", "differing"),
+    [
+        ({}, None),
+        ({"poll_interval": "50ms"}, None),
+        ({"table": "users"}, None),
+        ({"table": ARN}, ["table"]),
+        ({"region": "us-east-1"}, ["region"]),
+        ({"profile": "other"}, ["profile"]),
+        ({"role_arn": "arn:aws:iam::123456789012:role/other"}, ["role_arn"]),
+        ({"external_id": "other"}, ["external_id"]),
+        ({"endpoint_url": "https://other.example", "timeout": 5}, ["endpoint_url", "timeout"]),
+    ],
+)
+def test_pages_are_shared_by_the_same_access_only_and_what_differs_is_said(
+    other: dict[str, object], differing: list[str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A role that may not read the stream must get nothing by way of another one."""
+    logging.getLogger("replicator").propagate = True
+    caplog.set_level(logging.INFO, "replicator")
+    sharing = Sharing()
+    pages = sharing.of(Source.model_validate(ACCESS))
+    found = sharing.of(Source.model_validate(ACCESS | other))
+
+    assert (found is pages) == (other.keys() <= {"poll_interval"})
+    said = [vars(r)["differing"] for r in caplog.records if r.getMessage() == "reader not shared"]
+    assert [sorted(names) for names in said] == ([] if differing is None else [differing])
 
 
 def test_each_has_its_own_exit_code() -> None:
