@@ -16,11 +16,14 @@ import pytest
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import served
 from replicator.testing.servers.postgres import PostgresServer, ServerMissing
-from tests.end_to_end.pipeline import Run
+from tests.end_to_end.pipeline import _AWS, Run
 from tests.end_to_end.ray_nodes import PORT, children, in_namespace, inhabitants, kill, nodes, parent
+from tests.end_to_end.test_lambda import HANDLER, deliver
 from tests.end_to_end.world import Copy, Load, Source, eventually
+from tests.engine.event_source import EventSource
 from tests.security.canary import SECRET
 from tests.servers.postgres_fixtures import Database
+from tests.servers.runtime_api import Container
 from tests.servers.starting import not_tested
 
 CLUSTER: Mapping[str, Any] = {"type": "ray", "address": f"127.0.0.1:{PORT}", "workers": 3}
@@ -126,11 +129,28 @@ def _kills(folder: Path) -> None:
                 kill(*inhabitants(but="postgres"))
         copy.configure(backfill={"segments": 3}, engine={"type": "ray", "workers": 2})
         copy.caught_up()  # on a Ray of its own
+        status = copy.status()
+        _lambda_then_local(copy, memory)
 
         copy.assert_equal()
-        status = copy.status()
         assert status["shards"]["ended"] >= 4
         assert copy.counts()["read"] == status["backfill"]["items"] + source.records, "nothing twice, nothing lost"
+
+
+def _lambda_then_local(copy: Copy, memory: DynamoDB) -> None:
+    """AWS Lambda goes on where Ray ended, and one process where Lambda ended."""
+    source = copy.configure(engine={"type": "lambda"}).source
+    source.fill(20, by="no one yet")
+    assert copy.command("run", "--until", "backfilled").code == 0
+    source.fill(20, by="Lambda")
+    source.delete("k7")
+    mapping = EventSource(memory, source.table, batch=1000)
+    environment = {**_AWS, "LAMBDA_TASK_ROOT": str(copy.folder), "REPLICATOR_CONFIG": copy.path.name}
+    with Container(HANDLER, environment, copy.folder / "function.log") as container:
+        assert deliver(mapping, container) > 0
+    copy.assert_equal()
+    source.fill(20, by="one process")
+    copy.caught_up("run", "--engine", "local")
 
 
 @contextlib.contextmanager

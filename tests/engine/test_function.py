@@ -505,6 +505,42 @@ def test_while_another_engine_runs_the_pipeline_the_function_stores_nothing() ->
     assert stack.stored == stack.wanted
 
 
+def test_one_process_workers_and_lambda_go_on_where_the_one_before_ended() -> None:
+    """The engine changes between runs: local, Ray's workers, Lambda, local; nothing is lost or counted twice."""
+    stack = Stack()
+    records = 0
+
+    def change(by: int) -> None:
+        nonlocal records
+        for n in range(15):
+            stack.write(f"k{n}", 100 * by + n)
+            records += 1
+        stack.source.roll(TABLE, stack.source.open_shards(TABLE)[0])
+
+    def local() -> None:
+        stack.until_over()
+        driver = Driver(stack.context(), stack.owner("local"), stack.environment())
+        driver.run(until="caught-up", allowed=RESUMING)
+
+    def workers() -> None:
+        stack.start()
+        stack.settle()
+        stack.stop()
+
+    def function() -> None:
+        stack.backfill()
+        stack.deliver(stack.container(), stack.container())
+
+    local()
+    for by, engine in enumerate((local, workers, function, local, function, workers)):
+        change(by)
+        engine()
+        assert stack.stored == stack.wanted
+    counts = sum(c.read for source, c in stack.database.counts.items() if source.startswith("shard:"))
+    assert counts == records
+    assert stack.gaps == []
+
+
 def test_before_the_first_backfill_the_function_stores_nothing() -> None:
     stack = Stack()
     stack.write("k1", 100)

@@ -26,6 +26,7 @@ from tests.engine.event_source import EventSource
 from tests.engine.function_stack import TIME, Stack
 
 ACTS = 60
+RETENTION = 25 * 3600.0  # seconds after which the stream has no record any more
 FILTERED = 0.1  # of the batches have records left out
 THROTTLED = ("GetRecords", "GetShardIterator", "DescribeStream", "BatchGetItem")
 
@@ -171,15 +172,14 @@ class World(Stack):
 
     def freeze_in_the_middle(self) -> None:
         """Others work while the container that has begun a batch is frozen; then it goes on."""
-        frozen = self.live[:]
 
         def others() -> None:
-            kept, self.live = self.live, [f for f in self.live if f not in frozen]
+            frozen, self.live = self.live, []
             for _ in range(self.chance.randint(1, 3)):
                 self.deliver_one()
             if self.chance.random() < 0.3:
                 self.keep_up()
-            self.live = kept + [f for f in self.live if f not in kept]
+            self.live = frozen + self.live
             self._until = self.clock.now + TIME
 
         self.before_write = others
@@ -198,9 +198,14 @@ class World(Stack):
         if found is not None:
             self.mapping.drop(*found)
 
-    def trim(self) -> None:
-        """What was given up is lost as well. That is a gap, or of no matter if it is from before the epoch."""
-        self.give_up()
+    def disabled_for_long(self) -> None:
+        """The mapping is disabled, and enabled when the stream has lost what it did not deliver: a gap.
+
+        It is of no matter if that is from before the epoch.
+        """
+        for _ in range(self.chance.randint(0, 4)):
+            self.change()
+        self.clock.now += RETENTION
         self.trimmed = True
         self.trim_all()
 
@@ -215,8 +220,8 @@ class World(Stack):
         with contextlib.suppress(ReplicatorError):
             self._container().invoke({"source": "aws.events"})
 
-    def away(self) -> None:
-        """The mapping is disabled for a while."""
+    def disabled(self) -> None:
+        """The mapping is disabled for some hours, and enabled while the stream still has everything."""
         for _ in range(self.chance.randint(1, 8)):
             self.change()
         self.clock.now += self.chance.choice((60.0, 3600.0, 5 * 3600.0))
@@ -269,9 +274,9 @@ ACTIONS: tuple[tuple[int, str], ...] = (
     (1, "new_mapping"),
     (1, "throttle"),
     (2, "keep_up"),
-    (1, "away"),
+    (1, "disabled"),
 )
-RARE = ("trim", "other_engine")
+RARE = ("disabled_for_long", "other_engine")
 
 
 def simulate(seed: int) -> World:

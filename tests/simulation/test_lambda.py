@@ -69,7 +69,7 @@ def never_looks_at_idle_shards(patch: Patch) -> None:
 NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
     looks_at_the_first_record_of_a_batch_alone: (78, "changes were counted"),
     trusts_the_event: (7, "changes were counted"),
-    takes_the_parent_for_finished: (38, "no invocation succeeds any more: the invocation's time was over"),
+    takes_the_parent_for_finished: (32, "no invocation succeeds any more: the invocation's time was over"),
     stores_what_is_delivered_again: (1, "changes were counted"),
     never_looks_at_idle_shards: (17, "the copy differs"),
 }
