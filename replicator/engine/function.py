@@ -42,6 +42,7 @@ log = logging.getLogger("replicator")
 
 LISTING = "listing"  # the slot that an invocation claims while it adds shards
 ATTEMPTS = 3  # how often an invocation starts over after another one took its lane
+LISTING_TIME = 3.0  # seconds for which an invocation leaves it to another one to add shards
 RELIST = 0.5  # seconds between listings while a shard is missing from them
 IDLE = 600.0  # seconds after which a shard that no event has moved is read by a scheduled invocation
 BEGIN = "replicator run CONFIG --until backfilled"
@@ -285,9 +286,9 @@ class Function:
         if self._held is not None and self._is_in(shard, self._held):
             return self._held
         self._release()
-        claimed = self._read()
+        claimed = self._while_listed(shard)
         states: Mapping[str, ShardState] = _shards(claimed)
-        if shard not in states or not (states[shard].ended or lanes.is_lane(states[shard].slot)):
+        if not _is_placed(shard, states):
             states = self._add(shard, claimed.revision)
         if states[shard].ended:
             return None
@@ -343,10 +344,24 @@ class Function:
 
     # New shards
 
+    def _while_listed(self, shard: str) -> Claimed:
+        """What is stored, with the shard unless no invocation is adding shards any more.
+
+        Many shards may roll over at once. If each of their invocations took over the listing from another, none would
+        come to its end.
+        """
+        while True:
+            claimed = self._read()
+            begun = _listing_begun(claimed, self._owner.run)
+            if _is_placed(shard, _shards(claimed)) or not 0 <= self._environment.now() - begun < LISTING_TIME:
+                return claimed
+            if self._environment.stop.wait(RELIST):
+                raise Stopped
+
     def _claim_listing(self, run: int) -> Claimed:
-        checkpoints = self._context.checkpoints
+        checkpoints, owner = self._context.checkpoints, replace(self._owner, started=self._environment.now())
         assert isinstance(checkpoints, Slotted)
-        return self._retrying(lambda: checkpoints.claim_slot(self._owner, LISTING, run), asks="checkpoints")
+        return self._retrying(lambda: checkpoints.claim_slot(owner, LISTING, run), asks="checkpoints")
 
     def _add(self, shard: str | None, run: int) -> Mapping[str, ShardState]:
         """Add the shards that are new in the stream, among them this one if it is given; all that are stored then.
@@ -435,6 +450,17 @@ def _decoder(table: SourceTable) -> RecordsDecoder:
 def _shards(claimed: Claimed) -> dict[str, ShardState]:
     decoded = {e.id: decode("shard", e.id, e.text) for e in claimed.entries if e.kind == "shard"}
     return {id: state for id, state in decoded.items() if isinstance(state, ShardState)}
+
+
+def _is_placed(shard: str, states: Mapping[str, ShardState]) -> bool:
+    """Whether the shard needs no lane any more, or has one."""
+    return shard in states and (states[shard].ended or lanes.is_lane(states[shard].slot))
+
+
+def _listing_begun(claimed: Claimed, own: str) -> float:
+    """When another process than ``own`` last began to add shards; -inf if none has."""
+    owners = [decode(e.kind, e.id, e.text) for e in claimed.entries if (e.kind, e.id) == ("owner", LISTING)]
+    return max((o.started for o in owners if isinstance(o, Owner) and o.run not in ("", own)), default=-math.inf)
 
 
 def _owner_in(claimed: Claimed) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from replicator.change import Listing
 from replicator.engine import preexisting
-from replicator.engine.function import Function
+from replicator.engine.function import LISTING_TIME, Function
 from replicator.engine.local import Driver
 from replicator.engine.startup import RESUMING, Allowed, digest
 from replicator.errors import ConfigError, GapFound, TransientError
@@ -404,6 +404,31 @@ def test_a_schedule_whose_shards_another_invocation_adds_reads_them() -> None:
     one._list = overtaken  # type: ignore[method-assign]
     stack.until_over()
     assert one.invoke({}) == {"shards": 2}
+
+
+def test_an_invocation_leaves_it_to_another_one_to_add_shards_unless_that_takes_too_long() -> None:
+    stack = filled(shards=2)
+    one, other = stack.container(), stack.container()
+    stack.source.roll_all(TABLE)
+    stack.write("k1", 600)
+    new = stack.mapping.newest()
+    batch = next(b for s in new if (b := stack.mapping.event(s)) is not None)
+    waits = stack.clock.now
+    one._claim_listing(one._read().revision)  # and then it ends
+    stack.until_over()
+    other.invoke(batch)
+    assert stack.clock.now - waits >= LISTING_TIME
+    assert stack.stored == stack.wanted
+    stack.source.roll_all(TABLE)
+    stack.write("k1", 601)
+    batch = next(b for s in stack.mapping.newest() if (b := stack.mapping.event(s)) is not None)
+    stack.clock.now += 60
+    listed = stack.source.calls["DescribeStream"]
+    one._add(None, one._read().revision)
+    stack.until_over()
+    other.invoke(batch)
+    assert stack.source.calls["DescribeStream"] == listed + 1
+    assert stack.stored == stack.wanted
 
 
 def test_a_schedule_that_reads_nothing_in_its_time_fails() -> None:
