@@ -255,7 +255,10 @@ def test_the_policy_is_for_all_targets_or_for_one(both: World) -> None:
     table = "    type: dynamodb\n    region: us-east-1\n    endpoint_url: http://127.0.0.1:1\n    table: {}\n"
     text = path.read_text()
     text = text[: text.index("targets:")] + "targets:\n"
-    path.write_text(f"{text}  a:\n{table.format('one')}  b:\n{table.format('two')}    create: true\n")
+    arn = "arn:aws:dynamodb:us-east-1:123456789012:table/orders/export/01-ab"
+    made = "    backfill: {from: export, bucket: here}\n"  # more actions on the same kind of resource than what follows
+    exists = f"    backfill: {{from: export, export: '{arn}'}}\n"
+    path.write_text(f"{text}  a:\n{table.format('one')}{made}  b:\n{table.format('two')}{exists}")
 
     whole = statements(both, path)
     alone = {name: statements(both, path, "--target", name) for name in ("a", "b")}

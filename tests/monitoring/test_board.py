@@ -11,10 +11,11 @@ from threading import Thread
 import pytest
 
 from replicator.config.monitoring import Address
+from replicator.config.settings import load
 from replicator.errors import ConfigError
 from replicator.monitoring.board import Board
 from replicator.monitoring.monitor import FAILED, Monitor
-from replicator.monitoring.server import serving_several
+from replicator.monitoring.server import serving_several, subject_of
 from replicator.operations.status import read_each
 from replicator.pipeline.progress import Progress
 from replicator.testing.servers.programs import free_port
@@ -92,6 +93,15 @@ def test_metrics_have_the_label_of_each_pipeline_and_each_name_once(port: int) -
 def test_status_is_that_of_each(port: int) -> None:
     found = get(port, "/status.json").json["pipelines"]
     assert [(one["pipeline"], one["phase"]) for one in found] == [("shop.a", "live"), ("shop.b", "live")]
+
+
+def test_the_commands_on_the_page_of_a_target_name_it(tmp_path: Path) -> None:
+    path = tmp_path / "shop.yaml"
+    path.write_text(
+        "pipeline: shop\nsource: {table: orders}\n"
+        "targets:\n  a: {type: postgres, url: 'postgresql://127.0.0.1:1/x', table: a}\n"
+    )
+    assert subject_of(load(path, {}), "shop.yaml").config == "shop.yaml --target a"
 
 
 def test_a_thread_that_goes_on_as_another_pipeline_is_shown_as_that_one_only() -> None:
