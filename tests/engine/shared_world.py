@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from replicator.aws.client import Call
+from replicator.aws.errors import AwsError
 from replicator.change import Page
 from replicator.engine.shared_calls import SharedCalls
 from replicator.key import KeyAttribute, KeySchema
@@ -55,6 +56,8 @@ class Slow:
                 response: Any = self.world.db.call(call.operation, call.request)
             except Exception as e:
                 response = e
+            if self.world.chance.random() < self.world.lossy:
+                response = AwsError("ReadTimeoutError", "lost", 0)
             self.arriving.append((self.world.now + self.world.delay(), name, response))
 
 
@@ -136,7 +139,9 @@ class World:
             self.db.stream_arn(TABLE), TABLE, KEYS, RecordsDecoder(KEYS), lambda: self.now, random.Random(f"s {seed}")
         )
         self.written = 0
-        self.rates = {what: chance.choice([0.0, 0.01, 0.1]) for what in ("away", "restart", "split", "fail", "nap")}
+        events = ("away", "restart", "split", "fail", "nap", "refuse")
+        self.rates = {what: chance.choice([0.0, 0.01, 0.1]) for what in events}
+        self.lossy = chance.choice([0.0, 0.01, 0.1])
         self.readers = [Reader(self) for _ in range(readers)]
 
     @property
@@ -188,6 +193,7 @@ class World:
     def settle(self) -> None:
         """Nothing goes wrong any more: every reader gets everything."""
         self.db.heal()
+        self.rates, self.lossy = {}, 0.0
         for reader in self.readers:
             reader.away_until = 0.0
         for _ in range(12_000):
@@ -218,6 +224,10 @@ class World:
     def _fail(self) -> None:
         operation = self.chance.choice(["GetRecords", "GetShardIterator"])
         self.db.fail(operation, self.chance.choice(["InternalServerError", "LimitExceededException"]))
+
+    def _refuse(self) -> None:
+        """The stream does not accept iterators that it has just returned."""
+        self.db.fail("GetRecords", "ExpiredIteratorException", times=self.chance.choice([1, 1, 5]))
 
     def _nap(self) -> None:
         """Long enough for iterators to expire."""

@@ -48,7 +48,7 @@ def test_every_reader_gets_every_record_once_and_in_order(seed: int) -> None:
 def quiet(readers: int) -> World:
     """Nothing happens but writes; each request is answered within 20 ms."""
     world = World(1, readers)
-    world.rates, world.slowest, world.pages = {}, 0.02, SharedPages()
+    world.rates, world.lossy, world.slowest, world.pages = {}, 0.0, 0.02, SharedPages()
     for reader in world.readers:
         reader.begin()
     return world
