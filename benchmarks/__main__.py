@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 
 from benchmarks import (
+    aws_lambda,
     backlog,
     data,
     decoding,
@@ -41,7 +42,7 @@ from replicator.testing.servers.postgres import PostgresServer
 
 PARTS = (
     *("end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory", "latency"),
-    *("webhook", "verifying", "monitoring", "redis", "workers", "sharing"),
+    *("webhook", "verifying", "monitoring", "redis", "workers", "sharing", "lambda"),
 )
 PLAIN, MONITORED = "R, no hook", "R, no hook, monitored"
 NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes for the slow contenders
@@ -203,6 +204,7 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         "monitoring": lambda: monitoring.lines(given.rounds, given.changes, url, alone),
         "redis": lambda: _redis_lines(given.rounds),
         "workers": lambda: workers.lines(given.rounds, url),
+        "lambda": lambda: aws_lambda.lines(given.rounds, url, alone),
         "sharing": lambda: sharing.lines(given.rounds, given.changes, url, alone),
     }
     yield from (lines[part]() for part in PARTS if given.only in (None, part))
