@@ -1,7 +1,8 @@
 """What the function on AWS Lambda does: ``handler``. A package's own entry point imports it, with all it depends on.
 
 A container loads the config and the hook once. It keeps its connections between invocations that follow each other
-quickly, and closes them after one that came late: a container that Lambda freezes for good leaves none open for long.
+quickly. One that comes late opens its own, because those of a container that was frozen may be cut without a word, and
+closes them: one invocation in a while leaves none open.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ log = logging.getLogger("replicator")
 CONFIG = "REPLICATOR_CONFIG"  # the environment variable with the path of the config, relative to the package
 DEFAULT = "replicator.yaml"
 MARGIN = 3.0  # seconds before Lambda's timeout at which an invocation ends by itself
-QUIET = 60.0  # seconds without an invocation after which the next one closes the connections again
+QUIET = 60.0  # seconds without an invocation after which the next one has connections of its own
 
 
 class Container:
@@ -57,6 +58,8 @@ class Container:
         """The function's response. ``seconds``: until Lambda ends the invocation."""
         self._deadline.move(seconds - MARGIN)
         quiet = self._now() - self._invoked > QUIET
+        if quiet:
+            self.close()
         try:
             response = (self._function or self._connect()).invoke(event)
         except Stopped as e:
@@ -72,9 +75,11 @@ class Container:
 
     def close(self) -> None:
         function, self._function = self._function, None
-        if function is not None:
-            function.close()
-        self._resources.close()
+        try:
+            if function is not None:
+                function.close()
+        finally:
+            self._resources.close()
 
     @property
     def is_connected(self) -> bool:

@@ -55,7 +55,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_connections_are_kept_while_invocations_follow_each_other_and_closed_after_a_late_one(
+def test_connections_are_kept_while_invocations_follow_each_other_and_a_late_one_has_its_own(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, now = Opened(monkeypatch), [1000.0]
@@ -69,7 +69,23 @@ def test_connections_are_kept_while_invocations_follow_each_other_and_closed_aft
     assert opened.made == 2
     now[0] += 61
     container.invoke({}, 60)
-    assert (opened.open, opened.made) == (0, 2)
+    assert (opened.open, opened.made) == (0, 3)
+
+
+def test_connections_are_closed_even_if_what_uses_them_cannot_be(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(monkeypatch)
+    container = Container(str(path), lambda: 0.0)
+    container.invoke({}, 60)
+    container.invoke({}, 60)
+    assert opened.open == 1
+
+    def fails() -> NoReturn:
+        raise OSError("no")
+
+    monkeypatch.setattr(opened, "close", fails)
+    with pytest.raises(OSError, match="no"):
+        container.close()
+    assert opened.open == 0
 
 
 def test_after_an_error_the_next_invocation_connects_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
