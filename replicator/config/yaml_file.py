@@ -80,17 +80,22 @@ def read(path: Path, environ: Mapping[str, str], stand_ins: Mapping[str, str] = 
 
 def placeholders(path: Path) -> list[str]:
     """What is between the braces of each placeholder of a file, once."""
-    return list(dict.fromkeys(_names(_constructed(path, _composed(path)))))
+    return list(dict.fromkeys(m.group(1) for _, text in texts(path) for m in _PLACEHOLDER.finditer(text)))
 
 
-def _names(value: Any) -> Iterator[str]:
+def texts(path: Path) -> Iterator[tuple[PathInFile, str]]:
+    """Every text of a file, with its path; placeholders are as written."""
+    yield from _texts(_constructed(path, _composed(path)), ())
+
+
+def _texts(value: Any, place: PathInFile) -> Iterator[tuple[PathInFile, str]]:
     match value:
         case dict():
-            yield from (name for inner in value.values() for name in _names(inner))
+            yield from (found for name, inner in value.items() for found in _texts(inner, (*place, name)))
         case list():
-            yield from (name for inner in value for name in _names(inner))
+            yield from (found for at, inner in enumerate(value) for found in _texts(inner, (*place, at)))
         case str():
-            yield from (match.group(1) for match in _PLACEHOLDER.finditer(value))
+            yield place, value
 
 
 def _composed(path: Path) -> yaml.MappingNode:

@@ -10,6 +10,7 @@ import ast
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from replicator import __version__
 from replicator.config.engine import Lambda
 from replicator.config.settings import Config, load_offline
-from replicator.config.yaml_file import placeholders
+from replicator.config.yaml_file import placeholders, texts
 from replicator.engine.aws_lambda import DEFAULT
 from replicator.errors import ConfigError
 from replicator.hooks.loading import load
@@ -47,6 +48,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "sit
 
 from replicator.engine.aws_lambda import handler as lambda_handler
 '''
+_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -111,6 +113,7 @@ def build(path: Path, wanted: Wanted, out: Path, install: Install) -> Package:
     config = loaded(path, wanted.target)
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"--out: no such folder: {out.parent}")
+    _check_secrets(path)
     hook = _hook_files(config, wanted)
     files = [*hook, *_included(config, wanted.include)]
     with tempfile.TemporaryDirectory() as folder:
@@ -160,6 +163,17 @@ def install(wanted: Requirements, folder: Path) -> None:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         reason = next((line for line in said if line.startswith("ERROR")), said[-1] if said else "it says nothing")
         raise ConfigError(f"pip cannot install what the function depends on: {reason.removeprefix('ERROR: ')}")
+
+
+def _check_secrets(path: Path) -> None:
+    """ConfigError if a URL of the config has a password: everyone who may read the zip would see it."""
+    for place, text in texts(path):
+        password = _PASSWORD.search(text)
+        if password is not None and "${" not in password[1]:
+            raise ConfigError(
+                f"{path}: {'.'.join(map(str, place))} has a password in it, which would be in the zip: use a variable "
+                "of the environment, such as ${POSTGRES_PASSWORD}"
+            )
 
 
 def _hook_files(config: Config, wanted: Wanted) -> list[Path]:

@@ -161,6 +161,11 @@ def test_a_version_of_python_that_lambda_does_not_have_is_refused() -> None:
             [],
             "late.py imports away_hook, which the function would not",
         ),
+        (
+            CONFIG.replace("${POSTGRES_URL}", "postgresql://me:hunter2@localhost/shop"),
+            [],
+            "target.url has a password in",
+        ),
         (CONFIG, ["--out", "no/such/f.zip"], "--out: no such folder: no/such"),
     ],
 )
