@@ -30,8 +30,9 @@ OF_A_TARGET = (
 """What a target may set for itself; what it does not set is as at the top level."""
 
 LONGEST = 63  # letters of a pipeline's name
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
-"""No dots: the last one of a pipeline's name precedes the target's."""
+_NAME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}"
+)  # no dots: the last one of a pipeline's name precedes the target's
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ def _step(stream: Stream, at: _Cursor) -> _Step:
         request = {"ShardIterator": at.iterator, "Limit": 1000}
         response = stream.decode((yield Call("GetRecords", request, decode=stream.decode)))
     except AwsError as e:
-        return _on_error(stream, at, e)
+        return _on_error(stream, at, e, started)
     except TransientError as e:
         return _pause(stream, at, str(e))
     return (yield from _advance(stream, at, response, started))
@@ -141,7 +141,7 @@ def _look_up_page(stream: Stream, at: _Cursor, waiting_for: str, progress: bool)
     return _pause(stream, at, waiting_for) if waiting_for else _nothing(at)
 
 
-def _on_error(stream: Stream, at: _Cursor, error: AwsError) -> Page:
+def _on_error(stream: Stream, at: _Cursor, error: AwsError, started: float) -> Page:
     """The page of a step that failed. GapFound, NotPermitted where retrying cannot help."""
     if error.code == "ExpiredIteratorException":
         at.iterator, at.expected, at.idle = None, at.last or at.expected, 0
@@ -151,8 +151,8 @@ def _on_error(stream: Stream, at: _Cursor, error: AwsError) -> Page:
             _require_young(stream, at, error)
         else:
             _pass_trimmed(stream, at, "records after the stored position have been trimmed", error)
-        at.iterator, at.horizon, at.idle = None, True, 0
-        return _nothing(at, SLOWEST_POLL)  # no empty page: nothing was read
+        at.iterator, at.horizon = None, True
+        return msgspec.structs.replace(_page(at, (), 0, started), rest=SLOWEST_POLL)
     return _failed(stream, at, error)
 
 
