@@ -112,7 +112,8 @@ def _opened(url: str, settings: Mapping[str, Any], patience: float) -> Watched:
 
 def _backend(opened: Watched) -> int:
     """The server process that works for the connection. Behind a pooler, it is not the one that the login named."""
-    (backend,) = opened.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() or (0,)
+    asked = opened.execute("SELECT pg_catalog.pg_backend_pid()", prepare=False)  # others may get the server connection
+    (backend,) = asked.fetchone() or (0,)
     return int(backend)
 
 
@@ -125,11 +126,12 @@ def _is_shared(opened: Watched, url: str, settings: Mapping[str, Any], patience:
     for _ in range(_PROBES):
         before = _backend(opened)
         try:
-            with _opened(url, settings, patience) as second:
+            with _opened(url, settings, min(patience, _SHORTEST)) as second:
                 other = _backend(second)
         except psycopg.Error:
             return False
-        if other == before or _backend(opened) != before:
+        # asked twice: a pooler whose two server connections take turns gives this one its own every second time
+        if other == before or {_backend(opened), _backend(opened)} != {before}:
             return True
     return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from replicator.monitoring.board import Board
     from replicator.monitoring.monitor import Monitor
     from replicator.pipeline.progress import Progress
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -28,6 +31,28 @@ def monitored(config: Config, path: str, listen: str | None, observe: Callable[[
     monitor = monitor_of(subject_of(config, path))
     with serving(monitor, address):
         yield _receivers(monitor, observe)
+
+
+@contextlib.contextmanager
+def monitored_alone(
+    config: Config, path: str, listen: str | None, observe: Callable[[Progress], None]
+) -> Iterator[Any]:
+    """Like ``monitored``. One of several targets, which this process runs alone, is not served where the process of the
+    others is: that one need not be stopped to repair this one.
+    """
+    if listen is not None or config.of_targets is None or config.monitoring is None:
+        with monitored(config, path, listen, observe) as receivers:
+            yield receivers
+        return
+    from replicator.monitoring.server import PortInUse
+
+    with contextlib.ExitStack() as stack:
+        try:
+            receivers = stack.enter_context(monitored(config, path, listen, observe))
+        except PortInUse as e:
+            log.warning("not served", extra={"reason": str(e), "do": "to see this run, give it a port: --listen"})
+            receivers = {"observe": observe}
+        yield receivers
 
 
 @contextlib.contextmanager

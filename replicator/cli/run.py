@@ -81,12 +81,12 @@ def run(ctx: click.Context, /, configs: Sequence[str], target: str | None, as_js
     With several configs, their pipelines run in one process. One that fails does not end the others; the exit code is
     that of the most severe failure. During a rebuild, a config with replaces: runs the pipelines of both copies.
     """
-    if len(configs) > 1 or _may_be_several(configs[0], target):
+    if len(configs) > 1 or _may_be_several(configs[0], target, how["engine"]):
         ctx.exit(_run_each(configs, as_json, target=target, resync=False, **how))
     run_until_stopped(configs[0], as_json, target=target, resync=False, **how)
 
 
-def _may_be_several(path: str, target: str | None) -> bool:
+def _may_be_several(path: str, target: str | None, engine: str | None) -> bool:
     """Whether the config may run several pipelines: for several targets, or both copies of a rebuild. Loading all
     others here would be slow.
     """
@@ -98,7 +98,7 @@ def _may_be_several(path: str, target: str | None) -> bool:
         return False
     from replicator.config import settings
 
-    configs = settings.load_each(path, target=target)
+    configs = settings.load_each(path, engine=engine, target=target)
     return len(configs) > 1 or configs[0].replaces is not None
 
 
@@ -114,7 +114,7 @@ def run_until_stopped(
     """What ``run``, and ``resync --now``, do."""
     say_first(path, as_json)
     from replicator.cli import live_view
-    from replicator.cli.monitored import audited, monitored
+    from replicator.cli.monitored import audited, monitored_alone
     from replicator.config import settings
     from replicator.engine.generations import resolved
     from replicator.engine.run import run as run_pipeline
@@ -124,7 +124,7 @@ def run_until_stopped(
     if loaded.replaces is not None:
         loaded = resolved(loaded)
     how["follow"] = _follow(loaded, how["until"])
-    with live_view.view(as_json, _title(loaded)) as observe, monitored(loaded, path, listen, observe) as more:
+    with live_view.view(as_json, _title(loaded)) as observe, monitored_alone(loaded, path, listen, observe) as more:
         run_pipeline(loaded, stop=stop, **audited(loaded, more), **how)
         if not stop.is_set() and how["until"] != "backfilled":
             log.info("caught up", extra={"pipeline": loaded.pipeline})
@@ -227,7 +227,7 @@ def _loaded(paths: Sequence[str], load: Callable[[str], Sequence[Config]], codes
         problem = f"{path_of[old]}: {path_of[new]} replaces it and runs both copies during a rebuild; leave it out"
         log_failure(ConfigError(problem), config=path_of[old])
         codes.append(ConfigError.exit_code)
-        del loaded[old]
+        loaded.pop(old, None)  # another one may replace it, too
     return list(loaded.values())
 
 

@@ -30,9 +30,8 @@ OF_A_TARGET = (
 """What a target may set for itself; what it does not set is as at the top level."""
 
 LONGEST = 63  # letters of a pipeline's name
-_NAME = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}"
-)  # no dots: the last one of a pipeline's name precedes the target's
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+"""No dots: the last one of a pipeline's name precedes the target's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +156,8 @@ def unknown_target(file: str, name: str, known: Sequence[str]) -> str:
 def choice(file: str, known: Sequence[str]) -> str:
     """What to say where one target must be named."""
     return f"{file} has several targets: choose one, --target NAME, of {', '.join(known)}"
+
+
+def is_of_a_target(name: str, pipeline: str) -> bool:
+    """Whether a target of a config has a pipeline with this ``name``, unless it names it otherwise."""
+    return name.startswith(f"{pipeline}.") and _NAME.fullmatch(name[len(pipeline) + 1 :]) is not None

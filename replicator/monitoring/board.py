@@ -22,18 +22,21 @@ class Board:
 
     def __init__(self) -> None:
         self._monitors: dict[threading.Thread, Monitor] = {}  # replaced as a whole
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def showing(self, monitor: Monitor) -> Iterator[None]:
         """Show this monitor in place of what this thread showed before."""
         thread = threading.current_thread()  # not its number, which a later thread may get
-        self._monitors = {**self._monitors, thread: monitor}
+        with self._lock:
+            self._monitors = {**self._monitors, thread: monitor}
         try:
             yield
         except BaseException:
             monitor.fail()
             raise
-        self._monitors = {of: shown for of, shown in self._monitors.items() if of != thread}
+        with self._lock:
+            self._monitors = {of: shown for of, shown in self._monitors.items() if of != thread}
 
     @property
     def monitors(self) -> Sequence[Monitor]:

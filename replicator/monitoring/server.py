@@ -129,12 +129,17 @@ def require_usable(address: Address) -> None:
             raise ConfigError(_problem(e, address)) from e
 
 
+class PortInUse(ConfigError):
+    """Another process listens at the address."""
+
+
 def bound(address: Address) -> socket.socket:
-    """A listening socket; ConfigError if there cannot be one."""
+    """A listening socket; ConfigError if there cannot be one, PortInUse if another process has it."""
     try:
         return _listener(address)
     except OSError as e:
-        raise ConfigError(_problem(e, address)) from e
+        kind = PortInUse if e.errno == errno.EADDRINUSE else ConfigError
+        raise kind(_problem(e, address)) from e
 
 
 def _listener(address: Address) -> socket.socket:

@@ -12,6 +12,7 @@ from replicator.aws.client import Client, completed
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.checkpoints.contract import AccessChecking, Checkpoints, Listed, Migrating, Store
 from replicator.config.engine import Lambda, Ray
+from replicator.config.targets import is_of_a_target
 from replicator.duration import duration
 from replicator.engine.assembly import ends, introduce, target_tables
 from replicator.engine.generations import resolved
@@ -276,17 +277,18 @@ def _destination(
 
 
 def _left_over(config: Config, checkpoints: Checkpoints) -> Iterator[Finding]:
-    """The pipelines of targets that the config no longer has."""
+    """The pipelines that may be of targets that the config no longer has. A rebuild has others beside its own."""
     of = config.of_targets
-    if of is None or not isinstance(checkpoints, Listed):
+    if of is None or config.replaces is not None or not isinstance(checkpoints, Listed):
         return
     own = {*of.pipelines, *(name + SECOND for name in of.pipelines)}
-    left = [name for name in checkpoints.pipelines() if name.startswith(f"{of.pipeline}.") and name not in own]
+    left = [name for name in checkpoints.pipelines() if is_of_a_target(name, of.pipeline) and name not in own]
     if left:
         text = (
-            f"{', '.join(left)}: stored here, and no target of this config; a target that was removed leaves its copy"
+            f"{', '.join(left)}: stored here, and no target of this config: copies of targets that were removed, of "
+            "another config, or of a rebuild"
         )
-        advice = "to resume it, put the target back; to remove it, see docs/several-targets.md#removing-a-target"
+        advice = "to resume a target, put it back; to remove it, see docs/several-targets.md#removing-a-target"
         yield Finding("checkpoints", "note", text, advice)
 
 

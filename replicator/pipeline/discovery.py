@@ -79,7 +79,7 @@ class Discovery:
         return News(new, frozenset(gone), frozenset(finished))
 
     def _check_not_needed(self, shard: str, now: float) -> None:
-        if self.needed_since is not None and now - self.needed_since < retention.RETENTION:
+        if self.needed_since is not None and now - self.needed_since < lineage.KEPT:
             raise GapFound(
                 "the listing with which the epoch began lacked the shard, which may have changes since the export",
                 shard,

@@ -15,6 +15,9 @@ from typing import Any
 import orjson
 import pytest
 
+from replicator.cli.run import _loaded, _may_be_several
+from replicator.config.settings import load_each
+from replicator.errors import ConfigError
 from tests.cli.command_line import World
 from tests.cli.test_run import _read, await_that
 
@@ -269,3 +272,33 @@ def test_twenty_take_less_than_four_times_the_memory_of_one(world: World) -> Non
         return int(most)
 
     assert peak(*configs) < 4 * peak(configs[0])
+
+
+TO_SEARCH = """\
+source: {table: products, region: eu-west-1}
+target: {type: elasticsearch, url: 'http://127.0.0.1:1', table: %s}
+"""
+
+
+def test_two_configs_that_replace_a_third_one_leave_it_out_once(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("pipeline: old\n" + TO_SEARCH % "old")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(f"pipeline: {name}\nreplaces: old.yaml\n" + TO_SEARCH % name)
+    codes: list[int] = []
+    paths = [str(tmp_path / f"{name}.yaml") for name in ("old", "one", "two")]
+    loaded = _loaded(paths, lambda path: load_each(path, {}), codes)
+    assert [config.pipeline for config in loaded] == ["one", "two"]
+    assert set(codes) == {2}
+
+
+def test_another_engine_on_the_command_line_counts_before_anything_is_refused(tmp_path: Path) -> None:
+    """check advises --engine local where the engine of the file runs one pipeline only."""
+    path = tmp_path / "shop.yaml"
+    path.write_text(
+        "pipeline: shop\nsource: {table: products, region: eu-west-1}\nengine: {type: lambda}\ntargets:\n"
+        "  a: {type: postgres, url: postgresql://127.0.0.1:1/y, table: a}\n"
+        "  b: {type: postgres, url: postgresql://127.0.0.1:1/y, table: b}\n"
+    )
+    with pytest.raises(ConfigError, match="lambda runs one pipeline"):
+        _may_be_several(str(path), None, None)
+    assert _may_be_several(str(path), None, "local")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -390,3 +391,20 @@ def test_targets_may_share_a_table_of_checkpoints_and_a_file_of_hooks(world: Wor
     assert code == 0, out
     assert [world.db.items(table)[0]["n"] for table in ("copy_a", "copy_b")] == [1, 2]
     assert {item["pipeline"] for item in world.db.items("places")} >= {"orders.a", "orders.b"}
+
+
+def test_a_target_alone_needs_no_port_that_the_run_of_all_has(both: World) -> None:
+    """The others follow on while it is resynced."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        both.change("targets:", f"monitoring: {{listen: '127.0.0.1:{taken.getsockname()[1]}'}}\ntargets:")
+        alone = ("run", both.config, "--target", "rows", "--until", "caught-up")
+        code, out, _ = both.call(*alone)
+        (warned,) = events(out, "not served")
+        refused_port, _, err = both.call(*alone, "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
+        together, _, _ = both.call("run", both.config, "--until", "caught-up")
+
+    assert code == 0
+    assert "is in use by another process" in warned["reason"]
+    assert "--listen" in warned["do"]
+    assert (refused_port, together) == (2, 2)
+    assert "is in use by another process" in err

@@ -62,12 +62,13 @@ def test_an_ancestor_that_is_listed_late_was_closed_before_the_epoch_and_is_not_
     assert {id: s.ended for id, s in news.shards.items()} == {"a": True, "b": True}
 
 
-def test_after_an_existing_export_ancestors_that_appear_later_are_a_gap_for_a_day() -> None:
-    """They may have records of after the export, which nothing else has."""
+def test_after_an_existing_export_ancestors_that_appear_later_are_a_gap_for_two_days() -> None:
+    """They may have records of after the export, which nothing else has; after a day, listed ones surely do."""
     known, shards = {"c": state("b")}, [Shard("b", last="2"), Shard("c", "b")]
-    with pytest.raises(GapFound, match="which may have changes since the export"):
-        Discovery(needed_since=50.0).news(known, listing(*shards, at=100.0))
-    assert Discovery(needed_since=50.0).news(known, listing(*shards, at=50.0 + 86_400.0)).shards["b"].ended
+    for at in (100.0, 50.0 + 2 * 86_400.0 - 1.0):
+        with pytest.raises(GapFound, match="which may have changes since the export"):
+            Discovery(needed_since=50.0).news(known, listing(*shards, at=at))
+    assert Discovery(needed_since=50.0).news(known, listing(*shards, at=50.0 + 2 * 86_400.0)).shards["b"].ended
 
 
 def test_an_old_shard_mistaken_for_a_new_one_is_a_gap_once_that_is_discovered() -> None:

@@ -24,13 +24,16 @@ auth_type = trust
 auth_file = {users}
 pool_mode = {mode}
 default_pool_size = {size}
+server_round_robin = {turns}
 """
 
 
 class PgBouncer:
-    """``url``: of the database behind it. ``mode``: session, transaction or statement."""
+    """``url``: of the database behind it. ``mode``: session, transaction or statement. ``turns``: 1 if its connections
+    take turns.
+    """
 
-    def __init__(self, url: str, mode: str, size: int = 20) -> None:
+    def __init__(self, url: str, mode: str, size: int = 20, turns: int = 0) -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if program is None:
             raise ServerMissing("there is no pgbouncer; apt-get install pgbouncer")
@@ -42,7 +45,7 @@ class PgBouncer:
         users.write_text(f'"{self._given["user"]}" "{self._given.get("password", "")}"\n')
         server = {"host": self._given["host"], "port": self._given["port"]}
         config = self._folder / "config"
-        config.write_text(_CONFIG.format(**server, own=self.port, users=users, mode=mode, size=size))
+        config.write_text(_CONFIG.format(**server, own=self.port, users=users, mode=mode, size=size, turns=turns))
         user = unprivileged("pgbouncer")
         self._command = [program, *([] if user is None else ["-u", user.pw_name]), str(config)]
         self._process: subprocess.Popen[bytes] | None = None

@@ -26,9 +26,9 @@ Pool = Callable[..., PgBouncer]
 def pool(one_postgres: Database) -> Iterator[Pool]:
     with ExitStack() as running:
 
-        def start(mode: str, size: int = 20) -> PgBouncer:
+        def start(mode: str, size: int = 20, turns: int = 0) -> PgBouncer:
             try:
-                return running.enter_context(PgBouncer(one_postgres.url, mode, size))
+                return running.enter_context(PgBouncer(one_postgres.url, mode, size, turns))
             except ServerMissing as e:
                 not_tested(str(e))
 
@@ -69,6 +69,16 @@ def test_a_busy_pool_for_transactions_is_refused_too(pool: Pool) -> None:
         target = behind(pooler)
         assert "pgbouncer" in target.check([TABLE])[0]
         target.close()
+
+
+def test_a_pool_for_transactions_whose_two_connections_take_turns_is_refused_too(pool: Pool) -> None:
+    """Every second transaction of a client meets the same one."""
+    pooler = pool("transaction", size=2, turns=1)
+    with psycopg.connect(pooler.url) as one, psycopg.connect(pooler.url) as other:
+        assert {c.execute("SELECT pg_backend_pid() > 0").fetchone() for c in (one, other)} == {(True,)}
+    target = behind(pooler)
+    assert "pgbouncer" in target.check([TABLE])[0]
+    target.close()
 
 
 @pytest.mark.parametrize("size", [20, 1])
