@@ -107,9 +107,14 @@ class Monitor:
         return self._monotonic() - self._reported
 
     def progress(self) -> Progress:
-        """The latest progress, with the run's owner. While the run reports nothing, its lag grows."""
+        """The latest progress, with the run's owner. While the run reports nothing, its lag grows.
+
+        One that has failed is stopped, or has a gap.
+        """
         progress, silent = self._progress, self.silent
         progress = structs.replace(progress, owner=self._details.owner)
+        if self._failed and progress.phase != "gap":
+            progress = structs.replace(progress, phase="stopped")
         return progress if silent < CURRENT else aged(progress, silent)
 
     def health(self) -> Verdict:

@@ -92,7 +92,7 @@ def test_metrics_have_the_label_of_each_pipeline_and_each_name_once(port: int) -
 
 def test_status_is_that_of_each(port: int) -> None:
     found = get(port, "/status.json").json["pipelines"]
-    assert [(one["pipeline"], one["phase"]) for one in found] == [("shop.a", "live"), ("shop.b", "live")]
+    assert [(one["pipeline"], one["phase"]) for one in found] == [("shop.a", "live"), ("shop.b", "stopped")]
 
 
 def test_the_commands_on_the_page_of_a_target_name_it(tmp_path: Path) -> None:
