@@ -328,6 +328,7 @@ def load_each(
     file = read(Path(path), os.environ if environ is None else environ)
     problems = list(file.problems)
     configs = [] if file.values is None else _configs(file, problems, engine, target)
+    problems += _together(configs)
     if problems or not configs:
         ordered = sorted(problems, key=lambda p: file.line(p))
         raise ConfigError(*dict.fromkeys(file.sentence(p) for p in ordered))
@@ -374,11 +375,19 @@ def load_each_offline(
     problems = list(filled.problems)
     configs = [] if filled.values is None else _configs(filled, problems, None, target)
     unknown = {p.path for p in unset}
+    if not unset:  # two options that have the same stand-in may differ
+        problems += _together(configs)
     wrong = [filled.sentence(p) for p in sorted(problems, key=filled.line) if p.path not in unknown]
     notes = [file.sentence(p) for p in unset]
-    if wrong or not configs:
+    if wrong or not configs or len(configs) < len(_wanted(filled, target)):
         raise ConfigError(*dict.fromkeys(wrong or [f"{n}; without it, nothing else can be checked" for n in notes]))
     return configs, notes
+
+
+def _wanted(file: ConfigFile, target: str | None) -> Sequence[str]:
+    """The names of the targets that are wanted."""
+    given = (file.values or {}).get(TARGETS)
+    return [name for name in given if target in (None, name)] if isinstance(given, Mapping) else []
 
 
 def _problems(file: ConfigFile, target: str | None) -> Sequence[Problem]:
@@ -411,7 +420,6 @@ def _configs(
     pipelines = tuple(str(one.values.get("pipeline")) for one in every)
     configs = [_config(one, file, problems, engine_type, pipelines) for one in wanted]
     loaded = [config for config in configs if config is not None]
-    problems += _together(loaded)
     if len(known) > 1 and any(isinstance(config.engine, Lambda) for config in loaded):
         text = "lambda runs one pipeline, and this config has several targets: give that target a config of its own"
         problems.append(Problem(("engine", "type"), text))

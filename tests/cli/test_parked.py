@@ -382,7 +382,7 @@ def test_an_item_that_was_settled_before_it_was_read_is_no_longer_parked(monkeyp
         store.save([Save("parked", f'["{key}"]@{1:019d}', 0, encode(Parked((key,), 1, "no", 0.0)))])
 
     @contextmanager
-    def opened(config: str) -> Iterator[tuple[None, None, MemoryCheckpoints]]:
+    def opened(config: str, target: str | None) -> Iterator[tuple[None, None, MemoryCheckpoints]]:
         yield None, None, store
 
     def settled(found: Any, *_: Any, **__: Any) -> bool:
@@ -409,7 +409,7 @@ def test_an_item_that_a_run_keeps_parking_again_is_reported_with_exit_code_6(
     store.park_anew()
 
     @contextmanager
-    def opened(config: str) -> Iterator[tuple[None, None, Moving]]:
+    def opened(config: str, target: str | None) -> Iterator[tuple[None, None, Moving]]:
         yield None, None, store
 
     monkeypatch.setattr(command_line, "_opened", opened)

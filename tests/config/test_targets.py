@@ -256,6 +256,19 @@ def test_with_a_target_chosen_the_mistakes_of_others_do_not_matter(write: Write)
     assert len(problems_of(path, target="warehouse")) == 2
 
 
+def test_offline_targets_that_differ_by_variables_without_values_are_all_looked_at(write: Write) -> None:
+    """What stands in for a value is the same for both: that says nothing of their places."""
+    text = BOTH[: BOTH.index("targets:")].replace("transform: hooks.py:order\n", "")
+    one = "  {}: {{type: dynamodb, region: '${{{}}}', table: products}}\n"
+    path = write(text + "targets:\n" + one.format("a", "REGION_A") + one.format("b", "REGION_B"))
+    found, notes = config.load_each_offline(path, {})
+    assert [each.target_name for each in found] == ["a", "b"]
+    assert {getattr(each.target.options, "region", None) for each in found} == {config.STAND_IN}
+    assert len(notes) == 2
+    with pytest.raises(ConfigError, match="has the table products in the same place"):
+        config.load_each(path, {"REGION_A": "eu-west-1", "REGION_B": "eu-west-1"})
+
+
 def test_the_json_schema_allows_what_is_right_and_names_what_is_not(write: Write) -> None:
     schema = config.schema()
     values = yaml.safe_load(BOTH)
