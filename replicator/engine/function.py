@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -379,7 +380,7 @@ class Function:
             if shard not in view.shards:
                 news = self._listed(shard, view, discovery)
         except GapFound as e:
-            gap, news = e, News({} if shard is None else _root(shard, view, now()))
+            gap, news = e, self._behind_gap(shard, view, listed)
         new = {**news.shards, **_leaves(view.shards, news)}
         given = lanes.assigned({**view.shards, **new})
         saves = [view.put("shard", id, state)[0] for id, state in {**new, **given}.items()]
@@ -392,6 +393,13 @@ class Function:
         saves += [view.put("pipeline", "", view.pipeline)[0], Save("pulse", "", None, encode(beat))]
         self._retrying(lambda: self._context.checkpoints.save(saves), asks="checkpoints")
         return view.shards
+
+    def _behind_gap(self, shard: str | None, view: CheckpointView, listed: float | None) -> News:
+        """The shards to follow behind a gap: all new ones if only what an export lacks is lost, else the given one."""
+        if needed_since(view.pipeline) is not None:
+            with suppress(GapFound):
+                return self._listed(shard, view, Discovery(listed=listed))
+        return News({} if shard is None else _root(shard, view, self._environment.now()))
 
     def _listed(self, shard: str | None, view: CheckpointView, discovery: Discovery) -> News:
         """What listings show. GapFound if the given shard's ancestors remain missing."""

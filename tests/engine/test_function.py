@@ -19,7 +19,7 @@ from replicator.hooks.hook import Hook
 from replicator.items.item import Item
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.progress import progress
-from replicator.state import ResyncRequest, Save, encode
+from replicator.state import ExportState, ResyncRequest, Save, ShardState, decode, decode_pipeline, encode
 from replicator.testing.dynamodb import DynamoDB
 from tests.engine.cluster import TABLE
 from tests.engine.event_source import EventSource
@@ -373,6 +373,30 @@ def test_a_shard_that_never_gets_children_is_no_gap_once_it_is_no_longer_listed(
     current = progress(stack.context().checkpoints.read().entries, {}, stack.clock.wall())
     assert current.lag_seconds is not None
     assert current.lag_seconds < 3700
+
+
+def test_a_shard_that_the_first_listing_lacked_after_an_export_is_a_gap_and_all_others_are_followed() -> None:
+    stack = Stack(shards=1)
+    stack.write("k1", 1)
+    first = stack.source.open_shards(TABLE)[0]
+    stack.source.roll_all(TABLE)
+    stack.source.misreport(lambda shards: [s for s in shards if s.id != first], times=50)
+    stack.backfill()
+    stack.source.heal()
+    revision, text = stack.database.entries["pipeline", ""]
+    copied = replace(decode_pipeline(text), export=ExportState("an existing one", stack.clock.wall()))
+    stack.database.entries["pipeline", ""] = revision, encode(copied)
+
+    (parent,) = stack.source.open_shards(TABLE)
+    stack.source.roll_all(TABLE)
+    (child,) = stack.source.open_shards(TABLE)
+    stack.write("k2", 2)
+    stack.deliver(stack.container())
+    assert [gap.shard for gap in stack.gaps] == [first]
+    state = decode("shard", child, stack.database.entries["shard", child][1])
+    assert isinstance(state, ShardState)
+    assert state.parent == parent
+    assert stack.stored == stack.wanted
 
 
 def test_a_shard_that_cannot_be_read_does_not_keep_the_schedule_from_others() -> None:
