@@ -21,6 +21,10 @@ class Configuration(msgspec.Struct, frozen=True, rename="pascal"):
     handler: str = ""
     timeout: int = 3
     memory_size: int = 128
+    state: str = "Active"
+    state_reason: str = ""
+    last_update_status: str = "Successful"
+    last_update_status_reason: str = ""
 
 
 class EventSourceMapping(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +44,11 @@ class EventSourceMapping(msgspec.Struct, frozen=True, kw_only=True):
     bisects: bool | None = msgspec.field(name="BisectBatchOnFunctionError", default=None)
     filter_criteria: dict[str, Any] | None = msgspec.field(name="FilterCriteria", default=None)
     filter_error: dict[str, Any] | None = msgspec.field(name="FilterCriteriaError", default=None)
+
+    @property
+    def qualifier(self) -> str:
+        """The version or alias of the function that is invoked; "" for the newest code."""
+        return ":".join(self.function_arn.split(":")[7:])
 
     @property
     def patterns(self) -> Sequence[str]:

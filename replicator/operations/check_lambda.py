@@ -65,6 +65,13 @@ def of_configuration(configuration: Configuration, asked: Asked) -> Iterator[Fin
     def update(option: str) -> str:
         return asked.command("update-function-configuration", f"--function-name {asked.function} {option}")
 
+    for name, status, reason in (
+        ("State", configuration.state, configuration.state_reason),
+        ("LastUpdateStatus", configuration.last_update_status, configuration.last_update_status_reason),
+    ):
+        if status == "Failed":
+            text = f"{name} of {asked.function} is Failed: {reason or 'AWS names no reason'}"
+            yield Finding("engine.function", "problem", text, "deploy it again, as docs/lambda.md says")
     if configuration.timeout < SHORTEST:
         text = f"Timeout is {configuration.timeout} s, of which an invocation has three less to store a batch"
         yield Finding("engine.function", "problem", text, update(f"--timeout {TIMEOUT}"))
@@ -91,6 +98,10 @@ def of_mappings(mappings: Sequence[EventSourceMapping], asked: Asked) -> Iterato
         text = f"{len(reading)} mappings deliver the stream, and delay each other: {', '.join(m.uuid for m in reading)}"
         yield Finding("mapping", "problem", text, "delete all but one")
     for mapping in reading:
+        if mapping.qualifier not in ("", "$LATEST"):
+            version = f"{mapping.qualifier}, a version or alias"
+            text = f"{mapping.uuid} invokes {version}; the function's newest code was checked"
+            yield Finding("mapping", "note", text, "look at the timeout, memory and handler of that version yourself")
         found = list(of_mapping(mapping, asked))
         yield from found
         if all(finding.verdict != "problem" for finding in found):

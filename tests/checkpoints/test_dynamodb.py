@@ -17,10 +17,11 @@ from pydantic import ValidationError
 
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError
+from replicator.checkpoints.dynamodb import snapshot
 from replicator.checkpoints.dynamodb.store import DynamodbCheckpoints, DynamodbOptions
 from replicator.checkpoints.dynamodb.table import CheckpointTable
 from replicator.errors import ConfigError, Fenced, NotPermitted, TransientError
-from replicator.state import Counts, DamagedCheckpoint, ParkedItem, Save, encode
+from replicator.state import Counts, DamagedCheckpoint, ParkedItem, Save, ShardState, encode
 from replicator.testing.checkpoints_contract import (
     Build,
     CheckpointsContract,
@@ -261,15 +262,30 @@ def test_a_command_during_a_run_makes_the_run_read_the_entries_again(db: DynamoD
     assert totals == {"shard:a": Counts(read=4, applied=1, superseded=3, filtered=120, parked=-120)}
 
 
-def test_a_run_that_sees_what_a_retry_made_of_a_parked_entry_also_sees_its_note(db: DynamoDB) -> None:
+def test_what_is_read_without_a_claim_is_as_of_one_save_unless_others_save_all_the_time(db: DynamoDB) -> None:
+    both = [
+        Save("parked", "a", 0, parked("a")),
+        Save("shard", "s", 0, encode(ShardState(None, "1", whole=True, since=0.0))),
+    ]
+    for found in read_while(db, [], both):
+        assert ("parked" in found) == ("shard" in found)
+
+
+def test_a_run_that_sees_what_a_retry_made_of_a_parked_entry_also_sees_its_note(
+    db: DynamoDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both are saved at once, between any two of the requests with which the run reads."""
+    monkeypatch.setattr(snapshot, "EXACT_TRIES", 0)
     both = [Save("parked", "a", 1, parked("a", image="noted")), Save("retried", "1", None, '{"version":1}')]
     for found in read_while(db, [Save("parked", "a", 0, parked("a"))], both):
         assert found["parked"] == 1 or "retried" in found
 
 
-def test_a_worker_that_sees_what_it_must_compare_to_park_an_item_also_sees_who_has_parked_it(db: DynamoDB) -> None:
+def test_a_worker_that_sees_what_it_must_compare_to_park_an_item_also_sees_who_has_parked_it(
+    db: DynamoDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise the item gets a second entry, which every later run refuses."""
+    monkeypatch.setattr(snapshot, "EXACT_TRIES", 0)
     both = [Save("parked", "a", 0, parked("a")), Save("item", "a", 0, encode(ParkedItem("a")))]
     for found in read_while(db, [], both):
         assert "parked" in found or "item" not in found

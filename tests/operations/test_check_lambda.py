@@ -181,6 +181,25 @@ def test_two_mappings_of_the_stream_are_named_also_if_one_invokes_a_version(clie
     assert first.text == f"2 mappings deliver the stream, and delay each other: {UUID}, {SECOND}"
 
 
+@pytest.mark.parametrize(("qualifier", "notes"), [("", 0), (":$LATEST", 0), (":3", 1), (":live", 1)])
+def test_a_mapping_to_a_version_or_alias_says_that_another_one_was_checked(
+    client: Any, qualifier: str, notes: int
+) -> None:
+    findings = found(client, RIGHT | {"FunctionArn": FUNCTION + qualifier})
+    assert [f.text for f in problems(findings, "note")] == [
+        f"{UUID} invokes {qualifier[1:]}, a version or alias; the function's newest code was checked"
+    ] * notes
+    assert exit_code(findings) == 0
+
+
+@pytest.mark.parametrize("name", ["State", "LastUpdateStatus"])
+def test_a_function_that_aws_could_not_deploy_is_a_problem_with_its_reason(client: Any, name: str) -> None:
+    function = {**DEPLOYED, name: "Failed", f"{name}Reason": "the VPC has no free address"}
+    (problem,) = problems(found(client, RIGHT, function=function))
+    assert problem.text == f"{name} of orders-copy is Failed: the VPC has no free address"
+    assert problem.do == "deploy it again, as docs/lambda.md says"
+
+
 def test_what_delivers_the_stream_to_another_function_is_of_no_matter(client: Any) -> None:
     another = RIGHT | {"UUID": SECOND, "FunctionArn": f"{FUNCTION}-2"}
     assert [f.verdict for f in found(client, RIGHT, another, of_versions=1)] == ["ok"]

@@ -19,6 +19,7 @@ from replicator.errors import TransientError
 from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Entry, Save, forgotten, shard_of
 
 TRIES = 30  # attempts of a save or a read while other processes change the table
+EXACT_TRIES = 3  # of these, how many reads without a claim must be as of one save
 _LISTED = ("revision", "sum", "blob")
 _PARKS = layout.entry_key("item", "")
 _actions = msgspec.json.Decoder(list[Action])
@@ -46,9 +47,10 @@ class States:
     def all(self, *, settled: bool) -> tuple[Known, dict[Place, str]]:
         """All entries and counts, and the texts of entries that are not parked.
 
-        ``settled``: as of one save, after completing a pending journal.
+        ``settled``: as of one save, after completing a pending journal. If not, that is tried a few times only: while
+        others save all the time, what was read may be of several saves.
         """
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
             before = self.settled_head() if settled else self.head()
             # Parked entries before the notes of what commands have made of them, as a run that knows what was made must
             # know that it was; what workers compare to park an item once comes before it, as they must know the entry.
@@ -57,7 +59,8 @@ class States:
             if items is not None:
                 known, texts = self._known(before, items), self._texts(items)
             now = self.head()
-            quiet = now.commit == before.commit if settled else now.journal == before.journal
+            exact = settled or attempt < EXACT_TRIES
+            quiet = now.commit == before.commit if exact else now.journal == before.journal
             if known is not None and texts is not None and quiet:
                 return known, texts
         raise TransientError(f"the checkpoints in {self._place} change all the time")
