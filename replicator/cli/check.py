@@ -97,11 +97,13 @@ def _put(findings: Sequence[Finding], target: str | None) -> None:
 
 
 def _print(findings: Sequence[Finding], target: str | None, said: Collection[Finding]) -> None:
-    """Print the findings but for facts that were said of an earlier target, such as those of the source."""
+    """Print the findings but for facts that were said of an earlier target, such as those of the source. How it would
+    start is said of each.
+    """
     if target is not None:
         say(f"target {target}")
     for finding in findings:
-        if finding in said and _MARKS[finding.verdict] != "FAIL":
+        if finding in said and finding.subject != "pipeline" and _MARKS[finding.verdict] != "FAIL":
             continue
         first, _, more = finding.text.partition("\n")
         say(f"{_MARKS[finding.verdict]}  {finding.subject}: {first}")

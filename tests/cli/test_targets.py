@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ import yaml
 from click.testing import CliRunner
 
 from replicator.cli import main
+from replicator.operations.finding import Finding
 from replicator.testing.servers.programs import free_port
 from tests.cli.command_line import World, words
 from tests.cli.test_run import await_that
@@ -408,3 +410,19 @@ def test_a_target_alone_needs_no_port_that_the_run_of_all_has(both: World) -> No
     assert "--listen" in warned["do"]
     assert (refused_port, together) == (2, 2)
     assert "is in use by another process" in err
+
+
+def test_check_says_of_each_target_how_it_would_start_and_facts_of_the_source_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    both = [Finding("source.table", "ok", "orders"), Finding("pipeline", "ok", "run will start with a backfill")]
+    check = importlib.import_module("replicator.cli.check")
+    check._print(both, "rows", ())
+    check._print(both, "copies", both)
+    assert capsys.readouterr().out.splitlines() == [
+        "target rows",
+        "ok    source.table: orders",
+        "ok    pipeline: run will start with a backfill",
+        "target copies",
+        "ok    pipeline: run will start with a backfill",
+    ]

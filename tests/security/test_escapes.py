@@ -89,7 +89,7 @@ EXITS: dict[str, Callable[[], object]] = {
     "report": lambda: output.report(ReplicatorError(HOSTILE)),
     "report of problems": lambda: output.report(ConfigError(HOSTILE, HOSTILE)),
     "report of a gap": lambda: output.report(GapFound(HOSTILE, HOSTILE, HOSTILE)),
-    "check": lambda: check._print(Finding(HOSTILE, "problem", HOSTILE, HOSTILE)),
+    "check": lambda: check._print([Finding(HOSTILE, "problem", HOSTILE, HOSTILE)], HOSTILE, ()),
     "preview": lambda: [preview._print(p) for p in PREVIEWS[1:]],
     "parked list": lambda: parked._tell(PARKED, HOSTILE, HOSTILE, False),
     "demo": lambda: demo.say(HOSTILE),
