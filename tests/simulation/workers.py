@@ -245,7 +245,12 @@ class Swarm(Universe):
         self.held.append((Late(self.clock.now + LATEST, "target", carry_out), item))
 
     def let_go(self) -> None:
-        """The stream alone is followed: the items are deleted, and the requests about them arrive after that."""
+        """The stream alone is followed: the items are deleted, and the requests about them arrive after that.
+
+        Where the scan takes so long that they cannot wait for its end, they arrive before it.
+        """
+        self.late += [late for late, _ in self.held if late.at <= self.clock.now]
+        self.held = [(late, item) for late, item in self.held if late.at > self.clock.now]
         state = self.database.entries.get(("pipeline", ""))
         if state is None or decode_pipeline(state[1]).stage != stages.FOLLOWING:
             return
