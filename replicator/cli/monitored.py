@@ -57,7 +57,7 @@ def monitored_alone(
 
 @contextlib.contextmanager
 def boards(configs: Sequence[Config], listen: str | None) -> Iterator[Callable[[Config], Board | None]]:
-    """Serves the pipelines of a process that are to be served at one address together: yields what tells the board of a
+    """Serves the pipelines of a process that share an address together: yields what tells the board of a
     config, if it has one.
     """
     addresses = [_address(config, listen) for config in configs]

@@ -29,7 +29,7 @@ KEPT_BYTES = 8 << 20  # of GetRecords responses that are kept, of all shards tog
 TAKEN_OVER = 1.0  # seconds after which a request of a pipeline that does not come back for its response is made again
 OVERDUE = 5.0  # seconds after which it is made again although its pipeline waits for the response
 ABANDONED = 10.0  # seconds after which pages that no reader asked for give way to those of another reader
-UNUSED = 900.0  # seconds after which nobody comes for them any more: AWS's iterators would have expired, too
+UNUSED = 900.0  # seconds after which no pipeline asks for them any more: AWS's iterators would have expired, too
 QUIET = 3  # empty responses that show that a shard has no records, see ``shard_reader.IDLE_PAGES``
 EXPIRED = "ExpiredIteratorException"
 _LEAST = 1000  # bytes that a page counts at least
@@ -178,7 +178,7 @@ class SharedPages:
             self._seen[who] = now
 
     def left(self, who: object) -> None:
-        """``who`` reads no more: nobody waits for its responses."""
+        """``who`` reads no more, and its responses are no longer waited for."""
         with self._lock:
             self._seen.pop(who, None)
             self._forget_surplus()
@@ -229,7 +229,7 @@ class SharedPages:
     def may_read_alone(self, stream: str, shard: str, who: object, now: float) -> bool:
         """Whether a pipeline may use an iterator of its own: besides the shared one, a shard has one reader at a time.
 
-        Those that are told no take turns. Whoever may must say ``read_alone`` afterwards.
+        Those that are told no take turns. One that may must say ``read_alone`` afterwards.
         """
         with self._lock:
             self._seen[who] = now
@@ -295,7 +295,7 @@ class SharedPages:
         return now - self._seen.get(who, -math.inf) < TAKEN_OVER
 
     def _forget_surplus(self) -> None:
-        """Keep pages for those who have not read them yet: nobody if only one pipeline reads."""
+        """Keep pages for those who have not read them yet: for none if only one pipeline reads."""
         most = self._kept_bytes if len(self._seen) > 1 else 0
         while self._bytes > most and len(self._kept) > 1:
             self._forget(*self._kept.popleft())

@@ -212,7 +212,7 @@ def test_a_shard_has_two_readers_at_most_however_slow_the_stream_is() -> None:
         assert max(world.in_flight().values(), default=0) <= 2
 
 
-def test_nobody_waits_for_a_pipeline_that_has_ended() -> None:
+def test_a_pipeline_that_has_ended_is_not_waited_for() -> None:
     pages, end = started(1)
     assert isinstance(pages.ask(end, "one", 0.0), Fetch)
     assert pages.may_read_alone("stream", "shard", "one", 0.0)
@@ -244,7 +244,7 @@ def test_pages_are_kept_only_while_there_is_another_pipeline_that_may_need_them(
         end = str(found.next)
 
 
-def test_shards_that_nobody_reads_any_more_are_forgotten() -> None:
+def test_shards_that_no_pipeline_reads_any_more_are_forgotten() -> None:
     """Ended ones without pages, too: a stream has thousands of them a day."""
     pages = SharedPages()
     for shard in ("read", "unread"):
