@@ -379,15 +379,16 @@ def load_each_offline(
         problems += _together(configs)
     wrong = [filled.sentence(p) for p in sorted(problems, key=filled.line) if p.path not in unknown]
     notes = [file.sentence(p) for p in unset]
-    if wrong or not configs or len(configs) < len(_wanted(filled, target)):
+    wanted = [name for name in _named(filled) if target in (None, name)]
+    if wrong or not configs or len(configs) < len(wanted):
         raise ConfigError(*dict.fromkeys(wrong or [f"{n}; without it, nothing else can be checked" for n in notes]))
     return configs, notes
 
 
-def _wanted(file: ConfigFile, target: str | None) -> Sequence[str]:
-    """The names of the targets that are wanted."""
+def _named(file: ConfigFile) -> Sequence[str]:
+    """The names of the file's targets; none if it has only one, which needs no name."""
     given = (file.values or {}).get(TARGETS)
-    return [name for name in given if target in (None, name)] if isinstance(given, Mapping) else []
+    return list(given) if isinstance(given, Mapping) else []
 
 
 def _problems(file: ConfigFile, target: str | None) -> Sequence[Problem]:
@@ -409,8 +410,7 @@ def _configs(
     what is wrong with other targets. ConfigError if there is no such target.
     """
     every, misnamed = expanded(file.values)
-    given = file.values.get(TARGETS)
-    known = list(given) if isinstance(given, Mapping) else []
+    known = _named(file)
     if target is not None and target not in known:
         raise ConfigError(unknown_target(file.path.name, target, known))
     found = [one for one in every if target in (None, one.name)]

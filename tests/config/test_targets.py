@@ -247,7 +247,7 @@ def test_a_section_of_all_targets_that_one_cannot_have_is_a_problem_of_that_one(
 
 
 def test_with_a_target_chosen_the_mistakes_of_others_do_not_matter(write: Write) -> None:
-    text = BOTH.replace("me@127", "${NOBODY}@127").replace("total: numeric", "total: nmeric")
+    text = BOTH.replace("me@127", "${UNSET_USER}@127").replace("total: numeric", "total: nmeric")
     path = write(text)
 
     assert loaded(path, target="search")["search"].pipeline == "orders.search"

@@ -21,7 +21,7 @@ from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Entry, Save, 
 TRIES = 30  # attempts of a save or a read while other processes change the table
 EXACT_TRIES = 3  # of these, how many reads without a claim must be as of one save
 _LISTED = ("revision", "sum", "blob")
-_PARKS = layout.entry_key("item", "")
+_ITEM_ENTRIES = layout.entry_key("item", "")
 _actions = msgspec.json.Decoder(list[Action])
 
 
@@ -54,7 +54,7 @@ class States:
             before = self.settled_head() if settled else self.head()
             # Parked entries before the notes of what commands have made of them, as a run that knows what was made must
             # know that it was; what workers compare to park an item once comes before it, as they must know the entry.
-            items = self._items({_PARKS: (), "p#": _LISTED, "c#": (), "e#": ()}, before)
+            items = self._items({_ITEM_ENTRIES: (), "p#": _LISTED, "c#": (), "e#": ()}, before)
             known, texts = None, None
             if items is not None:
                 known, texts = self._known(before, items), self._texts(items)
