@@ -212,7 +212,8 @@ class Notified(Mirror):
         return self.receiver.tombstones()
 
     def writes(self) -> int:
-        return int(self.receiver.query("SELECT total(version) FROM documents")[0][0])
+        """Messages with changes that the receiver has accepted, also those whose events it had already."""
+        return int(self.receiver.query("SELECT count(*) FROM messages WHERE answer LIKE '%superseded%'")[0][0])
 
     def stop_server(self) -> None:
         self.receiver.kill()

@@ -126,6 +126,35 @@ def into_redis(
         yield Story(keys, source, local, "redis", "sqlite").begin()
 
 
+@pytest.fixture(scope="module")
+def shared_store(one_postgres_server: PostgresServer) -> Iterator[dict[str, Any]]:
+    """Checkpoints that another run can take over, unlike a file that the process has locked."""
+    with contextmanager(database)(one_postgres_server) as empty:
+        yield {"checkpoints": {"type": "postgres", "url": empty.url}}
+
+
+@pytest.fixture(scope="module")
+def into_a_shared_receiver(
+    local: DynamoDBLocal, credentials: None, shared_store: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
+    with its_source(local) as source, running(tmp_path_factory.mktemp("receiver")) as receiver:
+        notified = Notified(tmp_path_factory.mktemp("kills"), source, receiver, name="shared-receiver")
+        yield Story(notified, source, local, "webhook", "postgres", shared_store).begin()
+
+
+@pytest.fixture(scope="module")
+def into_shared_redis(
+    redis_server: RedisServer,
+    local: DynamoDBLocal,
+    credentials: None,
+    shared_store: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Story]:
+    with its_source(local) as source:
+        keys = Keys(tmp_path_factory.mktemp("kills"), source, redis_server, name="shared-redis")
+        yield Story(keys, source, local, "redis", "postgres", shared_store).begin()
+
+
 class SmallBulks(Index):
     """A batch takes several requests, one after the other."""
 
@@ -212,3 +241,17 @@ def test_a_run_that_slept_while_another_took_an_index_over_writes_nothing_more(
 @pytest.mark.parametrize("step", ["after GetRecords", "between requests of a batch", "stored, checkpoint not"])
 def test_a_run_that_slept_while_another_took_a_table_over_writes_nothing_more(into_a_table: Story, step: str) -> None:
     into_a_table.overslept(step)
+
+
+@pytest.mark.parametrize("step", ["after GetRecords", "between requests of a batch", "stored, checkpoint not"])
+def test_a_run_that_slept_while_another_took_redis_over_writes_nothing_more(
+    into_shared_redis: Story, step: str
+) -> None:
+    into_shared_redis.overslept(step)
+
+
+@pytest.mark.parametrize("step", ["after GetRecords", "between requests of a batch", "stored, checkpoint not"])
+def test_a_run_that_slept_while_another_took_a_webhook_over_posts_nothing_more(
+    into_a_shared_receiver: Story, step: str
+) -> None:
+    into_a_shared_receiver.overslept(step)
