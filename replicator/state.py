@@ -126,7 +126,8 @@ class PipelineState:
     (``pipeline.parked.Retries``).
 
     ``full``: if this epoch rescans chosen items only, the last one that scanned the whole table; otherwise 0.
-    ``opening``: the tables may not have noted this epoch yet. ``export``: what the segments read; None: the table.
+    ``opening``: the tables may not have noted this epoch yet. ``export``: what the segments of the last complete epoch
+    read; None: the table.
     """
 
     epoch: int
@@ -159,6 +160,11 @@ class PipelineState:
     def partial(self) -> bool:
         """Whether this epoch rescans chosen items only."""
         return self.full != 0
+
+    @property
+    def read_export(self) -> ExportState | None:
+        """What the segments of this epoch read; None: the table. A partial resync always reads that."""
+        return None if self.partial else self.export
 
 
 @dataclass(frozen=True, slots=True)

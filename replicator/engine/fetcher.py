@@ -80,7 +80,7 @@ class Fetcher:
     def _may_scan(self) -> bool:
         """Whether segments can be read. An export is prepared first; its epoch's positions are stored by then."""
         state = self.pipeline.state
-        if state is None or state.export is None or self.exported is not None:
+        if state is None or state.read_export is None or self.exported is not None:
             return True
         unread = any(not segment.ended for segment in self.pipeline.segments.values())
         begins = state.stage == stages.SCANNING and not state.opening and unread
@@ -104,7 +104,7 @@ class Fetcher:
 
     def _scan(self, segment: int, stored: SegmentState) -> Generator[Call | ScanPage, Any, None]:
         state = self.pipeline.state
-        if self.exported is not None and state is not None and state.export is not None:
+        if self.exported is not None and state is not None and state.read_export is not None:
             return export.read(self.exported, self.table.keys, segment, stored, self.random)
         if stored.keys:
             return chosen.read(self.table, segment, stored, keeps_expired=self.pipeline.ignore_expired)

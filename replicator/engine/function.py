@@ -31,7 +31,7 @@ from replicator.pipeline import lanes, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.discovery import Discovery, News
 from replicator.pipeline.lineage import readable
-from replicator.pipeline.pipeline import needed_since
+from replicator.pipeline.pipeline import needed_since, resumed_discovery
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.lambda_event import ShardBatch, is_batch, shard_batch
 from replicator.source.stream import LISTING_REST, Stream, listing
@@ -371,9 +371,8 @@ class Function:
         """
         now = self._environment.now
         view = CheckpointView(self._claim_listing(run))
-        heartbeat = view.heartbeat
-        listed = heartbeat.listed if heartbeat is not None else None
-        discovery = Discovery(listed=listed, needed_since=needed_since(view.pipeline))
+        discovery = resumed_discovery(view, now())
+        listed = discovery.listed
         gap: GapFound | None = None
         news = News()
         try:

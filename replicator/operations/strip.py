@@ -29,6 +29,7 @@ from replicator.operations.unread import unread
 from replicator.pipeline import stages
 from replicator.pipeline.advance import unmarked
 from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.pipeline import resumed_discovery
 from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.stream import Stream
@@ -144,7 +145,7 @@ def _late(
 
     decode = RecordsDecoder(source.keys, images=source.view != "KEYS_ONLY")
     stream = Stream(arn, config.source.table, source.keys, decode, now, random.Random())
-    return unread(client, stream, view.shards, counts)
+    return unread(client, stream, view.shards, resumed_discovery(view, now()), counts)
 
 
 def needed(view: CheckpointView, *, parked: int, repairing: bool, now: float) -> str:

@@ -23,15 +23,21 @@ MOST_FAILURES = 5  # consecutive failed steps of a shard
 
 
 def unread(
-    client: Client, stream: Stream, known: Mapping[str, ShardState], counts: Callable[[Record], bool]
+    client: Client,
+    stream: Stream,
+    known: Mapping[str, ShardState],
+    discovery: Discovery,
+    counts: Callable[[Record], bool],
 ) -> Record | None:
     """A record behind the positions of ``known`` that ``counts``; None if there was none when this was called.
+
+    ``discovery``: of the pipeline's last run.
 
     GapFound if that cannot be told any more: records may have been trimmed since. TransientError if a shard cannot be
     read now.
     """
     asked, failures = stream.now(), Counter[str]()
-    left = _to_read(client, stream, known)
+    left = _to_read(client, stream, known, discovery)
     with contextlib.closing(Scheduler(calls_of(client))) as steps:
         for id, state in left.items():
             steps.add(id, shard_reader.read(stream, id, state))
@@ -58,12 +64,14 @@ def _check_readable(page: Page, failures: Counter[str]) -> None:
         raise TransientError(f"shard {page.shard} cannot be read now: {page.waiting_for}")
 
 
-def _to_read(client: Client, stream: Stream, known: Mapping[str, ShardState]) -> dict[str, ShardState]:
+def _to_read(
+    client: Client, stream: Stream, known: Mapping[str, ShardState], discovery: Discovery
+) -> dict[str, ShardState]:
     """The shards that may have unread records, known and new ones."""
     listing = _listing(client, stream)
     if lineage.orphans(known, lineage.merged(listing.shards)):
         raise GapFound("the stream has shards whose parents are no longer listed, so some may be missing")
-    new = Discovery().news(known, listing).shards
+    new = discovery.news(known, listing).shards
     return {id: state for id, state in {**known, **new}.items() if not state.ended}
 
 

@@ -106,7 +106,7 @@ class Pipeline:
         self.parked = parked if parked is not None else ParkedItems.among(claimed.entries)
         heartbeat = self.view.heartbeat
         self.listing_stored = heartbeat.listed if heartbeat is not None else None  # time of the last stored listing
-        self.discovery = Discovery(listed=self.listing_stored, needed_since=needed_since(self.view.pipeline))
+        self.discovery = resumed_discovery(self.view, now)
         self.shards: dict[str, ShardState] = dict(self.view.shards)  # as stored
         self.segments: dict[str, SegmentState] = dict(self.view.segments)
         self.state: PipelineState | None = self.view.pipeline
@@ -183,7 +183,7 @@ class Pipeline:
         self._pending += [("segment", id, s) for id, s in segments.items()]
         self._pending.append(("pipeline", "", state))
         self._pending.append(("definition", "", definition))
-        self.discovery = Discovery(listed=listing.at, needed_since=needed_since(state))
+        self.discovery = Discovery(listed=_bound(listing.at, since), needed_since=since)
         self.state = None  # nothing may be read until this is stored
         self.shards, self.segments = {}, {}
         self._readable = self._childless = None
@@ -694,6 +694,24 @@ class Pipeline:
 def needed_since(state: PipelineState | None) -> float | None:
     """``Discovery.needed_since``."""
     return None if state is None or state.export is None else state.export.at
+
+
+def resumed_discovery(view: CheckpointView, now: float = math.inf) -> Discovery:
+    """What is known of listings before the first one of a process that resumes at ``now``.
+
+    Nothing that is needed is older than the epoch, whatever its first listing lacked: its items show what was before.
+    A time that lies in the future proves nothing.
+    """
+    state, heartbeat = view.pipeline, view.heartbeat
+    since = needed_since(state)
+    begun = 0.0 if state is None else _bound(state.started, since)
+    listed = 0.0 if heartbeat is None else heartbeat.listed or 0.0
+    return Discovery(listed=max((at for at in (begun, listed) if 0 < at <= now), default=None), needed_since=since)
+
+
+def _bound(begun: float, since: float | None) -> float:
+    """A time before which no record is needed: ``begun``, of the epoch, or that of the existing export it copies."""
+    return begun if since is None else min(begun, since)
 
 
 def _phase(state: PipelineState | None) -> tuple[int, str, bool] | None:

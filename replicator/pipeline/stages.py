@@ -82,7 +82,8 @@ def partial(pipeline: PipelineState, now: float) -> PipelineState:
     """The epoch in which chosen items are rescanned.
 
     Their scan is older than every record that is not stored yet, and newer than everything that is: it replaces
-    whatever the target has of these items, and nothing that the stream brings from now on.
+    whatever the target has of these items, and nothing that the stream brings from now on. All other items stay as the
+    last complete epoch copied them, so the time of its export still matters.
     """
     return replace(
         pipeline,
@@ -92,7 +93,6 @@ def partial(pipeline: PipelineState, now: float) -> PipelineState:
         stage=SCANNING,
         scan_started=now,
         scan_ended=None,
-        export=None,
     )
 
 

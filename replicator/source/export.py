@@ -39,6 +39,7 @@ from replicator.state import ExportState, SegmentState
 
 SETTLED = 5.0  # seconds from the moment the positions are stored until an export is requested
 CLOCKS = 600.0  # seconds by which two clocks may differ, each being five minutes off
+ENABLING = 900.0  # seconds after which a stream that was requested has all changes; DescribeStream does not say when
 POLL = 15.0  # seconds between DescribeExport calls
 CHUNK = 1 << 21  # bytes of a file in one GetObject request
 LONGEST_LINE = 1 << 24  # bytes; an item has at most 400 KB, and JSON writes a byte as six at most
@@ -177,6 +178,13 @@ def existing(client: Client, arn: str, table: SourceTable, now: float, gap: floa
         raise ConfigError(
             f"backfill.export: the export is of {moment(at)}, and the table's stream was enabled later: changes in "
             "between are in neither. Leave out backfill.export to have a new one made, or name a newer one"
+        )
+    if at < stream_created + ENABLING:
+        raise ConfigError(
+            f"backfill.export: the export is of {moment(at)}, and the table's stream was requested at "
+            f"{moment(stream_created)}: it may have begun only after the export, and changes in between are in "
+            "neither. Leave out backfill.export to have a new one made, or name one that was made at least "
+            f"{ENABLING / 60:.0f} minutes after the stream was requested"
         )
     return at
 

@@ -255,6 +255,49 @@ def test_an_existing_export_from_before_the_stream_is_refused(faults: World) -> 
     assert (ended.code, "the table's stream was enabled later" in ended.err) == (2, True), ended
 
 
+@pytest.mark.parametrize(("minutes", "code"), [(14, 2), (15, 0)])
+def test_an_existing_export_from_while_the_stream_was_being_enabled_is_refused(
+    faults: World, minutes: int, code: int
+) -> None:
+    """DescribeStream says when a stream was requested, not since when it has changes."""
+    faults.fill(2)
+    faults.db.exports.enable(TABLE)
+    faults.db.disable_stream(TABLE)
+    faults.clock.move(faults.clock() + HOUR)
+    faults.db.enable_stream(TABLE)
+    faults.clock.move(faults.clock() + minutes * 60)
+    faults.configure(backfill={"from": "export", "export": exported(faults)})
+    ended = faults.run()
+
+    assert (ended.code, "it may have begun only after the export" in ended.err) == (code, code == 2), ended
+    assert bool(faults.states("pipeline")) == (code == 0), "otherwise nothing has begun"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_partial_resync_reads_the_table_and_keeps_the_time_of_the_export(faults: World, restarts: bool) -> None:
+    """The other items are still those of the export, so a shard that listings omitted until then is still needed."""
+    faults.fill(7)
+    faults.db.exports.enable(TABLE)
+    faults.clock.move(faults.clock() + HOUR)
+    faults.configure(backfill={"from": "export", "export": exported(faults)})
+    faults.clock.move(faults.clock() + HOUR)
+    faults.put("k1", "new", n=1)
+    faults.db.roll_all(TABLE)
+    faults.db.misreport(parentless)
+    faults.run(seconds=30 if restarts else 0)
+    requested = faults.clock() + 30
+    faults.clock.plan(30, lambda: request_one(faults, (("k3",),)))
+    first = faults.run(seconds=90)
+    assert (first.code, bool(first.event("partial resync started"))) == (0, True), first
+    exporting = [*faults.client.times("GetObject"), *faults.client.times("DescribeExport")]
+    assert max(exporting) < requested <= max(faults.client.times("BatchGetItem"))
+    assert faults.states("pipeline")[""].stage == "following"
+
+    faults.db.heal()
+    ended = faults.run()
+    assert (ended.code, "may have changes since the export" in ended.err) == (3, True), ended
+
+
 def test_an_export_of_another_table_is_refused(faults: World) -> None:
     faults.fill(2)
     faults.db.exports.enable(TABLE)
@@ -304,6 +347,7 @@ def test_an_existing_export_from_before_a_gap_cannot_repair_it(faults: World) ->
 def test_a_requested_resync_whose_export_is_too_old_does_not_end_the_run_that_is_live(faults: World) -> None:
     faults.fill(7)
     faults.db.exports.enable(TABLE)
+    faults.clock.move(faults.clock() + HOUR)
     faults.configure(backfill={"from": "export", "export": exported(faults)})
     faults.copied()
     for _ in range(2):

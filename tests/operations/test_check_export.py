@@ -22,9 +22,11 @@ NEW = Backfill.model_validate(OPTIONS)
 
 @pytest.fixture
 def db() -> DynamoDB:
-    made = DynamoDB(now=time.time, random=random.Random(1))
+    clock = [time.time() - 3600]
+    made = DynamoDB(now=lambda: clock[0], random=random.Random(1))
     made.create_table("orders")
     made.exports.enable("orders")
+    clock[0] += 3600  # an export is refused that was made while the stream was being enabled
     return made
 
 

@@ -22,6 +22,7 @@ from replicator.pipeline.pipeline import Pipeline
 from replicator.state import (
     Counts,
     Entry,
+    ExportState,
     Gap,
     Heartbeat,
     Parked,
@@ -486,6 +487,37 @@ def test_read_and_listed_times_in_the_future_are_each_discarded_separately(read:
     assert later.shards["a"].through == (None if read > NOW else NOW)
     assert later.discovery.listed == (None if listed > NOW else NOW)
     assert not later.caught_up(NOW)
+
+
+def resumed(started: float, export: ExportState | None = None, now: float = NOW + 60) -> Pipeline:
+    """A process that takes over an epoch whose beginning alone is stored, before a heartbeat tells of a listing."""
+    before = Pipeline(FILING, Claimed(1))
+    state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stages.FOLLOWING, started=started, export=export)
+    before.begin(state, Listing((Shard("a"),), True, "ENABLED", NOW), {})
+    return Pipeline(FILING, claimed(store(before)), now=now)
+
+
+def test_a_process_that_takes_over_as_an_epoch_begins_needs_nothing_older_than_that() -> None:
+    pipeline = resumed(started=NOW - 5)
+    pipeline.listed(Listing((Shard("a"), Shard("late")), True, "ENABLED", NOW + 70))
+    store(pipeline)
+    assert pipeline.shards["late"].since == NOW - 5
+
+
+def test_an_epochs_beginning_in_the_future_proves_nothing_of_shards() -> None:
+    assert resumed(started=NOW, now=NOW - 3600).discovery.listed is None
+
+
+@pytest.mark.parametrize("takes_over", [False, True])
+def test_what_an_epoch_copies_from_an_existing_export_is_needed_since_the_time_of_that(takes_over: bool) -> None:
+    export = ExportState("arn", NOW - 600)
+    if takes_over:
+        assert resumed(NOW - 5, export).discovery.listed == NOW - 600
+        return
+    pipeline = Pipeline(FILING, Claimed(1))
+    state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stages.SCANNING, started=NOW - 5, export=export)
+    pipeline.begin(state, Listing((Shard("a"),), True, "ENABLED", NOW), stages.segments(1))
+    assert pipeline.discovery.listed == NOW - 600
 
 
 def _first(*shards: Shard) -> list[Batch]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -102,8 +102,10 @@ class Spared:
         return any(id[:length] in spared for length in range(1, len(id) + 1))
 
 
-def check_told(database: MemoryDatabase, told: Progress) -> None:
-    """A copy is never reported as live before its backfill is stored, or while there is a gap."""
+def check_told(database: MemoryDatabase, told: Progress, unread: Collection[tuple[str, str]] = ()) -> None:
+    """A copy is never reported as live before its backfill is stored, or while there is a gap that was not stored by
+    another process since this one last read (``unread``).
+    """
     if told.phase != "live":
         return
     state = pipeline_of(database.entries)
@@ -112,8 +114,8 @@ def check_told(database: MemoryDatabase, told: Progress) -> None:
         return  # whether the next epoch is stored is what the run waits to learn
     assert state.epoch == told.epoch
     assert state.stage == stages.FOLLOWING, f"live while {state.stage}"
-    for (kind, _), (_, text) in database.entries.items():
-        if kind == "gap":
+    for (kind, id), (_, text) in database.entries.items():
+        if kind == "gap" and (kind, id) not in unread:
             gap = decoded(kind, text)
             assert isinstance(gap, Gap)
             assert gap.repaired is not None or gap.epoch < state.complete, "live with an open gap"

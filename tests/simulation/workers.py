@@ -9,6 +9,7 @@ children open on another worker, and stages move, meanwhile.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,6 +119,7 @@ class Actor:
     outcome: str = ""
     skew: float = 0.0  # seconds by which the clock of its node is wrong
     uptime: float = 0.0  # of its node, which is where monotonic time comes from, as the simulation began
+    coordinator: Coordinator | None = None
 
     @property
     def lives(self) -> bool:
@@ -153,7 +155,7 @@ class Swarm(Universe):
         self.chance = random.Random(f"workers {seed}")
         self.slots = self._new_slots()
         self.skewed = self.chance.choice([0.0, 0.0, 2.0, TOLERATED])
-        self.gaps: set[tuple[str, str]] = set()  # that are stored
+        self.gaps: dict[tuple[str, str], float] = {}  # that are stored, and since when
         for act in acts:
             self._plan.setdefault(act.at, []).append(act)
         self.calmed = False
@@ -388,6 +390,7 @@ class Swarm(Universe):
     def _coordinate(self, actor: Actor) -> None:
         environment = self.environment(actor, partial(self._observed, actor))
         coordinator = Coordinator(self.context(), self.owner(actor), environment, actor.slots, actor.run)
+        actor.coordinator = coordinator
         if actor.run is None:
             actor.run = coordinator.revision
             self.started[actor.run, None].add(actor.name)
@@ -424,7 +427,16 @@ class Swarm(Universe):
     def _observed(self, actor: Actor, progress: Progress) -> None:
         latest = [a for a in self.actors if a.slot is None][-1]
         if actor is latest and actor.run == self.claimed:
-            truth.check_told(self.database, progress)
+            truth.check_told(self.database, progress, self._unread_gaps(actor))
+
+    def _unread_gaps(self, coordinator: Actor) -> set[tuple[str, str]]:
+        """Those that workers have stored since the coordinator last read, which it does once a second."""
+        if coordinator.coordinator is None:
+            return set()
+        read_at = coordinator.coordinator.read_at + self.began - coordinator.uptime
+        return {
+            place for place in self.database.entries if place[0] == "gap" and self.gaps.get(place, math.inf) >= read_at
+        }
 
     # The course of a seed
 
@@ -456,10 +468,10 @@ class Swarm(Universe):
         """A gap is stored only where records went before they were read, or could have gone by their age."""
         gaps = {place for place in self.database.entries if place[0] == "gap"}
         lost = self.trimmed_early or self.clock.now - self.began > RETENTION - SKEWED
-        for place in gaps - self.gaps:
+        for place in gaps - self.gaps.keys():
             text = self.database.entries[place][1]
             assert lost or "mistaken" in text, f"a gap though nothing is lost: {text}"
-        self.gaps = gaps
+        self.gaps = {place: self.gaps.get(place, self.clock()) for place in gaps}
 
     def end_all(self) -> None:
         for actor in self.actors:
