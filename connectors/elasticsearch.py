@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from elastic_transport.client_utils import parse_cloud_id
@@ -9,7 +10,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_val
 
 from connectors.search.connection import Connection
 from connectors.search.nodes import node_configs, proxy_of
-from connectors.search.options import Address, SearchOptions, safe_addresses
+from connectors.search.options import Address, SearchOptions, listed, safe_addresses
 from connectors.search.target import SearchTarget
 
 
@@ -42,6 +43,9 @@ class ElasticsearchOptions(SearchOptions):
         default=None, description="API key in its encoded form, as Elasticsearch shows it"
     )
 
+    def urls(self) -> Sequence[str]:
+        return listed(self.url or _cloud_url(self.cloud_id or ""))
+
     @field_validator("url")
     @classmethod
     def _safe(cls, url: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
@@ -63,5 +67,5 @@ class Elasticsearch(SearchTarget):
 
     def __init__(self, options: ElasticsearchOptions, pipeline: str) -> None:
         authorization = None if options.api_key is None else f"ApiKey {options.api_key.get_secret_value()}"
-        nodes = node_configs(options.url or _cloud_url(options.cloud_id or ""), options, authorization)
+        nodes = node_configs(options.urls(), options, authorization)
         super().__init__(options, pipeline, Connection(nodes, "Elasticsearch", proxy=proxy_of(options)))

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from connectors.search.connection import Connection, Sign
 from connectors.search.layout import indices
 from connectors.search.nodes import node_configs, proxy_of
-from connectors.search.options import Address, SearchOptions, safe_addresses
+from connectors.search.options import Address, SearchOptions, listed, safe_addresses
 from connectors.search.target import SearchTarget
 from replicator.aws.permissions import Needed
 from replicator.options import Access, Options
@@ -46,6 +46,9 @@ class OpenSearchOptions(SearchOptions):
     )
     aws: Aws | None = Field(default=None, description="sign requests for Amazon OpenSearch; {}: default credentials")
 
+    def urls(self) -> Sequence[str]:
+        return listed(self.url)
+
     @field_validator("url")
     @classmethod
     def _safe(cls, url: str | list[str], info: ValidationInfo) -> str | list[str] | None:
@@ -69,7 +72,7 @@ class OpenSearch(SearchTarget):
 
     def __init__(self, options: OpenSearchOptions, pipeline: str) -> None:
         sign = None if options.aws is None else _signer(options.aws)
-        connection = Connection(node_configs(options.url, options), "OpenSearch", sign, proxy_of(options))
+        connection = Connection(node_configs(options.urls(), options), "OpenSearch", sign, proxy_of(options))
         super().__init__(options, pipeline, connection)
 
     @staticmethod
@@ -77,8 +80,7 @@ class OpenSearch(SearchTarget):
         if options.aws is None:
             return []
         collection = options.aws.service == "aoss"
-        url = options.url if isinstance(options.url, str) else options.url[0]
-        name = urlsplit(url).hostname or ""
+        name = urlsplit(options.urls()[0]).hostname or ""
         host = _COLLECTION.fullmatch(name) if collection else _DOMAIN.fullmatch(name)
         sid, word = ("Serverless", "COLLECTION") if collection else ("Domain", "DOMAIN")
         names = {} if host is None else {word: host["name"], "REGION": host["region"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,6 +44,30 @@ def is_loopback(host: str | None) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def host_name(host: str | None) -> str:
+    """A host name or address in one spelling; all names of this machine are one."""
+    name = (host or "").lower().rstrip(".")
+    if is_loopback(name):
+        return "localhost"
+    try:
+        return ip_address(name).compressed
+    except ValueError:
+        return name
+
+
+def server_of(url: str, ports: Mapping[str, int]) -> tuple[str, int | None, str]:
+    """Host, port and path of a URL in one spelling. ``ports``: the port of each scheme, if the URL has none."""
+    parts = split_url(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    return host_name(parts.hostname), port or ports.get(parts.scheme), parts.path.rstrip("/")
+
+
+WEB_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 
 
 def split_url(url: str) -> SplitResult:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from replicator.options import Access, AppliedDeletes, Options, table_name
+from replicator.options import WEB_PORTS, Access, AppliedDeletes, Options, server_of, table_name
 
 
 def _attribute(name: str) -> str:
@@ -54,6 +55,12 @@ class DynamoDBOptions(Access):
     write_units: float | None = Field(
         default=None, ge=1, description="write capacity units per second that may be used"
     )
+
+    def places(self, table: str, options: Mapping[str, Any]) -> Sequence[object]:
+        """By endpoint, region and account: that of the role, or whatever the profile's is."""
+        endpoint = None if self.endpoint_url is None else server_of(self.endpoint_url, WEB_PORTS)
+        account = "" if self.role_arn is None else "".join(self.role_arn.split(":")[4:5])
+        return [("dynamodb", endpoint, self.region, account or self.profile, table)]
 
     @field_validator("deleted_attribute")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import psycopg
@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 from pydantic import AfterValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from replicator.options import Options, is_loopback
+from replicator.options import Options, host_name, is_loopback
 
 ColumnType = Literal["text", "numeric", "bigint", "boolean", "timestamptz", "bytea", "jsonb", "text[]", "numeric[]"]
 Nul = Literal["reject", "replace"]
@@ -154,6 +154,20 @@ class PostgresOptions(Server):
     schema_: str = Field(default="public", alias="schema", min_length=1, description="schema of the tables")
     nul: Nul = Field(default="reject", description="text with NUL characters: park the item, or replace them by U+FFFD")
 
+    def places(self, table: str, options: Mapping[str, Any]) -> Sequence[object]:
+        """By server, database and schema."""
+        return [("postgres", server, self.schema_, table) for server in servers(self.url.get_secret_value())]
+
+
+def servers(url: str) -> Sequence[object]:
+    """Each host with its port, and the database, in one spelling."""
+    given = _given(url)
+    database = given.get("dbname") or given.get("user", "")
+    hosts = f"{given.get('hostaddr') or given.get('host') or ''}".split(",")
+    ports = given.get("port", "5432").split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    return [(given.get("service"), host_name(h), p or "5432", database) for h, p in zip(hosts, ports, strict=False)]
+
 
 def _is_private(url: str) -> bool:
     """Whether the connection is safe from impersonation and eavesdropping on the network.
@@ -175,10 +189,15 @@ def _defaults() -> Mapping[str, Any]:
     return {name: value for name, value in values.items() if name in _DECISIVE}
 
 
+def _given(url: str) -> dict[str, str]:
+    """The settings of a connection: of its address, and else of the environment or libpq itself."""
+    defaults = {o.keyword.decode(): o.val.decode() for o in Conninfo.get_defaults() if o.val is not None}
+    return defaults | {name: str(value) for name, value in conninfo_to_dict(url).items()}
+
+
 def address(url: str) -> str:
     """``host:port/database`` for messages, never the password."""
-    given = {o.keyword.decode(): o.val.decode() for o in Conninfo.get_defaults() if o.val is not None}
-    given |= {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    given = _given(url)
     host = given.get("host") or given.get("hostaddr") or "the local socket"
     port = given.get("port", "5432")
     return f"{_plain(host)}:{port}/{_plain(given.get('dbname') or given.get('user', ''))}"

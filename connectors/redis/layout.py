@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from connectors.redis.options import RESERVED
+from connectors.redis.options import RESERVED, prefix_of
 from replicator.batch import DocumentId
 from replicator.target.contract import Table
 
@@ -90,7 +90,7 @@ def _literal(text: bytes) -> bytes:
 
 def layout(table: Table) -> Layout:
     options = table.options
-    prefix = options.get("prefix") or f"{table.name}:"
+    prefix = prefix_of(table.name, options)
     hashes = options.get("store", "json") == "hash"
     return Layout(table.name, prefix.encode(), len(table.keys.attributes), hashes, options.get("expires") or "")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from replicator.options import AppliedDeletes, Authorities, FileName, Options, is_loopback, split_url
+from replicator.options import AppliedDeletes, Authorities, FileName, Options, is_loopback, server_of, split_url
 
 RESERVED = "replicator:"  # how replicator's own keys begin
 LONGEST_PREFIX = 256  # bytes
@@ -38,6 +39,14 @@ class RedisTable(Options):
         description="the document's field with the time, in seconds since 1970, at which Redis removes it",
     )
     deletes: AppliedDeletes = Field(default="apply", description="documents whose item is gone are removed")
+
+
+_PORTS: Mapping[str, int] = {"redis": 6379, "rediss": 6379}
+
+
+def prefix_of(table: str, options: Mapping[str, Any]) -> str:
+    """How the keys of the table's documents begin."""
+    return str(options.get("prefix") or f"{table}:")
 
 
 def _address(url: str) -> str:
@@ -93,6 +102,12 @@ class RedisOptions(Options):
     url: Annotated[str, AfterValidator(_address)] = Field(
         description="rediss://host:6379 (TLS), redis://127.0.0.1:6379/0 or unix:///path/to/socket"
     )
+
+    def places(self, table: str, options: Mapping[str, Any]) -> Sequence[object]:
+        """By server, database and prefix."""
+        host, port, path = server_of(self.url, _PORTS)
+        server = ("unix", path, 0) if host == "" else (host, port, int(path.strip("/") or 0))
+        return [("redis", server, prefix_of(table, options))]
 
     @field_validator("url")
     @classmethod

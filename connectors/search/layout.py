@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from connectors.search.mappings import OURS, WRITER, is_ours
-from connectors.search.options import LONGEST_NAME, SearchTable, index_name, routing_of
+from connectors.search.options import LONGEST_NAME, SearchTable, index_name, index_of, routing_of
 from replicator.batch import DocumentId
 from replicator.errors import ConfigError
 from replicator.key import KeySchema
@@ -164,7 +164,7 @@ def indices(tables: Sequence[Table]) -> Sequence[str]:
 
 
 def _index_of(table: Table) -> str:
-    return str(table.options.get("index") or f"{table.name.lower()}-1")
+    return index_of(table.name, table.options)
 
 
 def _parts(table: Table) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import abc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult
@@ -12,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 
 from connectors.search import mappings
 from connectors.search.mappings import OURS, is_ours
-from replicator.options import UNENCRYPTED, FileName, Options, is_loopback, split_url
+from replicator.options import UNENCRYPTED, WEB_PORTS, FileName, Options, is_loopback, server_of, split_url
 
 MEGABYTE = 1 << 20
 LONGEST_NAME = 255  # bytes of the name of an index or alias
@@ -122,6 +124,11 @@ class SearchTable(Options):
     )
 
 
+def index_of(table: str, options: abc.Mapping[str, Any]) -> str:
+    """The name of the index behind the alias ``table``."""
+    return str(options.get("index") or f"{table.lower()}-1")
+
+
 def routing_of(expression: str | None) -> tuple[str | None, str]:
     """The attribute of a routing expression, and the text before which it ends; empty: it counts as a whole."""
     if expression is None or (found := _BEFORE.fullmatch(expression)) is None:
@@ -194,6 +201,15 @@ class SearchOptions(Options):
     bulk_documents: int = Field(default=1000, ge=1, le=100_000, description="maximum documents per bulk request")
     in_flight: int = Field(default=2, ge=1, le=16, description="bulk requests in flight")
 
+    def urls(self) -> Sequence[str]:
+        """The addresses of the cluster's nodes."""
+        return ()
+
+    def places(self, table: str, options: abc.Mapping[str, Any]) -> Sequence[object]:
+        """By each node, under the names of the alias and of the index."""
+        names = {table, index_of(table, options)}
+        return [(server_of(url, WEB_PORTS), name) for url in self.urls() for name in sorted(names)]
+
     @model_validator(mode="after")
     def _complete_login(self) -> SearchOptions:
         if (self.username is None) != (self.password is None):
@@ -201,6 +217,10 @@ class SearchOptions(Options):
         if (self.client_cert is None) != (self.client_key is None):
             raise ValueError("needs both client_cert and client_key")
         return self
+
+
+def listed(urls: str | list[str]) -> list[str]:
+    return [urls] if isinstance(urls, str) else urls
 
 
 def safe_addresses(urls: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
@@ -218,4 +238,4 @@ def safe_addresses(urls: str | list[str] | None, info: ValidationInfo) -> str | 
     return urls
 
 
-__all__ = ["Address", "SearchOptions", "SearchTable", "field_validator", "index_name", "safe_addresses"]
+__all__ = ["Address", "SearchOptions", "SearchTable", "field_validator", "index_name", "listed", "safe_addresses"]

@@ -5,12 +5,22 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 from urllib.parse import SplitResult
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
-from replicator.options import UNENCRYPTED, AppliedDeletes, Authorities, Options, is_loopback, split_url
+from replicator.options import (
+    UNENCRYPTED,
+    WEB_PORTS,
+    AppliedDeletes,
+    Authorities,
+    Options,
+    is_loopback,
+    server_of,
+    split_url,
+)
 
 _PREFIX = "whsec_"
 _SHORTEST, _LONGEST = 24, 64  # bytes of a secret, as Standard Webhooks specifies
@@ -116,6 +126,11 @@ class WebhookOptions(Options):
         default=True,
         description="ask the receiver which epoch it has noted; false for one that keeps nothing, or cannot answer",
     )
+
+    def places(self, table: str, options: Mapping[str, Any]) -> Sequence[object]:
+        """By the receiver's address, and the table's name in the events."""
+        url = self.url.get_secret_value()
+        return [("webhook", server_of(url, WEB_PORTS), split_url(url).query, table)]
 
     @field_validator("url")
     @classmethod

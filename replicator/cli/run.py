@@ -250,13 +250,16 @@ def _target(config: Config) -> Mapping[str, str]:
 
 def _replaced(configs: Collection[Config]) -> Sequence[tuple[str, str]]:
     """The pipelines whose config is given although another one replaces it, and the pipelines of those."""
-    at = {(config.path.resolve(), config.target_name): config.pipeline for config in configs}
-    pairs = [
-        (at.get(((c.base / c.replaces).resolve(), c.target_name)), c.pipeline)
-        for c in configs
-        if c.replaces is not None
-    ]
-    return [(old, new) for old, new in pairs if old is not None]
+    from replicator.engine.generations import counterpart
+
+    pairs: list[tuple[str, str]] = []
+    for new in configs:
+        if new.replaces is None:
+            continue
+        file = (new.base / new.replaces).resolve()
+        old = counterpart(new.target_name, [config for config in configs if config.path.resolve() == file])
+        pairs += [] if old is None else [(old.pipeline, new.pipeline)]
+    return pairs
 
 
 def _title(config: Config) -> str:

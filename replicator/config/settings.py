@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -335,6 +335,16 @@ def load_each(
     return configs
 
 
+def load_counterpart(
+    path: str | Path, target: str | None, load: Callable[..., Sequence[Config]] = load_each
+) -> Sequence[Config]:
+    """Of another config file, the config of the target with this name; of all its targets if it has none. What is wrong
+    with its other targets does not matter then.
+    """
+    file = read(Path(path), {})  # only the names matter, which are no placeholders
+    return load(path, target=target if target in _named(file) else None)
+
+
 STAND_IN = "stand-in"
 _STAND_INS = (
     STAND_IN,
@@ -451,6 +461,10 @@ def _config(
     more = [*_loops(sections, target), *_of_another_table(sections.source, sections.backfill.export)]
     more += [] if wrong_store else _shared(runs_on, target, checkpoints, sections.backfill)
     more += _behind_lambda(runs_on, sections, target)
+    own = file.path.resolve()
+    if sections.replaces is not None and (own.parent / sections.replaces).resolve() == own:
+        text = "is this file itself; keep the old config as another file, and name that one"
+        more.append(Problem(("replaces",), text))
     if sections.verify is not None and not can_compare(target.connector):
         more.append(Problem(("verify",), f"{target.type} {CANNOT_COMPARE}"))
     problems += map(one.consequence, more)
@@ -479,8 +493,9 @@ def _together(configs: Sequence[Config]) -> Iterator[Problem]:
     for at, later in enumerate(configs):
         for one in configs[:at]:
             place, target = (TARGETS, str(later.target_name)), later.target
-            same = set(one.target.tables) & set(target.tables)
-            if same and (one.target.type, one.target.options) == (target.type, target.options):
+            others = [found for places in one.target.places().values() for found in places]
+            same = [name for name, places in target.places().items() if any(found in others for found in places)]
+            if same:
                 text = f"the target {one.target_name} has the table {min(same)} in the same place; each needs its own"
                 yield Problem(place, text)
             path = _file(later)

@@ -6,7 +6,7 @@ A connector is a class registered in the entry point group ``replicator.targets`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -40,6 +40,17 @@ class Destination:
         """The target, not yet connected; its own state is stored under ``pipeline``."""
         target: Target = self.connector(self.options, pipeline)
         return target
+
+    def places(self) -> Mapping[str, Sequence[object]]:
+        """Where each table is, by name: each way of saying it. What two targets share, both would write to.
+
+        A connector's ``Options`` may have ``places(table, options)``, which knows the spellings of an address. Without
+        it, tables are in the same place if they have the same name and all options are the same.
+        """
+        places = getattr(self.options, "places", None)
+        if places is None:
+            return {name: [(self.type, self.options, name)] for name in self.tables}
+        return {name: places(name, options) for name, options in self.tables.items()}
 
     def wanted(self, keys: KeySchema, *, own_ids: bool) -> tuple[Table, ...]:
         """The tables as configured, keyed by the item's ``keys`` or by the hook's own document ids."""

@@ -29,6 +29,9 @@ OF_A_TARGET = (
 )
 """What a target may set for itself; what it does not set is as at the top level."""
 
+WITH_DEFAULT = ("pipeline", "backfill", "on_gap", "ttl_deletes", "parked_limit")
+"""Sections for which null means their default, whatever the top level says. For the others null is a value: none."""
+
 LONGEST = 63  # letters of a pipeline's name
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 """No dots: the last one of a pipeline's name precedes the target's."""
@@ -109,7 +112,10 @@ def _mistakes(name: str, options: object) -> Sequence[Problem]:
 def _sections(top: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> TargetSections:
     own = {key: value for key, value in options.items() if key in OF_A_TARGET}
     target = {key: value for key, value in options.items() if key not in OF_A_TARGET}
+    default = {key for key in WITH_DEFAULT if key in own and own[key] is None}
+    own = {key: value for key, value in own.items() if key not in default}
     pipeline = top.get("pipeline")
+    top = {key: value for key, value in top.items() if key not in default}
     named = {"pipeline": f"{pipeline}.{name}"} if isinstance(pipeline, str) else {}
     return TargetSections(name, {**top, **named, **own, TARGET: target}, frozenset(own))
 
@@ -134,6 +140,7 @@ def with_targets(schema: dict[str, Any]) -> dict[str, Any]:
     """``schema``, the JSON Schema of a config whose ``target`` is described, with ``targets`` in place of it."""
     properties = schema["properties"]
     own = {key: properties[key] for key in OF_A_TARGET}
+    own |= {key: {"anyOf": [properties[key], {"type": "null"}]} for key in WITH_DEFAULT}
     choices = [{**one, "properties": {**one["properties"], **own}} for one in properties[TARGET]["oneOf"]]
     several = {
         "type": "object",

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from replicator.config import settings
 from replicator.config.settings import Config
@@ -113,7 +112,7 @@ def _beside(config: Config, successor: str) -> Config:
     As it is if that file was moved or changed; ConfigError if readers see the new copy, which only that file describes.
     """
     try:
-        new = _same_target(config, settings.load_each(config.base / successor), successor)
+        new = _counterpart(config, successor)
         if new.replaces is not None and (new.base / new.replaces).resolve() == config.path.resolve():
             return first_of(new, Rebuild(0.0))
         why = f"it has no replaces: {config.path.name}"
@@ -185,12 +184,12 @@ def first_of(config: Config, rebuild: Rebuild) -> Config:
     return replace(old, target=target, monitoring=monitoring)
 
 
-def replaced(config: Config, load: Callable[[Path], Sequence[Config]] = settings.load_each) -> Config:
+def replaced(config: Config, load: Callable[..., Sequence[Config]] = settings.load_each) -> Config:
     """The config that this one ``replaces``: in that file, of the target of the same name. ConfigError unless its
     pipeline has the name that it must have.
     """
     assert config.replaces is not None
-    old = _same_target(config, load(config.base / config.replaces), config.replaces)
+    old = _counterpart(config, config.replaces, load)
     if by_alias(config):
         _check_names(config, old)
     elif old.pipeline != config.pipeline:
@@ -205,16 +204,23 @@ def replaced(config: Config, load: Callable[[Path], Sequence[Config]] = settings
     return old
 
 
-def _same_target(config: Config, others: Sequence[Config], file: str) -> Config:
-    """Of the configs of another file, that of the same target; the only one if either file has no names of targets."""
-    same = [other for other in others if other.target_name == config.target_name]
-    if not same and len(others) == 1 and None in (config.target_name, others[0].target_name):
-        return others[0]
-    if not same:
+def _counterpart(config: Config, file: str, load: Callable[..., Sequence[Config]] = settings.load_each) -> Config:
+    """The config of the same target in another file. ConfigError if there is none."""
+    others = settings.load_counterpart(config.base / file, config.target_name, load)
+    found = counterpart(config.target_name, others)
+    if found is None:
         names = ", ".join(str(other.target_name) for other in others)
         wanted = f"no target {config.target_name}" if config.target_name else "several targets"
         raise ConfigError(f"{file} has {wanted}: it has {names}. The new config's target must have the old one's name")
-    return same[0]
+    return found
+
+
+def counterpart(target: str | None, others: Sequence[Config]) -> Config | None:
+    """Of the configs of another file, that of the same target; the only one if either file has no names of targets."""
+    same = next((other for other in others if other.target_name == target), None)
+    if same is None and len(others) == 1 and None in (target, others[0].target_name):
+        return others[0]
+    return same
 
 
 def hook_files(config: Config) -> list[HookFile]:

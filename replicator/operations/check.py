@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,7 +16,8 @@ from replicator.config.engine import Lambda, Ray
 from replicator.config.targets import is_of_a_target
 from replicator.duration import duration
 from replicator.engine.assembly import ends, introduce, target_tables
-from replicator.engine.generations import resolved
+from replicator.engine.generations import decoded as rebuild_of
+from replicator.engine.generations import generations, rebuild_entry, resolved
 from replicator.engine.startup import check_source
 from replicator.errors import ConfigError
 from replicator.hooks.hook import DocumentMapping, Hook, Poison
@@ -40,6 +42,7 @@ from replicator.source import sample
 from replicator.source.decoding import KeyReader
 from replicator.source.stream import describe_stream
 from replicator.source.table import SourceTable, describe_table
+from replicator.state import Rebuild
 from replicator.target.contract import SECOND, Denied, Table, Target, marks_of
 from replicator.target.verification import Verifiable
 
@@ -55,10 +58,36 @@ class _Iterator(msgspec.Struct):
 
 
 def check_given(config: Config, *, create: bool = False) -> list[Finding]:
-    """All findings for a config as it was loaded; see ``check``."""
+    """All findings for a config as it was loaded, during a rebuild of both copies; see ``check``."""
+    if config.replaces is None:
+        return list(gathered("pipeline", _of_one_copy(config, create=create)))
+    unread: list[Finding] = []
+    entry = tried(unread, "target", lambda: [rebuild_entry(config)])
+    if entry is None:
+        return list(dict.fromkeys([*check(config, create=create), *unread]))
+    return list(gathered("pipeline", _of_both_copies(config, rebuild_of(entry[0]), create=create)))
+
+
+def _of_one_copy(config: Config, *, create: bool) -> Iterator[Finding]:
     used = resolved(config)
-    of_run = config if used is not config and config.replaces is None else None
-    return check(used, of_run=of_run, create=create)
+    yield from check(used, of_run=config if used is not config else None, create=create)
+
+
+def _of_both_copies(config: Config, rebuild: Rebuild | None, *, create: bool) -> Iterator[Finding]:
+    """Of the new copy, if there is one, and what keeps the old one from running: a run follows both."""
+    both = generations(config, rebuild)
+    if both.second is not None:
+        yield from check(both.second, create=create)
+    if both.first is None:
+        return
+    if both.second is None:
+        text = f"the rebuild was canceled: run follows the copy of {config.replaces} alone"
+        yield Finding("pipeline", "note", text, "to build a new copy again: replicator rebuild start CONFIG")
+    for finding in check(both.first):
+        if both.second is None or finding.verdict not in ("ok", "note"):
+            yield finding
+        elif (finding.subject, finding.verdict) == ("pipeline", "ok"):
+            yield replace(finding, text=f"the old copy, of {config.replaces}: {finding.text}")
 
 
 def check(config: Config, *, of_run: Config | None = None, create: bool = False) -> list[Finding]:

@@ -164,7 +164,7 @@ def _with_both(config: Config) -> Config:
     if config.replaces is None or not by_alias(config):
         return config
     try:
-        old = replaced(config, lambda path: load_each_offline(path)[0])
+        old = replaced(config, lambda path, target: load_each_offline(path, target=target)[0])
     except ConfigError as e:
         raise ConfigError(
             *e.problems,

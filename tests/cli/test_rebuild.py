@@ -227,6 +227,23 @@ def refusal(world: World, step: str, *more: str) -> tuple[int, list[str]]:
     return code, json.loads(out)["reasons"] if out else err.rstrip().split("\n")
 
 
+def test_check_names_what_keeps_the_old_copy_from_being_followed_as_run_would(orders: World) -> None:
+    done(orders, "start")
+    (ready,) = [f["text"] for f in orders.lines("check", orders.config) if f["text"].startswith("the old copy, of ")]
+    assert ready.startswith("the old copy, of orders-old.yaml: run will resume")
+
+    (orders.folder / "hooks-old.py").write_text("hook = None\n")
+    code, out, _ = orders.call("check", orders.config, "--json")
+    wrong = [f for f in map(json.loads, out.splitlines()) if f["verdict"] == "problem"]
+    run_code, run_out, _ = orders.call("run", orders.config, "--until", "caught-up")
+    failed = [event for event in map(json.loads, run_out.splitlines()) if event["event"] == "pipeline failed"]
+    assert (code, run_code) == (2, 2)
+    assert [f["subject"] for f in wrong] == ["transform"]
+    assert [(event["pipeline"], event["problems"]) for event in failed] == [
+        ("orders", [f"transform: {wrong[0]['text']}"])
+    ]
+
+
 def test_a_rebuild_that_is_canceled_leaves_the_pipeline_as_it_was(orders: World) -> None:
     before = orders.rows("SELECT kind, id, revision FROM replicator.checkpoints ORDER BY 1, 2")
     done(orders, "start")

@@ -325,6 +325,8 @@ def test_a_rebuild_that_is_canceled_leaves_the_old_copy_as_it_was_and_a_run_foll
         code, _, err = shop.world.call("verify", shop.config)
         assert code == 2
         assert "the rebuild was canceled, so there is no copy with this config: use products.yaml" in err
+        code, out, _ = shop.world.call("check", shop.config, "--human")  # a run follows the old copy
+        assert (code, "the rebuild was canceled: run follows the copy of products.yaml alone" in out) == (0, True), out
         (shop.world.folder / "hooks_2.py").write_text(NEW.replace("* 10", "* 100"))
         await_that(lambda: shop.rebuild("start") == (0, []), process)  # not while the new pipeline still runs
     assert shop.lines()[1]["resync_requested"] is not None

@@ -291,6 +291,28 @@ def test_two_configs_that_replace_a_third_one_leave_it_out_once(tmp_path: Path) 
     assert set(codes) == {2}
 
 
+@pytest.mark.parametrize("targets_of", ["new", "old"])
+def test_a_config_with_one_target_and_the_targets_that_replace_it_are_not_run_against_each_other(
+    tmp_path: Path, targets_of: str
+) -> None:
+    one = "target: {{type: elasticsearch, url: 'http://127.0.0.1:1', table: t{}}}\n{}"
+    several = "targets:\n  a: {{type: elasticsearch, url: 'http://127.0.0.1:1', table: t{}{}}}\n"
+    index = ", tables: {t: {index: t-2}}"
+    for name in ("old", "new"):
+        replaces = "replaces: old.yaml" if name == "new" else ""
+        text = several if name == targets_of else one
+        more = f", {replaces}" if replaces and text == several else replaces
+        body = text.format("", more).replace(", table: t", index if name == "new" else ", table: t")
+        (tmp_path / f"{name}.yaml").write_text(
+            f"pipeline: {name}\nsource: {{table: products, region: eu-west-1}}\n{body}"
+        )
+    codes: list[int] = []
+    paths = [str(tmp_path / f"{name}.yaml") for name in ("old", "new")]
+    loaded = _loaded(paths, lambda path: load_each(path, {}), codes)
+    assert [config.path.name for config in loaded] == ["new.yaml"]
+    assert codes == [2]
+
+
 def test_another_engine_on_the_command_line_counts_before_anything_is_refused(tmp_path: Path) -> None:
     """check advises --engine local where the engine of the file runs one pipeline only."""
     path = tmp_path / "shop.yaml"

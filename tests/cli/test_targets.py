@@ -316,6 +316,19 @@ def test_the_readmes_targets_are_copied_by_one_run(world: World) -> None:
     assert (world.folder / "orders.backup.checkpoints").exists()
 
 
+def test_a_target_whose_rebuild_cannot_be_read_ends_only_its_own_check(both: World) -> None:
+    (both.folder / "old.yaml").write_text(Path(both.config).read_text())
+    address = f"  copies:\n    type: postgres\n    url: {both.postgres.url}\n"
+    both.change(address, "  copies:\n    type: postgres\n    url: postgresql://127.0.0.1:1/x\n    replaces: old.yaml\n")
+
+    code, out, err = both.call("check", both.config, "--json")
+    findings = [orjson.loads(line) for line in out.splitlines()]
+    assert (code, err) == (8, "")
+    assert {f["target"] for f in findings if f["verdict"] == "unreachable"} == {"copies"}
+    assert [f["text"] for f in findings if (f["target"], f["subject"]) == ("rows", "pipeline")]
+    assert len([f for f in findings if (f["target"], f["subject"]) == ("copies", "source.table")]) == 1
+
+
 def test_one_target_is_rebuilt_beside_the_others(both: World) -> None:
     hook = "def hook(item):\n    return {'id': str(item['id']), 'made': 'old'}\n"
     (both.folder / "old.py").write_text(hook)

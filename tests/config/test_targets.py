@@ -42,6 +42,9 @@ targets:
 """
 
 
+TOP = "pipeline: p\nsource: {table: orders, region: eu-west-1}\n"
+
+
 def loaded(path: Path, **more: Any) -> Mapping[str | None, Config]:
     return {one.target_name: one for one in config.load_each(path, {}, **more)}
 
@@ -209,6 +212,10 @@ WAREHOUSE = BOTH[BOTH.index("  warehouse:") :]
             "21: targets.copy.checkpoints: the target search keeps its checkpoints in the same file",
         ),
         (
+            ("on_gap: resync", "replaces: ../" + "{folder}/orders.yaml"),
+            "13: targets.search.replaces: is this file itself; keep the old config as another file",
+        ),
+        (
             (WAREHOUSE, f"{WAREHOUSE}    checkpoints: {{}}\n"),
             "20: targets.warehouse.checkpoints: this target stores checkpoints itself",
         ),
@@ -217,10 +224,100 @@ WAREHOUSE = BOTH[BOTH.index("  warehouse:") :]
 def test_every_mistake_is_named_where_it_is(write: Write, change: tuple[str, str], problem: str) -> None:
     assert change[0] in BOTH
 
-    found = problems_of(write(BOTH.replace(*change)))
+    path = write(BOTH)
+    path.write_text(BOTH.replace(*change).replace("{folder}", path.parent.name))
+    found = problems_of(path)
 
     assert any(text.startswith(f"orders.yaml:{problem}") for text in found), found
     assert len(found) == 1 or "lambda" in problem, found
+
+
+ES, OS = "type: elasticsearch", "type: opensearch"
+PG = "type: postgres, url: 'postgresql://u@{}', table: t"
+AWS = "type: dynamodb, table: copy, region: eu-west-1"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (PG.format("127.0.0.1:5432/shop"), PG.format("localhost/shop") + ", schema: public"),
+        (PG.format("db.example/shop?sslmode=verify-full"), PG.format("DB.example.:5432/shop?sslmode=verify-full")),
+        (PG.format("localhost/shop"), PG.format("localhost/shop?application_name=b") + ", timeout: 5"),
+        (PG.format("localhost,127.0.0.2/shop"), PG.format("[::1]:5432/shop")),
+        (PG.format("localhost/shop"), PG.replace("u@{}", "other:secret@127.0.0.1:5432/shop")),
+        (f"{ES}, url: 'https://search', table: t", f"{ES}, url: 'https://SEARCH:443/', table: t"),
+        (f"{ES}, url: ['https://a:9200', 'https://b:9200'], table: t", f"{OS}, url: 'https://b:9200', table: t"),
+        (
+            f"{ES}, url: 'https://a', tables: {{t: {{index: i}}}}",
+            f"{ES}, url: 'https://a', tables: {{s: {{index: i}}}}",
+        ),
+        (f"{ES}, url: 'https://a', table: t", f"{ES}, url: 'https://a', tables: {{t: {{index: i}}}}"),
+        ("type: redis, url: 'redis://127.0.0.1', table: t", "type: redis, url: 'redis://localhost:6379/0', table: t"),
+        (
+            "type: redis, url: 'redis://127.0.0.1', table: t",
+            "type: redis, url: 'redis://127.0.0.1', tables: {s: {prefix: 't:'}}",
+        ),
+        (AWS, f"{AWS}, epochs_table: others"),
+        (
+            f"{AWS}, endpoint_url: 'http://127.0.0.1:8000'",
+            f"{AWS}, endpoint_url: 'http://localhost:8000/', create: true",
+        ),
+        (
+            f"{AWS}, role_arn: 'arn:aws:iam::123456789012:role/a'",
+            f"{AWS}, role_arn: 'arn:aws:iam::123456789012:role/b'",
+        ),
+    ],
+)
+def test_two_targets_in_one_place_are_refused_however_it_is_spelled(write: Write, one: str, other: str) -> None:
+    (problem,) = problems_of(write(f"{TOP}targets:\n  a: {{{one}}}\n  b: {{{other}}}\n"))
+    assert ": targets.b: the target a has the table " in problem
+    assert "in the same place; each needs its own" in problem
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (PG.format("localhost/shop"), PG.format("localhost/shop") + ", schema: other"),
+        (PG.format("localhost/shop"), PG.format("localhost:5433/shop")),
+        (PG.format("localhost/shop"), PG.format("localhost/stock")),
+        (f"{ES}, url: 'https://a', table: t", f"{ES}, url: 'https://a:9200', table: t"),
+        (f"{ES}, url: 'https://a/one', table: t", f"{ES}, url: 'https://a/two', table: t"),
+        ("type: redis, url: 'redis://localhost/0', table: t", "type: redis, url: 'redis://localhost/1', table: t"),
+        (AWS, AWS.replace("eu-west-1", "eu-west-2")),
+        (AWS, f"{AWS}, profile: other"),
+        (
+            f"{AWS}, role_arn: 'arn:aws:iam::123456789012:role/a'",
+            f"{AWS}, role_arn: 'arn:aws:iam::210987654321:role/a'",
+        ),
+    ],
+)
+def test_two_targets_in_different_places_may_have_tables_of_one_name(write: Write, one: str, other: str) -> None:
+    config.load_each(write(f"{TOP}targets:\n  a: {{{one}}}\n  b: {{{other}}}\n"), {})
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("backfill", "{segments: 9}"),
+        ("parked_limit", "7"),
+        ("on_gap", "resync"),
+        ("ttl_deletes", "ignore"),
+        ("transform", "'hooks.py:order'"),
+        ("hook_timeout", "3"),
+        ("verify", "{}"),
+        ("monitoring", "{listen: '127.0.0.1:9464'}"),
+        ("pipeline", "other"),
+    ],
+)
+def test_null_takes_away_what_the_top_level_says(write: Write, section: str, value: str) -> None:
+    top = TOP.replace("pipeline: p\n", "") if section == "pipeline" else TOP
+    text = f"{top}{section}: {value}\ntargets:\n  a: {{{PG.format('localhost/shop')}, {section}: null}}\n"
+    (one,) = config.load_each(write(text), {})
+    (alone,) = config.load_each(write(f"{TOP}target: {{{PG.format('localhost/shop')}}}\n"), {})
+
+    expected = {"pipeline": "other.a", "hook_timeout": None}.get(section, getattr(alone, section))
+    assert getattr(one, section) == expected
+    jsonschema.validate(yaml.safe_load(text), config.schema())
 
 
 def problems_of(path: Path, **more: Any) -> list[str]:

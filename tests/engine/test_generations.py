@@ -89,3 +89,17 @@ def test_the_replaced_config_must_exist(config: Callable[[int], Config]) -> None
     (new.base / "old.yaml").unlink()
     with pytest.raises(ConfigError, match=r"old\.yaml"):
         generations.replaced(new)
+
+
+def test_what_is_wrong_with_other_targets_of_the_replaced_config_does_not_matter(tmp_path: Path) -> None:
+    """As where a run of one target alone has only the environment variables of that one."""
+    one = "  {}: {{type: postgres, url: {}, table: {}{}}}\n"
+    text = "pipeline: orders\nsource: {table: orders, region: eu-west-1}\ntargets:\n"
+    others = one.format("b", "'${UNSET_HERE}'", "b", "")
+    for name, more in (("old", ""), ("new", ", replaces: old.yaml")):
+        (tmp_path / f"{name}.yaml").write_text(
+            text + one.format("a", "postgresql://localhost/shop", "a", more) + others
+        )
+
+    new = load(tmp_path / "new.yaml", target="a")
+    assert generations.replaced(new).pipeline == "orders.a"
