@@ -371,15 +371,14 @@ class Function:
         """
         now = self._environment.now
         view = CheckpointView(self._claim_listing(run))
-        discovery = resumed_discovery(view, now())
-        listed = discovery.listed
+        discovery = resumed_discovery(view, orphan_time=0.0)
         gap: GapFound | None = None
         news = News()
         try:
             if shard not in view.shards:
                 news = self._listed(shard, view, discovery)
         except GapFound as e:
-            gap, news = e, self._behind_gap(shard, view, listed)
+            gap, news = e, self._behind_gap(shard, view)
         new = {**news.shards, **_leaves(view.shards, news)}
         given = lanes.assigned({**view.shards, **new})
         saves = [view.put("shard", id, state)[0] for id, state in {**new, **given}.items()]
@@ -393,11 +392,11 @@ class Function:
         self._retrying(lambda: self._context.checkpoints.save(saves), asks="checkpoints")
         return view.shards
 
-    def _behind_gap(self, shard: str | None, view: CheckpointView, listed: float | None) -> News:
+    def _behind_gap(self, shard: str | None, view: CheckpointView) -> News:
         """The shards to follow behind a gap: all new ones if only what an export lacks is lost, else the given one."""
         if needed_since(view.pipeline) is not None:
             with suppress(GapFound):
-                return self._listed(shard, view, Discovery(listed=listed))
+                return self._listed(shard, view, replace(resumed_discovery(view, orphan_time=0.0), needed_since=None))
         return News({} if shard is None else _root(shard, view, self._environment.now()))
 
     def _listed(self, shard: str | None, view: CheckpointView, discovery: Discovery) -> News:

@@ -145,7 +145,7 @@ def _late(
 
     decode = RecordsDecoder(source.keys, images=source.view != "KEYS_ONLY")
     stream = Stream(arn, config.source.table, source.keys, decode, now, random.Random())
-    return unread(client, stream, view.shards, resumed_discovery(view, now()), counts)
+    return unread(client, stream, view.shards, resumed_discovery(view), counts)
 
 
 def needed(view: CheckpointView, *, parked: int, repairing: bool, now: float) -> str:

@@ -15,7 +15,8 @@ from replicator.state import ShardState
 MISSING_LIMIT = 3  # consecutive complete listings without a shard, after which it is gone
 LEAF_LIMIT = 10  # consecutive complete listings of a closed shard without a child, over more than a minute
 SETTLED = 15 * 60.0  # seconds after a shard's end from which on one listing without a child is enough
-ORPHAN_LIMIT = 5  # consecutive complete listings of a shard without its parent, after which that is a gap
+ORPHAN_LIMIT = 5  # consecutive complete listings of a shard without its parent, after which that may be a gap
+ORPHAN_TIME = 5 * 60.0  # seconds that they must cover besides, if nothing of the parent can have been trimmed yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +36,22 @@ class Discovery:
     """Remembers past listings, because a single one may be stale, partial or contradictory.
 
     ``needed_since``: the time of an existing export whose items the epoch copies. Shards of before the epoch are needed
-    if they may have records of later: all of those that its first listing had.
+    if they may have records of later: all of those that its first listing had. ``orphan_time``: for how long a parent
+    must be missing, in seconds, if only listings that contradict each other explain that.
     """
 
     misses: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
+    orphaned: dict[str, float] = field(default_factory=dict)  # shards without their parent, and since when
     barren: Counter[str] = field(default_factory=Counter)
     bare: dict[str, float] = field(default_factory=dict)  # closed shards without a child, and since when
     leaves: set[str] = field(default_factory=set)  # shards without children, whether or not read to their end
     unknown: set[str] = field(default_factory=set)  # shards that the endpoint does not know, without any loss
     closed: set[str] = field(default_factory=set)
     listed: float | None = None  # when the last complete listing was requested
+    begun: float | None = None  # when the epoch began: no record of before is needed
     needed_since: float | None = None
+    orphan_time: float = ORPHAN_TIME
 
     def news(self, known: Mapping[str, ShardState], listing: Listing) -> News:
         """What the listing adds to ``known``. GapFound if a needed shard, or a parent, is missing for too long."""
@@ -55,7 +60,7 @@ class Discovery:
         new: dict[str, ShardState] = {}
         before = _before_epoch(known, listed)
         for shard in lineage.newcomers(known, listed):
-            state = stages.new_shard(shard, {**known, **new}, self.listed)
+            state = stages.new_shard(shard, {**known, **new}, self._bound(listing.at))
             if shard.id not in before:
                 new[shard.id] = state
                 continue
@@ -64,7 +69,7 @@ class Discovery:
         if not listing.complete:
             return News(new)
         orphans = lineage.orphans(known, listed)
-        self._orphans(orphans)
+        self._orphans(orphans, listing.at)
         after = {**known, **new}
         missing = lineage.vanished(after, listed) - self.leaves
         finished = self._missing(after, missing, listing.at)
@@ -85,6 +90,15 @@ class Discovery:
                 shard,
             )
 
+    def _bound(self, now: float) -> float | None:
+        """A time before which no needed record of a new shard was created. None if that is unknown.
+
+        A time in the future proves nothing. ``now`` is when a listing was requested that was answered, so the clock is
+        right then: AWS rejects other signatures. It may have been wrong when the process began.
+        """
+        times = (self.listed, self.begun)
+        return max((at for at in times if at is not None and at - now <= retention.CLOCKS), default=None)
+
     def read_from(self, shard: str) -> None:
         """Note that the shard returned a page, so that it exists whatever listings say."""
         self.misses.pop(shard, None)
@@ -94,10 +108,18 @@ class Discovery:
         """Note that the endpoint does not know the shard, although nothing needed in it can have expired yet."""
         self.unknown.add(shard)
 
-    def _orphans(self, ids: Iterable[str]) -> None:
+    def _orphans(self, ids: Iterable[str], now: float) -> None:
+        """GapFound if a parent is missing for too long.
+
+        Nothing needed of a parent that the last listing lacked is older than that listing. So for a day no trimming
+        explains that it is missing, and the gap that a few listings would report is false if the next one shows it.
+        """
         self.waits = Counter({id: self.waits[id] + 1 for id in ids})
+        self.orphaned = {id: self.orphaned.get(id, now) for id in self.waits}
+        bound = self._bound(now)
+        young = bound is not None and now - bound < retention.SAFE_AGE
         for id, waited in self.waits.items():
-            if waited >= ORPHAN_LIMIT:
+            if waited >= ORPHAN_LIMIT and not (young and now - self.orphaned[id] < self.orphan_time):
                 raise GapFound(f"the shard's parent is missing from {waited} listings: its records are lost", id)
 
     def _missing(self, known: Mapping[str, ShardState], ids: Iterable[str], now: float) -> set[str]:

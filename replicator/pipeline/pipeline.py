@@ -30,7 +30,7 @@ from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.checkpoint_view import CheckpointView, Undo
 from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.coordination import COORDINATOR, Workers, inherited_window, taking_away
-from replicator.pipeline.discovery import Discovery, News
+from replicator.pipeline.discovery import ORPHAN_TIME, Discovery, News
 from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems
 from replicator.state import (
     LONGEST_IN_DOUBT,
@@ -106,7 +106,7 @@ class Pipeline:
         self.parked = parked if parked is not None else ParkedItems.among(claimed.entries)
         heartbeat = self.view.heartbeat
         self.listing_stored = heartbeat.listed if heartbeat is not None else None  # time of the last stored listing
-        self.discovery = resumed_discovery(self.view, now)
+        self.discovery = resumed_discovery(self.view)
         self.shards: dict[str, ShardState] = dict(self.view.shards)  # as stored
         self.segments: dict[str, SegmentState] = dict(self.view.segments)
         self.state: PipelineState | None = self.view.pipeline
@@ -696,17 +696,19 @@ def needed_since(state: PipelineState | None) -> float | None:
     return None if state is None or state.export is None else state.export.at
 
 
-def resumed_discovery(view: CheckpointView, now: float = math.inf) -> Discovery:
-    """What is known of listings before the first one of a process that resumes at ``now``.
+def resumed_discovery(view: CheckpointView, orphan_time: float = ORPHAN_TIME) -> Discovery:
+    """What is known of listings before the first one of a process that resumes.
 
     Nothing that is needed is older than the epoch, whatever its first listing lacked: its items show what was before.
-    A time that lies in the future proves nothing.
     """
     state, heartbeat = view.pipeline, view.heartbeat
     since = needed_since(state)
-    begun = 0.0 if state is None else _bound(state.started, since)
-    listed = 0.0 if heartbeat is None else heartbeat.listed or 0.0
-    return Discovery(listed=max((at for at in (begun, listed) if 0 < at <= now), default=None), needed_since=since)
+    return Discovery(
+        listed=None if heartbeat is None else heartbeat.listed,
+        begun=None if state is None else _bound(state.started, since),
+        needed_since=since,
+        orphan_time=orphan_time,
+    )
 
 
 def _bound(begun: float, since: float | None) -> float:

@@ -227,6 +227,23 @@ def test_a_shard_whose_parent_five_listings_do_not_show_is_a_gap_not_a_root() ->
     assert found.value.shard == "z"
 
 
+def test_a_parent_that_cannot_have_been_trimmed_yet_is_waited_for_five_minutes_whatever_listings_omit() -> None:
+    """All of its records are younger than the last listing, which lacked it: later listings will show it."""
+    shards = Shard("a"), Shard("z", "y")
+    discovery, known = Discovery(listed=50.0), {"a": state()}
+    assert lists(discovery, known, *shards, times=9, at=100.0).shards == {}
+    assert lists(discovery, known, *shards, times=9, at=399.0).shards == {}
+    with pytest.raises(GapFound, match="parent is missing from 19 listings"):
+        discovery.news(known, listing(*shards, at=400.0))
+    discovery = Discovery(listed=50.0)
+    lists(discovery, known, *shards, times=1, at=100.0)
+    lists(discovery, known, Shard("a"), times=1, at=200.0)
+    assert lists(discovery, known, *shards, times=9, at=400.0).shards == {}, "since it was missing first"
+    discovery = Discovery(listed=50.0)
+    with pytest.raises(GapFound, match="parent is missing from 5 listings"):
+        lists(discovery, known, *shards, times=5, at=50.0 + DAY)
+
+
 def test_a_lookup_of_one_shards_children_proves_nothing_about_other_shards() -> None:
     discovery, known = Discovery(), {"a": state(ended=True, since=DAY), "b": state()}
     lists(discovery, known, Shard("a", last="1"), times=2, at=DAY)  # b is missing twice

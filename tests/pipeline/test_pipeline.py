@@ -504,15 +504,30 @@ def test_a_process_that_takes_over_as_an_epoch_begins_needs_nothing_older_than_t
     assert pipeline.shards["late"].since == NOW - 5
 
 
+def listed_late(pipeline: Pipeline, at: float) -> float:
+    """Since when the records of a shard are needed that a listing of that time shows first."""
+    pipeline.listed(Listing((Shard("a"), Shard("late")), True, "ENABLED", at))
+    store(pipeline)
+    return pipeline.shards["late"].since
+
+
 def test_an_epochs_beginning_in_the_future_proves_nothing_of_shards() -> None:
-    assert resumed(started=NOW, now=NOW - 3600).discovery.listed is None
+    """A clock that another process had may be ten minutes ahead of this one: AWS tolerates five on both sides."""
+    assert listed_late(resumed(started=NOW), NOW - 601) == 0
+    assert listed_late(resumed(started=NOW), NOW - 599) == NOW
+
+
+def test_a_clock_that_was_wrong_as_the_process_began_does_not_matter_once_a_listing_was_answered() -> None:
+    pipeline = resumed(started=NOW - 5, now=NOW - 3600)
+    assert not pipeline.caught_up(NOW - 3600), "the epoch's beginning is no listing"
+    assert listed_late(pipeline, NOW + 70) == NOW - 5
 
 
 @pytest.mark.parametrize("takes_over", [False, True])
 def test_what_an_epoch_copies_from_an_existing_export_is_needed_since_the_time_of_that(takes_over: bool) -> None:
     export = ExportState("arn", NOW - 600)
     if takes_over:
-        assert resumed(NOW - 5, export).discovery.listed == NOW - 600
+        assert listed_late(resumed(NOW - 5, export), NOW + 70) == NOW - 600
         return
     pipeline = Pipeline(FILING, Claimed(1))
     state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stages.SCANNING, started=NOW - 5, export=export)

@@ -131,6 +131,7 @@ def empty(world: Universe, act: Act) -> None:
             if world.scenario.index:
                 world.database.tombstones[name] = {}
             world.database.volatile.clear()
+            world.emptied = world.step
 
     world.later_between_runs(0, delete_all)
 

@@ -94,6 +94,7 @@ class Universe:
         self.records, self.blanks = Records(), Blanks()
         self.used: set[tuple[int, str]] = set()  # epoch, shard
         self.put_back: list[tuple[int, int]] = []  # copies of the store: the steps when taken, and when put back
+        self.emptied: int | None = None  # the step when a table was last emptied by hand
         self.spoiled: dict[tuple[str, str], bytes] = {}  # files of exports that have other contents now
         self.spoils = 0
         self.existing = ""  # the ARN of an export that people made; "-" once one was refused
