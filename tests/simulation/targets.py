@@ -187,12 +187,19 @@ class Unreliable(Columned, MemoryTarget):
         if universe.take("lost"):
             raise TransientError("the target did not answer; nothing was repaired")
         if universe.take("late"):
-            universe.later("target", statement)
+            universe.later("target", partial(self._late_repair, statement))
             raise TransientError("the target did not answer; it repairs it all the same")
         done = statement()
         if universe.take("unanswered"):
             raise TransientError("the target repaired it, but the answer was lost")
         return done
+
+    def _late_repair(self, statement: Callable[[], Sequence[str]]) -> None:
+        """Perhaps after the command, and the purge that follows it: then its tombstones stay until the next epoch."""
+        universe, tombstones = self._universe, self._universe.database.tombstones
+        before = {(table, id) for table, ids in tombstones.items() for id in ids}
+        statement()
+        universe.late_tombstones |= {(table, id) for table, ids in tombstones.items() for id in ids} - before
 
 
 class Overlaps:

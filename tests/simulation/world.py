@@ -90,6 +90,7 @@ class Universe:
         self.columns: dict[str, int] = {}  # how many a table has
         self.leaks = False  # every run loses a response from now on
         self.spared = truth.Spared()
+        self.late_tombstones: set[tuple[str, DocumentId]] = set()  # of repairs that came after their command
         self.undisturbed = 0, 0.0  # an epoch, and for how long runs followed it that ended in good order
         self.records, self.blanks = Records(), Blanks()
         self.used: set[tuple[int, str]] = set()  # epoch, shard
