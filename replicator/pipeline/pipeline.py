@@ -330,6 +330,7 @@ class Pipeline:
             self._check_gone(page)
         elif page.records or page.ended:
             self.pages.add(f"shard:{page.shard}", page)
+            self._idle.pop(page.shard, None)  # it precedes the page, which may have records that are older than it says
         elif f"shard:{page.shard}" not in self.pages:
             self._idle[page.shard] = page
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from replicator import Document, documents
 from replicator.batch import Batch, Delete, Outcome, Rejection, Upsert
@@ -449,6 +450,20 @@ def claimed(batches: list[Batch]) -> Claimed:
         if save.text is not None:
             entries[save.kind, save.id] = Entry(save.kind, save.id, (before.revision if before else 0) + 1, save.text)
     return Claimed(1, list(entries.values()))
+
+
+def test_an_empty_page_says_nothing_of_the_age_of_records_that_follow_it() -> None:
+    """They may be of before the epoch; then those after them may be trimmed sooner, which a later run must know."""
+    pipeline = begun(Shard("a"))
+    opened(pipeline)
+    pipeline.accept(Page("a", since=NOW))
+    pipeline.accept(
+        Page("a", [structs.replace(record(7), created=NOW - 500)], through=NOW - 500, size=100, since=NOW - 500)
+    )
+    store(pipeline)
+    pipeline.heartbeat(Heartbeat(NOW, "live"))
+    store(pipeline)
+    assert pipeline.shards["a"].since == NOW - 500
 
 
 def test_caught_up_needs_every_shard_read_and_listed_since() -> None:

@@ -29,6 +29,13 @@ FORGOTTEN_PARENTS = (464866, 615998)  # so that nothing says where a shard's ord
 UNPURGED = 134  # of repaired copies: the run ended between a repair's end and the purge of the tombstones it needed
 BEFORE_THE_EPOCH = (5000837, 5006068)  # what followed a record that was read from there was trimmed, without a word
 TWO_SHARDS_PARK = 62501133  # in one batch, because a listing lacked the shard between them
+OF_UNKNOWN_AGE = (62669876, 62687207)
+"""A shard, and a parent, that the first listing lacked, for a process that began when its clock was wrong."""
+EMPTY_BEFORE_OLD = (
+    62707185  # an empty page, then records of before the epoch: their age was forgotten, and a gap missed
+)
+EMPTIED_AND_PUT_BACK = 62674917  # a table, and then the checkpoints, which did not know that it had documents
+LATE_REPAIR = 62699443  # whose tombstone came after the purge that follows repairs
 
 
 @pytest.mark.timeout(60 + SEEDS)
@@ -44,7 +51,20 @@ def test_a_restored_store_is_resynced_if_nothing_else_reveals_it(seed: int) -> N
     simulate(seed)
 
 
-@pytest.mark.parametrize("seed", [*OLD_LISTINGS, GAP_AT_LAST, *FORGOTTEN_PARENTS, *BEFORE_THE_EPOCH, TWO_SHARDS_PARK])
+@pytest.mark.parametrize(
+    "seed",
+    [
+        *OLD_LISTINGS,
+        GAP_AT_LAST,
+        *FORGOTTEN_PARENTS,
+        *BEFORE_THE_EPOCH,
+        TWO_SHARDS_PARK,
+        *OF_UNKNOWN_AGE,
+        EMPTY_BEFORE_OLD,
+        EMPTIED_AND_PUT_BACK,
+        LATE_REPAIR,
+    ],
+)
 def test_a_seed_that_failed_once_holds(seed: int) -> None:
     simulate(seed)
 
