@@ -52,6 +52,7 @@ def retried(world: Universe, item: parked.ParkedItem, command: Command) -> str:
 def _retried(world: Universe, item: parked.ParkedItem, mapping: DocumentMapping, command: Command) -> str:
     state = parked.pipeline_of(command.checkpoints)
     keys = runs.keys_of(world)
+    world.left.pop(item.entry.key, None)  # an order to discard it got no answer, and came to nothing
     command.target.open(tuple(Table(name, keys, dict(options)) for name, options in world.tables.items()), state.epoch)
     source = SourceItems(partial(sample.one, world.source, world.TABLE, SOURCE_KEYS), world.scenario.keeps_expired)
     return parked.retry(item, mapping, command.target, command.checkpoints, world.clock, source)
