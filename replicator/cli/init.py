@@ -27,7 +27,7 @@ _SAMPLED = 500  # items, for columns or a mapping
 @click.option("--region", help="Region of the table.  [default: from the AWS chain]")
 @click.option("--profile", help="Profile in ~/.aws/config for the source.")
 @click.option("--endpoint-url", help="Endpoint of the source, e.g. DynamoDB Local.")
-@click.option("--target", help="postgres, elasticsearch, opensearch, dynamodb, webhook or redis.")
+@click.option("--target", help="postgres, elasticsearch, opensearch, dynamodb, webhook, redis or delta.")
 @click.option(
     "--url", help="Address of the target, without a password.  [default: a placeholder, e.g. ${POSTGRES_URL}]"
 )

@@ -1,0 +1,51 @@
+"""Keeps a table's files few and its folder small: compaction, and removal of files that are not needed any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from connectors.delta.errors import Conflict, Missing, translated
+from connectors.delta.options import DeltaOptions
+from connectors.delta.stored_table import StoredTable
+from connectors.delta.tombstones import Tombstones
+
+_HOUR = 3600.0
+_FEW = 8  # files that need no compaction
+
+
+@dataclass(slots=True)
+class Maintenance:
+    """Of one table and its tombstones, at most once in ``compact_hours``. ``now``: monotonic clock."""
+
+    options: DeltaOptions
+    stored: StoredTable
+    tombstones: Tombstones
+    now: Callable[[], float] = time.monotonic
+    _due: float = 0.0
+
+    def begin(self) -> None:
+        self._due = self.now() + self.options.compact_hours * _HOUR
+
+    def is_due(self) -> bool:
+        return self.options.compact_hours > 0 and self.now() >= self._due
+
+    def run(self) -> None:
+        """Compact and vacuum. What others change meanwhile is left to the next time."""
+        self.begin()
+        for stored in (self.stored, self.tombstones.stored):
+            try:
+                self._compact(stored)
+            except (Conflict, Missing):
+                continue
+
+    def _compact(self, stored: StoredTable) -> None:
+        table = stored.current()
+        with translated(stored.place):
+            if len(table.file_uris()) > _FEW:
+                table.optimize.compact()
+            table.vacuum(
+                retention_hours=round(self.options.keep_days * 24), dry_run=False, enforce_retention_duration=False
+            )
+            table.cleanup_metadata()

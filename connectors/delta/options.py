@@ -1,0 +1,135 @@
+"""Config of a Delta Lake target and its tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from replicator.options import Access, AppliedDeletes, Options, split_url
+
+S3 = "s3://"
+_PLAIN_TYPES = ("string", "bigint", "double", "boolean", "timestamp", "date", "binary", "json", "array<string>")
+_MOST_DIGITS = 38
+
+
+def decimal_digits(type: str) -> tuple[int, int] | None:
+    """Precision and scale of ``decimal(12,2)``; None for another type."""
+    if not (type.startswith("decimal(") and type.endswith(")")):
+        return None
+    precision, comma, scale = type[len("decimal(") : -1].partition(",")
+    digits = precision.strip(), scale.strip() if comma else "0"
+    if not all(part.isascii() and part.isdigit() for part in digits):
+        return None
+    return int(digits[0]), int(digits[1])
+
+
+def _column_type(type: str) -> str:
+    if type in _PLAIN_TYPES:
+        return type
+    digits = decimal_digits(type)
+    if digits is None:
+        raise ValueError(f"must be one of {', '.join(_PLAIN_TYPES)}, or decimal(12,2)")
+    if not (1 <= digits[0] <= _MOST_DIGITS and digits[1] <= digits[0]):
+        raise ValueError(f"a decimal has 1 to {_MOST_DIGITS} digits, and not more of them behind the point")
+    return f"decimal({digits[0]},{digits[1]})"
+
+
+ColumnType = Annotated[str, AfterValidator(_column_type)]
+Extra = Literal["reject", "ignore"]
+
+
+class Column(Options):
+    """One column: its type, the attribute it is made ``from`` (by default its own name), and whether it may be null."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    type: ColumnType = Field(description=f"{', '.join(_PLAIN_TYPES)}, or decimal(12,2)")
+    attribute: str | tuple[str, ...] | None = Field(
+        default=None,
+        alias="from",
+        description="the attribute, or the name the hook returned; location.lat (or [location, lat]) is inside a map",
+    )
+    nullable: bool = Field(default=True, description="false: an item without the attribute is parked")
+
+    @field_validator("attribute")
+    @classmethod
+    def _no_part_is_empty(cls, given: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if given is not None and not all(_path(given)):
+            raise ValueError("has an empty name between two dots; expected: total, or location.lat inside a map")
+        return given
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The attribute and the names inside it; empty for the column's own name."""
+        return () if self.attribute is None else _path(self.attribute)
+
+
+def _path(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(given.split(".")) if isinstance(given, str) else given or ("",)
+
+
+Columns = dict[str, Column | ColumnType]
+
+
+class DeltaTableOptions(Options):
+    """Options of one table. Without ``columns`` the whole document goes into one column, ``document``, as JSON."""
+
+    columns: Columns | None = Field(
+        default=None, min_length=1, description="columns beside the key's, e.g. total: decimal(12,2)"
+    )
+    extra: Extra = Field(
+        default="reject", description="fields a hook returns that no column is made from: park the item, or ignore them"
+    )
+    partition_by: tuple[str, ...] = Field(
+        default=(), description="columns by whose values the table's files are divided; only for a new table"
+    )
+    deletes: AppliedDeletes = Field(default="apply", description="rows whose item is gone are removed")
+
+    @model_validator(mode="after")
+    def _partitions_are_columns(self) -> DeltaTableOptions:
+        columns = self.columns or {}
+        for name in self.partition_by:
+            column = columns.get(name)
+            if column is None:
+                raise ValueError(f"partition_by: {name} is not one of the columns; list it there")
+            type = column if isinstance(column, str) else column.type
+            if type in ("array<string>", "json", "binary"):
+                raise ValueError(f"partition_by: {name} is {type}, and files cannot be divided by that type")
+        if len(set(self.partition_by)) < len(self.partition_by):
+            raise ValueError("partition_by: names a column twice")
+        return self
+
+
+def _place(path: str, info: ValidationInfo) -> str:
+    if "://" not in path:
+        base: Path = (info.context or {}).get("base", Path())
+        return str((base / path).absolute())
+    parts = split_url(path)
+    if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("must be a folder, or have the form s3://bucket/prefix")
+    return path.rstrip("/")
+
+
+class DeltaOptions(Access):
+    """Where the tables are, how S3 is reached, and how their files are looked after."""
+
+    path: Annotated[str, AfterValidator(_place)] = Field(
+        description="folder of the tables, each in a folder of its own name: /data/lake, or s3://bucket/prefix"
+    )
+    endpoint_url: str | None = Field(default=None, description="endpoint of another service with the API of S3")
+    compact_hours: float = Field(
+        default=1.0, ge=0, description="hours between compactions of small files into larger ones; 0: never"
+    )
+    keep_days: float = Field(
+        default=7.0,
+        ge=0,
+        description="days for which files that are not needed any more are kept for readers and for earlier versions; "
+        "then they are removed",
+    )
+    log_days: float = Field(default=30.0, ge=1, description="days for which the log of commits is kept; new tables")
+
+    @property
+    def in_s3(self) -> bool:
+        return self.path.startswith(S3)

@@ -1,0 +1,227 @@
+"""The Delta Lake target: implements the target contract."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from connectors.delta import catalog
+from connectors.delta.encode import Encoded, Encoder, encode
+from connectors.delta.errors import Conflict
+from connectors.delta.maintenance import Maintenance
+from connectors.delta.options import DeltaOptions, DeltaTableOptions
+from connectors.delta.schema import VERSION, TableSchema, added, parts, shape, shapes
+from connectors.delta.storage import Storage
+from connectors.delta.stored_table import EPOCH, PIPELINE, StoredTable, ids_and_versions, quoted, rows
+from connectors.delta.tombstones import FOLDER, SCHEMA, Tombstones
+from connectors.delta.verification import TableVerification
+from connectors.delta.writer import TableWriter
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Rejection, Write
+from replicator.errors import ConfigError, GapFound, NotPermitted, TransientError, Unfinished
+from replicator.identity import Change, Identity, Parts
+from replicator.target.contract import Denied, Table
+from replicator.target.in_doubt import InDoubtWindow
+from replicator.target.verification import ComparesByTable
+
+_ATTEMPTS = 5
+_SWEPT = 50_000  # rows to remove in one commit
+
+
+@dataclass(slots=True)
+class _Open:
+    """What belongs to one table. ``id``: of the table as it was opened."""
+
+    encoder: Encoder
+    writer: TableWriter
+    maintenance: Maintenance
+    id: str
+
+
+class Sparing:
+    """Whether a document's id begins with one of those given."""
+
+    def __init__(self, spare: Sequence[DocumentId]) -> None:
+        self._spared = frozenset(spare)
+
+    def __call__(self, id: DocumentId) -> bool:
+        return any(id[:length] in self._spared for length in range(1, len(id) + 1))
+
+
+class Delta(ComparesByTable):
+    """Tables in one folder, or under one prefix in S3. Each batch is one commit to each of its tables."""
+
+    Options = DeltaOptions
+    TableOptions = DeltaTableOptions
+
+    def __init__(self, options: DeltaOptions, pipeline: str) -> None:
+        self._options = options
+        self._pipeline = pipeline
+        self._storage = Storage(options)
+        self._in_doubt = InDoubtWindow()
+        self._open: dict[str, _Open] = {}
+
+    @property
+    def in_doubt(self) -> InDoubtWindow:
+        return self._in_doubt
+
+    def check(self, tables: Sequence[Table]) -> Sequence[str]:
+        try:
+            wanted = shapes(tables).values()
+            pairs = [(self._stored(of), of) for of in wanted]
+            return [text for stored, of in pairs for text in catalog.problems(stored, of, stored.found())]
+        except NotPermitted as e:
+            return [Denied(str(e))]
+        except ConfigError as e:
+            return e.problems
+
+    def plan(self, tables: Sequence[Table]) -> Sequence[str]:
+        pairs = [(self._stored(of), of) for of in shapes(tables).values()]
+        return [_creation(stored, of) for stored, of in pairs if stored.found() is None]
+
+    def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
+        return encode(Batch([Part("", writes)]), {n: Encoder(of) for n, of in shapes(tables).items()}).rejections
+
+    def epoch(self, tables: Sequence[Table]) -> int | None:
+        stored = [self._stored(of) for of in shapes(tables).values()]
+        found = [(one, table) for one in stored if (table := one.found()) is not None]
+        if others := [text for one, table in found if (text := catalog.taken(one, table))]:
+            raise ConfigError(*others)
+        return max(catalog.epoch(table) for _, table in found) if len(found) == len(stored) else None
+
+    def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
+        stored = {name: self._stored(of) for name, of in shapes(tables).items()}
+        found = {name: one.found() for name, one in stored.items()}
+        ids = {name: "" if table is None else str(table.metadata().id) for name, table in found.items()}
+        return {name: Identity(one.place, ids[name]) for name, one in stored.items()}
+
+    def empty(self, tables: Sequence[Table]) -> Sequence[str]:
+        return [name for name, of in shapes(tables).items() if self._is_empty(of)]
+
+    def _is_empty(self, of: TableSchema) -> bool:
+        table = self._stored(of).found()
+        if table is None:
+            return False
+        remembered = self._tombstones(of).stored.found()
+        return table.count() == 0 and (remembered is None or remembered.count() == 0)
+
+    def parts(self, table: Table) -> Parts:
+        return parts(shape(table))
+
+    def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
+        found = added(shapes(tables), changes)
+        if found is None:
+            return None
+        return [f"ALTER TABLE delta.`{self._stored(of).place}` ADD COLUMN {c.name} {c.type}" for of, c in found]
+
+    def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
+        for of, column in added(shapes(tables), changes) or ():
+            stored = self._stored(of)
+            table = stored.current()
+            if column.name not in [field.name for field in table.schema().fields]:
+                catalog.add(stored, table, [of.arrow.field(column.name)])
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        wanted = shapes(tables)
+        if problems := self.check(tables):
+            raise ConfigError(*problems)
+        self._open = {name: self._opened(of, epoch) for name, of in wanted.items()}
+
+    def _opened(self, of: TableSchema, epoch: int) -> _Open:
+        stored, tombstones, encoder = self._stored(of), self._tombstones(of), Encoder(of)
+        notes = {PIPELINE: self._pipeline, EPOCH: str(epoch)}
+        tombstones.stored.create(SCHEMA, (), notes)
+        table = stored.create(of.arrow, of.partition_by, notes)
+        for _ in range(_ATTEMPTS):
+            stored.number = stored.last_number(table)
+            if int(table.metadata().configuration.get(EPOCH, "0")) >= epoch:
+                break
+            try:
+                stored.note(table, notes)
+            except Conflict:
+                table = stored.current()
+        else:
+            raise TransientError(f"{stored.place} is changed by others all the time")
+        maintenance = Maintenance(self._options, stored, tombstones)
+        maintenance.begin()
+        return _Open(encoder, TableWriter(of, stored, tombstones), maintenance, str(table.metadata().id))
+
+    def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
+        """GapFound if a table was removed or replaced. Looks after the files of those for which it is time."""
+        for opened in self._open.values():
+            stored = opened.writer.stored
+            table = stored.found()
+            if table is None or str(table.metadata().id) != opened.id:
+                raise GapFound(f"{stored.place} was removed or replaced while this run wrote to it")
+            if opened.maintenance.is_due():
+                opened.maintenance.run()
+        return []
+
+    def write(self, batch: Batch) -> Outcome:
+        encoded = self.encode(batch)
+        if encoded.rejections:
+            return Outcome(encoded.rejections)
+        superseded: Counter[str] = Counter()
+        tombstones = batch.tombstones or bool(self._in_doubt)
+        for name, some in encoded.rows.items():
+            try:
+                superseded += self._open[name].writer.write(batch, some, tombstones=tombstones)
+            except Unfinished:
+                raise
+            except TransientError:  # no commit can be applied late, but writes of commands may go by the window
+                self._in_doubt.begin()
+                raise
+        return Outcome(superseded=dict(superseded))
+
+    def encode(self, batch: Batch) -> Encoded:
+        return encode(batch, {name: opened.encoder for name, opened in self._open.items()})
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        of = shape(table)
+        spares = Sparing(spare)
+        found = self._older(of, below, spares)
+        if found:
+            writes = [Delete(table.name, id, below, id, 0) for id in found]
+            self.write(Batch([Part("", writes)], tombstones=True))
+        return len(found)
+
+    def _older(self, of: TableSchema, below: int, spares: Sparing) -> list[DocumentId]:
+        found: list[DocumentId] = []
+        for piece in rows(self._stored(of).current(), [*of.keys, VERSION], f"{quoted(VERSION)} < {below:d}"):
+            found += [id for id, _ in ids_and_versions(piece, of.keys) if not spares(id)]
+            if len(found) >= _SWEPT:
+                break
+        return found
+
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+        return self._tombstones(shape(table)).purge(below, Sparing(spare))
+
+    @property
+    def unrepairable(self) -> str:
+        return ""
+
+    def _verification(self, table: Table) -> TableVerification:
+        of = shape(table)
+        return TableVerification(of, Encoder(of), self._stored(of), self._tombstones(of))
+
+    def close(self) -> None:
+        self._open = {}
+        self._storage.close()
+
+    def _stored(self, of: TableSchema) -> StoredTable:
+        opened = self._open.get(of.name)
+        if opened is not None and opened.writer.shape == of:
+            return opened.writer.stored
+        return StoredTable(self._storage, self._storage.place(of.name), self._pipeline)
+
+    def _tombstones(self, of: TableSchema) -> Tombstones:
+        opened = self._open.get(of.name)
+        if opened is not None and opened.writer.shape == of:
+            return opened.writer.tombstones
+        return Tombstones(StoredTable(self._storage, self._storage.place(of.name, FOLDER), self._pipeline))
+
+
+def _creation(stored: StoredTable, of: TableSchema) -> str:
+    columns = ", ".join(f"{field.name} {field.type}" for field in of.arrow)
+    divided = f" PARTITIONED BY ({', '.join(of.partition_by)})" if of.partition_by else ""
+    return f"CREATE TABLE delta.`{stored.place}` ({columns}){divided}"

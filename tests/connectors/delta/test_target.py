@@ -1,0 +1,536 @@
+"""What only this target does: columns, partitions, exactly once, takeovers, upkeep of files, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from connectors.delta.errors import failure
+from connectors.delta.options import DeltaTableOptions
+from connectors.delta.stored_table import StoredTable
+from connectors.delta.target import Delta
+from connectors.delta.writer import TableWriter
+from replicator.batch import Batch, Part, Upsert
+from replicator.config.target import destination
+from replicator.errors import ConfigError, GapFound, NotAuthenticated, NotPermitted, TransientError, Unfinished
+from replicator.identity import changes
+from replicator.state import Save
+from replicator.target.contract import Table
+from replicator.target.verification import Comparison
+from replicator.testing.contract import at, batch, put, remove, table
+from replicator.testing.contract.kit import PK, built, exhaust
+from replicator.version import FIRST_EPOCH
+from tests.connectors.delta import delta_kit as kit
+
+Build = Callable[..., Delta]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "lake"
+
+
+@pytest.fixture
+def build(folder: Path) -> Iterator[Build]:
+    made: list[Delta] = []
+
+    def make(pipeline: str = "contract", **options: Any) -> Delta:
+        found, problems = destination({"type": "delta", "path": str(folder), "table": "contract", **options})
+        assert found is not None, problems
+        target = found.build(pipeline)
+        assert isinstance(target, Delta)
+        made.append(target)
+        return target
+
+    yield make
+    for target in made:
+        target.close()
+
+
+@pytest.fixture
+def opened(build: Build) -> Delta:
+    target = build()
+    target.open([table()], FIRST_EPOCH)
+    return target
+
+
+def of(**options: Any) -> Table:
+    return Table("contract", PK, options)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return sorted(kit.rows(f"{folder}/contract"), key=lambda row: row["pk"])
+
+
+def commits(folder: Path) -> int:
+    return int(DeltaTable(f"{folder}/contract").version())
+
+
+COLUMNS = {
+    "name": "string",
+    "size": "bigint",
+    "weight": "double",
+    "total": "decimal(12,2)",
+    "paid": "boolean",
+    "created": "timestamp",
+    "day": "date",
+    "raw": "binary",
+    "tags": "array<string>",
+    "rest": "json",
+    "lat": {"type": "double", "from": "location.lat"},
+}
+
+
+# columns
+
+
+def test_columns_have_the_types_of_the_config_for_duckdb_and_polars(folder: Path, build: Build) -> None:
+    target, wanted = build(), of(columns=COLUMNS, extra="ignore")
+    target.open([wanted], FIRST_EPOCH)
+    body = {
+        "pk": "a",
+        "name": "Ann",
+        "size": 12,
+        "weight": Decimal("1.5"),
+        "total": Decimal("1E+2"),
+        "paid": True,
+        "created": "2026-01-31T12:00:00+01:00",
+        "day": "2026-01-31",
+        "raw": b"\x00\xff",
+        "tags": {"b", "a"},
+        "rest": {"n": Decimal("1.50")},
+        "location": {"lat": Decimal("48.5")},
+    }
+    target.write(batch(put(body, 1)))
+    made = {
+        "pk": "a",
+        "_version": at(1),
+        "name": "Ann",
+        "size": 12,
+        "weight": 1.5,
+        "total": Decimal("100.00"),
+        "paid": True,
+        "created": datetime(2026, 1, 31, 11, tzinfo=UTC),
+        "day": date(2026, 1, 31),
+        "raw": b"\x00\xff",
+        "tags": ["a", "b"],
+        "lat": 48.5,
+    }
+    for (row,) in (rows(folder), kit.with_polars(f"{folder}/contract")):
+        assert {name: row[name] for name in made} == made
+        assert row["rest"].replace(" ", "") in ('{"n":1.50}', '{"n":1.5}')
+    assert target.compare(wanted, [put(body, 1)]) == [Comparison(at(1))]
+    other = {**body, "size": 13, "total": Decimal("1.25")}
+    assert target.compare(wanted, [put(other, 1)]) == [Comparison(at(1), ("size", "total"))]
+
+
+@pytest.mark.parametrize(
+    ("type", "value", "reason"),
+    [
+        ("string", 1, "column x is string, but the value is a int"),
+        ("string", "\ud800", "column x contains half of a surrogate pair, which is not valid text"),
+        ("bigint", Decimal("1.5"), "column x is bigint, but the number has a fraction"),
+        ("bigint", 1 << 63, "column x is bigint, but the number does not fit 64 bits"),
+        ("bigint", "1", "column x is bigint, but the value is a str"),
+        ("double", float("nan"), "column x must be a finite number"),
+        ("double", 10**400, "column x is double, but the number is too large"),
+        ("decimal(4,2)", Decimal("1.234"), "column x is decimal(4,2), and the number has more digits than that"),
+        ("decimal(4,2)", Decimal(100), "column x is decimal(4,2), and the number has more digits than that"),
+        ("boolean", 1, "column x is boolean, but the value is a int"),
+        ("timestamp", "yesterday", "column x is timestamp, but the text is not a time like 2026-01-31T12:00:00Z"),
+        ("timestamp", 1 << 60, "column x is timestamp, but the number is out of range for seconds since 1970"),
+        ("timestamp", datetime(2026, 1, 1), "column x is timestamp, but the time has no UTC offset"),
+        ("date", 1, "column x is date, but the value is not a date like 2026-01-31"),
+        ("binary", "x", "column x is binary, but the value is a str"),
+        ("array<string>", "x", "column x is an array, but the value is a str"),
+        ("json", float("inf"), "column x contains NaN or Infinity"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_with_the_column_and_without_the_value(
+    build: Build, type: str, value: object, reason: str
+) -> None:
+    target = build()
+    target.open([of(columns={"x": type})], FIRST_EPOCH)
+    poor = Upsert("contract", ("a",), {"x": value}, at(1), ("a",))
+    good = Upsert("contract", ("b",), {"x": None}, at(1), ("b",))
+    (rejection,) = target.write(batch(poor, good)).rejections
+    assert rejection.write == poor
+    assert rejection.reason.startswith(reason)
+
+
+def test_a_column_that_must_not_be_null_and_a_field_without_a_column_are_refused(build: Build) -> None:
+    target = build()
+    target.open([of(columns={"x": {"type": "string", "nullable": False}})], FIRST_EPOCH)
+    writes = [Upsert("contract", (pk,), body, at(1), (pk,)) for pk, body in (("a", {}), ("b", {"x": "1", "xx": 1}))]
+    missing, unknown = target.write(batch(*writes)).rejections
+    assert missing.reason == "column x must not be null, but the attribute is missing or null"
+    assert unknown.reason.startswith("the hook returned a field xx, which no column of contract is made from; did you")
+
+
+def test_a_column_that_is_added_is_null_in_rows_that_are_there(folder: Path, build: Build) -> None:
+    target, before, after = build(), of(columns={"x": "string"}), of(columns={"x": "string", "y": "bigint"})
+    target.open([before], FIRST_EPOCH)
+    target.write(batch(put({"pk": "a", "x": "1", "y": 2}, 1)))
+    later = build()
+    (problem,) = later.check([after])
+    assert problem.endswith("has no column y")
+    added = changes({"contract": later.parts(before)}, {"contract": later.parts(after)})
+    (statement,) = later.additions([after], added) or ()
+    assert statement.endswith("ADD COLUMN y bigint")
+    later.extend([after], added)
+    later.open([after], FIRST_EPOCH)
+    later.write(batch(put({"pk": "b", "x": "1", "y": 2}, 2)))
+    assert [(row["pk"], row["x"], row["y"]) for row in rows(folder)] == [("a", "1", None), ("b", "1", 2)]
+
+
+# partitions
+
+
+def test_a_row_moves_to_another_partition_with_its_value_and_is_there_once(folder: Path, build: Build) -> None:
+    target = build()
+    target.open([of(columns={"country": "string", "n": "bigint"}, partition_by=("country",))], FIRST_EPOCH)
+    target.write(batch(*(put({"pk": pk, "country": "de", "n": 1}, 1) for pk in "ab")))
+    target.write(batch(put({"pk": "a", "country": "fr / ü", "n": 2}, 2)))
+    target.write(batch(put({"pk": "b", "n": 3}, 3)))
+    found = [(row["pk"], row["country"], row["n"]) for row in rows(folder)]
+    assert found == [("a", "fr / ü", 2), ("b", None, 3)]
+    assert set(DeltaTable(f"{folder}/contract").metadata().partition_columns) == {"country"}
+    target.write(batch(remove("a", 4)))
+    assert [row["pk"] for row in rows(folder)] == ["b"]
+    partitioned = of(columns={"country": "string", "n": "bigint"}, partition_by=("country",))
+    assert target.versions(partitioned, [("a",), ("b",)]) == [None, at(3)]
+    assert list(target.walk(partitioned, None).ids) == [("b",)]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"partition_by": ["x"]}, "x is not one of the columns"),
+        ({"columns": {"x": "json"}, "partition_by": ["x"]}, "files cannot be divided by that type"),
+        ({"columns": {"x": "string"}, "partition_by": ["x", "x"]}, "names a column twice"),
+        ({"columns": {"x": "text"}}, "must be one of string, bigint"),
+        ({"columns": {"x": "decimal(39,2)"}}, "a decimal has 1 to 38 digits"),
+        ({"columns": {"x": {"type": "string", "from": "a..b"}}}, "has an empty name between two dots"),
+        ({"deletes": "mark"}, "this one removes what is deleted"),
+    ],
+)
+def test_options_of_a_table_that_cannot_work_are_named(options: Mapping[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem.replace("(", r"\(").replace(")", r"\)")):
+        DeltaTableOptions.model_validate(options)
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"pk": "string"}, "pk already exists as part of the key; leave it out"),
+        ({"_version": "bigint"}, "_version is replicator's own"),
+        ({"x": "string", "X": "string"}, "X is listed twice"),
+        ({"a b": "string"}, "the name a b may have letters, digits and _ only"),
+    ],
+)
+def test_names_that_a_lake_does_not_allow_are_refused(build: Build, columns: Mapping[str, Any], problem: str) -> None:
+    (found,) = build().check([of(columns=columns)])
+    assert problem in found
+
+
+# exactly once
+
+
+def shard(id: str, expected: int, *, kind: str = "shard") -> Save:
+    return Save(kind, id, expected, "{}")
+
+
+def page(*writes: Any, expected: int, saves: Sequence[Save] = ()) -> Batch:
+    return Batch([Part("shard:1", writes)], [shard("1", expected), *saves])
+
+
+def test_what_a_killed_run_stored_is_not_stored_again_even_if_it_was_removed_since(folder: Path, build: Build) -> None:
+    """It was killed between its commit and its checkpoint. The next run reads the same records, in other batches."""
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    first.write(page(put({"pk": "a"}, 1), expected=4))
+    first.write(page(remove("a", 2), put({"pk": "b"}, 3), expected=5))  # its position was not saved
+    later = build()
+    later.open([table()], FIRST_EPOCH)
+    before = rows(folder)
+    outcome = later.write(page(put({"pk": "a"}, 1), put({"pk": "x", "n": 1}, 2, weight=0), expected=5))
+    assert outcome.superseded == {"shard:1": 1}
+    assert rows(folder) == before
+    assert later.write(page(put({"pk": "c"}, 4), expected=6)).superseded == {}
+    assert [row["pk"] for row in rows(folder)] == ["b", "c"]
+
+
+@pytest.mark.parametrize("kind", ["parked", "dropped", "item"])
+def test_a_batch_that_parked_something_is_stored_again_because_it_may_have_more(
+    folder: Path, build: Build, kind: str
+) -> None:
+    """A hook that is correct now makes a document of what the killed run would have parked."""
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    first.write(page(put({"pk": "b"}, 3), expected=5, saves=[shard("k", 0, kind=kind)]))
+    later = build()
+    later.open([table()], FIRST_EPOCH)
+    assert later.write(page(put({"pk": "a"}, 2), put({"pk": "b"}, 3), expected=5)).superseded == {"shard:1": 1}
+    assert [row["pk"] for row in rows(folder)] == ["a", "b"]
+
+
+def test_documents_of_one_change_in_two_batches_are_all_stored(folder: Path, build: Build) -> None:
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    first.write(page(put({"pk": "a"}, 3), expected=5))
+    later = build()
+    later.open([table()], FIRST_EPOCH)
+    later.write(page(put({"pk": "a"}, 3), put({"pk": "b"}, 3), expected=5))
+    assert [row["pk"] for row in rows(folder)] == ["a", "b"]
+
+
+def test_a_commit_whose_response_is_lost_is_found_and_counted_once(
+    folder: Path, opened: Delta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.write(batch(put({"pk": "a", "n": 5}, 5)))
+    again = batch(put({"pk": "a"}, 4, weight=3), put({"pk": "b"}, 6))
+    _lose_response(monkeypatch)
+    with pytest.raises(TransientError, match="no response"):
+        opened.write(again)
+    stored = commits(folder)
+    monkeypatch.undo()
+    assert opened.write(again).superseded == {"shard:contract": 3}
+    assert commits(folder) == stored
+    opened.write(batch(put({"pk": "c"}, 7)))
+    assert [row["pk"] for row in rows(folder)] == ["a", "b", "c"]
+
+
+def _lose_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    merge = TableWriter._merge
+
+    def lost(self: TableWriter, *given: Any, **more: Any) -> int:
+        merge(self, *given, **more)
+        raise TransientError("no response")
+
+    monkeypatch.setattr(TableWriter, "_merge", lost)
+
+
+def test_a_run_that_slept_through_a_takeover_stores_nothing(folder: Path, build: Build) -> None:
+    """Its commit fails, whenever it goes on: after the new run's first commit, or just before its own."""
+    old, new = build(), build()
+    old.open([table()], FIRST_EPOCH)
+    old.write(batch(put({"pk": "a"}, 1)))
+    new.open([table()], FIRST_EPOCH)
+    new.write(batch(remove("a", 3)))
+    with pytest.raises(Unfinished, match="was changed by another process of the pipeline"):
+        old.write(batch(put({"pk": "a"}, 2)))
+    assert rows(folder) == []
+
+
+@pytest.mark.parametrize("change", [remove("a", 3), remove("absent", 3), put({"pk": "a"}, 0)], ids=["a", "b", "c"])
+def test_a_run_that_slept_in_the_middle_of_its_commit_stores_nothing(
+    folder: Path, build: Build, monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    """Also if the new run's batch changed no row: it may have removed what the old run is about to insert."""
+    old, new = build(), build()
+    old.open([table()], FIRST_EPOCH)
+    old.write(batch(put({"pk": "a"}, 1)))
+    new.open([table()], FIRST_EPOCH)
+    merge, slept = TableWriter._merge, [False]
+
+    def asleep(self: TableWriter, *given: Any, **more: Any) -> int:
+        if not slept[0]:
+            slept[0] = True
+            new.write(batch(change))
+        return merge(self, *given, **more)
+
+    monkeypatch.setattr(TableWriter, "_merge", asleep)
+    with pytest.raises(Unfinished):
+        old.write(batch(put({"pk": "late"}, 2)))
+    assert "late" not in [row["pk"] for row in rows(folder)]
+
+
+def test_a_compaction_by_others_meanwhile_is_no_takeover(
+    folder: Path, opened: Delta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(3):
+        opened.write(batch(put({"pk": f"{n}"}, n + 1)))
+    merge, done = TableWriter._merge, [False]
+
+    def compacted(self: TableWriter, *given: Any, **more: Any) -> int:
+        if not done[0]:
+            done[0] = True
+            DeltaTable(f"{folder}/contract").optimize.compact()
+        return merge(self, *given, **more)
+
+    monkeypatch.setattr(TableWriter, "_merge", compacted)
+    opened.write(batch(put({"pk": "0", "n": 2}, 9)))
+    assert [row["pk"] for row in rows(folder)] == ["0", "1", "2"]
+
+
+# tombstones
+
+
+def test_readers_never_see_a_tombstone(folder: Path, opened: Delta) -> None:
+    opened.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
+    opened.write(batch(remove("a", 2), remove("c", 2), tombstones=True))
+    assert [row["pk"] for row in rows(folder)] == ["b"]
+    assert [row["pk"] for row in kit.with_polars(f"{folder}/contract")] == ["b"]
+    assert opened.write(batch(put({"pk": "c"}, 1), tombstones=True)).superseded == {"shard:contract": 1}
+    assert exhaust(lambda: opened.purge(table(), at(0, FIRST_EPOCH + 1))) == 2
+
+
+def test_a_row_whose_tombstone_was_stored_before_a_crash_is_removed_all_the_same(folder: Path, build: Build) -> None:
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    first.write(batch(put({"pk": "a"}, 1)))
+    first._open["contract"].writer.tombstones.add([(("a",), at(2))])
+    later = build()
+    later.open([table()], FIRST_EPOCH)
+    later.write(batch(remove("a", 2), tombstones=True))
+    assert rows(folder) == []
+
+
+# upkeep
+
+
+def test_small_files_become_few_and_old_ones_are_removed(folder: Path, build: Build) -> None:
+    target = build(compact_hours=1, keep_days=0)
+    target.open([table()], FIRST_EPOCH)
+    for n in range(12):
+        target.write(batch(put({"pk": f"{n:02}"}, n + 1)))
+    assert len(DeltaTable(f"{folder}/contract").file_uris()) > 8
+    upkeep = target._open["contract"].maintenance
+    clock = [0.0]
+    upkeep.now = lambda: clock[0]
+    upkeep.begin()
+    target.recheck([table()])
+    assert len(DeltaTable(f"{folder}/contract").file_uris()) > 8
+    clock[0] = 3600.0
+    assert target.recheck([table()]) == []
+    assert len(DeltaTable(f"{folder}/contract").file_uris()) == 1
+    assert len(list((folder / "contract").glob("*.parquet"))) == 1
+    assert (folder / "contract" / "_tombstones" / "_delta_log").is_dir()
+    target.write(batch(put({"pk": "zz"}, 20)))
+    assert len(rows(folder)) == 13
+    assert not upkeep.is_due()
+
+
+def test_the_log_gets_checkpoints_and_the_settings_of_the_config(folder: Path, build: Build) -> None:
+    target = build(log_days=10, keep_days=3)
+    target.open([table()], FIRST_EPOCH)
+    notes = DeltaTable(f"{folder}/contract").metadata().configuration
+    assert notes["delta.logRetentionDuration"] == "interval 10 days"
+    assert notes["delta.deletedFileRetentionDuration"] == "interval 72 hours"
+    for n in range(102):
+        target.write(batch(put({"pk": "a", "n": n}, n + 1)))
+    assert (folder / "contract" / "_delta_log" / "_last_checkpoint").exists()
+    later = build()
+    later.open([table()], FIRST_EPOCH)
+    assert later._open["contract"].writer.stored.number == target._open["contract"].writer.stored.number
+
+
+# what is refused
+
+
+def test_a_table_of_others_and_of_another_pipeline_is_refused_and_stays(folder: Path, build: Build) -> None:
+    build("first").open([table()], FIRST_EPOCH)
+    (problem,) = build("second").check([table()])
+    assert "is written by the pipeline first; two copies in one table would overwrite each other" in problem
+    with pytest.raises(ConfigError, match="written by the pipeline first"):
+        build("second").epoch([table()])
+    shutil.rmtree(folder)
+    import pyarrow as pa
+
+    write_deltalake(f"{folder}/contract", pa.table({"x": [1]}))
+    (problem,) = build().check([table()])
+    assert "is a Delta table that replicator did not create" in problem
+    with pytest.raises(ConfigError, match="did not create"):
+        build().open([table()], FIRST_EPOCH)
+
+
+def test_a_folder_with_other_files_is_refused(folder: Path, build: Build) -> None:
+    (folder / "contract").mkdir(parents=True)
+    (folder / "contract" / "notes.txt").write_text("mine")
+    (problem,) = build().check([table()])
+    assert problem.endswith("has files, and is not a Delta table. Choose another table or path")
+
+
+def test_a_file_where_the_folder_should_be_is_refused(folder: Path, build: Build) -> None:
+    folder.write_text("a file")
+    (problem,) = build().check([table()])
+    assert problem == f"{folder} is a file, not a folder. Correct target.path"
+
+
+def test_a_folder_without_permission_is_named(folder: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    (problem,) = build().check([table()])
+    assert problem.endswith("is not writable for this user. Change its permissions, or correct target.path")
+
+
+def test_other_columns_types_and_partitions_are_named(build: Build) -> None:
+    build().open([of(columns={"x": "string", "y": "bigint"}, partition_by=("x",))], FIRST_EPOCH)
+    problems = build().check([of(columns={"x": "bigint", "z": "string"})])
+    assert [problem.partition("/contract")[2] for problem in problems] == [
+        ": the column x is string, but the config says int64",
+        " has no column z",
+        " has columns that are not in the config: y",
+        " is partitioned by x, which cannot be changed; the config says nothing. Choose another table",
+    ]
+
+
+def test_a_table_that_is_removed_or_replaced_during_a_run_is_a_gap(folder: Path, opened: Delta, build: Build) -> None:
+    opened.write(batch(put({"pk": "a"}, 1)))
+    shutil.rmtree(folder / "contract")
+    with pytest.raises(GapFound, match="was removed or replaced"):
+        opened.recheck([table()])
+    build().open([table()], FIRST_EPOCH)
+    with pytest.raises(GapFound, match="was removed or replaced"):
+        opened.recheck([table()])
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        ("<Code>NoSuchBucket</Code>", ConfigError, "there is no bucket bucket. Create it, or correct target.path"),
+        ("status 403 AccessDenied", NotPermitted, "may not be read or written"),
+        ("InvalidAccessKeyId", NotAuthenticated, "S3 refuses the credentials"),
+        ("No space left on device (os error 28)", TransientError, "no space is left on the device"),
+        ("Read-only file system (os error 30)", ConfigError, "is on a file system that is mounted read-only"),
+        ("error sending request\n \x1b[31mfor url", TransientError, "cannot be read or written: error sending request"),
+    ],
+)
+def test_what_the_client_reports_says_what_to_do(text: str, kind: type[Exception], said: str) -> None:
+    error = failure(text, "s3://bucket/lake/orders")
+    assert type(error) is kind
+    assert said in str(error)
+    assert "\x1b" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("https://bucket/x", "must be a folder, or have the form s3://bucket/prefix"),
+        ("s3://", "must be a folder, or have the form s3://bucket/prefix"),
+        ("s3://key:secret@bucket/x", "must be a folder, or have the form s3://bucket/prefix"),
+    ],
+)
+def test_a_path_is_a_folder_or_a_prefix_in_s3(path: str, problem: str) -> None:
+    _, problems = destination({"type": "delta", "path": path, "table": "orders"})
+    assert [problem in p.text for p in problems] == [True]
+
+
+def test_a_folder_is_relative_to_the_config(tmp_path: Path) -> None:
+    found, _ = destination({"type": "delta", "path": "lake", "table": "orders"}, tmp_path)
+    assert found is not None
+    assert found.options.path == str(tmp_path / "lake")  # type: ignore[attr-defined]
+    assert isinstance(built({"type": "delta", "path": "lake"}), Delta)
+
+
+def test_a_table_is_known_by_its_last_number(build: Build, opened: Delta) -> None:
+    opened.write(batch(put({"pk": "a"}, 1)))
+    stored: StoredTable = opened._open["contract"].writer.stored
+    assert stored.last_number(stored.current()) == stored.number
