@@ -65,11 +65,6 @@ KINDS: Mapping[str, TargetKind] = {
         "https://host/path",
         ("  secret: ${WEBHOOK_SECRET}             # whsec_ and the output of: openssl rand -base64 32",),
     ),
-    "delta": TargetKind(
-        "Delta Lake",
-        None,
-        more=("  path: lake                            # a folder, or s3://bucket/prefix",),
-    ),
     "redis": TargetKind(
         "Redis",
         "${REDIS_URL}",
@@ -78,6 +73,11 @@ KINDS: Mapping[str, TargetKind] = {
             "  # username: replicator                # a user of the server's ACL",
             "  # password: ${REDIS_PASSWORD}",
         ),
+    ),
+    "delta": TargetKind(
+        "Delta Lake",
+        None,
+        more=("  path: lake                            # a folder, or s3://bucket/prefix",),
     ),
 }
 

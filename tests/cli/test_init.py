@@ -79,7 +79,7 @@ def test_questions_are_asked_until_their_answers_are_right(init: Init) -> None:
     assert code == 0, err
     for problem in (
         "Error: source.table: must be a DynamoDB table name",
-        "Error: mysql must be one of postgres, elasticsearch, opensearch, dynamodb, webhook, redis",
+        "Error: mysql must be one of postgres, elasticsearch, opensearch, dynamodb, webhook, redis, delta",
         "Error: target.url: is plain http to another host",
         "Error: target: BAD*: bad* must be a valid index name",
         "Error: pipeline: must be 1 to 63 letters",
@@ -96,7 +96,7 @@ def test_without_a_terminal_what_is_missing_is_named(init: Init) -> None:
     assert (code, err) == (
         2,
         "--table and --target missing: without a terminal, init cannot ask (targets: postgres, elasticsearch, "
-        "opensearch, dynamodb, webhook, redis)\n",
+        "opensearch, dynamodb, webhook, redis, delta)\n",
     )
     assert init("--table", "orders")[2].startswith("--target missing")
     assert list(Path().iterdir()) == []
@@ -149,7 +149,7 @@ def test_no_file_is_overwritten(init: Init) -> None:
         (["--pipeline", "a: {b"], "pipeline: must be 1 to 63 letters, digits"),
         (
             ["--target", "mysql"],
-            "--target: mysql must be one of postgres, elasticsearch, opensearch, dynamodb, webhook, redis",
+            "--target: mysql must be one of postgres, elasticsearch, opensearch, dynamodb, webhook, redis, delta",
         ),
         (["--url", "nonsense"], "target.url: is not a Postgres address; it must look like postgresql://"),
         (["--url", "postgresql://db.example.com/x"], "target: url: the remote host is not authenticated"),
