@@ -50,15 +50,38 @@ class Delete(msgspec.Struct, frozen=True, gc=False):
 Write = Upsert | Delete
 
 
+class Past(msgspec.Struct, frozen=True, gc=False):
+    """What one change of the source did to one document, for tables that keep a history.
+
+    ``sequence``: of the stream record, "" for what a scan or a sweep found. ``time``: of the record, else when its
+    epoch began; seconds since 1970. A table keeps one row per document, time and sequence, so the same record adds
+    nothing in a replay or a later epoch. ``operation``: insert, modify, remove or scan. ``old``, ``new``: the document
+    before and after; None: there was none, or (``new``, with a ``problem``) it could not be made or stored.
+    """
+
+    table: str
+    id: DocumentId
+    version: int
+    time: float
+    sequence: str
+    operation: str
+    old: Mapping[str, object] | None = None
+    new: Mapping[str, object] | None = None
+    problem: str | None = None
+
+
 class Part(msgspec.Struct, frozen=True):
     """The part of a batch that comes from one shard or scan segment.
 
     ``source``: ``shard:ID`` or ``segment:N``. ``counts``: what is known before the write: read, filtered and parked.
+    ``history``: every change of documents in tables that keep a history, also those that a later one of the batch
+    overrides or that are parked.
     """
 
     source: str
     writes: Sequence[Write] = ()
     counts: Counts = Counts()
+    history: Sequence[Past] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ together; otherwise in a separate store.
     repair     ""              Repair: a command repairs documents, so deletes must leave tombstones
     rebuild    ""              Rebuild: a second generation of the tables is kept beside the first
     stripped   ""              Stripped: `strip` removes versions from the target, so no run may write to it any more
+    history    epoch           HistorySpan: what the history of the target's tables knows, if they keep one
     pulse      ""              Heartbeat: the run's last heartbeat, and what `status` shows besides the positions
 """
 
@@ -152,6 +153,12 @@ class PipelineState:
     export: ExportState | None = None
 
     @property
+    def began(self) -> float:
+        """The time of the positions of this epoch: all changes since then are read."""
+        at = None if self.read_export is None else self.read_export.at
+        return at if at is not None else self.scan_started or self.started
+
+    @property
     def complete(self) -> int:
         """The last epoch that scanned the whole table. What is older was not confirmed: sweeps remove it."""
         return self.full or self.epoch
@@ -256,7 +263,8 @@ class Parked:
     ``reason`` and ``traceback`` contain no item values. ``words``: the message of the hook's exception, which may.
     ``changes``: number of changes it stands for, by source; empty means one, from ``source``. If the hook chooses
     document ids: ``leaves``: the documents that the item may have in the target (None with one document per item);
-    ``base``: an image that the target may have documents of although the current hook fails on it.
+    ``base``: an image that the target may have documents of although the current hook fails on it. ``created``: the
+    time of the change in the target's history; None if it keeps none.
     """
 
     key: tuple[str, ...]
@@ -272,6 +280,7 @@ class Parked:
     changes: Mapping[str, int] = field(default_factory=dict)
     leaves: tuple[Place, ...] | None = None
     base: str | None = None
+    created: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,6 +491,18 @@ class Stripped:
     ended: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class HistorySpan:
+    """An epoch of a pipeline whose tables keep a history: every change since ``began`` is in it, as far as it is read.
+
+    ``known``: every change before that time is in it too, from earlier epochs; between the two, changes may be unknown.
+    None: the history begins with this epoch. Seconds since 1970.
+    """
+
+    began: float
+    known: float | None = None
+
+
 VALUES: Mapping[str, type] = {
     "stripped": Stripped,
     "rebuild": Rebuild,
@@ -501,6 +522,7 @@ VALUES: Mapping[str, type] = {
     "spared": Spared,
     "request": ResyncRequest,
     "pulse": Heartbeat,
+    "history": HistorySpan,
 }
 
 T = TypeVar("T")
@@ -563,6 +585,13 @@ def decode_dropped(id: str, text: str) -> Dropped:
     """The value of a dropped entry. DamagedCheckpoint as in ``decode``."""
     value = decode("dropped", id, text)
     assert isinstance(value, Dropped)
+    return value
+
+
+def decode_history(text: str) -> HistorySpan:
+    """The value of an entry of an epoch's history. DamagedCheckpoint as in ``decode``."""
+    value = decode("history", "", text)
+    assert isinstance(value, HistorySpan)
     return value
 
 

@@ -114,6 +114,8 @@ def test_every_command_does_what_is_said(orders: World, arguments: list[str]) ->
         pytest.skip("tests/cli/test_targets.py carries it out")
     if arguments[0] == "lambda" or "backfilled" in arguments:
         pytest.skip("tests/operations/test_lambda_package.py and tests/end_to_end/test_lambda.py carry it out")
+    if arguments[0] == "history":
+        pytest.skip("tests/connectors/postgres/test_history.py carries it out")
     if arguments[0] == "rebuild":
         pytest.skip("tests/cli/test_rebuild.py carries it out")
     if arguments[0] in ("parked", "status", "resync", "verify", "cutover", "strip"):

@@ -246,9 +246,7 @@ def _nullness(not_null: bool) -> str:
 
 def create_table(shape: TableSchema) -> sql.Composed:
     """The CREATE TABLE statement, formatted for reading."""
-    lines = [
-        sql.SQL("  {} {} NOT NULL").format(sql.Identifier(key.name), _type(key.type, key=True)) for key in shape.keys
-    ]
+    lines = [sql.SQL("  {} {} NOT NULL").format(sql.Identifier(key.name), key_type(key.type)) for key in shape.keys]
     for column in shape.columns:
         null = sql.SQL("" if column.nullable else " NOT NULL")
         lines.append(sql.SQL("  {} {}{}").format(sql.Identifier(column.name), _type(column.type), null))
@@ -287,8 +285,12 @@ def add_column(shape: TableSchema, column: BodyColumn) -> sql.Composed:
     )
 
 
-def _type(name: str, *, key: bool = False) -> sql.SQL:
-    return sql.SQL('text COLLATE "C"' if key and name == "text" else name)
+def _type(name: str) -> sql.SQL:
+    return sql.SQL(name)
+
+
+def key_type(name: str) -> sql.SQL:
+    return sql.SQL('text COLLATE "C"' if name == "text" else name)
 
 
 def comment(shape: TableSchema, pipeline: str, epoch: int) -> sql.Composed:
@@ -303,6 +305,7 @@ def absent(found: Sequence[Found | None]) -> bool:
 
 _COLUMN = "columns."  # prefix of the parts that are columns
 _DELETES = "deletes"
+HISTORY = "history"
 
 _GIVER = """
 SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -328,7 +331,8 @@ def parts(shape: TableSchema) -> Parts:
     Not ``nul`` and ``extra``: they decide which items are parked from now on, and what is stored stays right.
     """
     deletes = {_DELETES: "mark"} if shape.marks else {}
-    return {**{_part(column): _column(column) for column in shape.columns}, **deletes}
+    history = {HISTORY: "kept"} if shape.history else {}
+    return {**{_part(column): _column(column) for column in shape.columns}, **deletes, **history}
 
 
 def _column(column: BodyColumn) -> str:
@@ -344,8 +348,13 @@ def _origin(column: BodyColumn) -> str:
 
 
 def additions(shapes: Mapping[str, TableSchema], changes: Sequence[Change]) -> list[sql.Composed] | None:
-    """The statements for added columns; None if another change is among them, or a column is NOT NULL."""
+    """The statements for added columns; None if another change is among them, or a column is NOT NULL.
+
+    A history begins with a scan, which says what the table contains then.
+    """
     added = {(change.table, change.part) for change in changes}
+    if any(change.part == HISTORY for change in changes):
+        return None
     columns = [(s, c) for name, s in shapes.items() for c in s.columns if (name, _part(c)) in added]
     marking = [s for name, s in shapes.items() if s.marks and (name, _DELETES) in added]
     if len(columns) + len(marking) < len(changes) or not all(column.nullable for _, column in columns):

@@ -19,7 +19,7 @@ from connectors.postgres.session import Session
 from connectors.postgres.text import literal
 from replicator.batch import Part
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
-from replicator.errors import Fenced
+from replicator.errors import ConfigError, Fenced
 from replicator.state import (
     FORGOTTEN,
     Counts,
@@ -28,6 +28,7 @@ from replicator.state import (
     Parked,
     PipelineState,
     Save,
+    decode_history,
     decode_parked,
     decode_pipeline,
     encode,
@@ -35,6 +36,7 @@ from replicator.state import (
     shard_of,
 )
 from replicator.target.contract import SECOND
+from replicator.version import epoch_of
 
 _ADVANCE = b"""SELECT replicator.advance($1::text, $2::bigint, $3::text[], $4::text[], $5::bigint[], $6::text[],
   $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])"""
@@ -66,6 +68,8 @@ _PIPELINES = "SELECT DISTINCT pipeline FROM replicator.checkpoints ORDER BY pipe
 _COUNTS = "SELECT source, read, applied, stale, dropped, parked FROM replicator.counts WHERE pipeline = %s"
 _STATE = """
 SELECT value::text FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'pipeline' AND id = ''"""
+_BEGAN = """
+SELECT value::text FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'history' AND id = %s"""
 _REQUEST = """
 SELECT kind, id, revision, value::text FROM replicator.checkpoints
 WHERE pipeline = %s AND kind = 'request' AND id = ''"""
@@ -168,6 +172,16 @@ class PostgresCheckpoints:
         with self._session.connection() as connection:
             row = connection.execute(_STATE, (self._pipeline,)).fetchone() if exists(connection) else None
         return None if row is None else decode_pipeline(row[0])
+
+    def began(self, below: int) -> float:
+        """When the epoch began that a sweep of everything ``below`` a version belongs to."""
+        with self._session.connection() as connection:
+            row = connection.execute(_BEGAN, (self._pipeline, str(epoch_of(below)))).fetchone()
+        if row is None:
+            raise ConfigError(
+                "the checkpoints do not tell when the epoch began, which a history needs: replicator resync"
+            )
+        return decode_history(row[0]).began
 
     def request(self) -> Entry | None:
         with self._session.connection() as connection:

@@ -13,7 +13,7 @@ from psycopg import sql
 from connectors.postgres.encode import Statement, fits
 from connectors.postgres.table_schema import DELETED, VERSION, KeyColumn, TableSchema
 from connectors.postgres.text import literal
-from replicator.batch import Batch, Delete, DocumentId, Part
+from replicator.batch import Batch, Delete, DocumentId, Part, Past
 from replicator.items.attributes import canonical_number
 from replicator.key import key_text
 from replicator.target.contract import Table
@@ -139,10 +139,14 @@ def _array(key: KeyColumn, texts: Sequence[str]) -> sql.Composed:
     return sql.SQL("{}::{}").format(sql.Literal(literal(values).decode()), sql.SQL(f"{key.type}[]"))
 
 
-def removal(table: Table, ids: Sequence[DocumentId], below: int) -> Batch:
-    """The guarded deletes of swept documents. They stand for no change of the source, so their weight is 0."""
+def removal(table: Table, ids: Sequence[DocumentId], below: int, began: float | None = None) -> Batch:
+    """The guarded deletes of swept documents. They stand for no change of the source, so their weight is 0.
+
+    ``began``: when the epoch began, for the table's history: the documents were gone by then. None: it has none.
+    """
     deletes = [Delete(table.name, id, below, item=id, weight=0) for id in ids]
-    return Batch([Part("sweep", deletes)], tombstones=True)
+    past = [] if began is None else [Past(table.name, id, below, began, "", "remove") for id in ids]
+    return Batch([Part("sweep", deletes, history=past)], tombstones=True)
 
 
 def purge(shape: TableSchema, below: int, spare: Sequence[DocumentId]) -> Statement:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from connectors.postgres.cells import binary
 from connectors.postgres.column_templates import ColumnTemplates
 from connectors.postgres.columns import UNUSUAL, Body, ColumnEncoder, Projection, Reasons, UnknownColumns
+from connectors.postgres.history import HistoryEncoder, days, distinct
 from connectors.postgres.options import Nul
 from connectors.postgres.statements import statements
 from connectors.postgres.table_schema import KeyColumn, TableSchema
 from connectors.postgres.text import literal
-from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
+from replicator.batch import Batch, Delete, DocumentId, Past, Rejection, Upsert, Write
 from replicator.items.attributes import Malformed, Typeds
 from replicator.items.extraction import Image
 from replicator.items.item import Amended, Item
@@ -24,8 +25,10 @@ from replicator.key import key_text
 
 MOST_ROWS = 2000  # per statement; more is not faster
 _LARGEST_KEY = 2704  # bytes of an entry in a btree index
+_HISTORY_OVERHEAD = 80  # bytes of time and sequence number in the index of a history
 _KEY_OVERHEAD = 8  # bytes per entry and per column, at most
 
+T = TypeVar("T")
 Row = tuple[DocumentId, Write, int]  # id, write, number of its source
 
 
@@ -40,11 +43,15 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A batch as statements. With ``rejections`` there is nothing to send."""
+    """A batch as statements. With ``rejections`` there is nothing to send.
+
+    ``days``: times, by table, for which its history needs partitions.
+    """
 
     batch: Batch
     statements: Sequence[Statement] = ()
     rejections: Sequence[Rejection] = ()
+    days: Mapping[str, frozenset[float]] = field(default_factory=dict)
 
 
 class Encoder:
@@ -66,7 +73,12 @@ class Encoder:
                 shared = (sources, self._pipeline)
                 found += table.deletes(chunk, shared, tombstones=batch.tombstones)
                 found += table.upserts(chunk, shared, rejections, tombstones=batch.tombstones)
-        return Encoded(batch, (), rejections) if rejections else Encoded(batch, found)
+        if rejections:
+            return Encoded(batch, (), rejections)
+        past = _past_by_table(batch)
+        for name, entries in sorted(past.items()):
+            found += self._tables[name].past(entries)
+        return Encoded(batch, found, days={name: days(entries) for name, entries in past.items()})
 
     def _by_table(self, batch: Batch) -> dict[str, list[Row]]:
         found: dict[str, list[Row]] = {}
@@ -78,7 +90,15 @@ class Encoder:
         return found
 
 
-def _chunks(rows: list[Row]) -> Iterator[list[Row]]:
+def _past_by_table(batch: Batch) -> dict[str, list[Past]]:
+    found: dict[str, list[Past]] = {}
+    for part in batch.parts:
+        for entry in part.history:
+            found.setdefault(entry.table, []).append(entry)
+    return found
+
+
+def _chunks(rows: list[T]) -> Iterator[list[T]]:
     for start in range(0, len(rows), MOST_ROWS):
         yield rows[start : start + MOST_ROWS]
 
@@ -94,13 +114,17 @@ class TableEncoder:
         self._projection = Projection(shape.columns)
         self._statements = statements(shape)
         self._marks = shape.marks
+        self._history = HistoryEncoder(shape, nul) if shape.history else None
+        self._room = _LARGEST_KEY - (_HISTORY_OVERHEAD if shape.history else 0)  # for keys
         self.lock = Statement(LOCK, [shape.label.encode()])
 
     def deletes(self, rows: Sequence[Row], shared: tuple[bytes, bytes], *, tombstones: bool) -> Iterator[Statement]:
         wanted = [row for row in rows if not self._stores(row[1])]
         if not wanted:
             return
-        reasons = _unfit_keys(self._keys, wanted)  # no row can have such a key, so there is nothing to delete
+        reasons = _unfit_keys(
+            self._keys, wanted, self._room
+        )  # no row can have such a key, so there is nothing to delete
         wanted = [row for i, row in enumerate(wanted) if i not in reasons]
         text = self._statements.delete_for_good if tombstones else self._statements.delete
         parameters = [*_key_literals(self._keys, wanted), *self._bookkeeping(wanted, shared, tombstones=tombstones)]
@@ -112,7 +136,7 @@ class TableEncoder:
         wanted = [row for row in rows if self._stores(row[1])]
         if not wanted:
             return
-        reasons = _unfit_keys(self._keys, wanted)
+        reasons = _unfit_keys(self._keys, wanted, self._room)
         columns = self._body_literals(wanted, reasons)
         rejections += (Rejection(wanted[i][1], reason) for i, reason in sorted(reasons.items()))
         if reasons:
@@ -121,6 +145,20 @@ class TableEncoder:
         keys = _key_literals(self._keys, wanted)
         parameters = [*keys, *columns, *self._bookkeeping(wanted, shared, tombstones=tombstones)]
         yield Statement(text, parameters, planned_once=not tombstones)
+
+    def past(self, entries: Sequence[Past]) -> Iterator[Statement]:
+        """What the batch adds to the history. Documents whose key no row can have are parked, so there are none."""
+        if self._history is None:
+            return
+        fitting = [entry for entry in distinct(entries) if not any(_unfit(self._keys, entry.id, self._room))]
+        scanned = [entry for entry in fitting if not entry.sequence]
+        streamed = [entry for entry in fitting if entry.sequence]
+        for text, wanted in ((self._history.scan, scanned), (self._history.stream, streamed)):
+            for chunk in _chunks(wanted):
+                keys = _key_literals(self._keys, [(entry.id,) for entry in chunk])
+                yield Statement(
+                    text, [*keys, *self._history.literals(chunk)], planned_once=text is not self._history.scan
+                )
 
     def _stores(self, write: Write) -> bool:
         """Whether it stores a document, live or marked; others concern the one that is stored."""
@@ -134,13 +172,13 @@ class TableEncoder:
 
     def expected(self, rows: Sequence[Row]) -> tuple[list[bytes], Reasons]:
         """Keys and columns of upserts as array literals; or, instead, why some of the rows cannot be stored."""
-        reasons = _unfit_keys(self._keys, rows)
+        reasons = _unfit_keys(self._keys, rows, self._room)
         columns = self._body_literals(rows, reasons)
         return ([], reasons) if reasons else ([*_key_literals(self._keys, rows), *columns], {})
 
     def keys(self, rows: Sequence[Row]) -> tuple[list[bytes], Reasons]:
         """Keys of rows as array literals; or, instead, why some of the ids cannot be keys."""
-        reasons = _unfit_keys(self._keys, rows)
+        reasons = _unfit_keys(self._keys, rows, self._room)
         return ([], reasons) if reasons else (list(_key_literals(self._keys, rows)), {})
 
     def _body_literals(self, rows: Sequence[Row], reasons: Reasons) -> list[bytes]:
@@ -224,28 +262,28 @@ def _counting(rows: Sequence[Row], shared: tuple[bytes, bytes]) -> Iterator[byte
     yield pipeline
 
 
-def _key_literals(keys: Sequence[KeyColumn], rows: Sequence[Row]) -> Iterator[bytes]:
+def _key_literals(keys: Sequence[KeyColumn], rows: Sequence[tuple[DocumentId, *tuple[Any, ...]]]) -> Iterator[bytes]:
     for i, key in enumerate(keys):
         texts = [row[0][i] for row in rows]
         yield literal(texts if key.kind != "B" else [binary(base64.b64decode(text)) for text in texts])
 
 
-def _unfit_keys(keys: Sequence[KeyColumn], rows: Sequence[Row]) -> Reasons:
+def _unfit_keys(keys: Sequence[KeyColumn], rows: Sequence[Row], room: int = _LARGEST_KEY) -> Reasons:
     """Why ids cannot be keys of rows, by index."""
     texts = [[row[0][i] for row in rows] for i in range(len(keys))]
-    if _surely_fit(texts):
+    if _surely_fit(texts, room):
         return {}
     reasons: Reasons = {}
     for index, row in enumerate(rows):
-        for reason in _unfit(keys, row[0]):
+        for reason in _unfit(keys, row[0], room):
             reasons.setdefault(index, reason)
     return reasons
 
 
-def _surely_fit(columns: Sequence[Sequence[str]]) -> bool:
+def _surely_fit(columns: Sequence[Sequence[str]], room: int) -> bool:
     most = sum(max(map(len, texts), default=0) * 4 for texts in columns) + _KEY_OVERHEAD * (len(columns) + 1)
     try:
-        return most <= _LARGEST_KEY and not any("\0" in "".join(texts) for texts in columns) and _all_utf8(columns)
+        return most <= room and not any("\0" in "".join(texts) for texts in columns) and _all_utf8(columns)
     except UnicodeEncodeError:
         return False
 
@@ -259,7 +297,7 @@ def fits(keys: Sequence[KeyColumn], id: DocumentId) -> bool:
     return not any(_unfit(keys, id))
 
 
-def _unfit(keys: Sequence[KeyColumn], id: DocumentId) -> Iterator[str]:
+def _unfit(keys: Sequence[KeyColumn], id: DocumentId, room: int = _LARGEST_KEY) -> Iterator[str]:
     size = _KEY_OVERHEAD
     for key, text in zip(keys, id, strict=False):  # an item's key is the first part of its documents' ids
         if "\0" in text:
@@ -268,5 +306,6 @@ def _unfit(keys: Sequence[KeyColumn], id: DocumentId) -> Iterator[str]:
             size += _KEY_OVERHEAD + len(text.encode() if key.kind != "B" else base64.b64decode(text))
         except UnicodeEncodeError:
             yield f"key {key.name} contains half of a surrogate pair, which is not valid text"
-    if size > _LARGEST_KEY:
-        yield f"the key has {size} bytes, but an entry of a Postgres index has at most {_LARGEST_KEY}"
+    if size > room:
+        beside = "" if room == _LARGEST_KEY else f", and the history's leaves {room} of them to the key"
+        yield f"the key has {size} bytes, but an entry of a Postgres index has at most {_LARGEST_KEY}{beside}"

@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal, Self
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
-from pydantic import AfterValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from replicator.options import Options, host_name, is_loopback
 
@@ -79,6 +88,38 @@ def _path(given: str | tuple[str, ...]) -> tuple[str, ...]:
     return tuple(given.split(".")) if isinstance(given, str) else given or ("",)
 
 
+def _days(given: object) -> object:
+    """Days of a duration such as 90d."""
+    text = given.strip() if isinstance(given, str) else ""
+    number = text.removesuffix("d").strip()
+    if not text.endswith("d") or not number.isascii() or not number.isdigit() or len(number) > 5:
+        raise ValueError("must be a number of days such as 90d")
+    return int(number)
+
+
+class History(Options):
+    """How the history of a table is kept."""
+
+    keep: (
+        Annotated[
+            int,
+            BeforeValidator(_days, json_schema_input_type=str),
+            Field(ge=2, le=36_500),
+            PlainSerializer(lambda days: f"{days}d"),
+        ]
+        | None
+    ) = Field(
+        default=None, description="for how many days changes are kept, e.g. 90d, at least 2d; by default for good"
+    )
+
+
+def _history(given: object) -> object:
+    return {True: {}, False: None}[given] if isinstance(given, bool) else given
+
+
+Kept = Annotated[History | None, BeforeValidator(_history, json_schema_input_type=bool | History)]
+
+
 Columns = dict[str, Column | ColumnType]
 
 
@@ -94,6 +135,10 @@ class PostgresTable(Options):
     deletes: Deletes = Field(
         default="apply",
         description="apply: remove rows whose item is gone; mark: keep them, with the time in the column deleted_at",
+    )
+    history: Kept = Field(
+        default=None,
+        description="keep every change in the table NAME_history: true, or {keep: 90d} (docs/history.md)",
     )
     adopt: bool = Field(
         default=False,

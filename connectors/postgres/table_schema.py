@@ -18,6 +18,10 @@ VERSION = "_version"
 DOCUMENT = "document"
 DELETED = "deleted_at"  # with deletes: mark; NULL in rows that have an item
 
+_HISTORY = "_history"
+_LONGEST_SUFFIX = len("_20260131")  # of a partition's name
+HISTORY_COLUMNS = ("_changed_at", "_sequence", "_version", "_operation", "_old", "_new", "_problem")
+
 LONGEST_NAME = 63  # bytes; Postgres silently truncates longer ones, and then they may collide
 MOST_COLUMNS = 1600
 SYSTEM = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})  # columns that every table has
@@ -61,6 +65,8 @@ class TableSchema:
     extra: Extra = "ignore"  # for fields of a document that no column is made from
     adopt: bool = False
     marks: bool = False  # rows whose item is gone stay, and have a time in the column DELETED
+    history: bool = False  # every change is kept in another table
+    keep: int | None = None  # days for which it is; None: for good
 
     def keys_are(self, keys: KeySchema) -> bool:
         return tuple((key.name, key.kind) for key in self.keys) == tuple((a.name, a.kind) for a in keys.attributes)
@@ -73,6 +79,11 @@ class TableSchema:
     def label(self) -> str:
         """The quoted name. It is unambiguous, so it also identifies the table among the tombstones."""
         return self.qualified.as_string(None)
+
+
+def history_of(shape: TableSchema) -> TableSchema:
+    """The table with the history; only its name and its key are those of the schema."""
+    return TableSchema(shape.name + _HISTORY, shape.schema, shape.keys, ())
 
 
 def shapes(tables: Sequence[Table], schema: str) -> dict[str, TableSchema]:
@@ -96,7 +107,10 @@ def _shape(table: Table, schema: str) -> TableSchema:
     whole = options.columns is None
     extra: Extra = "ignore" if whole else options.extra
     name = table.stored_as or table.name
-    return TableSchema(name, schema, keys, tuple(_columns(options)), extra, options.adopt, options.deletes == "mark")
+    given, marks = options.history, options.deletes == "mark"
+    keep = None if given is None else given.keep
+    columns = tuple(_columns(options))
+    return TableSchema(name, schema, keys, columns, extra, options.adopt, marks, given is not None, keep)
 
 
 def _columns(options: PostgresTable) -> Iterator[BodyColumn]:
@@ -118,8 +132,22 @@ def _problems(shape: TableSchema) -> Iterator[str]:
     yield from (f"{where}: {text}" for text in _reserved(keys, shape))
     yield from (f"{where}.columns: {text}" for c in shape.columns for text in _unusable(c.name))
     total = len(shape.keys) + len(shape.columns) + 1 + shape.marks
+    if shape.history:
+        yield from _without_room(shape)
+    if shape.keep is not None:
+        yield f"{where}.history.keep is not supported yet; use history: true"
     if total > MOST_COLUMNS:
         yield f"{where}: a Postgres table has at most {MOST_COLUMNS} columns, this one would have {total}"
+
+
+def _without_room(shape: TableSchema) -> Iterator[str]:
+    """What leaves no room for the names of a history's tables and columns."""
+    where, longest = f"target.tables.{shape.name}.history", LONGEST_NAME - len(_HISTORY) - _LONGEST_SUFFIX
+    if len(shape.name.encode(errors="replace")) > longest:
+        yield f"{where}: the names of its tables would be too long; the name of the table may have {longest} bytes"
+    for key in shape.keys:
+        if key.name in HISTORY_COLUMNS:
+            yield f"{where}: the key attribute {key.name} has the name of one of its columns"
 
 
 def _unusable(name: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from connectors.postgres import bisection, catalog, cleanup, generations
+from connectors.postgres import bisection, catalog, cleanup, generations, history, history_queries
 from connectors.postgres.checkpoints import PostgresCheckpoints
 from connectors.postgres.cleanup import Sweep
 from connectors.postgres.encode import Encoded, Encoder, Statement
@@ -18,14 +18,16 @@ from connectors.postgres.inference import proposal
 from connectors.postgres.migrations import exists, install
 from connectors.postgres.options import PostgresOptions, PostgresTable
 from connectors.postgres.session import Rows, Session
-from connectors.postgres.table_schema import TableSchema, shapes
+from connectors.postgres.table_schema import TableSchema, history_of, shapes
 from connectors.postgres.verification import TableVerification
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, SweepRefused, TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.state import Save
-from replicator.target.contract import Exchange, Table
+from replicator.target.contract import Exchange, Table, with_history
 from replicator.target.observed import Field, Proposal
+from replicator.target.past import Change as PastChange
+from replicator.target.past import Extent, Period, State
 from replicator.target.verification import ComparesByTable
 
 _LOCK = """
@@ -58,6 +60,8 @@ class Postgres(ComparesByTable):
         self._repeated = 0
         self._verifications: dict[str, TableVerification] = {}
         self._opened: dict[str, int] = {}  # the oids of the opened tables, by label
+        self._wanted: Mapping[str, TableSchema] = {}  # the opened tables
+        self._partitions = history.KnownPartitions()
 
     @property
     def checkpoints(self) -> PostgresCheckpoints:
@@ -84,8 +88,10 @@ class Postgres(ComparesByTable):
         wanted = self._shapes(tables)
         with self._session.connection() as connection:
             there = [(shape, catalog.found(connection, shape)) for shape in wanted]
+            lacking = [s for s in wanted if s.history and catalog.found(connection, history_of(s)) is None]
         statements = [catalog.create_table(shape) for shape, table in there if table is None]
         statements += [catalog.add_version(s) for s, table in there if s.adopt and table and table.lacks_versions]
+        statements += [text for s in lacking for text in history.create(s)]
         statements += [catalog.add_marks(s) for s, table in there if table and catalog.lacks_marks(s, table)]
         return [f"{statement.as_string(None)};" for statement in statements]
 
@@ -148,6 +154,11 @@ class Postgres(ComparesByTable):
                 for shape in wanted.values():
                     self._make(connection, shape, epoch)
                 there = {shape.label: catalog.found(connection, shape) for shape in wanted.values()}
+                for shape in wanted.values():
+                    if shape.history:
+                        ahead = history.current_days(connection)
+                        self._partitions.know(shape, history.add_partitions(connection, shape, ahead))
+        self._wanted = wanted
         self._opened |= {label: table.oid for label, table in there.items() if table is not None}
         self._encoder = Encoder(wanted, self._options.nul, self._pipeline)
 
@@ -166,11 +177,22 @@ class Postgres(ComparesByTable):
     def send(self, encoded: Encoded) -> None:
         if not encoded.rejections:
             batch = encoded.batch
+            self._add_partitions(encoded.days)
             first = self._checkpoints.advance(batch.saves, batch.parts)
             last = self._checkpoints.folding(batch.saves, (part.source for part in batch.parts))
             same = () if self._checkpoints.claimed else map(Statement, generations.still(self._opened))
             self._session.send([*first, *same, *encoded.statements, *last])
         self._sent = encoded
+
+    def _add_partitions(self, days: Mapping[str, frozenset[float]]) -> None:
+        """Create the partitions that a batch needs and that were not made ahead."""
+        lacking = {name: times for name, times in days.items() if self._partitions.lacks(self._wanted[name], times)}
+        if not lacking:
+            return
+        with self._exclusively() as connection:
+            for name, times in lacking.items():
+                shape = self._wanted[name]
+                self._partitions.know(shape, history.add_partitions(connection, shape, times))
 
     def ready(self) -> bool:
         return not self._session.in_flight or self._session.ready()
@@ -207,7 +229,8 @@ class Postgres(ComparesByTable):
         """Delete documents; returns those that the server refuses to delete, with reasons."""
         refused: dict[DocumentId, str] = {}
         while left := [id for id in ids if id not in refused]:
-            rejections = self.write(cleanup.removal(table, left, below)).rejections
+            began = self._checkpoints.began(below) if with_history([table]) else None
+            rejections = self.write(cleanup.removal(table, left, below, began)).rejections
             refused |= {r.write.id: r.reason for r in rejections}
             if not rejections:
                 break
@@ -222,7 +245,27 @@ class Postgres(ComparesByTable):
             raise self._session.translated(e) from e
         return int(rows[0][0] or 0)
 
+    def history_extent(self, table: Table) -> Extent | None:
+        (shape,) = self._shapes([table])
+        with self._session.connection() as connection:
+            return history_queries.extent(connection, shape)
+
+    def history_changes(self, table: Table, key: str, period: Period) -> Iterator[PastChange]:
+        (shape,) = self._shapes([table])
+        with self._session.connection() as connection:
+            keys = history_queries.keys_of(connection, shape)
+            yield from history_queries.changes(connection, shape, keys, history_queries.ids(keys, key), period)
+
+    def history_as_of(self, table: Table, key: str | None, at: float, epochs: tuple[int, int]) -> Iterator[State]:
+        (shape,) = self._shapes([table])
+        with self._session.connection() as connection:
+            keys = history_queries.keys_of(connection, shape)
+            chosen = history_queries.ids(keys, key)
+            yield from history_queries.as_of(connection, shape, keys, chosen, at, epochs)
+
     def rebuild_problems(self, live: Sequence[Table], new: Sequence[Table]) -> Sequence[str]:
+        if kept := [shape for shape in (*self._shapes(live), *self._shapes(new)) if shape.history]:
+            return [history.unlike_rebuild(shape) for shape in kept[:1]]
         with self._session.connection() as connection:
             return list(generations.problems(connection, self._shapes(live), self._shapes(new)))
 
@@ -281,6 +324,7 @@ class Postgres(ComparesByTable):
         self._session.close()
 
     def _failed(self, batch: Batch, error: psycopg.Error) -> Outcome:
+        self._partitions.forget()
         found = self._session.translated(error)
         if isinstance(found, StoredAlready):
             return Outcome(superseded=self._checkpoints.missed(batch.parts))
@@ -316,6 +360,8 @@ class Postgres(ComparesByTable):
             yield from catalog.foreign(shape, table)
             yield from catalog.mismatches(shape, table)
             yield from hazards(connection, shape, table)
+        if shape.history:
+            yield from history.problems(connection, shape, self._pipeline)
 
     def _deleted(self, connection: psycopg.Connection[Any], shape: TableSchema, table: catalog.Found) -> int:
         """The latest epoch of the table's tombstones; 0 if ``open`` deletes them, see ``_make``."""
@@ -337,6 +383,10 @@ class Postgres(ComparesByTable):
             connection.execute(catalog.comment_on_marks(shape))
         if table is None or table.lacks_versions or catalog.is_new(connection, shape, table):
             connection.execute(cleanup.FORGET, (shape.label,))  # tombstones of an earlier table with that name
+        if shape.history and catalog.found(connection, history_of(shape)) is None:
+            if table is not None and table.epoch >= epoch:
+                raise ConfigError(history.gone(shape))
+            history.begin(connection, shape, self._pipeline, epoch)
         if table is None or table.epoch < epoch:  # `parked retry` may open it while a resync starts a later one
             connection.execute(catalog.comment(shape, self._pipeline, epoch))
 

@@ -18,6 +18,7 @@ from replicator.cli.check import check
 from replicator.cli.cutover import cutover
 from replicator.cli.demo import demo
 from replicator.cli.estimate import estimate
+from replicator.cli.history import history
 from replicator.cli.infer import infer
 from replicator.cli.init import init
 from replicator.cli.output import ERRORS_AS_JSON, errors_as_json, failed, hang_up, report
@@ -143,5 +144,6 @@ def main() -> None:
 
 
 _PLANNING = (demo, init, infer, estimate, check, policy, preview)
-for command in (*_PLANNING, run, status, verify, parked, resync, rebuild, cutover, strip, aws_lambda, schema, version):
+_RUNNING = (run, status, verify, parked, history, resync, rebuild, cutover, strip)
+for command in (*_PLANNING, *_RUNNING, aws_lambda, schema, version):
     main.add_command(command)

@@ -105,13 +105,15 @@ def retry(
     from replicator.hooks.time_limit import HookLimit
     from replicator.operations.parked import GONE, OVERTAKEN, SUPERSEDED, NoRun, is_unguarded, pipeline_of
     from replicator.operations.parked import retry as tried
+    from replicator.target.contract import keeps_history
 
     refused = 0
     with _opened(config, target) as (loaded, destination, checkpoints):
         pipeline = pipeline_of(checkpoints)
         with aside():
             hook = loading.load(loaded.transform, loaded.base) if loaded.transform else None
-        mapping = DocumentMapping(hook, tuple(loaded.target.tables))
+        kept = frozenset(name for name, options in loaded.target.tables.items() if keeps_history(options))
+        mapping = DocumentMapping(hook, tuple(loaded.target.tables), histories=kept)
         chosen = _chosen(checkpoints, items, every=every)
         source = _open_tables(loaded, destination, checkpoints, hook, pipeline.epoch)
         no_run = NoRun(checkpoints, _wait_for_heartbeat) if is_unguarded(destination) else None

@@ -21,7 +21,7 @@ from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.pipeline.progress import Progress
 from replicator.source.sharing import SharedPages
 from replicator.source.table import SourceTable
-from replicator.target.contract import Table, Target, marking
+from replicator.target.contract import Table, Target, marking, with_history
 
 log = logging.getLogger("replicator")
 
@@ -40,7 +40,8 @@ class RunContext:
 
     @property
     def mapping(self) -> DocumentMapping:
-        return DocumentMapping(self.hook, tuple(t.name for t in self.tables), marking(self.tables))
+        names = tuple(table.name for table in self.tables)
+        return DocumentMapping(self.hook, names, marking(self.tables), with_history(self.tables))
 
 
 @dataclass(frozen=True, slots=True)

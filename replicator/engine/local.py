@@ -147,6 +147,8 @@ class Driver:
         assert start.state is not None
         if self.pipeline.marks is not None:
             startup.check_old_images(self._table)
+        if self.pipeline.mapping.histories:
+            startup.check_history_images(self._table)
         self._take_over_window(start.state)
         if start.state.hook != start.hook:
             self._change(startup.with_hook(self._state(), start.hook))
@@ -169,6 +171,7 @@ class Driver:
             self._table,
             own_ids=self._context.mapping.own_ids,
             loops=self.pipeline.marks is not None,
+            history=bool(self._context.mapping.histories),
             options=aws_options(self._context.config.source, self._table.arn),
         )
         if self._may_extend and start.additions is not None:

@@ -228,7 +228,9 @@ def check_sweep(found: StartupState, allowed: Allowed) -> None:
         )
 
 
-def check_source(table: SourceTable, *, own_ids: bool, loops: bool = False, options: str = "") -> None:
+def check_source(
+    table: SourceTable, *, own_ids: bool, loops: bool = False, history: bool = False, options: str = ""
+) -> None:
     """ConfigError if the table has no stream, or one that cannot be replicated. ``options``: see ``aws_options``."""
     enable = (
         f"aws dynamodb update-table --table-name {table.name}{options} "
@@ -248,6 +250,8 @@ def check_source(table: SourceTable, *, own_ids: bool, loops: bool = False, opti
             "without old images, obsolete documents of an item cannot be identified. "
             f"{recreate}"
         )
+    if history:
+        check_history_images(table, recreate)
     if loops:
         check_old_images(table, recreate)
 
@@ -258,6 +262,17 @@ def check_old_images(table: SourceTable, remedy: str = "Recreate the stream with
         raise ConfigError(
             f"the stream of {table.name} has view type {table.view}, but target.loops needs old images: without them, "
             f"the opposite pipeline's writes cannot be told from an application's. {remedy}"
+        )
+
+
+def check_history_images(
+    table: SourceTable, remedy: str = "Recreate the stream with view type NEW_AND_OLD_IMAGES"
+) -> None:
+    """ConfigError if the stream lacks what a history needs; also for a run that resumes."""
+    if table.view not in (None, "NEW_AND_OLD_IMAGES"):
+        raise ConfigError(
+            f"the stream of {table.name} has view type {table.view}, but history: true needs old and new images: "
+            f"without both, a change does not say what it changed. {remedy}"
         )
 
 

@@ -183,12 +183,13 @@ def _poison(hook: Hook, error: BaseException) -> Poison:
 class DocumentMapping:
     """How items become documents: by which hook (None: unchanged), in which target tables.
 
-    ``marks``: the tables that mark documents instead of removing them.
+    ``marks``: the tables that mark documents instead of removing them. ``histories``: those that keep every change.
     """
 
     hook: Hook | None
     tables: tuple[str, ...]
     marks: frozenset[str] = frozenset()
+    histories: frozenset[str] = frozenset()
 
     @property
     def own_ids(self) -> bool:

@@ -43,7 +43,7 @@ from replicator.source.decoding import KeyReader
 from replicator.source.stream import describe_stream
 from replicator.source.table import SourceTable, describe_table
 from replicator.state import Rebuild
-from replicator.target.contract import SECOND, Denied, Table, Target, marks_of
+from replicator.target.contract import SECOND, Denied, Table, Target, keeps_history, marks_of
 from replicator.target.verification import Verifiable
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ def _stream(config: Config, table: SourceTable, hook: Hook | None) -> Iterator[F
     loops = marks_of(config.target.build(config.pipeline)) is not None
     options = aws_options(config.source, table.arn)
     try:
-        check_source(table, own_ids=hook is not None and hook.declared, loops=loops, options=options)
+        own_ids, kept = hook is not None and hook.declared, any(map(keeps_history, config.target.tables.values()))
+        check_source(table, own_ids=own_ids, loops=loops, history=kept, options=options)
     except ConfigError as e:
         yield from (Finding("source.stream", "problem", p) for p in e.problems)
     else:

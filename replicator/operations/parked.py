@@ -27,6 +27,7 @@ from replicator.key import Key
 from replicator.operations.scanned import SourceItems, is_scanned, is_superseded
 from replicator.pipeline.compaction import run_writes
 from replicator.pipeline.parked import DROPPED, PARKED, RETRIED, Held, held, item_of
+from replicator.pipeline.past import history
 from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
 from replicator.pipeline.stages import FOLLOWING
 from replicator.state import (
@@ -440,14 +441,17 @@ def retried(parked: ParkedItem, mapping: DocumentMapping, pipeline: PipelineStat
     A hook other than the pipeline's may produce documents that the pipeline's hook does not: they are recorded.
     """
     p = parked.entry
-    change = Change(p.key, p.version, _bytes(p.new), _bytes(p.old), p.sequence)
+    change = Change(p.key, p.version, _bytes(p.new), _bytes(p.old), p.sequence, p.created)
     writes = _own(change, parked, mapping) if mapping.own_ids else list(_latest(change, mapping))
     saves = [parked.removal, *map(gone, parked.dropped)]
     if mapping.own_ids and mapping.hook is not None and mapping.hook.fingerprint != pipeline.hook:
         saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
     # A scanned item may have been deleted before the retry: then its tombstone must be respected.
     keeps = is_scanned(p) or pipeline.stage != FOLLOWING
-    return Batch(list(_parts(parked, writes)), distinct(saves), tombstones=keeps, replaces_same=True)
+    parts = list(_parts(parked, writes))
+    if mapping.histories and p.created is not None:
+        parts.append(Part(p.source, history=list(history([change], mapping, p.created))))
+    return Batch(parts, distinct(saves), tombstones=keeps, replaces_same=True)
 
 
 def _own(change: Change, parked: ParkedItem, mapping: DocumentMapping) -> list[Write]:

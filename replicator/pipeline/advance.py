@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -14,6 +14,7 @@ from replicator.hooks.hook import DocumentMapping
 from replicator.key import Key
 from replicator.marks import Marks
 from replicator.pipeline.compaction import BatchContext, Compacted, compact_latest, compact_runs, latest, newest, runs
+from replicator.pipeline.past import history
 from replicator.state import SegmentState, ShardState
 from replicator.version import version
 
@@ -39,13 +40,17 @@ def streamed(
         numbered = ((n, r) for n, r in numbered if not r.expired)
     if marks is not None:
         numbered = ((n, unmarked(r, marks)) for n, r in numbered)
+    items: Mapping[Key, Sequence[Change]] = {}
     if mapping.own_ids:
-        compacted = compact_runs(runs(numbered, at.epoch), mapping, at)
-    elif mapping.marks:
         items = runs(numbered, at.epoch)
-        compacted = compact_latest(newest(items), mapping, at, items)
+        compacted = compact_runs(items, mapping, at)
+    elif mapping.marks or mapping.histories:
+        items = runs(numbered, at.epoch)
+        compacted = compact_latest(newest(items), mapping, at, items if mapping.marks else None)
     else:
         compacted = compact_latest(latest(numbered, at.epoch), mapping, at)
+    if mapping.histories:
+        compacted.history += (past for run in items.values() for past in history(run, mapping, at.began, at.refused))
     if passes_over_expired:
         expired = sum(r.expired for r in records)
         compacted.read += expired
@@ -91,8 +96,13 @@ def scanned(
         items=(state.items if pages[0].before is None else pages[0].before) + len(changes),
     )
     if mapping.own_ids:
-        return after, compact_runs({c.key: [c] for c in changes if isinstance(c, Change)}, mapping, at)
-    return after, compact_latest(((c, first, 1) for c in changes), mapping, at)
+        compacted = compact_runs({c.key: [c] for c in changes if isinstance(c, Change)}, mapping, at)
+    else:
+        compacted = compact_latest(((c, first, 1) for c in changes), mapping, at)
+    if mapping.histories:
+        runs_of = ([c] for c in changes if isinstance(c, Change))
+        compacted.history += (past for run in runs_of for past in history(run, mapping, at.began, at.refused))
+    return after, compacted
 
 
 def unmarked(record: Record, marks: Marks) -> Record:

@@ -14,6 +14,7 @@ from replicator.state import (
     Entry,
     Gap,
     Heartbeat,
+    HistorySpan,
     ParkedItem,
     PipelineState,
     ResyncRequest,
@@ -103,6 +104,11 @@ class CheckpointView:
     @property
     def items(self) -> Mapping[str, ParkedItem]:
         return self._values["item"]
+
+    @property
+    def histories(self) -> Mapping[str, HistorySpan]:
+        """What a history of the tables knows, by epoch."""
+        return self._values["history"]
 
     @property
     def slots(self) -> Mapping[str, Slot]:

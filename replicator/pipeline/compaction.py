@@ -14,7 +14,7 @@ from functools import partial
 import msgspec
 
 from replicator import version as versions
-from replicator.batch import Delete, Part, Upsert, Write
+from replicator.batch import Delete, Part, Past, Upsert, Write
 from replicator.change import Change, OwnWrite, Record
 from replicator.hooks.hook import NO_TRACE, DocumentMapping, Poison
 from replicator.items.attributes import Malformed
@@ -47,13 +47,15 @@ class Compacted:
     writes: list[Write] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    history: list[Past] = field(default_factory=list)
 
     @property
     def saves(self) -> list[Save]:
         return [save for move in self.moves for save in move.saves]
 
     def part(self, source: str) -> Part:
-        return Part(source, self.writes, Counts(read=self.read, filtered=self.filtered, parked=self.parked))
+        counts = Counts(read=self.read, filtered=self.filtered, parked=self.parked)
+        return Part(source, self.writes, counts, self.history)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class BatchContext:
     ``refused``: reasons of refused changes. ``now``: seconds since 1970. ``mixed``: the target may have documents of
     this epoch from another hook. ``full``: in a partial resync, the last epoch that scanned the whole table, else 0.
     ``unmarkable``: changes whose deletes the target refuses to mark with the last document: they go without one.
+    ``began``: when the epoch began, for what a scan adds to a history; seconds since 1970. ``keeps_times``: parked
+    changes keep their times, which a history needs when they are retried.
     """
 
     refused: Mapping[Refused, str]
@@ -73,6 +77,8 @@ class BatchContext:
     mixed: bool = False
     full: int = 0
     unmarkable: Collection[Refused] = frozenset()
+    began: float = 0.0
+    keeps_times: bool = False
 
     @property
     def complete(self) -> int:
@@ -313,15 +319,19 @@ def _document(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poison
     return ({} if body is None else {place: body}), None
 
 
+def documents_at(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poison | Malformed | None]:
+    """The documents of an image, or the hook's failure. With one document per item, its id is ""."""
+    return (_documents if mapping.own_ids else _document)(image, mapping)
+
+
 def _last(run: Sequence[Change], mapping: DocumentMapping) -> dict[Place, Last]:
     """The documents of a run's images but the last one: what each was last, and when it vanished.
 
     An image on which the hook fails is parked, and leaves the documents as they are.
     """
-    documents = _documents if mapping.own_ids else _document
     found: dict[Place, Last] = {}
     for n, image in enumerate(earlier(run)):
-        there, failed = documents(image, mapping)
+        there, failed = documents_at(image, mapping)
         if n > 0 and failed is None:
             gone = [place for place, (_, at) in found.items() if at is None and place not in there]
             found |= {place: (found[place][0], run[n - 1].created) for place in gone}
@@ -383,6 +393,7 @@ def _parked(change: Change, failed: Failed, at: BatchContext) -> Parked:
         words=trace.words,
         source=at.source,
         sequence=change.sequence,
+        created=None if not at.keeps_times else at.began if change.created is None else change.created,
     )
 
 

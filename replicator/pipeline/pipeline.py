@@ -32,12 +32,14 @@ from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.coordination import COORDINATOR, Workers, inherited_window, taking_away
 from replicator.pipeline.discovery import ORPHAN_TIME, Discovery, News
 from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems
+from replicator.pipeline.past import known_through, with_history
 from replicator.state import (
     LONGEST_IN_DOUBT,
     Counts,
     Entry,
     Gap,
     Heartbeat,
+    HistorySpan,
     ParkedItem,
     PipelineState,
     Save,
@@ -183,10 +185,20 @@ class Pipeline:
         self._pending += [("segment", id, s) for id, s in segments.items()]
         self._pending.append(("pipeline", "", state))
         self._pending.append(("definition", "", definition))
+        self._pending += self._history_of(state)
         self.discovery = Discovery(listed=_bound(listing.at, since), needed_since=since)
         self.state = None  # nothing may be read until this is stored
         self.shards, self.segments = {}, {}
         self._readable = self._childless = None
+
+    def _history_of(self, state: PipelineState) -> list[Pending]:
+        """The entries that say what the tables' history knows once this epoch begins."""
+        if not self.mapping.histories:
+            return [("history", epoch, None) for epoch in self.view.histories]
+        known = None
+        if self.view.histories and with_history(self.view.definition) == self.mapping.histories:
+            known = known_through(self.seen(), self.childless, self.view.gaps.values(), self.view.pipeline)
+        return [("history", str(state.epoch), HistorySpan(state.began, known))]
 
     def rescan(self, state: PipelineState, segments: Mapping[str, SegmentState]) -> None:
         """Start an epoch that rescans chosen items, and end the request for it. Shards are read on as they are.
@@ -641,7 +653,16 @@ class Pipeline:
         state = self.view.pipeline
         assert state is not None
         at = BatchContext(
-            self._refused, self.parked, state.epoch, source, now, state.mixed, state.full, self._unmarkable
+            self._refused,
+            self.parked,
+            state.epoch,
+            source,
+            now,
+            state.mixed,
+            state.full,
+            self._unmarkable,
+            state.began,
+            bool(self.mapping.histories),
         )
         kind, _, id = source.partition(":")
         after: ShardState | SegmentState

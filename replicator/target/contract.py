@@ -51,6 +51,16 @@ def marking(tables: Sequence[Table]) -> frozenset[str]:
     return frozenset(table.name for table in tables if table.options.get("deletes") == "mark")
 
 
+def with_history(tables: Sequence[Table]) -> frozenset[str]:
+    """The tables that keep every change."""
+    return frozenset(table.name for table in tables if keeps_history(table.options))
+
+
+def keeps_history(options: Mapping[str, Any]) -> bool:
+    """Whether a table with these options keeps every change."""
+    return options.get("history") is not None
+
+
 class Target(Protocol):
     """A destination for documents. Used by one thread at a time.
 

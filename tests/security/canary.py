@@ -41,7 +41,7 @@ def look(text: str, where: str, *, values: bool = False) -> None:
 
 def look_at_command(text: str, arguments: Sequence[str]) -> None:
     looked["commands"] += 1
-    asked = "preview" in arguments or "--show-values" in arguments
+    asked = "preview" in arguments or "history" in arguments or "--show-values" in arguments
     look(text, f"replicator {' '.join(arguments)}", values=asked)
 
 

@@ -1,0 +1,286 @@
+"""The history beside a table (``history: true``): its tables and partitions, and the rows of a batch.
+
+``NAME_history`` has one row per document, time and sequence number of the stream record, so that a record adds nothing
+when it is read again, be it in another epoch, which gives it another version. It is partitioned by time.
+``NAME_history_base`` has the state of the documents whose last row was in a partition that retention has removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from connectors.postgres import catalog
+from connectors.postgres.cells import python_encoder
+from connectors.postgres.columns import UNUSUAL
+from connectors.postgres.options import Nul
+from connectors.postgres.table_schema import TableSchema, history_of
+from connectors.postgres.text import JsonText, json_literal, literal
+from replicator.batch import Past
+from replicator.items.attributes import Malformed
+from replicator.items.item import Item
+
+DAY = 86_400
+_PERIODS = ((31, 1), (366, 7))  # days kept, at most; days per partition
+_LONGEST_PERIOD = 30  # days
+AHEAD = 2  # days for which partitions are made ahead
+
+_COLUMNS = """  _changed_at timestamptz NOT NULL,
+  _sequence text COLLATE "C" NOT NULL,
+  _version bigint NOT NULL,
+  _operation text NOT NULL,
+  _old jsonb,
+  _new jsonb,
+  _problem text,
+  PRIMARY KEY ({})"""
+
+_INSERT = """INSERT INTO {history} AS h
+  ({keys}, _changed_at, _sequence, _version, _operation, _old, _new, _problem)
+SELECT {values}, pg_catalog.to_timestamp(d.at), d.s, d.v, d.op, d.o, d.n, d.p
+FROM (SELECT {rows}) AS d{unless_known}
+ON CONFLICT ({keys}, _changed_at, _sequence) DO UPDATE
+SET _operation = EXCLUDED._operation, _old = EXCLUDED._old, _new = EXCLUDED._new, _problem = NULL
+WHERE h._problem IS NOT NULL AND EXCLUDED._problem IS NULL"""
+
+# What a scan finds is news only if it differs from the last row, and if the stream has said nothing since.
+_UNLESS_KNOWN = """
+WHERE NOT coalesce((
+  SELECT k._version > d.v OR (k._version = d.v AND k._problem IS NULL)
+    OR (k._new IS NOT DISTINCT FROM d.n AND k._problem IS NOT DISTINCT FROM d.p)
+  FROM (SELECT * FROM {history} UNION ALL SELECT * FROM {base}) AS k
+  WHERE {matches} ORDER BY k._version DESC LIMIT 1), d.n IS NULL AND d.p IS NULL)"""
+
+_PARTITIONS = """
+SELECT c.relname::text, pg_catalog.date_part('epoch', b.bounds[1]::timestamptz)::float8,
+  pg_catalog.date_part('epoch', b.bounds[2]::timestamptz)::float8
+FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid,
+  LATERAL (SELECT pg_catalog.regexp_match(
+    pg_catalog.pg_get_expr(c.relpartbound, c.oid), $$FROM \\('([^']+)'\\) TO \\('([^']+)'\\)$$) AS bounds) AS b
+WHERE i.inhparent = %s AND b.bounds IS NOT NULL ORDER BY 2"""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One partition: its name, and its times in seconds since 1970, from ``first`` to before ``last``."""
+
+    name: str
+    first: float
+    last: float
+
+
+def base_of(shape: TableSchema) -> TableSchema:
+    """The table with the states from before the retained time."""
+    history = history_of(shape)
+    return TableSchema(f"{history.name}_base", history.schema, shape.keys, ())
+
+
+def create(shape: TableSchema) -> list[sql.Composed]:
+    """The statements that create a table's history."""
+    history = history_of(shape)
+    keys = _names(shape)
+    statement = sql.SQL("CREATE TABLE {} (\n{},\n{}\n){}")
+    key_columns = sql.SQL(",\n").join(
+        sql.SQL("  {} {} NOT NULL").format(sql.Identifier(k.name), catalog.key_type(k.type)) for k in shape.keys
+    )
+    primary = sql.SQL("{}, _changed_at, _sequence").format(keys)
+    partitioned = sql.SQL(" PARTITION BY RANGE (_changed_at)")
+    return [
+        statement.format(history.qualified, key_columns, sql.SQL(_COLUMNS).format(primary), partitioned),
+        statement.format(base_of(shape).qualified, key_columns, sql.SQL(_COLUMNS).format(keys), sql.SQL("")),
+    ]
+
+
+def problems(connection: psycopg.Connection[Any], shape: TableSchema, pipeline: str) -> Iterator[str]:
+    """Why what exists cannot be the history of ``shape``, a sentence each."""
+    history, base = history_of(shape), base_of(shape)
+    keys = {key.name for key in shape.keys}
+    table = catalog.found(connection, history)
+    if table is not None and (table.kind != "p" or table.primary != keys | {"_changed_at", "_sequence"}):
+        yield f"{history.label} exists, but is no history of {shape.label} with this key; rename it"
+    elif table is not None:
+        yield from catalog.taken(history, table, pipeline)
+        yield from catalog.foreign(history, table)
+    beside = catalog.found(connection, base)
+    if beside is not None and (beside.primary != keys or "_problem" not in beside.columns):
+        yield f"{base.label} exists, but does not belong to {history.label}; rename it"
+
+
+def begin(connection: psycopg.Connection[Any], shape: TableSchema, pipeline: str, epoch: int) -> None:
+    """Create the history. What an earlier one has left beside it is not of this one."""
+    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(base_of(shape).qualified))
+    for statement in create(shape):
+        connection.execute(statement)
+    connection.execute(catalog.comment(history_of(shape), pipeline, epoch))
+
+
+def partitions(connection: psycopg.Connection[Any], shape: TableSchema) -> list[Partition]:
+    """All partitions, by time."""
+    table = catalog.found(connection, history_of(shape))
+    return [] if table is None else [Partition(*row) for row in connection.execute(_PARTITIONS, (table.oid,))]
+
+
+def days_per_partition(keep: int | None) -> int:
+    """How many days a partition covers, for history that is kept for ``keep`` days (None: for good)."""
+    return next((days for most, days in _PERIODS if keep is not None and keep <= most), _LONGEST_PERIOD)
+
+
+def missing(there: Sequence[Partition], times: Iterable[float], days: int) -> list[tuple[float, float]]:
+    """The ranges of the partitions that ``times`` need, beside those that are ``there``, whatever length those have."""
+    found = [(one.first, one.last) for one in there]
+    made: list[tuple[float, float]] = []
+    for time in sorted(times):
+        if not any(first <= time < last for first, last in found):
+            first = time // (days * DAY) * (days * DAY)
+            last = first + days * DAY
+            first = max([first, *(end for _, end in found if end <= time)])
+            last = min([last, *(begin for begin, _ in found if begin > time)])
+            made.append((first, last))
+            found.append((first, last))
+    return made
+
+
+def add_partitions(connection: psycopg.Connection[Any], shape: TableSchema, times: Iterable[float]) -> list[Partition]:
+    """Create the partitions that ``times`` need; returns all. In a transaction that no other process makes them in.
+
+    They are attached, which lets readers and writers of the history go on.
+    """
+    there = partitions(connection, shape)
+    history = history_of(shape)
+    for first, last in missing(there, times, days_per_partition(shape.keep)):
+        name = f"{history.name}_{datetime.fromtimestamp(first, UTC):%Y%m%d}"
+        made = sql.Identifier(history.schema, name)
+        connection.execute(sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(made, history.qualified))
+        attach = "ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})"
+        bounds = (sql.Literal(datetime.fromtimestamp(at, UTC).isoformat()) for at in (first, last))
+        connection.execute(sql.SQL(attach).format(history.qualified, made, *bounds))
+        there.append(Partition(name, first, last))
+    return there
+
+
+@dataclass(slots=True)
+class KnownPartitions:
+    """The partitions that this process knows of, by the history's label: so that most batches need no look-up."""
+
+    _known: dict[str, list[Partition]] = field(default_factory=dict)
+
+    def lacks(self, shape: TableSchema, times: Iterable[float]) -> bool:
+        there = self._known.get(shape.label, ())
+        return not all(any(one.first <= time < one.last for one in there) for time in times)
+
+    def know(self, shape: TableSchema, there: Sequence[Partition]) -> None:
+        self._known[shape.label] = list(there)
+
+    def forget(self) -> None:
+        self._known.clear()
+
+
+def days(entries: Iterable[Past]) -> frozenset[float]:
+    """A time for each day of the entries."""
+    return frozenset(entry.time // DAY * DAY for entry in entries)
+
+
+class HistoryEncoder:
+    """Encodes the rows that a batch adds to one table's history."""
+
+    def __init__(self, shape: TableSchema, nul: Nul) -> None:
+        self._json = JsonText(nul)
+        self._python = python_encoder("jsonb", nul)
+        self.stream = _insert(shape, sql.SQL(""))
+        self.scan = _insert(shape, _unless_known(shape))
+
+    def literals(self, entries: Sequence[Past]) -> list[bytes]:
+        """The parameters after the keys."""
+        old, _ = self._documents([entry.old for entry in entries])
+        new, refused = self._documents([entry.new for entry in entries])
+        reasons = [refused.get(i, entry.problem) for i, entry in enumerate(entries)]
+        return [
+            literal([entry.time for entry in entries]),
+            literal([entry.sequence for entry in entries]),
+            literal([entry.version for entry in entries]),
+            literal([entry.operation for entry in entries]),
+            json_literal(old),
+            json_literal(new),
+            literal(reasons),
+        ]
+
+    def _documents(self, bodies: Sequence[Mapping[str, object] | None]) -> tuple[list[str | None], dict[int, str]]:
+        """Documents as JSON texts; and why some cannot be stored, by index."""
+        if all(body is None or type(body) is Item for body in bodies):
+            try:
+                texts = iter(self._json.of_images([body.image for body in bodies if type(body) is Item]))
+                return [None if body is None else next(texts) for body in bodies], {}
+            except UNUSUAL:
+                pass
+        found: list[str | None] = []
+        refused: dict[int, str] = {}
+        for index, body in enumerate(bodies):
+            try:
+                found.append(None if body is None else self._one(body))
+            except (*UNUSUAL, Malformed) as e:
+                found.append(None)
+                refused[index] = f"the document {e}"
+        return found, refused
+
+    def _one(self, body: Mapping[str, object]) -> str:
+        return self._json.of_item(body.typed) if type(body) is Item else str(self._python(dict(body)))
+
+
+def distinct(entries: Iterable[Past]) -> list[Past]:
+    """The entries in the order of their rows, each row once."""
+    rows = {(entry.id, entry.time, entry.sequence): entry for entry in entries}
+    return [rows[row] for row in sorted(rows)]
+
+
+def _insert(shape: TableSchema, unless_known: sql.Composable) -> bytes:
+    names = [f"c{i}" for i in range(len(shape.keys))]
+    types = [*(key.type for key in shape.keys), "float8", "text", "bigint", "text", "jsonb", "jsonb", "text"]
+    arrays = zip(types, [*names, "at", "s", "v", "op", "o", "n", "p"], strict=True)
+    rows = ", ".join(f"pg_catalog.unnest(${i + 1}::{type}[]) AS {name}" for i, (type, name) in enumerate(arrays))
+    found = sql.SQL(_INSERT).format(
+        history=history_of(shape).qualified,
+        keys=_names(shape),
+        values=sql.SQL(", ".join(f"d.{name}" for name in names)),
+        rows=sql.SQL(rows),
+        unless_known=unless_known,
+    )
+    return found.as_bytes(None)
+
+
+def _unless_known(shape: TableSchema) -> sql.Composed:
+    pairs = (
+        sql.SQL("k.{} = {}").format(sql.Identifier(key.name), sql.SQL(f"d.c{i}")) for i, key in enumerate(shape.keys)
+    )
+    history, base = history_of(shape).qualified, base_of(shape).qualified
+    return sql.SQL(_UNLESS_KNOWN).format(history=history, base=base, matches=sql.SQL(" AND ").join(pairs))
+
+
+def _names(shape: TableSchema) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier(key.name) for key in shape.keys)
+
+
+def current_days(connection: psycopg.Connection[Any]) -> list[float]:
+    """A time of each day for which partitions are made ahead, and of those whose records a stream may still have."""
+    row = connection.execute("SELECT pg_catalog.date_part('epoch', pg_catalog.now())").fetchone()
+    assert row is not None
+    return [row[0] + n * DAY for n in range(-1, AHEAD + 1)]
+
+
+def gone(shape: TableSchema) -> str:
+    """That a history was removed during its epoch: later changes alone do not tell what the table contained."""
+    return (
+        f"{history_of(shape).label} is gone, and with it the changes of {shape.label} so far. To begin a new history "
+        "with a scan of the source: replicator resync"
+    )
+
+
+def unlike_rebuild(shape: TableSchema) -> str:
+    """Why a table with a history is not rebuilt."""
+    return (
+        f"target.tables.{shape.name}.history: a rebuild would keep the history of its new copy only, from then on. Use "
+        "replicator resync, which keeps the history"
+    )

@@ -1,0 +1,194 @@
+"""What the history beside a table says: the changes of one item, and the documents as of a time."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from connectors.postgres import catalog
+from connectors.postgres.cleanup import FROM_TEXT, as_text
+from connectors.postgres.history import base_of
+from connectors.postgres.table_schema import KeyColumn, TableSchema, history_of
+from replicator.items.attributes import canonical_number
+from replicator.key import KeyAttribute, KeySchema, key_text
+from replicator.target.contract import OWN_IDS
+from replicator.target.past import Change, Extent, Period, State
+
+_KINDS = {"text": "S", "numeric": "N", "bytea": "B"}
+_OURS = {"_changed_at", "_sequence"}
+_PIECE = 1000  # rows that are fetched at once
+
+_KEYS = """
+SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod)
+FROM pg_catalog.pg_index AS i CROSS JOIN LATERAL pg_catalog.unnest(i.indkey) WITH ORDINALITY AS k (number, place)
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number
+JOIN pg_catalog.pg_class AS c ON c.oid = i.indrelid JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE i.indisprimary AND n.nspname = %s AND c.relname = %s ORDER BY k.place"""
+
+_CHANGES = """
+SELECT * FROM (
+  SELECT {keys}, t._version, pg_catalog.date_part('epoch', t._changed_at)::float8, t._operation,
+    t._old::text, t._new::text, t._problem, t._sequence
+  FROM {history} AS t WHERE {matches}
+    AND t._changed_at >= coalesce(pg_catalog.to_timestamp(%(since)s::float8), '-infinity'::timestamptz)
+    AND t._changed_at <= coalesce(pg_catalog.to_timestamp(%(until)s::float8), 'infinity'::timestamptz)
+  ORDER BY t._version DESC, t._changed_at DESC LIMIT %(limit)s
+) AS newest ORDER BY _version"""
+
+# A scanned image is of some time after its epoch began. Until the document's next change in the stream of the same
+# epoch, it was what that change says it was before.
+_AS_OF = """
+WITH known AS (
+  SELECT * FROM {history} AS t WHERE {matches} UNION ALL SELECT * FROM {base} AS t WHERE {matches}
+), last AS (
+  SELECT DISTINCT ON ({names}) * FROM known AS t WHERE t._changed_at <= pg_catalog.to_timestamp(%(at)s::float8)
+  ORDER BY {names}, t._version DESC, t._changed_at DESC
+), wanted AS (
+  SELECT {all}, t._version FROM last AS t
+  UNION ALL SELECT DISTINCT {all}, NULL::bigint FROM known AS t WHERE NOT EXISTS (SELECT FROM last AS l WHERE {same})
+), next AS (
+  SELECT DISTINCT ON ({names}) t.*, true AS there FROM known AS t JOIN wanted AS l ON {same}
+  WHERE t._changed_at > pg_catalog.to_timestamp(%(at)s::float8) AND t._sequence <> ''
+    AND CASE WHEN l._version IS NULL THEN t._version >> 48 >= %(first)s::bigint AND t._version >> 48 < %(end)s::bigint
+      ELSE t._version >> 48 = l._version >> 48 AND t._version > l._version END
+  ORDER BY {names}, t._version
+), state AS (
+  SELECT {all},
+    CASE WHEN l._sequence <> '' OR n.there IS NULL THEN l._new ELSE n._old END AS document,
+    CASE WHEN l._sequence <> '' OR n.there IS NULL THEN l._problem END AS problem,
+    CASE WHEN l._sequence <> '' OR n.there IS NULL THEN l._version END AS version
+  FROM wanted AS t LEFT JOIN last AS l ON {same} LEFT JOIN next AS n ON {same_as_next}
+)
+SELECT {keys}, t.document::text, t.problem, t.version FROM state AS t
+WHERE t.document IS NOT NULL OR t.problem IS NOT NULL ORDER BY {names}"""
+
+
+def keys_of(connection: psycopg.Connection[Any], shape: TableSchema) -> tuple[KeyColumn, ...]:
+    """The key of a history as it is in the database; empty if there is none."""
+    history = history_of(shape)
+    rows = connection.execute(_KEYS, (history.schema, history.name)).fetchall()
+    return tuple(KeyColumn(name, _KINDS[type]) for name, type in rows if name not in _OURS and type in _KINDS)
+
+
+def extent(connection: psycopg.Connection[Any], shape: TableSchema) -> Extent | None:
+    """What the history contains; None if there is none."""
+    table = catalog.found(connection, history_of(shape))
+    return None if table is None else Extent(table.epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """The documents that a key in JSON means: key columns and the values that each may have."""
+
+    columns: Sequence[KeyColumn]
+    values: Sequence[Sequence[str]]
+
+    @property
+    def matches(self) -> sql.Composable:
+        """A condition on rows of ``t``."""
+        if not self.columns:
+            return sql.SQL("true")
+        one = sql.SQL("t.{} = ANY ({}::{}[])")
+        return sql.SQL(" AND ").join(
+            one.format(sql.Identifier(c.name), sql.Literal(list(v)), sql.SQL(c.type))
+            for c, v in zip(self.columns, self.values, strict=True)
+        )
+
+
+def ids(keys: Sequence[KeyColumn], text: str | None) -> Ids:
+    """The documents of an item, whose key is given in JSON; None: all. ValueError says what is wrong with it."""
+    if text is None:
+        return Ids((), ())
+    if tuple(k.name for k in keys) == OWN_IDS.names:
+        return Ids(keys[:1], [_items(text)])
+    schema = KeySchema(tuple(KeyAttribute(key.name, key.kind) for key in keys))
+    return Ids(keys, [[_stored(key, part)] for key, part in zip(keys, schema.from_json(text), strict=True)])
+
+
+def _stored(key: KeyColumn, text: str) -> str:
+    return f"\\x{base64.b64decode(text).hex()}" if key.kind == "B" else text
+
+
+def _items(text: str) -> list[str]:
+    """The item's key as text, as it begins the ids of its documents: the order of two attributes is not known here."""
+    try:
+        given = json.loads(text, parse_float=Decimal, parse_int=Decimal)
+    except ValueError as e:
+        raise ValueError(f"invalid JSON: {e}") from e
+    if not isinstance(given, dict) or not 1 <= len(given) <= 2:
+        raise ValueError('a key is a JSON object with one or two attributes, such as {"pk": "order#1"}')
+    texts = [canonical_number(str(v)) if isinstance(v, Decimal) else str(v) for v in given.values()]
+    return [key_text(tuple(order)) for order in itertools.permutations(texts)]
+
+
+def changes(
+    connection: psycopg.Connection[Any],
+    shape: TableSchema,
+    keys: Sequence[KeyColumn],
+    chosen: Ids,
+    period: Period,
+) -> Iterator[Change]:
+    """An item's changes, oldest first."""
+    query = sql.SQL(_CHANGES).format(keys=_texts(keys), history=history_of(shape).qualified, matches=chosen.matches)
+    given = {"since": period.since, "until": period.until, "limit": period.limit}
+    for row in connection.execute(query, given):
+        id, (version, at, operation, old, new, problem, sequence) = row[: len(keys)], row[len(keys) :]
+        yield Change(_key(keys, id), version, _utc(at), operation, old, new, problem, sequence)
+
+
+def as_of(
+    connection: psycopg.Connection[Any],
+    shape: TableSchema,
+    keys: Sequence[KeyColumn],
+    chosen: Ids,
+    at: float,
+    epochs: tuple[int, int],
+) -> Iterator[State]:
+    """The documents as of a time, by key. ``epochs``: see ``KeepsHistory``."""
+    query = sql.SQL(_AS_OF).format(
+        history=history_of(shape).qualified,
+        base=base_of(shape).qualified,
+        matches=chosen.matches,
+        keys=_texts(keys),
+        names=_columns(keys, "t"),
+        all=_columns(keys, "t"),
+        same=_same(keys, "l"),
+        same_as_next=_same(keys, "n"),
+    )
+    given = {"at": at, "first": epochs[0], "end": epochs[1]}
+    with connection.transaction(), psycopg.ServerCursor(connection, "history") as cursor:
+        for setting in ("seqscan", "hashjoin", "mergejoin"):
+            connection.execute(sql.SQL("SET LOCAL {} = on").format(sql.SQL(f"enable_{setting}")))
+        cursor.itersize = _PIECE
+        for row in cursor.execute(query, given):
+            yield State(_key(keys, row[: len(keys)]), *row[len(keys) :])
+
+
+def _texts(keys: Sequence[KeyColumn]) -> sql.Composed:
+    return sql.SQL(", ").join(as_text(key) for key in keys)
+
+
+def _columns(keys: Sequence[KeyColumn], alias: str) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier(alias, key.name) for key in keys)
+
+
+def _same(keys: Sequence[KeyColumn], alias: str) -> sql.Composed:
+    pairs = (sql.SQL("t.{0} = {1}.{0}").format(sql.Identifier(k.name), sql.SQL(alias)) for k in keys)
+    return sql.SQL(" AND ").join(pairs)
+
+
+def _key(keys: Sequence[KeyColumn], texts: Sequence[str]) -> Mapping[str, str]:
+    return {key.name: FROM_TEXT[key.kind](text) for key, text in zip(keys, texts, strict=True)}
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

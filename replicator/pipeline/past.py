@@ -1,0 +1,118 @@
+"""What every change did to every document, for tables that keep a history: nothing is compacted. Pure.
+
+A batch has one write per document, so the changes in between are handed over beside the writes. An image on which the
+hook fails, or whose document the target refuses, has no document: the history keeps the change and the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+from replicator.batch import DocumentId, Past
+from replicator.change import Change
+from replicator.hooks.hook import DocumentMapping
+from replicator.identity import Definition
+from replicator.key import Key, key_text
+from replicator.pipeline.compaction import Documents, Refused, documents_at
+from replicator.state import Gap, PipelineState, Place, ShardState
+
+SCAN = "scan"
+HISTORY = "history"  # the part of a table's definition that says that it keeps one
+
+
+def history(
+    run: Sequence[Change], mapping: DocumentMapping, began: float, refused: Mapping[Refused, str] | None = None
+) -> Iterator[Past]:
+    """The history of an item's changes, which are in order.
+
+    ``began``: the time for scanned images, which have none. ``refused``: changes that the target refuses, with reasons.
+    """
+    known: tuple[object, tuple[Documents, str | None]] | None = None
+    for change in run:
+        same = known is not None and change.old is not None and bytes(known[0]) == bytes(change.old)  # type: ignore[call-overload]
+        before = known[1] if same and known is not None else _documents(change.old, mapping)
+        after = _documents(change.new, mapping)
+        known = None if change.new is None else (change.new, after)
+        reason = (refused or {}).get((change.key, change.version))
+        if reason is not None:
+            after = {}, reason
+        yield from _past(change, mapping, before, after, began)
+
+
+def _documents(image: object, mapping: DocumentMapping) -> tuple[Documents, str | None]:
+    there, failed = documents_at(image, mapping)  # type: ignore[arg-type]
+    return there, None if failed is None else str(failed)
+
+
+def _past(
+    change: Change,
+    mapping: DocumentMapping,
+    before: tuple[Documents, str | None],
+    after: tuple[Documents, str | None],
+    began: float,
+) -> Iterator[Past]:
+    """One entry for each document that an item has before or after the change."""
+    (there, before_problem), (now, problem) = before, after
+    places = _places(change, mapping, there, now, problem)
+    time = began if change.created is None else change.created
+    for place in places:
+        if place[0] in mapping.histories:
+            old, new = there.get(place), now.get(place)
+            operation = _operation(change, old, new, problem or before_problem)
+            yield Past(
+                place[0],
+                _id(change.key, place, mapping),
+                change.version,
+                time,
+                change.sequence or "",
+                operation,
+                old,
+                new,
+                problem,
+            )
+
+
+def _places(
+    change: Change, mapping: DocumentMapping, before: Documents, now: Documents, problem: str | None
+) -> list[Place]:
+    """The documents concerned. A scan, and a failure, concern an item's only document even if it has none."""
+    only = (mapping.tables[0], "")
+    if not mapping.own_ids and (change.sequence is None or problem is not None):
+        return [only]
+    return sorted({*before, *now})
+
+
+def _id(key: Key, place: Place, mapping: DocumentMapping) -> DocumentId:
+    return (key_text(key), place[1]) if mapping.own_ids else key
+
+
+def _operation(change: Change, old: object, new: object, problem: str | None) -> str:
+    if change.sequence is None:
+        return SCAN
+    if change.new is None:
+        return "remove"
+    if problem is not None:
+        return "insert" if change.old is None else "modify"
+    return "insert" if old is None else "remove" if new is None else "modify"
+
+
+def with_history(definition: Definition) -> frozenset[str]:
+    """The tables that kept a history when the definition was stored."""
+    return frozenset(table for table, parts in definition.parts.items() if HISTORY in parts)
+
+
+def known_through(
+    shards: Mapping[str, ShardState], childless: Collection[str], gaps: Iterable[Gap], pipeline: PipelineState | None
+) -> float | None:
+    """The time before which every change of the stream is stored, in seconds since 1970; None if there is none.
+
+    ``childless``: ended shards whose children are not known yet. Where the stream went on behind a gap, the shard's
+    position no longer tells where that is.
+    """
+    epoch = pipeline.complete if pipeline is not None else 0
+    passed = (gap for gap in gaps if gap.repaired is None and gap.epoch >= epoch and gap.shard in shards)
+    if any(shards[gap.shard].sequence != gap.sequence for gap in passed if gap.shard is not None):
+        return None
+    times = [max(s.since, s.through or 0.0) for s in shards.values() if not s.ended]
+    times += [max(shards[id].since, shards[id].created or 0.0) for id in childless]
+    return min(times, default=None)

@@ -1,0 +1,77 @@
+"""What a target says of the changes it has kept (``history: true``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from replicator.target.contract import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """Which changes of an item: from ``since`` to ``until``, both included; of those the newest ``limit``.
+
+    Times are in seconds since 1970; None: no bound.
+    """
+
+    since: float | None = None
+    until: float | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of a document. ``key``: its id by attribute. ``at``: ISO 8601. ``old``, ``new``: as JSON; None: none.
+
+    ``problem``: why the document after the change is not known. ``sequence``: of the stream record, "" for a scan.
+    """
+
+    key: Mapping[str, str]
+    version: int
+    at: str
+    operation: str
+    old: str | None
+    new: str | None
+    problem: str | None
+    sequence: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A document as of a time, as JSON; None: not known, because of the ``problem``.
+
+    ``version``: of its last change; None if only a later change tells what it was before.
+    """
+
+    key: Mapping[str, str]
+    document: str | None
+    problem: str | None
+    version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What a table's history contains. ``created``: the epoch it was created in. ``since``: times before it are removed
+    (``keep``), in seconds since 1970; None: none are."""
+
+    created: int
+    since: float | None = None
+
+
+@runtime_checkable
+class KeepsHistory(Protocol):
+    """A target that can keep every change of a table."""
+
+    def history_extent(self, table: Table) -> Extent | None:
+        """What the history contains; None if it does not exist yet. The table's keys may be ``UNKNOWN_KEYS``."""
+
+    def history_changes(self, table: Table, key: str, period: Period) -> Iterator[Change]:
+        """The changes of an item's documents, oldest first. ValueError: what is wrong with the ``key``, in JSON."""
+
+    def history_as_of(self, table: Table, key: str | None, at: float, epochs: tuple[int, int]) -> Iterator[State]:
+        """The documents as of a time, of one item or (None) all.
+
+        ``epochs``: the one that had begun last then, and the first that has begun since. ValueError as above.
+        """

@@ -1,0 +1,294 @@
+"""``history: true`` on a real Postgres: what runs keep of every change, and what ``replicator history`` says of it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.command_line import World
+
+pytestmark = pytest.mark.postgres
+
+
+def keep_history(world: World, options: str = "history: true") -> None:
+    old = f"url: {world.postgres.url}\n  table: orders"
+    world.change(old, f"url: {world.postgres.url}\n  tables:\n    orders:\n      {options}")
+
+
+def changes(world: World, id: str, *more: str) -> list[tuple[str, Any, Any]]:
+    """Operation, and the value of ``n`` before and after."""
+    lines = world.lines("history", world.config, "--key", json.dumps({"id": id}), *more)
+    return [(line["operation"], _n(line["old"]), _n(line["new"])) for line in lines]
+
+
+def _n(document: dict[str, Any] | None) -> Any:
+    return None if document is None else document["n"]
+
+
+def as_of(world: World, at: datetime, *more: str) -> dict[str, Any]:
+    lines = world.lines("history", world.config, "--at", at.isoformat(), *more)
+    return {line["key"]["id"]: _n(line["document"]) for line in lines}
+
+
+def soon() -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=1)
+
+
+def test_every_change_is_kept_also_those_that_a_batch_compacts(world: World) -> None:
+    keep_history(world)
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "before", "n": 0})
+    world.catch_up()
+    for n in range(3):
+        world.db.put("orders", {"id": "a", "n": n})
+    world.db.delete("orders", {"id": "a"})
+    world.db.put("orders", {"id": "a", "n": 9})
+    world.catch_up()
+    assert changes(world, "a") == [
+        ("insert", None, 0),
+        ("modify", 0, 1),
+        ("modify", 1, 2),
+        ("remove", 2, None),
+        ("insert", None, 9),
+    ]
+    assert changes(world, "a", "--limit", "2") == [("remove", 2, None), ("insert", None, 9)]
+    assert world.rows("SELECT document ->> 'n' FROM orders ORDER BY id") == [("9",), ("0",)]
+    assert as_of(world, soon()) == {"a": 9, "before": 0}
+
+
+FILTER = """
+def hook(item):
+    return {"n": item["n"]} if item["n"] % 2 == 0 else None
+"""
+
+TAGS = """
+from replicator import Document, documents
+
+@documents
+def hook(item):
+    for tag in item["tags"]:
+        yield Document(tag, {"n": item["n"]})
+"""
+
+FAILS = """
+def hook(item):
+    return {"n": 6 / (item["n"] - 3)}
+"""
+
+
+def test_a_document_that_leaves_the_hooks_filter_is_removed_in_the_history(world: World) -> None:
+    world.hook(FILTER)
+    keep_history(world)
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "odd", "n": 1})
+    world.catch_up()
+    for n in (1, 2, 4, 5, 6, 7):
+        world.db.put("orders", {"id": "a", "n": n})
+    world.catch_up()
+    assert changes(world, "a") == [
+        ("insert", None, 2),
+        ("modify", 2, 4),
+        ("remove", 4, None),
+        ("insert", None, 6),
+        ("remove", 6, None),
+    ]
+    assert changes(world, "odd") == []
+    assert as_of(world, soon()) == {}
+
+
+def test_each_document_of_a_hooks_own_has_its_history(world: World) -> None:
+    world.hook(TAGS)
+    keep_history(world)
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "tags": ["a"], "n": 1})
+    world.catch_up()
+    world.db.put("orders", {"id": "1", "tags": ["a", "b"], "n": 2})
+    world.db.put("orders", {"id": "1", "tags": ["b"], "n": 3})
+    world.catch_up()
+    lines = world.lines("history", world.config, "--key", '{"id": "1"}')
+    assert {line["key"]["_item"] for line in lines} == {'["1"]'}
+    found = [(line["key"]["_id"], line["operation"], _n(line["old"]), _n(line["new"])) for line in lines]
+    assert sorted(found[-4:]) == [
+        ("a", "modify", 1, 2),
+        ("a", "remove", 2, None),
+        ("b", "insert", None, 2),
+        ("b", "modify", 2, 3),
+    ]
+    state = world.lines("history", world.config, "--at", soon().isoformat())
+    assert [(line["key"]["_id"], line["document"]) for line in state] == [("b", {"n": 3})]
+
+
+def test_a_rescan_adds_nothing_of_what_is_known_and_records_are_not_kept_twice(world: World) -> None:
+    """In the new epoch the stream is read again from its beginning, and its records have other versions."""
+    keep_history(world)
+    world.db.create_table("orders")
+    world.catch_up()
+    for n in range(3):
+        world.db.put("orders", {"id": "a", "n": n})
+    world.db.put("orders", {"id": "b", "n": 0})
+    world.catch_up()
+    before = world.rows("SELECT id, _version, _operation FROM orders_history ORDER BY id, _version")
+    assert world.call("resync", world.config, "--now", "--until", "caught-up")[0] == 0
+    assert world.rows("SELECT id, _version, _operation FROM orders_history ORDER BY id, _version") == before
+    assert len(before) == 4
+    world.db.put("orders", {"id": "a", "n": 3})
+    world.catch_up()
+    assert changes(world, "a", "--limit", "2") == [("modify", 1, 2), ("modify", 2, 3)]
+
+
+def test_what_a_scan_finds_different_is_kept_as_found_by_a_scan(world: World) -> None:
+    """A stream that was replaced may have lost changes: the history says between which times they are unknown."""
+    keep_history(world)
+    world.db.create_table("orders")
+    world.catch_up()
+    for id in ("same", "changed", "removed"):
+        world.db.put("orders", {"id": id, "n": 1})
+    world.catch_up()
+    known = datetime.now(UTC)
+    world.db.disable_stream("orders")
+    world.db.put("orders", {"id": "changed", "n": 2})
+    world.db.delete("orders", {"id": "removed"})
+    world.db.put("orders", {"id": "new", "n": 3})
+    world.db.enable_stream("orders")
+    assert world.call("resync", world.config, "--now", "--until", "caught-up")[0] == 0
+    assert changes(world, "same")[1:] == []
+    assert changes(world, "changed")[1:] == [("scan", None, 2)]
+    assert changes(world, "removed")[1:] == [("remove", None, None)]
+    assert changes(world, "new") == [("scan", None, 3)]
+    assert as_of(world, soon()) == {"same": 1, "changed": 2, "new": 3}
+    code, _, err = world.call("history", world.config, "--at", (known + timedelta(seconds=0.2)).isoformat(), "--human")
+    assert (code, "may be unknown: a new epoch began" in err) == (2, True), err
+
+
+def test_a_change_that_is_parked_is_kept_without_a_document_until_it_is_retried(world: World) -> None:
+    world.hook(FAILS)
+    keep_history(world)
+    world.db.create_table("orders")
+    world.catch_up()
+    for n in (1, 3):
+        world.db.put("orders", {"id": "a", "n": n})
+    for n in (3, 5):
+        world.db.put("orders", {"id": "b", "n": n})
+    world.catch_up()
+    lines = world.lines("history", world.config, "--key", '{"id": "a"}')
+    assert [(line["operation"], _n(line["old"]), _n(line["new"])) for line in lines] == [
+        ("insert", None, -3),
+        ("modify", -3, None),
+    ]
+    assert "raised DivisionByZero" in lines[1]["problem"]
+    (state,) = world.lines("history", world.config, "--at", soon().isoformat(), "--key", '{"id": "a"}')
+    assert (state["document"], "raised" in state["problem"]) == (None, True)
+    assert changes(world, "b") == [("insert", None, None), ("modify", None, 3)]
+    world.hook(FAILS.replace('item["n"] - 3', 'item["n"] - 4'))
+    assert world.call("parked", "retry", world.config, "--all")[0] == 0
+    assert changes(world, "a")[1] == ("modify", 6 / (1 - 4), 6 / (3 - 4))
+    assert as_of(world, soon(), "--key", '{"id": "a"}') == {"a": -6}
+
+
+def test_a_document_that_only_the_history_cannot_store_is_kept_with_the_reason(world: World) -> None:
+    keep_history(world, "history: true\n      columns: {n: numeric}")
+    world.db.create_table("orders")
+    world.catch_up()
+    world.db.put("orders", {"id": "a", "n": 1, "text": "a\0b"})
+    world.catch_up()
+    (line,) = world.lines("history", world.config, "--key", '{"id": "a"}')
+    assert (line["new"], "contains a NUL character" in line["problem"]) == (None, True)
+    assert world.rows("SELECT id, n FROM orders") == [("a", 1)]
+
+
+def test_a_history_begins_with_a_scan_and_ends_with_its_table(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "a", "n": 1})
+    world.catch_up()
+    keep_history(world)
+    code, _, err = world.call("run", world.config, "--until", "caught-up", "--human")
+    assert (code, "orders: history was added since the last run" in err) == (2, True), err
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    code, out, err = world.call("check", world.config, "--human")
+    assert 'CREATE TABLE "public"."orders_history"' in out
+    assert world.call("resync", world.config, "--now", "--until", "caught-up")[0] == 0
+    assert as_of(world, soon()) == {"a": 1}
+    code, _, err = world.call("history", world.config, "--at", before.isoformat(), "--human")
+    assert (code, "--at: the history begins at" in err) == (2, True)
+    with world.postgres.connect() as client:
+        client.execute("DROP TABLE orders_history")
+    code, _, err = world.call("run", world.config, "--until", "caught-up", "--human")
+    assert (code, '"public"."orders_history" is gone' in err) == (2, True)
+    code, _, err = world.call("history", world.config, "--key", '{"id": "a"}', "--human")
+    assert (code, "the history of orders does not exist yet" in err) == (2, True)
+    assert world.call("resync", world.config, "--now", "--until", "caught-up")[0] == 0
+    assert as_of(world, soon()) == {"a": 1}
+
+
+def test_commands_refuse_what_a_history_cannot_say(world: World) -> None:
+    code, _, err = world.call("history", world.config, "--key", "{}", "--human")
+    assert (code, "no table keeps a history" in err) == (2, True)
+    keep_history(world)
+    world.db.create_table("orders")
+    world.catch_up()
+    for arguments, expected in {
+        (): "give --key KEY",
+        ("--key", '{"nr": 1}'): "--key: the key has the attributes id, not nr",
+        ("--key", "{"): "--key: invalid JSON",
+        ("--at", "2026-01-31"): "--at: must be a time with an offset, such as 2026-01-31T12:00:00Z",
+        ("--at", "2026-01-31T00:00:00Z", "--limit", "1"): "they do not go with --at",
+        ("--at", "2001-01-31T00:00:00Z"): "--at: the history begins at",
+    }.items():
+        code, _, err = world.call("history", world.config, *arguments, "--human")
+        assert (code, expected in err) == (2, True), err
+
+
+@pytest.mark.parametrize("view", ["NEW_IMAGE", "KEYS_ONLY"])
+def test_a_stream_without_old_images_is_refused(world: World, view: str) -> None:
+    keep_history(world)
+    world.db.create_table("orders", view=view)
+    for command in (["check"], ["run", "--until", "caught-up"]):
+        code, out, err = world.call(command[0], world.config, *command[1:], "--human")
+        assert (code, "history: true needs old and new images" in out + err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("history: {keep: 1d}", "target.tables.orders.history.keep: must be at least 2"),
+        ("history: {keep: 9}", "must be a number of days such as 90d"),
+        ("history: {kept: 9d}", "unknown key; did you mean keep?"),
+    ],
+)
+def test_wrong_options_are_explained(world: World, options: str, expected: str) -> None:
+    keep_history(world, options)
+    code, _, err = world.call("check", world.config, "--offline", "--human")
+    assert (code, expected in err) == (2, True), err
+
+
+def test_a_table_with_a_history_is_not_rebuilt(world: World) -> None:
+    keep_history(world)
+    world.db.create_table("orders")
+    world.catch_up()
+    old = world.folder / "orders-old.yaml"
+    old.write_text(Path(world.config).read_text())
+    world.change("pipeline: orders", "replaces: orders-old.yaml\npipeline: orders")
+    code, _, err = world.call("rebuild", "start", world.config, "--human")
+    assert (code, "a rebuild would keep the history of its new copy only" in err) == (2, True), err
+
+
+def test_the_documented_commands_show_what_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_history(world)
+    world.db.create_table("orders")
+    world.catch_up()
+    monkeypatch.chdir(world.folder)
+    world.db.put("orders", {"id": "order#1", "n": 1})
+    world.catch_up()
+    text = (Path(__file__).parents[3] / "docs" / "history.md").read_text()
+    commands = [line for line in text.splitlines() if line.startswith("replicator history ")]
+    assert len(commands) == 4
+    for line in commands:
+        arguments = [soon().isoformat() if "T12:00" in word else word for word in shlex.split(line, comments=True)[1:]]
+        (shown,) = world.lines(*arguments)
+        assert _n(shown["new"] if "new" in shown else shown["document"]) == 1
+        assert world.call(*arguments, "--human")[1].startswith(("20", "orders "))
