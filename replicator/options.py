@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, runtime_checkable
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
@@ -111,6 +111,15 @@ def _authorities(path: str) -> str:
 
 Authorities = Annotated[FileName, AfterValidator(_authorities)]
 """The name of a file with the certificates of authorities to trust."""
+
+
+@runtime_checkable
+class NamesFiles(Protocol):
+    """Options that name files which a process reads as it connects."""
+
+    def files(self) -> Sequence[tuple[str, str]]:
+        """The key of each, and its path: absolute, or relative to where the process was started."""
+
 
 TableName = Annotated[str, AfterValidator(table_name)]
 

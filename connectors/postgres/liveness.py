@@ -33,6 +33,10 @@ _SESSION = "SET client_min_messages = 'notice'"
 _PROBES = 3  # attempts to meet the server process of a connection on another one: other clients may come in between
 
 
+_SILENT = "no response"
+_NONE_LEFT = ("query_wait_timeout", "in session mode")  # said by pgbouncer, and by Supavisor of that mode alone
+
+
 class NoSession(Exception):
     """The connection is one to a pooler that gives each transaction another server connection."""
 
@@ -87,20 +91,23 @@ def connect(url: str, settings: Mapping[str, Any], patience: float, setting: str
     connection asks; ``setting``: their config key.
     """
     opened = _opened(url, settings, patience)
-    backend = _backend(opened)
-
-    def silent() -> None:
-        state = _state(url, settings, patience, backend)
-        if state not in _BUSY:
-            raise psycopg.OperationalError(f"no response for {patience:g} s ({setting}), and {state}")
-
-    opened.silent = silent
-    if backend != opened.info.backend_pid:
-        if _is_shared(opened, url, settings, patience):
-            opened.close()
-            raise NoSession
+    try:
         backend = _backend(opened)
-    opened.execute(_SEARCH_PATH)
+
+        def silent() -> None:
+            state = _state(url, settings, patience, backend)
+            if state not in _BUSY:
+                raise psycopg.OperationalError(f"{_SILENT} for {patience:g} s ({setting}), and {state}")
+
+        opened.silent = silent
+        if backend != opened.info.backend_pid:
+            if _is_shared(opened, url, settings, patience):
+                raise NoSession
+            backend = _backend(opened)
+        opened.execute(_SEARCH_PATH)
+    except BaseException:
+        opened.close()
+        raise
     return opened
 
 
@@ -120,7 +127,8 @@ def _backend(opened: Watched) -> int:
 def _is_shared(opened: Watched, url: str, settings: Mapping[str, Any], patience: float) -> bool:
     """Whether a pooler lets a second connection use the server process of this one, or gives this one another.
 
-    A pooler that has no second server connection to give is one in session mode.
+    A pooler that leaves the second one waiting, while this one gets responses, is one in session mode: it has no other
+    server connection to give. OperationalError if the second one fails otherwise, which says nothing.
     """
     opened.execute(_SESSION)
     for _ in range(_PROBES):
@@ -128,8 +136,13 @@ def _is_shared(opened: Watched, url: str, settings: Mapping[str, Any], patience:
         try:
             with _opened(url, settings, min(patience, _SHORTEST)) as second:
                 other = _backend(second)
-        except psycopg.Error:
-            return False
+        except psycopg.Error as e:
+            if _waits(e):
+                continue
+            raise psycopg.OperationalError(
+                "a pooler is in between, and a second connection, which would show whether it gives each transaction "
+                f"another server connection, failed: {e}"
+            ) from e
         # asked twice: a pooler whose two server connections take turns gives this one its own every second time
         if other == before or {_backend(opened), _backend(opened)} != {before}:
             return True
@@ -137,7 +150,12 @@ def _is_shared(opened: Watched, url: str, settings: Mapping[str, Any], patience:
 
 
 def _unanswered() -> None:
-    raise psycopg.OperationalError("no response")
+    raise psycopg.OperationalError(_SILENT)
+
+
+def _waits(error: psycopg.Error) -> bool:
+    """Whether a pooler accepted the connection, and had no server connection for it."""
+    return any(said in str(error).lower() for said in (_SILENT, *_NONE_LEFT))
 
 
 def _state(url: str, settings: Mapping[str, Any], patience: float, backend: int) -> str | None:

@@ -28,6 +28,7 @@ Extra = Literal["reject", "ignore"]
 Deletes = Literal["apply", "mark"]
 
 _PORTS = re.compile(r"[0-9,]*")
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile")
 _DECISIVE = ("host", "hostaddr", "sslmode", "channel_binding", "service")
 _VERIFIED = ("verify-ca", "verify-full")
 
@@ -191,6 +192,12 @@ class Server(Options):
                 "?channel_binding=require, or set insecure: true"
             )
         return self
+
+    def files(self) -> Sequence[tuple[str, str]]:
+        """As ``NamesFiles`` says: of the password, and those that libpq reads."""
+        given = conninfo_to_dict(self.url.get_secret_value())
+        named = [(f"url: {name}", str(given[name])) for name in _FILES if given.get(name) not in (None, "system")]
+        return named if self.password_file is None else [("password_file", self.password_file), *named]
 
 
 class PostgresOptions(Server):

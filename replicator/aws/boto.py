@@ -284,9 +284,18 @@ def connect_lambda(access: Access, place: str = "source") -> Any:
 
     Its endpoint is AWS's, or that of AWS_ENDPOINT_URL_LAMBDA. Raises what ``connect`` raises.
     """
+    return _own_client("lambda", access, place)
+
+
+def connect_schedules(access: Access, place: str = "source") -> tuple[Any, Any]:
+    """The same for the rules of EventBridge, and for EventBridge Scheduler."""
+    return _own_client("events", access, place), _own_client("scheduler", access, place)
+
+
+def _own_client(service: str, access: Access, place: str) -> Any:
     own = access.model_copy(update={"role_arn": None, "external_id": None})
     with _config_errors(place):
-        client = _session(own, place).client("lambda", region_name=own.region, config=_config(own))
+        client = _session(own, place).client(service, region_name=own.region, config=_config(own))
         require_safe(client.meta.endpoint_url, place, insecure=own.insecure)
         return client
 

@@ -1,8 +1,8 @@
-"""What AWS Lambda says of a function, and of the event source mappings that invoke it. Reads only."""
+"""What AWS says of a function, and of the event source mappings and schedules that invoke it. Reads only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +11,8 @@ from replicator.aws.boto import ask
 from replicator.aws.errors import AwsError, failure
 
 GET_FUNCTION, LIST_MAPPINGS = "GetFunctionConfiguration", "ListEventSourceMappings"
+GET_CONCURRENCY = "GetFunctionConcurrency"
+LIST_RULES, DESCRIBE_RULE, LIST_SCHEDULES = "ListRuleNamesByTarget", "DescribeRule", "ListSchedules"
 UNLIMITED = -1
 
 
@@ -37,6 +39,7 @@ class EventSourceMapping(msgspec.Struct, frozen=True, kw_only=True):
     last_result: str | None = msgspec.field(name="LastProcessingResult", default=None)
     starting_position: str | None = msgspec.field(name="StartingPosition", default=None)
     window: int | None = msgspec.field(name="TumblingWindowInSeconds", default=None)
+    batching: int | None = msgspec.field(name="MaximumBatchingWindowInSeconds", default=None)
     response_types: Sequence[str] | None = msgspec.field(name="FunctionResponseTypes", default=None)
     factor: int | None = msgspec.field(name="ParallelizationFactor", default=None)
     retries: int | None = msgspec.field(name="MaximumRetryAttempts", default=None)
@@ -71,6 +74,12 @@ class Functions:
             return None
         return msgspec.convert(response, Configuration, strict=False)
 
+    def reserved(self, name: str) -> int | None:
+        """How many invocations may run at a time; None if that is not limited."""
+        response = self._call(GET_CONCURRENCY, f"function {name}", FunctionName=name)
+        reserved = response.get("ReservedConcurrentExecutions")
+        return None if reserved is None else int(reserved)
+
     def mappings(self, name: str, stream_arn: str | None) -> Sequence[EventSourceMapping]:
         """Those of the function, whatever they read, and those of its versions and aliases that read the stream."""
         found = list(self._listed(FunctionName=name))
@@ -100,6 +109,51 @@ class Functions:
             if e.code == "ResourceNotFoundException":
                 raise _Missing from e
             raise failure(e, f"lambda:{operation}", resource) from e
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """What invokes a function by time. ``rule``: of EventBridge; otherwise of EventBridge Scheduler."""
+
+    name: str
+    enabled: bool
+    rule: bool
+
+
+class Schedules:
+    """Of one account and region. ``clients``: botocore's, for ``events`` and ``scheduler``."""
+
+    def __init__(self, clients: tuple[Any, Any]) -> None:
+        self._events, self._scheduler = clients
+
+    def of(self, name: str, arns: Iterable[str]) -> Iterator[Schedule]:
+        """Those that invoke the function ``name``, or one of the ``arns``, which are of its versions and aliases."""
+        for arn in dict.fromkeys(arns):
+            for rule in self._paged(self._events, LIST_RULES, "RuleNames", TargetArn=arn):
+                found = self._call(self._events, DESCRIBE_RULE, Name=rule)
+                if found.get("ScheduleExpression"):
+                    yield Schedule(rule, found.get("State") != "DISABLED", rule=True)
+        for each in self._paged(self._scheduler, LIST_SCHEDULES, "Schedules"):
+            if _is_of(str(each.get("Target", {}).get("Arn", "")), name):
+                yield Schedule(str(each.get("Name", "")), each.get("State") != "DISABLED", rule=False)
+
+    def close(self) -> None:
+        self._events.close()
+        self._scheduler.close()
+
+    def _paged(self, client: Any, operation: str, member: str, **request: str) -> Iterator[Any]:
+        while True:
+            response = self._call(client, operation, **request)
+            yield from response.get(member, ())
+            if not response.get("NextToken"):
+                return
+            request = {**request, "NextToken": response["NextToken"]}
+
+    def _call(self, client: Any, operation: str, **request: str) -> dict[str, Any]:
+        service = "scheduler" if client is self._scheduler else "events"
+        try:
+            return ask(client, "Amazon EventBridge", operation, request)
+        except AwsError as e:
+            raise failure(e, f"{service}:{operation}", "*") from e
 
 
 class _Missing(Exception):

@@ -81,8 +81,13 @@ STATEMENTS: Mapping[str, Statement] = {
             "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/*",
         ),
         Statement("RemoveIndices", ("es:ESHttpDelete",), "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/INDEX"),
-        Statement("Function", ("lambda:GetFunctionConfiguration",), "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION"),
+        Statement(
+            "Function",
+            ("lambda:GetFunctionConfiguration", "lambda:GetFunctionConcurrency"),
+            "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION",
+        ),
         Statement("EventSourceMappings", ("lambda:ListEventSourceMappings",), "*"),
+        Statement("Schedules", ("events:ListRuleNamesByTarget", "events:DescribeRule", "scheduler:ListSchedules"), "*"),
         Statement("Serverless", ("aoss:APIAccessAll",), "arn:aws:aoss:REGION:ACCOUNT:collection/COLLECTION"),
     )
 }

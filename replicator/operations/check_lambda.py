@@ -1,4 +1,4 @@
-"""What ``check`` says of the function on AWS Lambda, and of the event source mapping that delivers the stream to it."""
+"""What ``check`` says of the function on AWS Lambda, and of the event source mapping and schedule that invoke it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from dataclasses import dataclass
 import orjson
 
 from replicator.aws import boto
-from replicator.aws.functions import UNLIMITED, Configuration, EventSourceMapping, Functions
+from replicator.aws.functions import UNLIMITED, Configuration, EventSourceMapping, Functions, Schedule, Schedules
 from replicator.config.engine import Lambda
 from replicator.config.settings import Config
 from replicator.operations.finding import Finding, Verdict
 from replicator.operations.lambda_package import HANDLER
-from replicator.operations.lambda_template import MEMORY, TIMEOUT
+from replicator.operations.lambda_template import MAPPING, MEMORY, TIMEOUT
 from replicator.options import aws_options
 
 SHORTEST, LEAST = 30, 256  # seconds of the timeout, and MB of memory
+LONGEST_BATCHING = 10  # seconds
 PARTIAL = "ReportBatchItemFailures"
 _AGAIN = "create it again, with the settings in docs/lambda.md"
 _NO_FILTER = "--filter-criteria '{}'"
+DELETING = "Deleting"
 _STARTING = ("Creating", "Enabling", "Updating")
 
 
@@ -31,12 +33,16 @@ def lambda_findings(config: Config, stream_arn: str | None) -> Iterator[Finding]
         text = "not checked: the function and its event source mapping, because the config does not name the function"
         yield Finding("engine", "note", text, "engine.function: NAME")
         return
-    functions = Functions(boto.connect_lambda(config.source))
+    functions, schedules = (
+        Functions(boto.connect_lambda(config.source)),
+        Schedules(boto.connect_schedules(config.source)),
+    )
     options = aws_options(config.source.model_copy(update={"endpoint_url": None}), stream_arn or "")
     try:
-        yield from of_function(functions, Asked(name, stream_arn, options))
+        yield from of_function(functions, schedules, Asked(name, stream_arn, options))
     finally:
         functions.close()
+        schedules.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +53,47 @@ class Asked:
     stream_arn: str | None
     options: str
 
-    def command(self, verb: str, arguments: str) -> str:
-        return f"aws lambda {verb} {arguments}{self.options}"
+    def command(self, verb: str, arguments: str, service: str = "lambda") -> str:
+        return f"aws {service} {verb} {arguments}{self.options}"
 
 
-def of_function(functions: Functions, asked: Asked) -> Iterator[Finding]:
+def of_function(functions: Functions, schedules: Schedules, asked: Asked) -> Iterator[Finding]:
     configuration = functions.configuration(asked.function)
     if configuration is None:
         text = f"function {asked.function} does not exist yet, so neither it nor its mapping was checked"
         yield Finding("engine.function", "note", text, "docs/lambda.md says how it is deployed")
         return
     yield from of_configuration(configuration, asked)
-    yield from of_mappings(functions.mappings(asked.function, asked.stream_arn), asked)
+    yield from of_concurrency(functions.reserved(asked.function), asked)
+    mappings = functions.mappings(asked.function, asked.stream_arn)
+    yield from of_mappings(mappings, asked)
+    arns = [configuration.function_arn, *(m.function_arn for m in mappings if m.qualifier)]
+    yield from of_schedules(list(schedules.of(asked.function, arns)), asked)
+
+
+def of_concurrency(reserved: int | None, asked: Asked) -> Iterator[Finding]:
+    """Of the invocations that may run at a time; None if that is not limited."""
+    if reserved == 0:
+        text = f"ReservedConcurrentExecutions of {asked.function} is 0: the function never runs"
+        do = asked.command("delete-function-concurrency", f"--function-name {asked.function}")
+        yield Finding("engine.function", "problem", text, do)
+
+
+def of_schedules(schedules: Sequence[Schedule], asked: Asked) -> Iterator[Finding]:
+    """A problem unless one is enabled: no event tells of a shard without records, or of a stream that was disabled."""
+    if enabled := [schedule.name for schedule in schedules if schedule.enabled]:
+        yield Finding("schedule", "ok", f"{enabled[0]} invokes {asked.function}")
+        return
+    without = "a shard without records looks like a gap after a day, and a stream that was disabled is not noticed"
+    if not schedules:
+        text = f"no schedule of EventBridge invokes {asked.function}: {without}"
+        yield Finding("schedule", "problem", text, "create the rule that `replicator lambda template` prints")
+        return
+    first = schedules[0]
+    do = asked.command("enable-rule", f"--name {first.name}", "events") if first.rule else "enable it"
+    yield Finding(
+        "schedule", "problem", f"{first.name} is disabled, so it does not invoke {asked.function}: {without}", do
+    )
 
 
 def of_configuration(configuration: Configuration, asked: Asked) -> Iterator[Finding]:
@@ -86,8 +121,12 @@ def of_configuration(configuration: Configuration, asked: Asked) -> Iterator[Fin
 def of_mappings(mappings: Sequence[EventSourceMapping], asked: Asked) -> Iterator[Finding]:
     """``mappings``: all that invoke the function, or read the stream for a version of it."""
     stream = asked.stream_arn
-    reading = [m for m in mappings if stream in (None, m.stream_arn)]
-    for mapping in mappings:
+    going = [m for m in mappings if m.state == DELETING and len(mappings) > 1]
+    there = [m for m in mappings if m not in going]
+    reading = [m for m in there if stream in (None, m.stream_arn)]
+    for mapping in going:
+        yield Finding("mapping", "note", f"{mapping.uuid} is being deleted, and is of no matter")
+    for mapping in there:
         if mapping not in reading:
             text = f"{mapping.uuid} reads {mapping.stream_arn or 'no stream'}, but the table's stream is {stream}"
             yield Finding("mapping", "problem", text, asked.command("delete-event-source-mapping", _uuid(mapping)))
@@ -133,7 +172,7 @@ def _state(mapping: EventSourceMapping) -> Iterator[Wrong]:
         yield "note", f"{mapping.uuid} is not ready yet: State is {mapping.state}", ""
     elif mapping.state != "Enabled":
         text = f"State is {mapping.state or 'unknown'}: nothing is delivered, and after 24 hours that is a gap"
-        yield "problem", text, _AGAIN if mapping.state == "Deleting" else "--enabled"
+        yield "problem", text, _AGAIN if mapping.state == DELETING else "--enabled"
     if "PROBLEM" in (mapping.last_result or ""):
         yield "note", f"the last invocation failed ({mapping.last_result}); the function's log says why", ""
 
@@ -142,6 +181,9 @@ def _delivery(mapping: EventSourceMapping) -> Iterator[Wrong]:
     if not mapping.window:
         text = "TumblingWindowInSeconds is not set: events do not name their shard, and the function refuses them"
         yield "problem", text, "--tumbling-window-in-seconds 60"
+    if (mapping.batching or 0) > LONGEST_BATCHING:
+        text = f"MaximumBatchingWindowInSeconds is {mapping.batching}: a change waits that long until it is delivered"
+        yield "note", text, f"--maximum-batching-window-in-seconds {MAPPING['MaximumBatchingWindowInSeconds']}"
     if (factor := mapping.factor or 1) > 1:
         text = (
             f"ParallelizationFactor is {factor}: each of several batches of a shard at a time lacks records of the "

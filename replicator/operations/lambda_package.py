@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from replicator import __version__
 from replicator.config.engine import Lambda
@@ -29,6 +29,7 @@ from replicator.engine.aws_lambda import DEFAULT
 from replicator.errors import ConfigError
 from replicator.hooks.loading import load
 from replicator.hooks.sources import imported
+from replicator.options import NamesFiles
 
 LIMIT = 50_000_000  # bytes of a zip that Lambda accepts in a request
 UNZIPPED = 250_000_000  # bytes that a function may have
@@ -37,6 +38,7 @@ GLIBC = {11: 26, 12: 34, 13: 34, 14: 34}  # minor versions of it, of Lambda's ru
 OLDEST = 17  # of the versions of glibc that wheels are built for
 MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
 TASK_ROOT = "/var/task"  # where Lambda unpacks the zip
+FOLDERS = ("/opt", "/mnt", "/etc", "/usr", "/var/runtime")  # of a function: layers, volumes, and the system
 HANDLER = "lambda_function.lambda_handler"  # what Lambda calls unless it is told something else
 LIBRARIES = "site-packages"
 _ENTRY_POINT = '''"""What AWS Lambda calls. Everything that is installed is in the folder beside this file."""
@@ -115,7 +117,9 @@ def build(path: Path, wanted: Wanted, out: Path, install: Install) -> Package:
         raise ConfigError(f"--out: no such folder: {out.parent}")
     _check_secrets(path)
     hook = _hook_files(config, wanted)
-    files = [*hook, *_included(config, wanted.include)]
+    included = _included(config, wanted.include)
+    _check_files(config, included)
+    files = [*hook, *included]
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder) / "stage"
         libraries = stage / LIBRARIES
@@ -210,6 +214,25 @@ def _included(config: Config, names: Sequence[str]) -> list[Path]:
                 f"environment, or add --include {name} to put it into the zip"
             )
     return files
+
+
+def _check_files(config: Config, included: Sequence[Path]) -> None:
+    """ConfigError if a file that the function reads as it connects is neither in the zip nor in a layer or volume."""
+    named: list[tuple[str, str]] = []
+    for place, section in (("target", config.target), ("checkpoints", config.checkpoints)):
+        if section is not None and isinstance(section.options, NamesFiles):
+            named += [(f"{place}.{key}", path) for key, path in section.options.files()]
+    for key, path in named:
+        there = PurePosixPath(TASK_ROOT, path)
+        if there.is_relative_to(TASK_ROOT):
+            name = there.relative_to(TASK_ROOT)
+            if (config.base / name).resolve() not in included:
+                raise ConfigError(f"{key}: the function would not have the file {path}: add --include {name}")
+        elif not any(there.is_relative_to(folder) for folder in FOLDERS):
+            raise ConfigError(
+                f"{key}: the function would not have the file {path}: put it into the config's folder, add --include "
+                f"{there.name}, and name it {TASK_ROOT}/{there.name}"
+            )
 
 
 def _copy_own(stage: Path) -> None:

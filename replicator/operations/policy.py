@@ -128,6 +128,7 @@ def _function(source: Access, name: str) -> Iterator[Needed]:
     elsewhere = {"ACCOUNT": STAND_IN} if source.role_arn is not None else {}
     yield Needed("source", "Function", own, {"FUNCTION": name, **elsewhere})
     yield Needed("source", "EventSourceMappings", own)
+    yield Needed("source", "Schedules", own)
 
 
 def _exported(config: Config) -> Iterator[Needed]:

@@ -68,6 +68,9 @@ def test_nothing_is_changed(world: World) -> None:
     assert not world.rows("SELECT 1 FROM information_schema.schemata WHERE schema_name = 'replicator'")
 
 
+SCHEDULING = ("events", "scheduler")
+
+
 def test_of_a_function_on_aws_lambda_settings_and_mapping_are_read(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,14 +78,21 @@ def test_of_a_function_on_aws_lambda_settings_and_mapping_are_read(
     world.change("target:", "engine: {type: lambda, function: orders-copy}\ntarget:")
     arn = "arn:aws:lambda:us-east-1:123456789012:function:orders-copy"
     client = boto3.client("lambda", "us-east-1", aws_access_key_id="local", aws_secret_access_key="local")
+    schedules = [boto3.client(s, "us-east-1", aws_access_key_id="", aws_secret_access_key="") for s in SCHEDULING]
     monkeypatch.setattr(boto, "connect_lambda", lambda access: client)
-    with Stubber(client) as aws:
+    monkeypatch.setattr(boto, "connect_schedules", lambda access: schedules)
+    with Stubber(client) as aws, Stubber(schedules[0]) as rules, Stubber(schedules[1]) as others:
+        rules.add_response("list_rule_names_by_target", {"RuleNames": []}, {"TargetArn": arn})
+        others.add_response("list_schedules", {"Schedules": []})
         aws.add_response("get_function_configuration", {"FunctionArn": arn, "Timeout": 3})
+        aws.add_response("get_function_concurrency", {"ReservedConcurrentExecutions": 0})
         for _ in range(2):
             aws.add_response("list_event_source_mappings", {"EventSourceMappings": []})
         code, out, _ = world.call("check", world.config, "--human")
     assert code == 2
     assert "FAIL  engine.function: Timeout is 3 s" in out
+    assert "FAIL  engine.function: ReservedConcurrentExecutions of orders-copy is 0: the function never runs" in out
+    assert "FAIL  schedule: no schedule of EventBridge invokes orders-copy" in out
     assert "FAIL  mapping: no event source mapping delivers the table's stream to orders-copy" in out
 
 

@@ -283,15 +283,20 @@ def test_check_reads_the_function_in_the_account_of_the_credentials_themselves(w
     _, own, _ = policy(config, "--account", ACCOUNT)
     statements = {s["Sid"]: (s["Action"], s["Resource"]) for s in own["Statement"]}
     arn_of_function = f"arn:aws:lambda:us-east-1:{ACCOUNT}:function:orders-copy"
-    assert statements["Function"] == (["lambda:GetFunctionConfiguration"], [arn_of_function])
+    assert statements["Function"] == (
+        ["lambda:GetFunctionConfiguration", "lambda:GetFunctionConcurrency"],
+        [arn_of_function],
+    )
     assert statements["EventSourceMappings"] == (["lambda:ListEventSourceMappings"], ["*"])
+    schedules = ["events:ListRuleNamesByTarget", "events:DescribeRule", "scheduler:ListSchedules"]
+    assert statements["Schedules"] == (schedules, ["*"])
     _, of_function, _ = policy(config, "--account", ACCOUNT, "--function")
-    assert not {"Function", "EventSourceMappings"} & {s["Sid"] for s in of_function["Statement"]}
+    assert not {"Function", "EventSourceMappings", "Schedules"} & {s["Sid"] for s in of_function["Statement"]}
 
     role = "arn:aws:iam::222222222222:role/reader"
     config.write_text(config.read_text().replace("table: orders,", f"table: orders, role_arn: '{role}',", 1))
     _, both, _ = policy(config)
-    assert {"Function", "EventSourceMappings", "Role"} == {s["Sid"] for s in both["default"]["Statement"]}
+    assert {"Function", "EventSourceMappings", "Schedules", "Role"} == {s["Sid"] for s in both["default"]["Statement"]}
     (function_arn,) = both["default"]["Statement"][0]["Resource"]
     assert function_arn == "arn:aws:lambda:us-east-1:ACCOUNT:function:orders-copy"
 

@@ -1,4 +1,4 @@
-"""What ``check`` says of the function on AWS Lambda and of its event source mapping.
+"""What ``check`` says of the function on AWS Lambda, its event source mapping and its schedule.
 
 Responses are those of AWS' service model: botocore's stubber refuses others. The template is read back through moto.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from click.testing import CliRunner
 from moto import mock_aws
 
 from replicator.aws import boto
-from replicator.aws.functions import GET_FUNCTION, LIST_MAPPINGS, Functions
+from replicator.aws.functions import GET_CONCURRENCY, GET_FUNCTION, LIST_MAPPINGS, Functions, Schedule, Schedules
 from replicator.cli import main
 from replicator.config.engine import Lambda
 from replicator.config.settings import Config, Source
 from replicator.config.target import Destination
-from replicator.errors import TransientError
-from replicator.operations.check_lambda import Asked, lambda_findings, of_function
+from replicator.errors import NotPermitted, TransientError
+from replicator.operations.check_lambda import Asked, lambda_findings, of_function, of_schedules
 from replicator.operations.check_offline import gathered
 from replicator.operations.finding import Finding, exit_code
 from replicator.operations.lambda_package import HANDLER
@@ -41,22 +41,41 @@ SECOND = UUID[::-1]
 ASKED = Asked("orders-copy", STREAM, " --region eu-west-1")
 UPDATE = f"aws lambda update-event-source-mapping --uuid {UUID} "
 RIGHT = {"UUID": UUID, "EventSourceArn": STREAM, "FunctionArn": FUNCTION, "State": "Enabled", **MAPPING}
+KEYS = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
+RULE = Schedule("each-quarter", True, rule=True)
+NONE = {"ReservedConcurrentExecutions": 0}
+SCHEDULED = Finding("schedule", "ok", "each-quarter invokes orders-copy")
 DEPLOYED = {"FunctionArn": FUNCTION, "Handler": HANDLER, "Timeout": 300, "MemorySize": 512}
 
 
 @pytest.fixture
 def client() -> Any:
-    keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
-    return boto3.client("lambda", region_name="eu-west-1", **keys)
+    return boto3.client("lambda", region_name="eu-west-1", **KEYS)
+
+
+class OneRule(Schedules):
+    """What invokes the function is a rule."""
+
+    def __init__(self) -> None: ...
+
+    def of(self, name: str, arns: Iterable[str]) -> Iterator[Schedule]:
+        yield RULE
 
 
 def found(
-    client: Any, *mappings: Mapping[str, Any], function: Mapping[str, Any] = DEPLOYED, of_versions: int = 0
+    client: Any,
+    *mappings: Mapping[str, Any],
+    function: Mapping[str, Any] = DEPLOYED,
+    of_versions: int = 0,
+    concurrency: Mapping[str, int] | None = None,
 ) -> list[Finding]:
-    """``of_versions``: how many mappings, the last ones, invoke a version, so that they are only listed by stream."""
+    """But for its schedule, which is right. ``of_versions``: how many mappings, the last ones, invoke a version: these
+    are only listed by stream.
+    """
     own, others = mappings[: len(mappings) - of_versions], mappings[len(mappings) - of_versions :]
     with Stubber(client) as aws:
         aws.add_response("get_function_configuration", dict(function), {"FunctionName": "orders-copy"})
+        aws.add_response("get_function_concurrency", dict(concurrency or {}), {"FunctionName": "orders-copy"})
         responses: list[Mapping[str, Any]] = [{"EventSourceMappings": [m]} for m in own] or [
             {"EventSourceMappings": []}
         ]
@@ -69,7 +88,9 @@ def found(
         reading = [m for m in mappings if m["EventSourceArn"] == STREAM]
         aws.add_response("list_event_source_mappings", {"EventSourceMappings": reading}, {"EventSourceArn": STREAM})
         assert len(others) <= len(reading)
-        return list(of_function(Functions(client), ASKED))
+        *checked, scheduled = of_function(Functions(client), OneRule(), ASKED)
+    assert scheduled == SCHEDULED
+    return checked
 
 
 def problems(findings: list[Finding], verdict: str = "problem") -> list[Finding]:
@@ -119,6 +140,14 @@ def test_a_mapping_that_is_being_deleted_is_a_problem_that_no_update_corrects(cl
     assert problem.do == "create it again, with the settings in docs/lambda.md"
 
 
+@pytest.mark.parametrize("stream", [STREAM, OTHER])
+def test_a_mapping_that_is_being_deleted_beside_its_successor_is_no_problem(client: Any, stream: str) -> None:
+    going = RIGHT | {"UUID": SECOND, "State": "Deleting", "EventSourceArn": stream}
+    note, ok = found(client, RIGHT, going)
+    assert note == Finding("mapping", "note", f"{SECOND} is being deleted, and is of no matter")
+    assert ok.verdict == "ok"
+
+
 @pytest.mark.parametrize("missing", ["TumblingWindowInSeconds", "FunctionResponseTypes"])
 def test_a_setting_that_the_response_leaves_out_is_wrong_if_its_default_is(client: Any, missing: str) -> None:
     (problem,) = found(client, {k: v for k, v in RIGHT.items() if k != missing})
@@ -130,6 +159,7 @@ def test_a_setting_that_the_response_leaves_out_is_wrong_if_its_default_is(clien
     [
         ({"BisectBatchOnFunctionError": True}, "BisectBatchOnFunctionError has no use"),
         ({"StartingPosition": "LATEST"}, "StartingPosition is LATEST"),
+        ({"MaximumBatchingWindowInSeconds": 300}, "MaximumBatchingWindowInSeconds is 300: a change waits that long"),
         ({"State": "Enabling"}, f"{UUID} is not ready yet: State is Enabling"),
         ({"LastProcessingResult": "PROBLEM: Function call failed"}, "the last invocation failed (PROBLEM: Function"),
     ],
@@ -223,22 +253,117 @@ def test_a_function_with_too_little_is_named_with_the_command_that_gives_it_more
     )
 
 
+@pytest.mark.parametrize(
+    ("concurrency", "runs"), [({}, True), ({"ReservedConcurrentExecutions": 1}, True), (NONE, False)]
+)
+def test_a_function_whose_reserved_concurrency_is_0_never_runs(
+    client: Any, concurrency: Mapping[str, int], runs: bool
+) -> None:
+    never = problems(found(client, RIGHT, concurrency=concurrency))
+    assert [(p.text, p.do) for p in never] == (
+        []
+        if runs
+        else [
+            (
+                "ReservedConcurrentExecutions of orders-copy is 0: the function never runs",
+                "aws lambda delete-function-concurrency --function-name orders-copy --region eu-west-1",
+            )
+        ]
+    )
+
+
+WITHOUT = "a shard without records looks like a gap after a day, and a stream that was disabled is not noticed"
+
+
+@pytest.mark.parametrize(
+    ("schedules", "text", "do"),
+    [
+        (
+            [],
+            "no schedule of EventBridge invokes orders-copy",
+            "create the rule that `replicator lambda template` prints",
+        ),
+        (
+            [Schedule("each-quarter", False, rule=True)],
+            "each-quarter is disabled, so it does not invoke orders-copy",
+            "aws events enable-rule --name each-quarter --region eu-west-1",
+        ),
+        ([Schedule("night", False, rule=False)], "night is disabled, so it does not invoke orders-copy", "enable it"),
+    ],
+)
+def test_a_function_that_no_schedule_invokes_is_a_problem(schedules: list[Schedule], text: str, do: str) -> None:
+    assert list(of_schedules(schedules, ASKED)) == [Finding("schedule", "problem", f"{text}: {WITHOUT}", do)]
+
+
+def test_one_of_several_schedules_is_enough() -> None:
+    assert list(of_schedules([Schedule("off", False, rule=True), RULE], ASKED)) == [SCHEDULED]
+
+
+def test_rules_and_schedules_of_the_function_and_its_versions_are_found() -> None:
+    events, scheduler = (boto3.client(service, region_name="eu-west-1", **KEYS) for service in ("events", "scheduler"))
+    with Stubber(events) as rules, Stubber(scheduler) as schedules:
+        rules.add_response(
+            "list_rule_names_by_target", {"RuleNames": ["one"], "NextToken": "2"}, {"TargetArn": FUNCTION}
+        )
+        rules.add_response(
+            "describe_rule", {"ScheduleExpression": "rate(15 minutes)", "State": "ENABLED"}, {"Name": "one"}
+        )
+        second = {"TargetArn": FUNCTION, "NextToken": "2"}
+        rules.add_response("list_rule_names_by_target", {"RuleNames": ["of events"]}, second)
+        rules.add_response("describe_rule", {"EventPattern": "{}", "State": "ENABLED"}, {"Name": "of events"})
+        rules.add_response("list_rule_names_by_target", {"RuleNames": ["live"]}, {"TargetArn": f"{FUNCTION}:live"})
+        rules.add_response("describe_rule", {"ScheduleExpression": "cron(0 * * * ? *)", "State": "DISABLED"})
+        summaries = [
+            {"Name": "four", "State": "ENABLED", "Target": {"Arn": f"{FUNCTION}:live"}},
+            {"Name": "of another", "State": "ENABLED", "Target": {"Arn": f"{FUNCTION}-2"}},
+        ]
+        schedules.add_response("list_schedules", {"Schedules": summaries}, {})
+        found = list(Schedules((events, scheduler)).of("orders-copy", [FUNCTION, f"{FUNCTION}:live", FUNCTION]))
+    assert found == [
+        Schedule("one", True, rule=True),
+        Schedule("live", False, rule=True),
+        Schedule("four", True, rule=False),
+    ]
+
+
+@pytest.mark.parametrize("service", ["events", "scheduler"])
+def test_a_missing_permission_to_read_schedules_is_named(service: str) -> None:
+    clients = [boto3.client(name, region_name="eu-west-1", **KEYS) for name in ("events", "scheduler")]
+    with Stubber(clients[0]) as rules, Stubber(clients[1]) as schedules:
+        if service == "events":
+            rules.add_client_error("list_rule_names_by_target", "AccessDeniedException", "no policy allows it", 403)
+        else:
+            rules.add_response("list_rule_names_by_target", {"RuleNames": []})
+            schedules.add_client_error("list_schedules", "AccessDeniedException", "no policy allows it", 403)
+        with pytest.raises(NotPermitted) as denied:
+            list(Schedules((clients[0], clients[1])).of("orders-copy", [FUNCTION]))
+    action = "events:ListRuleNamesByTarget" if service == "events" else "scheduler:ListSchedules"
+    assert str(denied.value).startswith(f"{action} on * is not permitted")
+    assert action in {permission.action for permission in documented()}
+
+
 def test_a_function_that_is_not_deployed_yet_is_a_note(client: Any) -> None:
     with Stubber(client) as aws:
         aws.add_client_error("get_function_configuration", "ResourceNotFoundException", http_status_code=404)
-        (note,) = of_function(Functions(client), ASKED)
+        (note,) = of_function(Functions(client), OneRule(), ASKED)
     assert note.verdict == "note"
     assert note.text.startswith("function orders-copy does not exist yet")
 
 
-@pytest.mark.parametrize("operation", [GET_FUNCTION, LIST_MAPPINGS])
+@pytest.mark.parametrize("operation", [GET_FUNCTION, GET_CONCURRENCY, LIST_MAPPINGS])
 def test_a_missing_permission_is_named(client: Any, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
     monkeypatch.setattr(boto, "connect_lambda", lambda access: client)
-    resources = {GET_FUNCTION: "function orders-copy", LIST_MAPPINGS: "*"}
+    resources = dict.fromkeys((GET_FUNCTION, GET_CONCURRENCY), "function orders-copy") | {LIST_MAPPINGS: "*"}
     with Stubber(client) as aws:
         if operation != GET_FUNCTION:
             aws.add_response("get_function_configuration", DEPLOYED)
-        method = {GET_FUNCTION: "get_function_configuration", LIST_MAPPINGS: "list_event_source_mappings"}[operation]
+        if operation == LIST_MAPPINGS:
+            aws.add_response("get_function_concurrency", {})
+        method = {
+            GET_FUNCTION: "get_function_configuration",
+            GET_CONCURRENCY: "get_function_concurrency",
+            LIST_MAPPINGS: "list_event_source_mappings",
+        }[operation]
         aws.add_client_error(method, "AccessDeniedException", "no policy allows it", 403)
         (denied,) = gathered("engine", lambda_findings(config("orders-copy"), STREAM))
     assert denied.verdict == "forbidden"
@@ -312,8 +437,13 @@ def test_what_the_template_deploys_passes_the_check(account: None, tmp_path: Pat
     delivered = mapping | {"EventSourceArn": stream, "FunctionName": function["FunctionName"]}
     uuid = aws.create_event_source_mapping(**delivered)["UUID"]
 
+    arn = aws.get_function(FunctionName="orders-copy")["Configuration"]["FunctionArn"]
+    rule, events = resources["Schedule"]["Properties"], boto3.client("events", region_name="eu-west-1")
+    events.put_rule(Name="each-quarter", ScheduleExpression=rule["ScheduleExpression"])
+    events.put_targets(Rule="each-quarter", Targets=[{"Id": rule["Targets"][0]["Id"], "Arn": arn}])
+
     checked = config("orders-copy")
-    ok = [Finding("mapping", "ok", f"{uuid} delivers the stream to orders-copy")]
+    ok = [Finding("mapping", "ok", f"{uuid} delivers the stream to orders-copy"), SCHEDULED]
     assert list(lambda_findings(checked, stream)) == ok
 
     aws.update_event_source_mapping(UUID=uuid, TumblingWindowInSeconds=0)

@@ -36,6 +36,7 @@ transform: hooks.py:hook
 target: {type: postgres, url: "${POSTGRES_URL}", table: orders}
 engine: {type: lambda}
 """
+TLS = "postgresql://me@db.example.com/shop?sslmode=verify-full&sslrootcert=/srv/ca.pem"
 HOOK = """
 import orjson, words
 from replicator import Document
@@ -155,6 +156,17 @@ def test_a_version_of_python_that_lambda_does_not_have_is_refused() -> None:
         (CONFIG.replace("hooks.py:hook", "away_hook:hook"), [], "transform: away_hook is installed, not in"),
         (CONFIG, ["--include", "away.pem"], "--include: no such file"),
         (CONFIG.replace("${POSTGRES_URL}", "${file:secret.txt}"), [], "reads the file secret.txt, which the function"),
+        (
+            CONFIG.replace("${POSTGRES_URL}", TLS),
+            [],
+            "url: sslrootcert: the function would not have the file /srv/ca.pem",
+        ),
+        (CONFIG.replace("${POSTGRES_URL}", TLS.replace("/srv/", "")), [], "the file ca.pem: add --include ca.pem"),
+        (
+            CONFIG.replace("table: orders}\nengine", "table: orders, password_file: /var/task/password}\nengine"),
+            ["--include", "secret.txt"],
+            "target.password_file: the function would not have the file /var/task/password: add --include password",
+        ),
         (CONFIG, ["--include", "lambda_function.py"], "the package has a file of that name for AWS Lambda"),
         (
             CONFIG.replace("hooks.py:hook", "late.py:hook"),
@@ -192,6 +204,14 @@ def test_what_cannot_be_packaged_is_refused_with_the_reason(
     assert result.exit_code == 2, result.output
     assert said in json.loads(result.stderr)["problems"][0]
     assert not out.exists()
+
+
+@pytest.mark.parametrize("path", ["ca.pem", "/var/task/ca.pem", "/opt/ca.pem", "/mnt/efs/ca.pem", "system"])
+def test_files_that_the_function_will_have_may_be_named(config: Path, tmp_path: Path, path: str) -> None:
+    config.write_text(CONFIG.replace("${POSTGRES_URL}", TLS.replace("/srv/ca.pem", path)))
+    (tmp_path / "ca.pem").write_text("of an authority")
+    included = ["ca.pem"] if path.endswith("ca.pem") and not path.startswith(("/opt", "/mnt")) else []
+    build(config, Wanted(include=included), tmp_path / "f.zip", fake)
 
 
 def test_the_command_says_what_it_has_built(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

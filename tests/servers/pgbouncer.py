@@ -25,15 +25,16 @@ auth_file = {users}
 pool_mode = {mode}
 default_pool_size = {size}
 server_round_robin = {turns}
+max_client_conn = {clients}
 """
 
 
 class PgBouncer:
     """``url``: of the database behind it. ``mode``: session, transaction or statement. ``turns``: 1 if its connections
-    take turns.
+    take turns. ``clients``: how many it accepts at a time.
     """
 
-    def __init__(self, url: str, mode: str, size: int = 20, turns: int = 0) -> None:
+    def __init__(self, url: str, mode: str, size: int = 20, turns: int = 0, clients: int = 100) -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if program is None:
             raise ServerMissing("there is no pgbouncer; apt-get install pgbouncer")
@@ -45,7 +46,8 @@ class PgBouncer:
         users.write_text(f'"{self._given["user"]}" "{self._given.get("password", "")}"\n')
         server = {"host": self._given["host"], "port": self._given["port"]}
         config = self._folder / "config"
-        config.write_text(_CONFIG.format(**server, own=self.port, users=users, mode=mode, size=size, turns=turns))
+        own = {"own": self.port, "users": users, "mode": mode, "size": size, "turns": turns, "clients": clients}
+        config.write_text(_CONFIG.format(**server, **own))
         user = unprivileged("pgbouncer")
         self._command = [program, *([] if user is None else ["-u", user.pw_name]), str(config)]
         self._process: subprocess.Popen[bytes] | None = None

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from connectors.postgres import Postgres, PostgresOptions
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, TransientError
 from replicator.testing.contract import batch, put
 from replicator.testing.servers.programs import ServerMissing
 from replicator.version import FIRST_EPOCH
@@ -26,9 +26,9 @@ Pool = Callable[..., PgBouncer]
 def pool(one_postgres: Database) -> Iterator[Pool]:
     with ExitStack() as running:
 
-        def start(mode: str, size: int = 20, turns: int = 0) -> PgBouncer:
+        def start(mode: str, size: int = 20, turns: int = 0, clients: int = 100) -> PgBouncer:
             try:
-                return running.enter_context(PgBouncer(one_postgres.url, mode, size, turns))
+                return running.enter_context(PgBouncer(one_postgres.url, mode, size, turns, clients))
             except ServerMissing as e:
                 not_tested(str(e))
 
@@ -78,6 +78,16 @@ def test_a_pool_for_transactions_whose_two_connections_take_turns_is_refused_too
         assert {c.execute("SELECT pg_backend_pid() > 0").fetchone() for c in (one, other)} == {(True,)}
     target = behind(pooler)
     assert "pgbouncer" in target.check([TABLE])[0]
+    target.close()
+
+
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+def test_a_pooler_that_accepts_no_second_connection_is_not_taken_for_one_for_sessions(pool: Pool, mode: str) -> None:
+    """Nothing shows which it is; it may accept one later."""
+    pooler = pool(mode, clients=1)
+    target = behind(pooler)
+    with pytest.raises(TransientError, match=r"a pooler is in between, and a second connection.*max_client_conn"):
+        target.open([TABLE], FIRST_EPOCH)
     target.close()
 
 
