@@ -97,7 +97,7 @@ def connect(url: str, settings: Mapping[str, Any], patience: float, setting: str
         def silent() -> None:
             state = _state(url, settings, patience, backend)
             if state not in _BUSY:
-                raise psycopg.OperationalError(f"{_SILENT} for {patience:g} s ({setting}), and {state}")
+                raise psycopg.OperationalError(f"no response for {patience:g} s ({setting}), and {state}")
 
         opened.silent = silent
         if backend != opened.info.backend_pid:

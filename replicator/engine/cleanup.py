@@ -246,7 +246,8 @@ class Cleanup:
 
     def _kept(self) -> tuple[Mapping[str, Key], Mapping[str, Key]]:
         """Ids and keys of the parked and of the discarded entries."""
-        self._keys, discarded = self.retrying(lambda: kept_keys(self.checkpoints, self._keys))
+        reads = 1 if self.pipeline.workers is None else 2  # workers save meanwhile
+        self._keys, discarded = self.retrying(lambda: kept_keys(self.checkpoints, self._keys, reads=reads))
         return self._keys, discarded
 
     def _parked_by_run(self) -> Mapping[str, Key]:

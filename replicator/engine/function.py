@@ -243,9 +243,26 @@ class Function:
             held.store(batch)
         except GapFound as gap:
             held.skip(gap, batch.shard, ended=False)
-            held.accept(batch)
+            self._store_behind(batch, held)
+            return
         if held.has_read:
             self._release()  # its readers are ahead of what events will bring
+
+    def _store_behind(self, batch: ShardBatch, held: LaneRun) -> None:
+        """Store what is left of a batch behind a gap: its first record whatever came before, the rest as ever.
+
+        It may lack records, too. Those that the stream has are read from there.
+        """
+        held.accept_first(batch)
+        self._release()  # its readers are before the gap
+        if (again := self._hold(batch.shard)) is None:
+            return
+        try:
+            again.store(batch)
+        except GapFound as gap:
+            again.skip(gap, batch.shard, ended=False)
+            again.accept(batch)
+        self._release()
 
     def _holds(self, held: LaneRun, shard: str) -> bool:
         """Whether the shard is in that lane, and may be read."""

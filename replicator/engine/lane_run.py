@@ -91,6 +91,11 @@ class LaneRun(SlotRun):
         for records in self._with_images(batch):
             self._accept(batch.shard, records, weight(records))
 
+    def accept_first(self, batch: ShardBatch) -> None:
+        """Store the first record that is left of a batch, whatever came before it."""
+        if left := self.left_of(batch):
+            self.accept(msgspec.structs.replace(batch, records=left[:1]))
+
     def _accept(self, shard: str, records: Sequence[Record], size: int) -> None:
         if not records:
             return

@@ -15,10 +15,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from replicator.batch import Batch, Delete, Part, Rejection, Upsert
+from replicator.engine.retry import Stopped
 from replicator.errors import ConfigError, Fenced, Unfinished
 from replicator.pipeline.coordination import writers
 from replicator.state import Heartbeat, Repair, Save, decode, encode
@@ -36,6 +38,19 @@ REFRESH = 60.0  # seconds between notes that the command is still running
 _LATER_EPOCH = (
     "its version is of a later epoch than the pipeline's, so nothing newer would replace it: replicator resync"
 )
+
+
+T = TypeVar("T")
+
+
+class Retrying(Protocol):
+    """Calls a function, perhaps several times."""
+
+    def __call__(self, function: Callable[[], T], /) -> T: ...
+
+
+def _once(function: Callable[[], T]) -> T:
+    return function()
 
 
 class Announced(Protocol):
@@ -60,9 +75,13 @@ class Repairs:
         wanted: bool,
         monotonic: Callable[[], float] = time.monotonic,
         token: str = "",
+        retrying: Retrying = _once,
     ) -> None:
+        """``retrying``: calls what the pass asks of the target and the checkpoints, again after a TransientError."""
         self._both, self._report, self._wanted, self._monotonic = both, report, wanted, monotonic
         self._token = token or uuid.uuid4().hex
+        self._retrying = retrying
+        self._asks: Retrying = _once  # a command that reaches nothing as it begins ends with that
         self._revision = 0
         self._acknowledged = False
         self._refreshed_at = 0.0
@@ -78,12 +97,14 @@ class Repairs:
                 raise ConfigError(f"--repair: {target.unrepairable}")
             target.open(list(self._both.tables.values()), self._both.state.epoch)
             self._announce()
+            self._asks = self._retrying
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        entry = self._entry() if self._wanted else None
-        if entry is not None and entry[0].token == self._token:
-            self._save(Repair(self._token, ended=True))
+        with suppress(Stopped):  # a run forgets a command of which nothing is heard
+            entry = self._entry() if self._wanted else None
+            if entry is not None and entry[0].token == self._token:
+                self._save(Repair(self._token, ended=True))
 
     @property
     def waits(self) -> bool:
@@ -145,18 +166,23 @@ class Repairs:
         """Insert documents at the version of a scanned item, under the guard, as long as the run leaves tombstones."""
         writes = [result.expected for result in results if result.expected is not None]
         assert len(writes) == len(results)
-        if not self._still_announced():
-            return [CHANGED] * len(results)
-        try:
-            rejections = self._written(writes)
-        except (Fenced, Unfinished):
-            self._acknowledged = False
+        rejections = self._while_announced(lambda: self._inserted(writes))
+        if rejections is None:
             return [CHANGED] * len(results)
         refused = {r.write.id: r.reason for r in rejections}
         if refused:  # then nothing of the batch was stored
             return [refused.get(write.id, CHANGED) for write in writes]
-        there = self._both.comparing.versions(self._both.tables[name], [write.id for write in writes])
+        table, ids = self._both.tables[name], [write.id for write in writes]
+        there = self._asks(lambda: self._both.comparing.versions(table, ids))
         return ["" if known == write.version else CHANGED for write, known in zip(writes, there, strict=True)]
+
+    def _inserted(self, writes: Sequence[Upsert]) -> Sequence[Rejection] | None:
+        """What the target refuses; None if the run has abandoned these repairs, or did not apply all in time."""
+        try:
+            return self._written(writes)
+        except (Fenced, Unfinished):
+            self._acknowledged = False
+            return None
 
     def _written(self, writes: Sequence[Upsert]) -> Sequence[Rejection]:
         target = self._both.target
@@ -173,15 +199,15 @@ class Repairs:
         assert isinstance(target, Repairable)
         writes = [with_version(r.expected, r.finding.version) for r in results if r.expected and r.finding.version]
         assert len(writes) == len(results)
-        return target.replace(table, writes)
+        return self._asks(lambda: target.replace(table, writes))
 
     def _remove(self, name: str, results: Sequence[Result]) -> Sequence[str]:
         target, table = self._both.target, self._both.tables[name]
         assert isinstance(target, Repairable)
-        if not self._still_announced():
-            return [CHANGED] * len(results)
         findings = [result.finding for result in results]
-        return target.remove(table, [Delete(f.table, f.id, f.version or 0, f.item or f.id, 0) for f in findings])
+        deletes = [Delete(f.table, f.id, f.version or 0, f.item or f.id, 0) for f in findings]
+        removed = self._while_announced(lambda: target.remove(table, deletes))
+        return [CHANGED] * len(results) if removed is None else removed
 
     # The entry
 
@@ -200,7 +226,7 @@ class Repairs:
             if not self._still_announced():
                 self._announce()
             self._revision = self._stored_revision()
-            entries = self._both.checkpoints.read().entries
+            entries = self._asks(self._both.checkpoints.read).entries
             beats = {e.id: decode(e.kind, e.id, e.text) for e in entries if e.kind == "pulse"}
             told = {id for id, beat in beats.items() if isinstance(beat, Heartbeat) and beat.repair == self._token}
             self._acknowledged = writers(entries) <= told
@@ -212,9 +238,15 @@ class Repairs:
             self._announce()
             self._acknowledged = True  # the same entry
 
+    def _while_announced(self, change: Callable[[], T]) -> T | None:
+        """What the change returns; None if the entry is not there, which is asked before each attempt."""
+        return self._asks(lambda: change() if self._is_own(self._read_entry()) else None)
+
     def _still_announced(self) -> bool:
         """Whether the entry is there. Fenced if another command has taken over."""
-        entry = self._entry()
+        return self._is_own(self._entry())
+
+    def _is_own(self, entry: tuple[Repair, int] | None) -> bool:
         if entry is None or entry[0].ended:
             return False
         if entry[0].token != self._token:
@@ -226,6 +258,9 @@ class Repairs:
         return 0 if entry is None else entry[1]
 
     def _entry(self) -> tuple[Repair, int] | None:
+        return self._asks(self._read_entry)
+
+    def _read_entry(self) -> tuple[Repair, int] | None:
         for e in self._both.checkpoints.read().entries:
             if e.kind == "repair":
                 value = decode(e.kind, e.id, e.text)
@@ -234,4 +269,4 @@ class Repairs:
         return None
 
     def _save(self, repair: Repair) -> None:
-        self._both.checkpoints.save([Save("repair", "", None, encode(repair))])
+        self._asks(lambda: self._both.checkpoints.save([Save("repair", "", None, encode(repair))]))

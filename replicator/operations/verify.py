@@ -247,7 +247,8 @@ def examine(
 ) -> Tally:
     """The same over both ends that are open. What is done is recorded whenever the pass ends early."""
     source = Source(both, request.read_units, environment)
-    with contextlib.closing(source), Repairs(both, report, wanted=request.repair) as repairs:
+    retrying = RetryPolicy(environment.stop, report.waiting, environment.now, environment.random)
+    with contextlib.closing(source), Repairs(both, report, wanted=request.repair, retrying=retrying) as repairs:
         one = Pass(both, request, report, environment, source, repairs, record, watch or Watch())
         one.run()
         return one.tally

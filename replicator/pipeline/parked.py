@@ -276,9 +276,21 @@ def parked_keys(checkpoints: Checkpoints, before: Mapping[str, Key] = MappingPro
 
 
 def kept_keys(
-    checkpoints: Checkpoints, before: Mapping[str, Key] = MappingProxyType({})
+    checkpoints: Checkpoints, before: Mapping[str, Key] = MappingProxyType({}), *, reads: int = 1
 ) -> tuple[dict[str, Key], dict[str, Key]]:
-    """The same, and ids and keys of the discarded entries, both as of one moment."""
+    """The same, and ids and keys of the discarded entries: those of any of so many ``reads``.
+
+    Where others save all the time, a read may show parked entries as of one save and discarded ones as of another: an
+    item whose one entry replaces the other in between has neither then, but has one in the next read.
+    """
+    parked, discarded = dict[str, Key](), dict[str, Key]()
+    for _ in range(reads):
+        more = _kept_keys(checkpoints, {**before, **parked})
+        parked, discarded = {**parked, **more[0]}, {**discarded, **more[1]}
+    return parked, discarded
+
+
+def _kept_keys(checkpoints: Checkpoints, before: Mapping[str, Key]) -> tuple[dict[str, Key], dict[str, Key]]:
     entries = checkpoints.read().entries
     dropped = {e.id: decode_dropped(e.id, e.text) for e in entries if e.kind == DROPPED}
     discarded = {id: value.discarded for id, value in dropped.items() if value.discarded}

@@ -183,6 +183,29 @@ def test_records_that_nothing_can_read_any_more_are_a_gap_behind_which_the_strea
     assert all(gap.repaired for gap in stack.gaps)
 
 
+@pytest.mark.parametrize("view", ["NEW_AND_OLD_IMAGES", "KEYS_ONLY"])
+def test_what_a_batch_behind_a_gap_leaves_out_is_read_from_the_stream(view: str) -> None:
+    stack = filled(shards=1, view=view)
+    function = stack.container()
+    stack.write("k1", 100)
+    stack.deliver(function)
+    stack.lose("k2", 200)
+    for n in range(3, 7):
+        stack.write(f"k{n}", 300 + n)
+    (shard,) = stack.mapping.ready()
+    batch = stack.mapping.event(shard)
+    assert batch is not None
+    stack.until_over()
+    response = function.invoke({**batch, "Records": [batch["Records"][-4], batch["Records"][-1]]})
+
+    assert response == {"batchItemFailures": [], "state": {}}
+    assert len(stack.gaps) == 1
+    assert {id[0]: d["v"] for id, d in stack.stored.items() if id[0] in ("k3", "k4", "k5", "k6")} == {
+        f"k{n}": 300 + n for n in range(3, 7)
+    }
+    assert stack.database.counts[f"shard:{shard}"].read == 20 + 1 + 4
+
+
 def test_a_mapping_that_was_disabled_loses_nothing_and_for_too_long_is_a_gap() -> None:
     stack = filled(shards=1)
     function = stack.container()

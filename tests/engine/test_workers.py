@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from replicator.batch import Batch, DocumentId, Outcome, Upsert
+from replicator.checkpoints.contract import Claimed
 from replicator.engine import preexisting
 from replicator.engine.coordinator import COORDINATOR, Coordinator
 from replicator.engine.local import Driver
 from replicator.engine.startup import RESUMING, digest
-from replicator.engine.worker import Worker
+from replicator.engine.worker import Post, Worker
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.hooks.hook import Hook
 from replicator.key import Key
@@ -30,6 +32,7 @@ from replicator.state import (
     LONGEST_IN_DOUBT,
     Gap,
     Heartbeat,
+    PipelineState,
     Repair,
     ResyncRequest,
     Retried,
@@ -139,6 +142,35 @@ def test_a_later_run_replaces_the_coordinator_and_all_workers_of_the_earlier_one
     cluster.write("k", 1)
     cluster.settle()
     assert cluster.stored == cluster.wanted
+
+
+def test_a_worker_that_waits_for_an_epoch_to_begin_connects_once_and_again_when_it_claims_its_slot() -> None:
+    """Which stream the epoch follows, and with what view, is known only then."""
+    cluster = Cluster(slots=1)
+    cluster.start()
+    made = list[Any]()
+
+    @contextmanager
+    def connect() -> Iterator[Any]:
+        made.append("opened")
+        yield cluster.context()
+        made.append("closed")
+
+    worker = Worker(Post("0", cluster.running.revision), cluster.owner("worker"), connect, cluster.environment())
+    state = cluster.running.pipeline.state
+    assert state is not None
+    store(cluster, replace(state, opening=True))
+    assert [worker.step() for _ in range(10)] == [False] * 10
+    assert made == ["opened"]
+    store(cluster, state)
+    assert worker.step()
+    assert made == ["opened", "closed", "opened"]
+    worker.close()
+    assert made == ["opened", "closed", "opened", "closed"]
+
+
+def store(cluster: Cluster, state: PipelineState) -> None:
+    cluster.database.entries["pipeline", ""] = (99, encode(state))
 
 
 def test_what_the_coordinator_tells_is_repeated_until_the_worker_has_begun_with_it() -> None:
@@ -408,6 +440,57 @@ def test_a_repair_waits_until_every_worker_that_writes_leaves_tombstones(index: 
     pass_minutes(cluster)
     assert not any(repairing(cluster).values())
     assert ("repair", "") not in cluster.database.entries
+
+
+def test_a_repair_beside_workers_asks_again_when_a_response_is_lost() -> None:
+    cluster, lost = Cluster(), Counter[str]()
+    cluster.write("x", 1)
+    cluster.start()
+    cluster.settle()
+    both = ends_of(cluster)
+
+    def cut(name: str, request: Callable[..., Any], *given: Any) -> Any:
+        found = request(*given)
+        if lost[name] > 0:
+            lost[name] -= 1
+            raise TransientError("the connection was cut")
+        return found
+
+    def again(function: Callable[[], Any]) -> Any:
+        while True:
+            with suppress(TransientError):
+                return function()
+
+    for end, name in ((both.target, "write"), (both.checkpoints, "read"), (both.checkpoints, "save")):
+        setattr(end, name, partial(cut, name, getattr(end, name)))
+    verifier = verifier_of(cluster, both)
+    write = Upsert(TABLE, ("x",), {"pk": "x", "v": 1}, version(FIRST_EPOCH, 0), ("x",), 0)
+    with Repairs(both, Silent(), wanted=True, monotonic=cluster.clock, retrying=again) as repairs:
+        while repairs.waits:
+            lost.update(read=1)
+            cluster.clock.now += 1.0
+            cluster.round()
+            repairs.flush(verifier)
+        del cluster.database.rows[TABLE]["x",]
+        repairs.offer(Result("difference", Finding("missing", TABLE, ("x",), ("x",)), write))
+        lost.update(read=1, write=1)
+        repairs.flush(verifier)
+        lost.update(read=1, save=1)
+    assert not any(lost.values())
+    assert cluster.stored == cluster.wanted != {}
+
+
+def test_a_repair_that_reaches_nothing_as_it_begins_ends_with_that() -> None:
+    cluster = Cluster()
+    cluster.start()
+    both = ends_of(cluster)
+
+    def fail() -> Claimed:
+        raise TransientError("there is no way to it")
+
+    both.checkpoints.read = fail  # type: ignore[method-assign]
+    with pytest.raises(TransientError), Repairs(both, Silent(), wanted=True, monotonic=cluster.clock):
+        pass
 
 
 def ends_of(cluster: Cluster) -> Ends:

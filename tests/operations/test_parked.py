@@ -938,6 +938,26 @@ def test_a_sweep_knows_the_key_of_a_discarded_item_whose_entrys_id_has_only_a_ha
     assert (parked_now, list(discarded.values())) == ({}, [(long,)])
 
 
+@pytest.mark.parametrize("reads", [1, 2])
+def test_an_entry_that_a_worker_replaces_by_one_of_the_other_kind_during_a_read_is_seen_by_the_next_one(
+    target: MemoryTarget, reads: int
+) -> None:
+    """Read page by page: the parked entries before that save, the discarded ones after it."""
+    park(target, "a", 1)
+    store = target.checkpoints
+    (item,) = parked_items(store)
+    store.save(item.discarded(replace(STATE, resync=True)).saves)
+    before = store.read().entries
+    (discarded,) = [entry for entry in before if entry.kind == "dropped"]
+    store.save([Save("dropped", discarded.id, discarded.revision, None)])
+    park(target, "a", 2)
+    right, torn = store.read, [Claimed(1, [entry for entry in before if entry.kind != "dropped"])]
+    store.read = lambda: torn.pop() if torn else right()  # type: ignore[method-assign]
+
+    parked_now, discarded_now = kept_keys(store, reads=reads)
+    assert set(parked_now.values()) | set(discarded_now.values()) == ({("a",)} if reads == 2 else set())
+
+
 @pytest.mark.parametrize(
     ("state", "entries"),
     [

@@ -175,7 +175,7 @@ def spared_for_ever(patch: Patch) -> None:
     shape=discards_around_sweeps,
 )
 def discarded_is_swept(patch: Patch) -> None:
-    patch.setattr(cleanup, "kept_keys", lambda *given: (kept_keys(*given)[0], {}))
+    patch.setattr(cleanup, "kept_keys", lambda *given, **named: (kept_keys(*given, **named)[0], {}))
 
 
 @mutant(
