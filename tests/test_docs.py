@@ -43,6 +43,7 @@ ENVIRON = {
     "ELASTICSEARCH_KEY": "a2V5",
     "OPENSEARCH_PASSWORD": "p",
     "REDIS_PASSWORD": "p",
+    "SENTINEL_PASSWORD": "p",
     "PROXY_PASSWORD": "p",
     "WEBHOOK_URL": "https://hooks.example.com/orders",
     "WEBHOOK_SECRET": "whsec_" + "c2VjcmV0" * 4,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import SecretStr
 from redis import connection
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
@@ -16,11 +17,13 @@ from redis.retry import Retry
 from connectors.redis.errors import ResponseLost, code_of, failure, unanswered
 from connectors.redis.options import RedisOptions
 from connectors.redis.scripts import Script
-from replicator.errors import NotAuthenticated, ReplicatorError, TransientError
-from replicator.options import split_url
+from connectors.redis.sentinel import Sentinels, primary_of, sentinels_of
+from replicator.errors import ConfigError, NotAuthenticated, ReplicatorError, TransientError
+from replicator.options import is_loopback, split_url
 from replicator.target import in_doubt
 
 _client: Any = connection  # partly without types
+_ASKING = 5.0  # seconds to wait for a Sentinel at most: another one may know
 _SENT_AT_ONCE = 1 << 14  # bytes, after which it is asked whether the batch takes too long
 
 
@@ -45,34 +48,66 @@ class Address:
 
     def __str__(self) -> str:
         parts = split_url(self.options.url)
+        if self.sentinels is not None:
+            return f"Redis {self.sentinels.primary} (Sentinel at {self.sentinels})"
         if parts.scheme == "unix":
             return f"Redis at {parts.path}"
         return f"Redis at {parts.hostname}:{parts.port or 6379}"
 
     @property
+    def sentinels(self) -> Sentinels | None:
+        return sentinels_of(self.options.url)
+
+    @property
     def database(self) -> int:
+        if self.sentinels is not None:
+            return self.sentinels.database
         parts = split_url(self.options.url)
         return 0 if parts.scheme == "unix" else int(parts.path.strip("/") or 0)
 
     def connection(self) -> Any:
+        """Not open yet. ReplicatorError if Sentinels must say where it leads, and do not."""
         options, parts = self.options, split_url(self.options.url)
-        password = options.password.get_secret_value() if options.password is not None else None
-        common: dict[str, Any] = {
-            "db": self.database,
-            "username": options.username,
-            "password": password,
-            "socket_timeout": options.timeout,
-            "protocol": 2,
-            "retry": Retry(NoBackoff(), 0),  # the engine retries, in one place, and reports it
-        }
+        common = {"db": self.database, **_login(options.username, options.password)}
+        if self.sentinels is not None:
+            host, port = self._primary(self.sentinels)
+            return self._tcp(host, port, self.sentinels.encrypted, options.timeout, common)
         if parts.scheme == "unix":
-            return _client.UnixDomainSocketConnection(path=parts.path, **common)
-        common |= {"host": parts.hostname, "port": parts.port or 6379, "socket_connect_timeout": options.timeout}
-        if parts.scheme == "redis":
+            return _client.UnixDomainSocketConnection(path=parts.path, **_waits(options.timeout), **common)
+        return self._tcp(parts.hostname or "", parts.port or 6379, parts.scheme == "rediss", options.timeout, common)
+
+    def _primary(self, sentinels: Sentinels) -> tuple[str, int]:
+        login = _login(self.options.sentinel_username, self.options.sentinel_password)
+        timeout = min(_ASKING, self.options.timeout)
+
+        def connect(host: str, port: int) -> Any:
+            return self._tcp(host, port, sentinels.encrypted, timeout, login)
+
+        host, port = primary_of(sentinels, connect)
+        if not (sentinels.encrypted or self.options.insecure or is_loopback(host)):
+            raise ConfigError(
+                f"the Sentinels at {sentinels} say that {sentinels.primary} is at {host}, and without TLS items would "
+                "be sent there unencrypted; use rediss+sentinel://, or set insecure: true"
+            )
+        return host, port
+
+    def _tcp(self, host: str, port: int, encrypted: bool, timeout: float, login: Mapping[str, Any]) -> Any:
+        options, place = self.options, {"host": host, "port": port, "socket_connect_timeout": timeout}
+        common = {**place, **_waits(timeout), **login}
+        if not encrypted:
             return _client.Connection(**common)
         own = {"ssl_certfile": options.client_cert, "ssl_keyfile": options.client_key}
         trust = {"ssl_ca_certs": options.ca_certs, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
         return _client.SSLConnection(**common, **trust, **own)
+
+
+def _login(username: str | None, password: SecretStr | None) -> dict[str, Any]:
+    return {"username": username, "password": None if password is None else password.get_secret_value()}
+
+
+def _waits(timeout: float) -> dict[str, Any]:
+    """Without retries: the engine retries, in one place, and reports it."""
+    return {"socket_timeout": timeout, "protocol": 2, "retry": Retry(NoBackoff(), 0)}
 
 
 @dataclass(slots=True)
@@ -196,7 +231,10 @@ class Server:
     def _connected(self) -> Any:
         if self._open is not None:
             return self._open
-        connection = self.address.connection()
+        try:
+            connection = self.address.connection()
+        except NotAuthenticated as e:
+            raise self._refused(e) from e
         try:
             connection.connect()
             connection.send_packed_command([packed(b"INFO")], check_health=False)
@@ -204,9 +242,12 @@ class Server:
         except (RedisError, OSError) as e:
             connection.disconnect()
             raise self._refused(unanswered(e, str(self), sent=False)) from e
-        self._open, self._logged_in = connection, True
+        self.info, self._logged_in = _parsed(info), True
+        if self.address.sentinels is not None and self.info.get("role") == "slave":  # they have not noticed it yet
+            connection.disconnect()
+            raise failure("READONLY", "", str(self))
+        self._open = connection
         self.opened += 1
-        self.info = _parsed(info)
         self.run_id = self.info.get("run_id", "")
         return connection
 

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from replicator.options import AppliedDeletes, Authorities, FileName, Options, is_loopback, server_of, split_url
+from connectors.redis.sentinel import is_of_sentinels, sentinels_of
+from replicator.options import (
+    AppliedDeletes,
+    Authorities,
+    FileName,
+    Options,
+    host_name,
+    is_loopback,
+    server_of,
+    split_url,
+)
 
 RESERVED = "replicator:"  # how replicator's own keys begin
 LONGEST_PREFIX = 256  # bytes
@@ -51,8 +61,15 @@ def prefix_of(table: str, options: Mapping[str, Any]) -> str:
 
 def _address(url: str) -> str:
     parts = split_url(url)
-    if parts.username is not None or parts.password is not None:
+    if parts.username is not None or parts.password is not None or "@" in url:
         raise ValueError("contains a login; put it under username and password, where it is kept secret")
+    if is_of_sentinels(url):
+        if sentinels_of(url) is None:
+            raise ValueError(
+                "must have the form rediss+sentinel://host:26379,host:26379/primary or "
+                "rediss+sentinel://host:26379/primary/0, with the name by which the Sentinels know the primary"
+            )
+        return url
     host = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and _number(parts.path.strip("/"))
     path = parts.scheme == "unix" and parts.path.startswith("/") and not parts.netloc
     if not (host or path) or parts.query or parts.fragment or not _has_valid_port(url):
@@ -99,12 +116,20 @@ class RedisOptions(Options):
         default=False,
         description="true: the server loses nothing that it acknowledged, so a restart between two runs is no gap",
     )
+    sentinel_username: str | None = Field(default=None, description="user of the Sentinels' ACL, with a Sentinel url")
+    sentinel_password: SecretStr | None = Field(
+        default=None, description="the Sentinels' password, which may differ from the server's"
+    )
     url: Annotated[str, AfterValidator(_address)] = Field(
-        description="rediss://host:6379 (TLS), redis://127.0.0.1:6379/0 or unix:///path/to/socket"
+        description="rediss://host:6379 (TLS), redis://127.0.0.1:6379/0, unix:///path/to/socket, or "
+        "rediss+sentinel://host:26379,host:26379/primary"
     )
 
     def places(self, table: str, options: Mapping[str, Any]) -> Sequence[object]:
-        """By server, database and prefix."""
+        """By server, or each of the Sentinels and the primary's name, database and prefix."""
+        if (sentinels := sentinels_of(self.url)) is not None:
+            of, prefix = (sentinels.primary, sentinels.database), prefix_of(table, options)
+            return [("redis", ("sentinel", host_name(host), port, *of), prefix) for host, port in sentinels.hosts]
         host, port, path = server_of(self.url, _PORTS)
         server = ("unix", path, 0) if host == "" else (host, port, int(path.strip("/") or 0))
         return [("redis", server, prefix_of(table, options))]
@@ -112,12 +137,16 @@ class RedisOptions(Options):
     @field_validator("url")
     @classmethod
     def _encrypted(cls, url: str, info: ValidationInfo) -> str:
-        parts = split_url(url)
-        if parts.scheme == "redis" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
+        parts, sentinels = split_url(url), sentinels_of(url)
+        if sentinels is not None:
+            scheme, hosts = ("rediss" if sentinels.encrypted else "redis"), [host for host, _ in sentinels.hosts]
+        else:
+            scheme, hosts = parts.scheme, [parts.hostname or ""]
+        if scheme == "redis" and not all(map(is_loopback, hosts)) and not info.data.get("insecure"):
             raise ValueError(
                 "is redis:// to another host, so items would be sent unencrypted; use rediss://, or set insecure: true"
             )
-        if parts.scheme != "rediss" and (info.data.get("ca_certs") or info.data.get("client_cert")):
+        if scheme != "rediss" and (info.data.get("ca_certs") or info.data.get("client_cert")):
             raise ValueError("is without TLS, which ca_certs and client_cert are for; use rediss://")
         return url
 
@@ -127,6 +156,10 @@ class RedisOptions(Options):
             raise ValueError("needs both client_cert and client_key")
         if self.username is not None and self.password is None:
             raise ValueError("needs password with username")
+        if self.sentinel_username is not None and self.sentinel_password is None:
+            raise ValueError("needs sentinel_password with sentinel_username")
+        if self.sentinel_password is not None and not is_of_sentinels(self.url):
+            raise ValueError("has sentinel_password, but url names no Sentinel: rediss+sentinel://host:26379/primary")
         if self.client_cert is not None and self.client_key is not None:
             _require_pair(self.client_cert, self.client_key)
         return self

@@ -257,6 +257,10 @@ AWS = "type: dynamodb, table: copy, region: eu-west-1"
             "type: redis, url: 'redis://127.0.0.1', table: t",
             "type: redis, url: 'redis://127.0.0.1', tables: {s: {prefix: 't:'}}",
         ),
+        (
+            "type: redis, url: 'rediss+sentinel://a,b:1/main', table: t",
+            "type: redis, url: 'rediss+sentinel://c,A:26379/main/0', table: t",
+        ),
         (AWS, f"{AWS}, epochs_table: others"),
         (
             f"{AWS}, endpoint_url: 'http://127.0.0.1:8000'",
@@ -283,6 +287,10 @@ def test_two_targets_in_one_place_are_refused_however_it_is_spelled(write: Write
         (f"{ES}, url: 'https://a', table: t", f"{ES}, url: 'https://a:9200', table: t"),
         (f"{ES}, url: 'https://a/one', table: t", f"{ES}, url: 'https://a/two', table: t"),
         ("type: redis, url: 'redis://localhost/0', table: t", "type: redis, url: 'redis://localhost/1', table: t"),
+        (
+            "type: redis, url: 'rediss+sentinel://a/main', table: t",
+            "type: redis, url: 'rediss+sentinel://a/other', table: t",
+        ),
         (AWS, AWS.replace("eu-west-1", "eu-west-2")),
         (AWS, f"{AWS}, profile: other"),
         (

@@ -35,7 +35,7 @@ class RedisServer:
         program = program or shutil.which("redis-server")
         if program is None:
             raise ServerMissing("there is no redis-server; apt-get install redis-server")
-        self.port = free_port()
+        self.program, self.port = program, free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="replicator-redis-"))
         own = ["--port", str(self.port), "--dir", str(self.folder), "--bind", "127.0.0.1", "--unixsocket", self.socket]
         self._command: Sequence[str] = [program, *own, "--save", "", "--appendonly", "no", *options]
@@ -94,3 +94,45 @@ class RedisServer:
 
     def _log(self) -> str:
         return (self.folder / "log").read_text()
+
+
+class Sentinel:
+    """One that watches a primary alone, under a name, and replaces it a second after it is gone."""
+
+    def __init__(self, primary: RedisServer, name: str, *settings: str) -> None:
+        self.port = free_port()
+        self._program = primary.program
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="replicator-sentinel-"))
+        of = [f"monitor {name} 127.0.0.1 {primary.port} 1", f"down-after-milliseconds {name} 1000"]
+        of += [f"failover-timeout {name} 3000"]
+        own = [f"port {self.port}", f"dir {self._folder}", "bind 127.0.0.1"]
+        lines = [*own, *(f"sentinel {line}" for line in of), *settings]
+        self._file = self._folder / "sentinel.conf"  # which it rewrites
+        self._file.write_text("\n".join(lines) + "\n")
+
+    def __enter__(self) -> Sentinel:
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen([self._program, self._file, "--sentinel"], stdout=log, stderr=log)
+        await_ready("redis-sentinel", self._process, self._is_ready, self.log, within=30, pause=0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def client(self, **options: Any) -> Redis:
+        return Redis(host="127.0.0.1", port=self.port, protocol=2, **options)
+
+    def log(self) -> str:
+        return (self._folder / "log").read_text()
+
+    def _is_ready(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except RedisError as e:
+            return "Authentication" in str(e)

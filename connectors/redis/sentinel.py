@@ -1,0 +1,103 @@
+"""Asks Sentinels where the primary is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from connectors.redis.errors import unanswered
+from replicator.errors import ConfigError, NotAuthenticated, ReplicatorError
+from replicator.options import split_url
+
+PORT = 26379
+_ENCRYPTED = {"redis+sentinel": False, "rediss+sentinel": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Sentinels:
+    """``hosts``: with their ports. ``primary``: the name by which they know it."""
+
+    hosts: tuple[tuple[str, int], ...]
+    primary: str
+    database: int
+    encrypted: bool
+
+    def __str__(self) -> str:
+        return ", ".join(f"{host}:{port}" for host, port in self.hosts)
+
+
+Connect = Callable[[str, int], Any]
+"""A connection of the client's to a Sentinel, not open yet."""
+
+
+def is_of_sentinels(url: str) -> bool:
+    return url.partition("://")[0] in _ENCRYPTED
+
+
+def sentinels_of(url: str) -> Sentinels | None:
+    """Those of redis+sentinel://HOST:PORT,HOST:PORT/PRIMARY/DATABASE; None if the URL has another form."""
+    scheme, _, rest = url.partition("://")
+    places, _, path = rest.partition("/")
+    primary, _, database = path.partition("/")
+    hosts = [_place(place) for place in places.split(",")]
+    found = tuple(host for host in hosts if host is not None)
+    fits = bool(primary) and not any(mark in path for mark in "?#") and _is_number(database or "0")
+    if scheme not in _ENCRYPTED or len(found) < len(hosts) or not fits:
+        return None
+    return Sentinels(found, primary, int(database or 0), _ENCRYPTED[scheme])
+
+
+def _place(text: str) -> tuple[str, int] | None:
+    parts = split_url(f"//{text}")
+    try:
+        port = PORT if parts.port is None else parts.port
+    except ValueError:
+        return None
+    return (parts.hostname, port) if parts.hostname and parts.netloc == text and port else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def primary_of(sentinels: Sentinels, connect: Connect) -> tuple[str, int]:
+    """Host and port of the primary, as the first Sentinel that responds knows it.
+
+    ReplicatorError if none responds, ConfigError if none of them knows the primary's name.
+    """
+    errors: list[ReplicatorError] = []
+    for host, port in sentinels.hosts:
+        try:
+            found = _asked(connect(host, port), sentinels.primary)
+        except (RedisError, OSError) as e:
+            errors.append(_unanswered(e, f"the Sentinel at {host}:{port}"))
+            continue
+        if found is not None:
+            return found
+    if errors:
+        raise next((e for e in errors if not isinstance(e, ConfigError)), errors[0])
+    raise ConfigError(
+        f"the Sentinels at {sentinels} know no primary named {sentinels.primary}; correct the name in target.url, "
+        "which is behind the hosts"
+    )
+
+
+def _asked(connection: Any, primary: str) -> tuple[str, int] | None:
+    try:
+        connection.connect()
+        connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", primary)
+        found = connection.read_response()
+    finally:
+        connection.disconnect()
+    return None if found is None else (found[0].decode(), int(found[1]))
+
+
+def _unanswered(error: RedisError | OSError, name: str) -> ReplicatorError:
+    found = unanswered(error, name, sent=False)
+    if isinstance(found, NotAuthenticated):
+        advice = "Correct target.sentinel_username and target.sentinel_password, which are not the server's"
+        return NotAuthenticated(f"{name} refuses the login", "login", name, advice)
+    return found
