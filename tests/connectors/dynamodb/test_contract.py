@@ -109,7 +109,7 @@ class TestInMemory(OnDynamoDB):
 
 @pytest.mark.dynamodb_local
 class TestLocal(OnDynamoDB):
-    races = 20
+    races = 150
     seeds = 5
 
     @pytest.fixture

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.search
 
 
 class TestSearch(TargetContract):
-    races = 100
+    races = 150
     histories, steps = 2, 12
 
     @pytest.fixture(autouse=True)
