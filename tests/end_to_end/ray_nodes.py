@@ -34,11 +34,12 @@ _PORTS = (
     "metrics-export",
 )
 _CLONE_NEWNET, _SIOCSIFFLAGS, _IFF_UP = 0x40000000, 0x8914, 1
-_HEALTH = {  # a node that is gone is noticed within four seconds
+_HEALTH = {  # as docs/scaling.md says: a process that is gone is noticed within two seconds, a frozen one within five
     "RAY_health_check_initial_delay_ms": "0",
-    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
+    "RAY_worker_niceness": "0",  # by default workers give way to all other processes of the machine
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",  # a process for each CPU, which nothing here needs
 }
@@ -95,6 +96,14 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def waited(pid: int) -> float:
+    """Seconds for which a process' main thread has waited for a CPU so far; 0 where the kernel does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def children(pid: int) -> list[int]:
     found = []
     for other in inhabitants():
@@ -115,14 +124,14 @@ class Nodes:
         """As many further nodes, at once."""
         nodes = []
         for _ in range(count):
+            before = self._sockets()  # nodes that are at this point at once would choose the same one
             nodes.append(self._node(["--address", f"127.0.0.1:{PORT}"], cpus))
-            started = len(self._started)  # nodes that are at this point at once would choose the same socket
-            eventually(lambda started=started: len(self._sockets()) == started, "the raylet's socket")  # type: ignore[misc]
+            eventually(lambda before=before: self._sockets() - before, "the raylet's socket")  # type: ignore[misc]
         for node in nodes:
             self._await(*node)
 
-    def _sockets(self) -> list[Path]:
-        return list(self.folder.glob("session_latest/sockets/raylet*"))
+    def _sockets(self) -> set[Path]:
+        return set(self.folder.glob("session_latest/sockets/raylet*"))
 
     def start_head(self, cpus: int) -> None:
         head = ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={self.folder}"]
