@@ -528,6 +528,19 @@ def test_a_foreign_value_where_a_version_belongs_ends_the_run(server: RedisServe
     assert kit.documents(server, table()) == {}
 
 
+def test_a_node_of_a_cluster_is_refused_by_name() -> None:
+    """Even one that has all slots: others may join it."""
+    with RedisServer("--cluster-enabled", "yes") as node:
+        with node.client() as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        target = built(kit.options(node))
+        problem = "is a node of a Redis Cluster, where this target cannot write: it needs all keys on one server"
+        assert problem in str(target.check([table()]))
+        with pytest.raises(ConfigError, match=problem):
+            target.open([table()], FIRST_EPOCH)
+        target.close()
+
+
 def test_a_replica_is_refused_at_start_and_waited_for_during_a_run(server: RedisServer, build: Build) -> None:
     target = build()
     target.open([table()], FIRST_EPOCH)
