@@ -34,6 +34,7 @@ class GapFound(ReplicatorError):
 
     ``gone``: the endpoint no longer knows the stream or the shard, perhaps because the table was deleted. ``repair``:
     the command that repairs the copy. ``caution``: what it would do to this target, empty if nothing but repair it.
+    ``of_target``: it is the target that has lost something, so that nothing but a rescan repairs it.
     """
 
     exit_code = 3
@@ -47,10 +48,12 @@ class GapFound(ReplicatorError):
         *,
         gone: bool = False,
         repair: str = "replicator resync CONFIG",
+        of_target: bool = False,
     ) -> None:
         super().__init__(reason if shard is None else f"{reason} (shard {shard}, last good position {sequence})")
         self.reason = reason
         self.gone = gone
+        self.of_target = of_target
         self.repair = repair
         self.shard = shard
         self.sequence = sequence

@@ -104,11 +104,40 @@ class ExportState:
     """The export whose items an epoch copies instead of scanning. ``arn``: "" until DynamoDB has named it.
 
     ``at``: the time of an export that was made before the epoch, whose positions are of that time; None: the epoch
-    requests one after its positions are stored.
+    requests one after its positions are stored. ``window``: from and until when an incremental export has changes, in
+    whole minutes; None: a full one.
     """
 
     arn: str = ""
     at: float | None = None
+    window: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Documents of this ``version``, and of lower ones, show nothing that was written to the source after ``at``."""
+
+    at: float
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class GapRepair:
+    """An epoch that repairs a gap from incremental exports, instead of rescanning the table.
+
+    ``since``: what was written to the source before is in the copy. ``above``: the ``Floor.version`` of that time.
+    ``windows``: of the exports that come after the one that is read, newest first. ``looking_up``: all exports are
+    stored, and the documents with versions above ``above`` that no export has are looked up; ``table`` (the number of
+    one) and ``cursor``: how far the target was walked for them. ``done``: nothing is left to look up.
+    """
+
+    since: float
+    above: int
+    windows: tuple[tuple[float, float], ...] = ()
+    looking_up: bool = False
+    table: int = 0
+    cursor: str | None = None
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +158,8 @@ class PipelineState:
     ``full``: if this epoch rescans chosen items only, the last one that scanned the whole table; otherwise 0.
     ``opening``: the tables may not have noted this epoch yet. ``export``: what the segments of the last complete epoch
     read; None: the table.
+    ``repair``: how far this epoch has repaired a gap, if it does that. ``floors``: some, newest first, for repairs.
+    ``inserted``: when a command last inserted documents at a scan's version, which no floor covers.
     """
 
     epoch: int
@@ -151,6 +182,9 @@ class PipelineState:
     full: int = 0
     opening: bool = False
     export: ExportState | None = None
+    repair: GapRepair | None = None
+    floors: tuple[Floor, ...] = ()
+    inserted: float | None = None
 
     @property
     def began(self) -> float:
@@ -171,7 +205,14 @@ class PipelineState:
     @property
     def read_export(self) -> ExportState | None:
         """What the segments of this epoch read; None: the table. A partial resync always reads that."""
+        if self.repair is not None:
+            return None if self.repair.looking_up else self.export
         return None if self.partial else self.export
+
+    @property
+    def repairing(self) -> int:
+        """Gaps of earlier epochs than this one are repaired, or will be once the epoch's backfill is stored."""
+        return self.complete if self.repair is None else self.epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +287,10 @@ class SegmentState:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Records that can no longer be read: why, found when, in which shard, after which position."""
+    """Records that can no longer be read: why, found when, in which shard, after which position.
+
+    ``since``: what was written to the source before is in the copy; None: unknown, or the target has lost something.
+    """
 
     reason: str
     found: float
@@ -254,6 +298,7 @@ class Gap:
     shard: str | None = None
     sequence: str | None = None
     repaired: float | None = None
+    since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

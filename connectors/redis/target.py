@@ -102,12 +102,14 @@ class Redis(ComparesByTable):
         if not self._tally.complete:
             raise GapFound(
                 f"{self._server} has lost changes that it had stored: it was emptied, it restarted without its last "
-                "writes (appendfsync, save), or a replica without them took over"
+                "writes (appendfsync, save), or a replica without them took over",
+                of_target=True,
             )
         if not self._tally.certain:
             raise GapFound(
                 f"{self._server} restarted while this run began, and may have lost the last changes of the run before; "
-                "trust_restarts: true if it cannot"
+                "trust_restarts: true if it cannot",
+                of_target=True,
             )
         return problems
 

@@ -124,7 +124,7 @@ class SearchTarget(ComparesByTable):
             raise ConfigError(*problems)
         for name, layout in wanted.items():
             if inspected[name][0].replaced(epoch):
-                raise GapFound(catalog.replaced(layout))
+                raise GapFound(catalog.replaced(layout), of_target=True)
         self._watch.begin([self._ready(layout, inspected[name][0], epoch) for name, layout in wanted.items()])
         self._writing.layouts = wanted
         self._encoders = {name: TableEncoder(layout) for name, layout in wanted.items()}

@@ -130,6 +130,9 @@ def _month(e: Estimate, shared: str | None) -> Iterator[str]:
     if e.month_verify_units is not None:
         cost = "no charge beyond provisioned capacity" if e.month_verify is None else _span(e.month_verify, _money)
         yield f"  verify         {_span(e.month_verify_units, _count)} read units of the run's own passes: {cost}"
+    if e.gap_hour is not None:
+        text = "for the exports that repair an hour's gap, and read units for what was changed just before it"
+        yield f"  gap exports    {_span(e.gap_hour, _money)} {text}"
     if e.month_writes is not None:
         yield f"  write units    {_span(e.month_writes, _money)} if on demand, and more for indexes"
 
@@ -153,6 +156,7 @@ def _as_json(e: Estimate) -> dict[str, Any]:
         "month_writes_usd": e.month_writes,
         "month_verify_read_units": e.month_verify_units,
         "month_verify_usd": e.month_verify,
+        "gap_export_usd_per_hour": e.gap_hour,
     }
     facts = {"items": e.facts.items, "bytes": e.facts.bytes, "open_shards": e.facts.shards, "region": e.facts.region}
     prices = {"prices_as_of": AS_OF, "prices_source": SOURCE, "limited_by": e.limited_by}

@@ -139,12 +139,12 @@ class Backfill(Options):
             raise ValueError("bucket is required with from: export, unless export: names an existing one")
         if bucket is not None and (_BUCKET.fullmatch(bucket) is None or bucket[-1] in ".-"):
             raise ValueError("must be the name of an S3 bucket (3 to 63 lowercase letters, digits, . and -)")
-        return _only_for_new_exports(bucket, info)
+        return _not_beside_an_existing_export(bucket, info)
 
     @field_validator("prefix", "bucket_owner", "kms_key")
     @classmethod
     def _of_a_new_export(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return _only_for_new_exports(value, info)
+        return _not_beside_an_existing_export(value, info)
 
     @field_validator("prefix")
     @classmethod
@@ -175,8 +175,8 @@ class Backfill(Options):
         return units
 
     def destination(self, token: str) -> Destined | None:
-        """Where a new export goes; None if the config does not ask for one."""
-        if self.source != "export" or self.bucket is None:
+        """Where a new export goes; None if the config names no bucket."""
+        if self.bucket is None:
             return None
         return Destined(self.bucket, self.prefix, self.bucket_owner, self.kms_key, token)
 
@@ -187,10 +187,10 @@ def _only_for_exports(value: str | None, info: ValidationInfo) -> str | None:
     return value
 
 
-def _only_for_new_exports(value: str | None, info: ValidationInfo) -> str | None:
+def _not_beside_an_existing_export(value: str | None, info: ValidationInfo) -> str | None:
     if value is not None and info.data.get("export") is not None:
         raise ValueError("is for a new export, but export: names an existing one; give one of the two")
-    return _only_for_exports(value, info)
+    return value
 
 
 class Sections(Options):
@@ -216,8 +216,10 @@ class Sections(Options):
         default=None, description="where checkpoints are stored; not for targets that store them (Postgres)"
     )
     backfill: Backfill = Field(default=Backfill(), description="how existing items are copied")
-    on_gap: Literal["stop", "resync"] = Field(
-        default="stop", description="when records can no longer be read: stop, or rescan the table"
+    on_gap: Literal["stop", "resync", "export"] = Field(
+        default="stop",
+        description="when records can no longer be read: stop, rescan the table, or read what changed since from "
+        "incremental exports to `backfill.bucket`",
     )
     ttl_deletes: Literal["apply", "ignore"] = Field(
         default="apply",
@@ -247,6 +249,12 @@ class Sections(Options):
     @field_validator("ttl_deletes")
     @classmethod
     def _kept_until_asked(cls, expiry: str, info: ValidationInfo) -> str:
+        if expiry == "ignore" and info.data.get("on_gap") == "export":
+            raise ValueError(
+                "ignore keeps expired items, and an export does not tell their removal from others, so on_gap: export "
+                "would remove them. Leave out on_gap: a gap then ends the run, and you decide about replicator resync "
+                "--remove-expired"
+            )
         if expiry == "ignore" and info.data.get("on_gap") == "resync":
             raise ValueError(
                 "ignore keeps expired items until a resync removes them, so on_gap: resync would remove them without "
@@ -279,7 +287,7 @@ class Config:
     target: Destination
     transform: str | None = None
     backfill: Backfill = field(default_factory=Backfill)
-    on_gap: Literal["stop", "resync"] = "stop"
+    on_gap: Literal["stop", "resync", "export"] = "stop"
     ttl_deletes: Literal["apply", "ignore"] = "apply"
     parked_limit: int = 10_000
     hook_timeout: float | None = 10.0
@@ -290,6 +298,16 @@ class Config:
     engine: Engine = field(default_factory=Local)
     path: Path = Path("config.yaml")
     of_targets: OfTargets | None = None
+
+    @property
+    def exports(self) -> bool:
+        """Whether runs may read exports: as the backfill, or to repair a gap."""
+        return self.backfill.source == "export" or self.on_gap == "export"
+
+    def destination(self, token: str, *, incremental: bool) -> Destined | None:
+        """Where a new export goes; None if the config does not ask for one of that type."""
+        wanted = self.on_gap == "export" if incremental else self.backfill.source == "export"
+        return self.backfill.destination(token) if wanted else None
 
     @property
     def target_name(self) -> str | None:
@@ -459,6 +477,7 @@ def _config(
             problems.append(one.problem(Problem(("checkpoints",), KEPT_BY_TARGET)))
         checkpoints = None  # those at the top level are for the other targets
     more = [*_loops(sections, target), *_of_another_table(sections.source, sections.backfill.export)]
+    more += _of_exports(sections, target, runs_on)
     more += [] if wrong_store else _shared(runs_on, target, checkpoints, sections.backfill)
     more += _behind_lambda(runs_on, sections, target)
     own = file.path.resolve()
@@ -517,7 +536,7 @@ def _loops(sections: Sections, target: Destination) -> Iterator[Problem]:
     """
     if not getattr(target.options, "loops", False):
         return
-    if sections.on_gap == "resync":
+    if sections.on_gap != "stop":
         text = "would overwrite what applications wrote to the target since; with target.loops, leave out on_gap"
         yield Problem(("on_gap",), text)
     if sections.backfill.enabled and getattr(target.options, "adopt", False):
@@ -527,6 +546,25 @@ def _loops(sections: Sections, target: Destination) -> Iterator[Problem]:
 
 BY_WORKERS = ("elasticsearch", "opensearch", "dynamodb")  # targets without transactions that several may write to
 IN_DYNAMODB = 2  # workers that save without holding each other up for long, as measured (docs/scaling.md)
+
+
+def _of_exports(sections: Sections, target: Destination, runs_on: Engine) -> Iterator[Problem]:
+    """Where exports go, for the backfill or for repairs of gaps; and what such repairs need."""
+    backfill, repairs = sections.backfill, sections.on_gap == "export"
+    if backfill.source == "scan" and not repairs:
+        for name in ("bucket", "prefix", "bucket_owner", "kms_key"):
+            if getattr(backfill, name) is not None:
+                yield Problem(("backfill", name), "requires from: export, or on_gap: export")
+    if not repairs:
+        return
+    if backfill.bucket is None:
+        text = "export requires backfill.bucket, the S3 bucket for exports of what changed during a gap"
+        yield Problem(("on_gap",), text)
+    if not isinstance(runs_on, Local):
+        yield Problem(("on_gap",), "export is read by one process only: use the engine local, or on_gap: resync")
+    if not can_compare(target.connector):
+        text = f"export needs a target that can list its documents and their versions; {target.type} cannot: use resync"
+        yield Problem(("on_gap",), text)
 
 
 def _of_another_table(source: Source, export: str | None) -> Iterator[Problem]:

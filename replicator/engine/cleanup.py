@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from replicator.batch import DocumentId
@@ -162,6 +162,8 @@ class Cleanup:
             return False
         elif self.in_doubt is not None or not self._purge(state.epoch):
             self._through.clear()
+            self.pipeline.change(replace(state, inserted=self.now()))
+            self.delivery.flush()
             self._save_repair(Save(REPAIR, "", revision, None), None)
         return True
 

@@ -102,6 +102,10 @@ class Fetcher:
             self.waiting_for[_EXPORT] = f"{_EXPORT}: {step.waiting_for}"
             self.steps.again(_EXPORT, step.rest)
 
+    def next_export(self) -> None:
+        """The export was read: the next one is prepared once the pipeline's state names it."""
+        self.exported = None
+
     def _scan(self, segment: int, stored: SegmentState) -> Generator[Call | ScanPage, Any, None]:
         state = self.pipeline.state
         if self.exported is not None and state is not None and state.read_export is not None:
@@ -237,9 +241,10 @@ def fetcher_for(
 
     def exporting(state: PipelineState) -> Iterator[Any]:
         assert state.export is not None
-        token = export.token(config.pipeline, state.table_id, state.epoch, state.started)
-        wanted = config.backfill.destination(token)
-        return export.prepare(table, state.export, wanted, environment.random)
+        window = state.export.window
+        token = export.token(config.pipeline, state.table_id, state.epoch, state.started, window)
+        wanted = config.destination(token, incremental=window is not None)
+        return export.prepare(table, state.export, wanted, environment.random, environment.now)
 
     return Fetcher(
         pipeline,

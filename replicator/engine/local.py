@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from replicator.aws.client import answered
 from replicator.change import Listing
 from replicator.checkpoints.contract import Claimed
-from replicator.engine import preexisting, startup
+from replicator.engine import gap_repair, preexisting, startup
 from replicator.engine.binding import Binding, Recheck
 from replicator.engine.cleanup import Cleanup
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.delivery import Delivery
 from replicator.engine.fetcher import Fetcher, end_of_stream, explained, fetcher_for, receive, send
+from replicator.engine.gap_repair import Repairs
 from replicator.engine.heartbeat import ProgressReporter, warn_if_replacing
 from replicator.engine.parked_limits import ParkedWatch
 from replicator.engine.resync_request import RequestWatch
@@ -28,12 +29,13 @@ from replicator.pipeline import stages
 from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.coordination import Workers
 from replicator.pipeline.details import Details, parked_details, shard_details
+from replicator.pipeline.gap_repair import stored_until
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source import chosen, export
 from replicator.source.scan import ReadBudget
 from replicator.source.stream import listing
 from replicator.source.table import SourceTable, describe_table, find_table
-from replicator.state import ExportState, Owner, PipelineState, ResyncRequest, Save, encode
+from replicator.state import ExportState, Owner, PipelineState, ResyncRequest, Save, SegmentState, encode
 from replicator.target import in_doubt
 from replicator.target.contract import AppliesLate, Transactional, caution_of, marks_of
 
@@ -67,6 +69,7 @@ class Driver:
             marks=marks_of(context.target),
             workers=self._workers,
             now=self._started,
+            keeps_floors=context.config.on_gap == "export" and self._workers is None,
         )
         self._reporter = ProgressReporter(self.pipeline, environment.observe, self._now, monotonic, who=owner.who)
         self._reporter.beat = lambda: self._measurements.detailed(self._details)
@@ -103,6 +106,16 @@ class Driver:
         self._requests = RequestWatch(
             checkpoints, self.pipeline, self._delivery, self._cleanup, self._retrying, monotonic
         )
+        self._repairs = Repairs(
+            target,
+            tables,
+            checkpoints,
+            self.pipeline,
+            self._delivery,
+            self._retrying,
+            self._in_doubt,
+            context.config.backfill.segments,
+        )
         self._budget = ReadBudget(context.config.backfill.read_units)
         self._steps = environment.scheduler(context.client)
         self._resyncs = 0
@@ -126,6 +139,7 @@ class Driver:
 
     def start(self, allowed: startup.Allowed) -> None:
         """Start an epoch, or resume."""
+        gap_repair.check_supported(self._context.config, self._context.mapping, self._context.target)
         self._delivery.know_parked()
         try:
             self._start(allowed)
@@ -185,13 +199,41 @@ class Driver:
         segments = stages.segments(backfill.segments) if state.stage == stages.SCANNING else {}
         self._delivery.fence_repairs()
         self._fetch()
-        self.pipeline.begin(state, self._full_listing(), segments, start.as_defined)
+        self._begin_with(state, self._full_listing(), segments, start)
+
+    def _begin_with(
+        self, state: PipelineState, listing: Listing, segments: Mapping[str, SegmentState], start: startup.StartupState
+    ) -> None:
+        self.pipeline.begin(state, listing, segments, start.as_defined)
         self._delivery.flush()
         self._binding.open(start)
         self._delivery.flush()
         if self._state().opening:
             self._tables_opened()
-        log.info("snapshot started", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
+        what = "snapshot started" if state.repair is None else "gap repair started"
+        log.info(what, extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
+
+    def _repair(self, gap: GapFound, start: startup.StartupState) -> None:
+        """Start the epoch that repairs a gap from exports. GapFound, which says why, if that cannot be done."""
+        before, options = start.state, self._context.config.source
+        why = gap_repair.obstacle(start)
+        since = gap_repair.lost_since(start, before) if before is not None and not why else None
+        if since is not None and not why:
+            known = since if before is None or before.repair is None or before.repair.done else before.repair.since
+            first = min(since, known)
+            why = self._retrying(lambda: gap_repair.refusal(self._context.client, options.table, first))
+        if why or before is None or since is None:
+            raise gap_repair.explained(gap, why)
+        self._open_window()
+        startup.check_source(self._table, own_ids=False, options=aws_options(options, self._table.arn))
+        self._binding.check_new_epoch()
+        self._delivery.fence_repairs()
+        self._fetch()
+        listing = self._full_listing()
+        inserting = self.pipeline.parked.repair is not None
+        now = self._now()
+        state = gap_repair.epoch_of_repair(before, startup.new_epoch(start, enabled=True, now=now), since, inserting)
+        self._begin_with(state, listing, stages.segments(self._context.config.backfill.segments), start)
 
     def _export(self, table: SourceTable) -> ExportState | None:
         """What a new epoch copies the items from: an export that it requests or that exists, or (None) the table."""
@@ -278,7 +320,7 @@ class Driver:
         A command may have sent writes of an earlier epoch, as its note says. A run of this epoch has not.
         """
         retries = self.pipeline.view.retries
-        retried, earlier = retries.all, retries.before(state.complete)
+        retried, earlier = retries.all, retries.before(state.repairing)
         if retried != state.retried:
             state = replace(state, lingers=in_doubt.WINDOW)
         if earlier != state.retried_earlier:
@@ -287,16 +329,16 @@ class Driver:
             self._open_window(state.lingers, earlier=False)
         if state.lingers_earlier is not None:
             self._open_window(state.lingers_earlier)
-        self._take_over_slots(state.complete)
+        self._take_over_slots(state.repairing)
         now = replace(state, lingers=in_doubt.WINDOW, retried=retried, retried_earlier=earlier)
         if self._in_doubt is not None and now != self._state():
             self._change(now)
 
-    def _take_over_slots(self, complete: int) -> None:
+    def _take_over_slots(self, epoch: int) -> None:
         """The same of the workers of a run that had several."""
         slots = {id: slot for id, slot in self.pipeline.view.slots.items() if slot.lingers is not None}
         for slot in slots.values():
-            self._open_window(slot.lingers or 0.0, earlier=slot.epoch < complete)
+            self._open_window(slot.lingers or 0.0, earlier=slot.epoch < epoch)
         if self._workers is None:
             self.pipeline.end_slots(slots)
 
@@ -373,6 +415,7 @@ class Driver:
         sent = send(self._fetcher, self._delivery)
         busy = sent or self._delivery.busy
         busy = self._cleanup.do(idle=not busy) or busy
+        busy = self._repairs.do(self._fetcher) or busy
         receive(self._fetcher, self._delivery, sent=sent, busy=busy)
         if self._fetcher.finished:
             raise end_of_stream(self._table, self._current_table())
@@ -381,19 +424,23 @@ class Driver:
         self._carry_out_request()
 
     def _gap(self, gap: GapFound) -> None:
-        """Record the gap, then rescan the table (``on_gap: resync``) or end the run with it."""
+        """Record the gap, then repair it as ``on_gap`` says, or end the run with it."""
         log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence})
         self._steps.clear()
         if not self._recorded(gap):
-            self.pipeline.gap(gap, self._now())
+            since = None if gap.of_target else stored_until(self.pipeline.shards)
+            self.pipeline.gap(gap, self._now(), since)
         self._delivery.flush()
-        if self._context.config.on_gap != "resync" or self._resyncs >= MAX_RESYNCS:
+        if self._context.config.on_gap == "stop" or self._resyncs >= MAX_RESYNCS:
             gap.caution = caution_of(self._context.target)
             raise gap
         self._resyncs += 1
         name = self._context.config.source.table
         self._table = self._retrying(lambda: describe_table(self._context.client, name), asks="source")
         start = self._binding.inspect(self._table)
+        if self._context.config.on_gap == "export":
+            self._repair(gap, start)
+            return
         self._begin(start)
         self._end_request(start)
 

@@ -214,7 +214,7 @@ def check_tables(found: StartupState) -> None:
     check_identity(found)
     if found.changes:
         raise _redefined(found, found.additions)
-    if found.state is not None and (gap := _target_gap(found, found.state)) is not None:
+    if found.state is not None and (gap := target_gap(found, found.state)) is not None:
         raise gap
 
 
@@ -286,10 +286,11 @@ def find_gap(found: StartupState) -> GapFound | None:
                 "stored elsewhere (checkpoints: in the config), or that has another name (pipeline: in the config); "
                 "or it is a copy of such a table",
                 repair=START_OVER,
+                of_target=True,
             )
         return None
     for gap in found.gaps.values():
-        if gap.repaired is None and gap.epoch >= state.complete:
+        if gap.repaired is None and gap.epoch >= state.repairing:
             return GapFound(gap.reason, gap.shard, gap.sequence)
     if state.table_id != found.table.id:
         return GapFound(f"table {found.table.name} was deleted and created again since the last run")
@@ -298,30 +299,34 @@ def find_gap(found: StartupState) -> GapFound | None:
             f"the stream was replaced: the last run read {state.stream_arn}, "
             f"the table now has {found.table.stream_arn or 'none'}"
         )
-    return _target_gap(found, state)
+    return target_gap(found, state)
 
 
-def _target_gap(found: StartupState, state: PipelineState) -> GapFound | None:
+def target_gap(found: StartupState, state: PipelineState) -> GapFound | None:
+    """What the target has lost since the last run, as far as it can be told; None if nothing."""
     if found.highest > state.epoch:
         return GapFound(
             f"the checkpoints are older than the target: they are at epoch {state.epoch}, "
-            f"the target's table was written by epoch {found.highest}"
+            f"the target's table was written by epoch {found.highest}",
+            of_target=True,
         )
     if not _has_stored(found):
         return None
     if None in found.epochs.values():
         missing = _places(found, [name for name, epoch in found.epochs.items() if epoch is None])
-        return GapFound(f"{missing} is gone from the target since the last run")
+        return GapFound(f"{missing} is gone from the target since the last run", of_target=True)
     noted = state.epoch - 1 if state.opening else state.epoch
     replaced = [*recreated_tables(found.definition.tables, found.identities), *_older(found, noted)]
     if replaced:
         names = ", ".join(dict.fromkeys(replaced))
         return GapFound(
             f"{names} is not the table that the last run wrote to: it was dropped and recreated, replaced by a copy, "
-            "or restored from a backup"
+            "or restored from a backup",
+            of_target=True,
         )
     if found.emptied:
-        return GapFound(f"{_places(found, found.emptied)} is empty, but held documents when the last run stopped")
+        emptied = _places(found, found.emptied)
+        return GapFound(f"{emptied} is empty, but held documents when the last run stopped", of_target=True)
     return None
 
 

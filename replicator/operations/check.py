@@ -16,6 +16,7 @@ from replicator.config.engine import Lambda, Ray
 from replicator.config.targets import is_of_a_target
 from replicator.duration import duration
 from replicator.engine.assembly import ends, introduce, target_tables
+from replicator.engine.gap_repair import check_supported
 from replicator.engine.generations import decoded as rebuild_of
 from replicator.engine.generations import generations, rebuild_entry, resolved
 from replicator.engine.startup import check_source
@@ -139,7 +140,7 @@ def _source(
     if table.stream_arn is not None and table.streaming:
         yield from _stream_calls(client, table.stream_arn)
     yield from _table_calls(config, client, table, hook, images)
-    if config.backfill.source == "export":
+    if config.exports:
         yield from gathered("backfill", export_findings(config, client, table))
 
 
@@ -189,7 +190,7 @@ def _table_calls(
     config: Config, client: Client, table: SourceTable, hook: Hook | None, images: list[bytes]
 ) -> Iterator[Finding]:
     arn = table.arn or table.name
-    if table.view == "KEYS_ONLY" or config.verify is not None:
+    if table.view == "KEYS_ONLY" or config.verify is not None or config.on_gap == "export":
         request = {"RequestItems": {config.source.table: {"Keys": [_no_key(table)]}}}
         yield _permitted(client, "BatchGetItem", request, arn)[1]
     if hook is not None and hook.declared:  # parked retry looks at items that a scan found
@@ -345,6 +346,8 @@ def _start(
 ) -> Iterator[Finding]:
     """How a run would start, or why it would not."""
     tables = target_tables(config, table, hook)
+    mapping = DocumentMapping(hook, tuple(config.target.tables))
+    check_supported(config, mapping, target)
     yield Finding("pipeline", "ok", outlook(config, target, checkpoints, table, tables, hook))
 
 

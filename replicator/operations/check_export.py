@@ -1,4 +1,4 @@
-"""What a backfill from an export needs: point-in-time recovery, permissions, and a bucket. Changes nothing."""
+"""What exports need, for a backfill or to repair gaps: recovery, permissions, and a bucket. Changes nothing."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ def export_findings(config: Config, client: Client, table: SourceTable) -> Itera
         yield Finding("backfill", "ok", f"the export {backfill.export} of {export.moment(at)}: {what}")
         return
     yield _export(config, client, table)
+    if config.on_gap == "export":
+        export.recoverable_since(client, config.source.table)
+        yield Finding("permission", "ok", f"dynamodb:DescribeContinuousBackups on {table.arn or table.name}")
     yield _describe(client, table)
     yield from _bucket(client, backfill)
 
@@ -54,7 +57,7 @@ def _export(config: Config, client: Client, table: SourceTable) -> Finding:
                 "--point-in-time-recovery-specification PointInTimeRecoveryEnabled=true"
             )
             text = f"point-in-time recovery of {table.name} is off, which an export needs"
-            return Finding("backfill.from", "problem", text, enable)
+            return Finding("on_gap" if config.on_gap == "export" else "backfill.from", "problem", text, enable)
         return failed("permission", failure(e, "ExportTableToPointInTime", resource))
     raise ConfigError("backfill: the endpoint accepts an export of 1970: it does not check requests as DynamoDB does")
 

@@ -8,6 +8,7 @@ from replicator.checkpoints.contract import Checkpoints
 from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.fetcher import end_of_stream
+from replicator.engine.gap_repair import explained, obstacle
 from replicator.engine.parked_limits import check_parked
 from replicator.engine.startup import Allowed, StartMode, new_epoch, start_mode, with_request
 from replicator.errors import GapFound
@@ -35,8 +36,13 @@ def outlook(
         if how is StartMode.RESUME and not source.streaming:
             raise end_of_stream(source, source)
     except GapFound as e:
-        if config.on_gap != "resync":
+        if config.on_gap == "stop":
             raise
+        if config.on_gap == "export":
+            if why := obstacle(existing):
+                raise explained(e, why) from e
+            preexisting.check_new_epoch(target, tables)
+            return f"run will repair a gap from exports, if point-in-time recovery goes back far enough: {e.reason}"
         preexisting.check_new_epoch(target, tables)
         return f"run will rescan the table (on_gap: resync): {e.reason}"
     check_parked(parked, config.parked_limit)

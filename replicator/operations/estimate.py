@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from replicator.config.verification import Verify
 
 SAMPLED = 100  # items
+_HOUR = 3600.0  # seconds
 _DAY = 86_400.0
 _MONTH = 30 * _DAY
 _READ_UNIT, _WRITE_UNIT, _PAGE, _GB = 4096, 1024, 1 << 20, 1 << 30  # bytes
@@ -85,7 +86,7 @@ class Limits:
     """What the config limits. ``poll_interval``: seconds between the requests of an idle shard, if it is configured.
 
     ``verify``: of the run's own verification passes, if it makes any. ``exports``: the backfill reads an export,
-    and ``export_exists`` already.
+    and ``export_exists`` already. ``gap_exports``: gaps are repaired from exports.
     """
 
     target: str
@@ -96,13 +97,15 @@ class Limits:
     verify: Verify | None = None
     exports: bool = False
     export_exists: bool = False
+    gap_exports: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """``backfill``: once; ``month``: 30 days of following changes. Money is in US dollars; None: nothing is charged.
 
-    ``export``: what DynamoDB charges for one, by the table's size.
+    ``export``: what DynamoDB charges for one, by the table's size. ``gap_hour``: for the exports that repair an hour's
+    gap, by the size of its changes.
     """
 
     facts: Facts
@@ -121,6 +124,7 @@ class Estimate:
     month_verify: Range | None
     limited_by: str
     export: Range | None = None
+    gap_hour: Range | None = None
 
 
 def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
@@ -133,6 +137,10 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
         charged = 0 if limits.export_exists else facts.bytes
         exported = growth.times(charged / _GB * prices.exports).times(*prices.of("exports", facts.region))
         pages = units = Range(0, 0)
+    gap_hour = None
+    if limits.gap_exports:
+        changed = facts.changes.times(_HOUR * facts.bytes / max(1, facts.items) / _GB)
+        gap_hour = changed.times(1, 2).times(prices.exports).times(*prices.of("exports", facts.region))
     documents = items.times(facts.per_item)
     writes = _write_units(documents, facts, limits)
     seconds, limited_by = _duration(items, units, writes, limits)
@@ -160,6 +168,7 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
         else verified.times(prices.reads / 1e6).times(*read),
         limited_by=limited_by,
         export=exported,
+        gap_hour=gap_hour,
     )
 
 
@@ -276,6 +285,7 @@ def limits_of(config: Config) -> Limits:
         verify=config.verify,
         exports=config.backfill.source == "export",
         export_exists=config.backfill.export is not None,
+        gap_exports=config.on_gap == "export",
     )
 
 

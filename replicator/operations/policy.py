@@ -106,10 +106,12 @@ def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
         others = connector.permissions(config.target.options, tables, keep_expired=keep_expired)
     yield Needed("source", "Items", config.source)
     yield Needed("source", "Changes", config.source)
-    if at.keys_only or at.verify or at.resync_keys or config.verify is not None:
+    if at.keys_only or at.verify or at.resync_keys or config.verify is not None or config.on_gap == "export":
         yield Needed("source", "LookUpsForKeysOnly", config.source)
-    if config.backfill.source == "export":
+    if config.exports:
         yield from _exported(config)
+    if config.on_gap == "export":
+        yield Needed("source", "SettingsOfSource", config.source)
     if isinstance(config.engine, Lambda) and config.engine.function is not None and not at.function:
         yield from _function(config.source, config.engine.function)
     single = [Needed("source", "SingleItems", config.source)] if own_ids else []
@@ -132,7 +134,7 @@ def _function(source: Access, name: str) -> Iterator[Needed]:
 
 
 def _exported(config: Config) -> Iterator[Needed]:
-    """What a backfill from an export needs. DynamoDB writes the files with the permissions of who requested them."""
+    """What exports need. DynamoDB writes the files with the permissions of who requested them."""
     backfill = config.backfill
     if backfill.export is not None:
         yield Needed("source", "ExportProgress", config.source)

@@ -67,6 +67,7 @@ class BatchContext:
     ``unmarkable``: changes whose deletes the target refuses to mark with the last document: they go without one.
     ``began``: when the epoch began, for what a scan adds to a history; seconds since 1970. ``keeps_times``: parked
     changes keep their times, which a history needs when they are retried.
+    ``newest_first``: of the images of an item without a record, which have the same version, the first one is valid.
     """
 
     refused: Mapping[Refused, str]
@@ -79,6 +80,7 @@ class BatchContext:
     unmarkable: Collection[Refused] = frozenset()
     began: float = 0.0
     keeps_times: bool = False
+    newest_first: bool = False
 
     @property
     def complete(self) -> int:
@@ -133,7 +135,8 @@ def compact_latest(
     table, hook = mapping.tables[0], mapping.hook
     writes, healing = result.writes, bool(at.parked)
     vanished = partial(_vanished, result, mapping, at, items)
-    for change, version, weight in _current(result, changes, at) if at.parked.any_dropped else changes:
+    held = at.parked.any_dropped or (at.newest_first and bool(at.parked))
+    for change, version, weight in _current(result, changes, at) if held else changes:
         key = change.key
         result.read += weight
         if at.refused and (reason := at.refused.get((key, version))) is not None:
@@ -196,13 +199,18 @@ def _gone_since(run: Sequence[Change], mapping: DocumentMapping) -> float | None
 
 
 def _current(result: Compacted, changes: Iterable[Latest], at: BatchContext) -> Iterator[Latest]:
-    """The changes without scanned images that a later, discarded change of the stream has replaced."""
+    """The changes without images that a later, discarded or parked one has replaced: scanned images, which a change of
+    the stream has replaced, or (``newest_first``) those of an older export."""
     for change in changes:
         record, version, weight = change
-        _, dropped = at.parked.left(key_text(record.key), at.complete)
-        if any(one.version > version for one in dropped):
+        parked, dropped = at.parked.left(key_text(record.key), at.complete)
+        replaced = version - at.newest_first if record.sequence is None else version
+        if any(one.version > replaced for one in dropped):
             result.read += weight
             result.filtered += weight
+        elif at.newest_first and parked is not None and parked.version > replaced:
+            result.read += weight
+            result.parked += weight
         else:
             yield change
 

@@ -24,7 +24,7 @@ from replicator.errors import GapFound
 from replicator.hooks.hook import DocumentMapping
 from replicator.identity import UNKNOWN, Definition
 from replicator.marks import Marks
-from replicator.pipeline import lineage, stages
+from replicator.pipeline import gap_repair, lineage, stages
 from replicator.pipeline.advance import scanned, streamed
 from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.checkpoint_view import CheckpointView, Undo
@@ -78,7 +78,7 @@ class Pipeline:
     (``Slotted.claim_slot``); "" for a run that has all of them. ``worker``: its ``Owner.run``. A worker knows the other
     slots' shards as they were stored when it claimed its own, and is told of later ones (``learn``). Listings, epochs
     and stages are not its work. ``workers``: of the coordinator of a run that has several: it lists and decides, and
-    reads no shard or segment.
+    reads no shard or segment. ``keeps_floors``: the pipeline's state notes floors, for repairs of gaps from exports.
     Not thread-safe.
     """
 
@@ -95,8 +95,10 @@ class Pipeline:
         worker: str = "",
         workers: Workers | None = None,
         now: float = math.inf,
+        keeps_floors: bool = False,
     ) -> None:
         self.mapping = mapping
+        self.keeps_floors = keeps_floors
         self.slot, self.worker = slot, worker
         self.workers = workers
         self.acknowledged: int | None = None  # Slot.begun, as stored by this worker
@@ -211,6 +213,14 @@ class Pipeline:
         self._pending += [("segment", id, None) for id in self.view.segments if id not in segments]
         self._pending += [("segment", id, segment) for id, segment in segments.items()]
         self._pending += [("pipeline", "", state), ("request", "", None)]
+
+    def read_on(self, state: PipelineState, segments: Mapping[str, SegmentState]) -> None:
+        """Read other segments in the same epoch: the next export, or items to look up. The earlier ones are stored."""
+        assert not self._in_flight, "what is in flight may be of the earlier segments"
+        self._opened -= {source for source in self._opened if source.startswith("segment:")}
+        self._pending += [("segment", id, None) for id in self.view.segments if id not in segments]
+        self._pending += [("segment", id, segment) for id, segment in segments.items()]
+        self._pending.append(("pipeline", "", state))
 
     def acknowledge(self, *, in_doubt: float = 0.0, lingers: float | None = LONGEST_IN_DOUBT, begun: int = 0) -> None:
         """Store with the next batch that this worker knows the pipeline's epoch and stage, and its in-doubt window.
@@ -360,11 +370,11 @@ class Pipeline:
         if page.waiting_for is None:
             self.pages.add(f"segment:{page.segment}", page)
 
-    def gap(self, gap: GapFound, now: float) -> None:
-        """Record that records are lost."""
+    def gap(self, gap: GapFound, now: float, since: float | None = None) -> None:
+        """Record that records are lost. ``since``: see ``Gap``."""
         epoch = self.state.epoch if self.state is not None else 0
         id = f"{now:017.3f}@{self.slot}" if self.slot else f"{now:017.3f}"  # two workers may find one at the same time
-        self._pending.append(("gap", id, Gap(gap.reason, now, epoch, gap.shard, gap.sequence)))
+        self._pending.append(("gap", id, Gap(gap.reason, now, epoch, gap.shard, gap.sequence, since=since)))
 
     def heartbeat(self, heartbeat: Heartbeat) -> None:
         """Store a heartbeat with the next batch, along with the progress of idle shards."""
@@ -376,7 +386,7 @@ class Pipeline:
         after = stages.after_cleanup(self.state)
         self._pending.append(("pipeline", "", after))
         if after.stage == stages.FOLLOWING:
-            open_gaps = {id: g for id, g in self.view.gaps.items() if g.repaired is None and g.epoch < after.complete}
+            open_gaps = {id: g for id, g in self.view.gaps.items() if g.repaired is None and g.epoch < after.repairing}
             self._pending += [("gap", id, replace(g, repaired=now)) for id, g in open_gaps.items()]
 
     def change(self, state: PipelineState) -> None:
@@ -414,8 +424,9 @@ class Pipeline:
 
     @property
     def epoch(self) -> int:
-        """The last epoch that scanned the whole table; while another begins, all there were are earlier."""
-        return LAST_EPOCH + 1 if self.state is None else self.state.complete
+        """The last epoch that scanned the whole table, or repaired a gap; while another begins, all there were are
+        earlier."""
+        return LAST_EPOCH + 1 if self.state is None else self.state.repairing
 
     def know(self, parked: ParkedItems, entries: Iterable[Entry] = ()) -> None:
         """Replace the parked items after a command or another worker changed them. No batch may be in flight.
@@ -442,6 +453,7 @@ class Pipeline:
         parts = [] if nothing else self._fill(taken, now)
         if not taken.saves and not parts:
             return None
+        self._put_floor(taken)
         self._put_fence(taken)
         self._put_owners(taken, before, now)
         taken.batch = Batch(parts, list(taken.saves.values()), tombstones=self._remembers_deletes)
@@ -618,6 +630,15 @@ class Pipeline:
         if moves and place not in taken.saves and fence is not None:
             self._put(taken, *place, fence)
 
+    def _put_floor(self, taken: _Taken) -> None:
+        """Note a floor now and then. No scan may be in progress: its items would be below floors of their time."""
+        state = self.view.pipeline
+        if not self.keeps_floors or state is None or state.stage != stages.FOLLOWING or ("pipeline", "") in taken.saves:
+            return
+        floors = gap_repair.with_floor(state, self.view.shards)
+        if floors is not state.floors:
+            self._put(taken, "pipeline", "", replace(state, floors=floors))
+
     def _put_owners(self, taken: _Taken, before: PipelineState | None, now: float) -> None:
         """A new epoch or stage takes the slots from their workers, so that no batch of an earlier one can follow it."""
         if self.workers is not None and _phase(before) != _phase(self.view.pipeline):
@@ -663,6 +684,7 @@ class Pipeline:
             self._unmarkable,
             state.began,
             bool(self.mapping.histories),
+            state.repair is not None,
         )
         kind, _, id = source.partition(":")
         after: ShardState | SegmentState

@@ -402,7 +402,7 @@ def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
 
 
 def _phase(state: PipelineState | None, alive: Heartbeat | None, gaps: tuple[Gap, ...]) -> str:
-    if any(state is None or g.epoch >= state.complete for g in gaps):
+    if any(state is None or g.epoch >= state.repairing for g in gaps):
         return "gap"
     return alive.phase if alive else "stopped"
 

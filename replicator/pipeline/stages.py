@@ -93,6 +93,7 @@ def partial(pipeline: PipelineState, now: float) -> PipelineState:
         stage=SCANNING,
         scan_started=now,
         scan_ended=None,
+        repair=None,
     )
 
 
@@ -100,6 +101,8 @@ def next_stage(pipeline: PipelineState, segments: Iterable[SegmentState], now: f
     """The state after the scan; None while it is not fully stored, or in a stage that cleanup ends."""
     if pipeline.stage != SCANNING or not all(s.ended for s in segments):
         return None
+    if pipeline.repair is not None and not pipeline.repair.done:
+        return None  # another export follows, or documents to look up
     sweeps = pipeline.resync and not pipeline.partial  # what a partial resync does not read is still valid
     return replace(pipeline, stage=SWEEPING if sweeps else PURGING, scan_ended=now)
 

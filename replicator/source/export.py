@@ -1,7 +1,8 @@
-"""Reads the items of a full DynamoDB export from S3, instead of a scan: it uses no read capacity.
+"""Reads the items of a DynamoDB export from S3, instead of a scan: it uses no read capacity.
 
-An export shows the table as it was at its time (ExportTime). It may replace a scan only if that time is not earlier
-than the epoch's shard positions: what happened in between would be in neither of them.
+A full export shows the table as it was at its time (ExportTime). It may replace a scan only if that time is not earlier
+than the epoch's shard positions: what happened in between would be in neither of them. An incremental one has the items
+that changed in its window, as they were at its end; those that were deleted have no image.
 
 ``prepare`` starts the export, or takes an existing one, and waits for it. ``read`` yields the items of one segment:
 file n of the export belongs to segment n modulo their number. A file is used once all of it is known to be what the
@@ -15,8 +16,9 @@ import base64
 import hashlib
 import posixpath
 import random
+import time
 import zlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -38,6 +40,7 @@ from replicator.source.table import SourceTable
 from replicator.state import ExportState, SegmentState
 
 SETTLED = 5.0  # seconds from the moment the positions are stored until an export is requested
+AVAILABLE = 300.0  # seconds from the end of a window until its export is requested: AWS's clock may be behind ours
 CLOCKS = 600.0  # seconds by which two clocks may differ, each being five minutes off
 ENABLING = 900.0  # seconds after which a stream that was requested has all changes; DescribeStream does not say when
 POLL = 15.0  # seconds between DescribeExport calls
@@ -80,16 +83,25 @@ class Exporting:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A complete export, and its files. ``owner``: the account that its bucket must belong to, if that is known."""
+    """A complete export, and its files. ``owner``: the account that its bucket must belong to, if that is known.
+
+    ``incremental``: the lines of its files are changes.
+    """
 
     arn: str
     bucket: str
     files: Sequence[File] = ()
     owner: str | None = None
+    incremental: bool = False
 
     @property
     def items(self) -> int:
         return sum(file.items for file in self.files)
+
+
+class _Window(msgspec.Struct):
+    ExportFromTime: float | None = None
+    ExportToTime: float | None = None
 
 
 class _Description(msgspec.Struct):
@@ -106,6 +118,20 @@ class _Description(msgspec.Struct):
     S3BucketOwner: str | None = None
     FailureCode: str | None = None
     FailureMessage: str | None = None
+    IncrementalExportSpecification: _Window | None = None
+
+
+class _Recovery(msgspec.Struct):
+    PointInTimeRecoveryStatus: str
+    EarliestRestorableDateTime: float | None = None
+
+
+class _Backups(msgspec.Struct):
+    PointInTimeRecoveryDescription: _Recovery
+
+
+class _DescribeContinuousBackups(msgspec.Struct):
+    ContinuousBackupsDescription: _Backups
 
 
 class _DescribeExport(msgspec.Struct):
@@ -134,14 +160,28 @@ class _Line(msgspec.Struct):
     Item: msgspec.Raw
 
 
+class _Changed(msgspec.Struct):
+    """A line of a data file of an incremental export: an item that was changed, or (without an image) deleted."""
+
+    Keys: msgspec.Raw
+    NewImage: msgspec.Raw = msgspec.Raw()
+
+
 _LINES = msgspec.json.Decoder(_Line)
+_CHANGES = msgspec.json.Decoder(_Changed)
 _FILES = msgspec.json.Decoder(list[_ManifestFile])
 _SUMMARY = msgspec.json.Decoder(_Summary)
 
 
-def token(pipeline: str, table_id: str, epoch: int, started: float) -> str:
-    """The ClientToken of an epoch's export: a repeated request returns the same one, and never an earlier epoch's."""
-    text = orjson.dumps([pipeline, table_id, epoch, started])
+Window = tuple[float, float]
+
+
+def token(pipeline: str, table_id: str, epoch: int, started: float, window: Window | None = None) -> str:
+    """The ClientToken of an epoch's export: a repeated request returns the same one, and never an earlier epoch's.
+
+    ``window``: of an incremental one, of which an epoch may have several.
+    """
+    text = orjson.dumps([pipeline, table_id, epoch, started, *(window or ())])
     return f"replicator-{hashlib.sha256(text).hexdigest()[:24]}"
 
 
@@ -189,28 +229,48 @@ def existing(client: Client, arn: str, table: SourceTable, now: float, gap: floa
     return at
 
 
+def recoverable_since(client: Client, table: str) -> float | None:
+    """From when on incremental exports can be made; None if point-in-time recovery is off."""
+    try:
+        body = client.call("DescribeContinuousBackups", {"TableName": table})
+    except AwsError as e:
+        raise failure(e, "DescribeContinuousBackups", table) from e
+    described = decoded(body, _DescribeContinuousBackups, "DescribeContinuousBackups").ContinuousBackupsDescription
+    recovery = described.PointInTimeRecoveryDescription
+    return recovery.EarliestRestorableDateTime if recovery.PointInTimeRecoveryStatus == "ENABLED" else None
+
+
 def prepare(
-    table: SourceTable, state: ExportState, wanted: Destination | None, chance: random.Random
+    table: SourceTable,
+    state: ExportState,
+    wanted: Destination | None,
+    chance: random.Random,
+    now: Callable[[], float] = time.time,
 ) -> Generator[Call | Exporting | Exported, Any, None]:
     """Yields calls, ``Exporting`` while the export is not complete, and in the end one ``Exported``.
 
     ConfigError if the export failed, or must not be read; GapFound if the table is another one by now. The epoch's
-    positions must be stored.
+    positions must be stored. An incremental export is requested once its window has passed.
     """
     arn, failures = state.arn, 0
     if not arn:
         yield Exporting("", SETTLED, "the export to begin")
+    while not arn and state.window is not None and (left := state.window[1] + AVAILABLE - now()) > 0:
+        yield Exporting("", min(left, POLL), f"{moment(state.window[1] + AVAILABLE)}, to export all changes until then")
     while True:
         try:
             if not arn:
-                arn = yield from _start(table, wanted)
+                arn = yield from _start(table, wanted, state.window)
                 yield Exporting(arn, POLL, _waiting(arn))
             description = yield from _described(arn)
             if description.TableId is not None and description.TableId != table.id:
                 raise GapFound(f"table {table.name} was deleted and created again before it was exported")
-            _check(description)
+            _check(description, incremental=state.window is not None)
             if description.ExportStatus == "COMPLETED":
-                check_time(description.ExportTime, description.StartTime, state)
+                if state.window is not None:
+                    _check_window(description.IncrementalExportSpecification, state.window)
+                else:
+                    check_time(description.ExportTime, description.StartTime, state)
                 exported = yield from _manifests(description)
                 yield exported
                 return
@@ -240,7 +300,12 @@ def _waiting(arn: str) -> str:
     return f"the export {arn.rpartition('/')[2]} to S3 to complete"
 
 
-def _start(table: SourceTable, wanted: Destination | None) -> Generator[Call, bytes, str]:
+def _start(table: SourceTable, wanted: Destination | None, window: Window | None) -> Generator[Call, bytes, str]:
+    if wanted is None and window is not None:
+        raise ConfigError(
+            "on_gap: a gap is being repaired from an export that is not started yet, and the config no longer has "
+            "on_gap: export with a bucket. Restore it, or start over with a backfill: replicator resync CONFIG"
+        )
     if wanted is None:
         raise ConfigError(
             "backfill: this backfill reads an export that is not started yet, and backfill.from is no longer export. "
@@ -259,9 +324,17 @@ def _start(table: SourceTable, wanted: Destination | None) -> Generator[Call, by
         "S3SseKmsKeyId": wanted.kms_key,
     }
     request |= {name: value for name, value in given.items() if value is not None}
+    if window is not None:
+        times = {"ExportFromTime": int(window[0]), "ExportToTime": int(window[1]), "ExportViewType": "NEW_IMAGE"}
+        request |= {"ExportType": "INCREMENTAL_EXPORT", "IncrementalExportSpecification": times}
     try:
         body = yield Call("ExportTableToPointInTime", request)
     except AwsError as e:
+        if e.code == "InvalidExportTimeException" and window is not None:
+            raise ConfigError(
+                f"on_gap: point-in-time recovery of {table.name} does not reach back to {moment(window[0])}, so the "
+                "changes since then cannot be exported. To repair the gap with a backfill: replicator resync CONFIG"
+            ) from e
         raise _failed(e, "ExportTableToPointInTime", table.arn or table.name) from e
     return decoded(body, _DescribeExport, "ExportTableToPointInTime").ExportDescription.ExportArn
 
@@ -303,11 +376,13 @@ def _failed(error: AwsError, operation: str, resource: str) -> ReplicatorError:
     return ConfigError(f"backfill: {meant}") if type(meant) is ReplicatorError else meant
 
 
-def _check(export: _Description) -> None:
-    """ConfigError unless it is a full export, in DynamoDB JSON, that did not fail."""
-    what = f"backfill: the export {export.ExportArn}"
-    if export.ExportType not in (None, "FULL_EXPORT"):
+def _check(export: _Description, *, incremental: bool = False) -> None:
+    """ConfigError unless it is an export of the wanted type, in DynamoDB JSON, that did not fail."""
+    what = f"{'on_gap' if incremental else 'backfill'}: the export {export.ExportArn}"
+    if not incremental and export.ExportType not in (None, "FULL_EXPORT"):
         raise ConfigError(f"{what} is incremental: a backfill needs a full export")
+    if incremental and export.ExportType != "INCREMENTAL_EXPORT":
+        raise ConfigError(f"{what} is not incremental, as it was requested. {START_OVER}")
     if export.ExportFormat not in (None, "DYNAMODB_JSON"):
         raise ConfigError(f"{what} is in the format {export.ExportFormat}; only DYNAMODB_JSON can be read")
     if export.ExportStatus == "FAILED":
@@ -332,6 +407,18 @@ def check_time(at: float | None, started: float | None, state: ExportState) -> N
         )
 
 
+def _check_window(shown: _Window | None, wanted: Window) -> None:
+    """ConfigError if the export lacks a part of the window that it was requested for."""
+    start, end = (None, None) if shown is None else (shown.ExportFromTime, shown.ExportToTime)
+    if start is None or end is None:
+        raise TransientError("DescribeExport does not say the window of an incremental export")
+    if start > wanted[0] or end < wanted[1]:
+        raise ConfigError(
+            f"on_gap: the export has the changes from {moment(start)} until {moment(end)}, but was requested from "
+            f"{moment(wanted[0])} until {moment(wanted[1])}: some would be lost. Nothing of it was copied. {START_OVER}"
+        )
+
+
 def moment(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
@@ -339,7 +426,8 @@ def moment(at: float) -> str:
 def _manifests(export: _Description) -> Generator[Call, bytes, Exported]:
     """The export's files. Only the names of the manifests and data files count: a prefix is documented ambiguously."""
     bucket, summary_key = export.S3Bucket or "", export.ExportManifest or ""
-    exported = Exported(export.ExportArn, bucket, owner=export.S3BucketOwner)
+    incremental = export.ExportType == "INCREMENTAL_EXPORT"
+    exported = Exported(export.ExportArn, bucket, owner=export.S3BucketOwner, incremental=incremental)
     folder = posixpath.dirname(summary_key)
     files_key = posixpath.join(folder, "manifest-files.json")
     try:
@@ -358,8 +446,7 @@ def _manifests(export: _Description) -> Generator[Call, bytes, Exported]:
             f"backfill: s3://{bucket}/{summary_key} is of another export, {summary.export_arn}, than "
             f"{export.ExportArn}. Restore it and run again. {START_OVER}"
         )
-    data = posixpath.join(folder, "data")
-    keys = [posixpath.join(data, posixpath.basename(file.data_file_key)) for file in listed]
+    keys = [_data_key(folder, file.data_file_key, incremental=incremental) for file in listed]
     files = [File(key, file.item_count, file.md5_checksum) for key, file in zip(keys, listed, strict=True)]
     exported = replace(exported, files=files)
     if exported.items != summary.item_count:
@@ -368,6 +455,12 @@ def _manifests(export: _Description) -> Generator[Call, bytes, Exported]:
             f"says {summary.item_count:,}: it is not complete. {START_OVER}"
         )
     return exported
+
+
+def _data_key(folder: str, listed: str, *, incremental: bool) -> str:
+    """The key of a data file. Those of incremental exports are in a folder that all share."""
+    own = not incremental or f"{posixpath.basename(folder)}/data/" in listed
+    return posixpath.join(folder if own else posixpath.dirname(folder), "data", posixpath.basename(listed))
 
 
 def _object(place: Exported, key: str) -> Generator[Call, bytes, bytes]:
@@ -479,8 +572,8 @@ def _pages(
     what is right later. Therefore the whole file is verified before any of it is used, and read again.
     """
     verified = yield from _verified(segment, file, at)
-    reader, before = _FileReader(KeyReader(segment.keys)), at.items
-    held: tuple[list[tuple[Key, msgspec.Raw]], int] = [], 0
+    reader, before = _FileReader(KeyReader(segment.keys), segment.export.incremental), at.items
+    held: _Lines = [], 0
     for n, digest in enumerate(verified.digests):
         part = verified.only
         if part is None:
@@ -539,17 +632,22 @@ def _retried(
         return part
 
 
+_Lines = tuple[list[tuple[Key, msgspec.Raw | bytes | None]], int]
+"""Items with their keys, and the bytes they took. Without an image, the item was deleted."""
+
+
 @dataclass(slots=True)
 class _FileReader:
     """Decompresses a file and decodes its lines, in pieces of limited size. An empty file has no line and no gzip."""
 
     keys: KeyReader
+    incremental: bool = False
     items: int = 0
     size: int = 0
     _rest: bytes = b""
     _inflater: Any = field(default_factory=lambda: zlib.decompressobj(wbits=31))
 
-    def feed(self, part: bytes) -> Iterator[tuple[list[tuple[Key, msgspec.Raw]], int]]:
+    def feed(self, part: bytes) -> Iterator[_Lines]:
         """Items with their keys, and the bytes they take, for the next ``part`` of the compressed file."""
         self.size += len(part)
         while part:
@@ -567,7 +665,7 @@ class _FileReader:
             if lines:
                 yield self._decoded(lines)
 
-    def end(self, file: File) -> Iterator[tuple[list[tuple[Key, msgspec.Raw]], int]]:
+    def end(self, file: File) -> Iterator[_Lines]:
         """What is left: a last line need not end with a newline. _Corrupt unless all of the file was read."""
         if self.size and not self._inflater.eof:
             raise _Corrupt("it is not complete")
@@ -576,10 +674,18 @@ class _FileReader:
         if self.items != file.items:
             raise _Corrupt(f"it has {self.items:,} items, and the manifest says {file.items:,}")
 
-    def _decoded(self, lines: bytes) -> tuple[list[tuple[Key, msgspec.Raw]], int]:
+    def _decoded(self, lines: bytes) -> _Lines:
+        items: list[tuple[Key, msgspec.Raw | bytes | None]]
         try:
-            images = [line.Item for line in _LINES.decode_lines(lines)]
-            items = self.keys.keyed(images, "export")
+            if self.incremental:
+                changes = _CHANGES.decode_lines(lines)
+                keys = self.keys.keyed([change.Keys for change in changes], "export")
+                images = [
+                    change.NewImage if bytes(change.NewImage) not in (b"", b"null") else None for change in changes
+                ]
+                items = [(key, image) for (key, _), image in zip(keys, images, strict=True)]
+            else:
+                items = [*self.keys.keyed([line.Item for line in _LINES.decode_lines(lines)], "export")]
         except (*DECODE_ERRORS, TransientError) as e:
             raise _Corrupt(f"a line is not an item in DynamoDB JSON: {e}") from e
         self.items += len(items)

@@ -242,7 +242,7 @@ _TYPED = """url: postgresql://me@127.0.0.1:5432/shop
             ("source:", "backfill: {from: export, bucket: abc}\nengine: {type: ray}\nsource:"),
             "backfill.from: export is read by one process only: use the engine local, or from: scan",
         ),
-        (("source:", "on_gap: stopp\nsource:"), "on_gap: must be one of stop, resync; did you mean stop?"),
+        (("source:", "on_gap: stopp\nsource:"), "on_gap: must be one of stop, resync, export; did you mean stop?"),
         (("source:", "ttl_deletes: no\nsource:"), "ttl_deletes: must be one of apply, ignore"),
         (
             ("source:", "on_gap: resync\nttl_deletes: ignore\nsource:"),

@@ -185,7 +185,7 @@ WAREHOUSE = BOTH[BOTH.index("  warehouse:") :]
             "12: targets.search.tranform: unknown key; did you",
         ),
         (("    table: orders\n", "    table: orders\n    tabels: {}\n"), "12: targets.search.tabels: unknown key; did"),
-        (("on_gap: resync", "on_gap: rsync"), "13: targets.search.on_gap: must be one of stop, resync; did"),
+        (("on_gap: resync", "on_gap: rsync"), "13: targets.search.on_gap: must be one of stop, resync, export; did"),
         (("on_gap: resync", "source: {}"), "13: targets.search.source: is the same for all targets; move it"),
         (("on_gap: resync", "engine: {}"), "13: targets.search.engine: is the same for all targets; move it"),
         (("{total: numeric}", "{total: nmeric}"), "19: targets.warehouse.tables.orders.columns.total: "),

@@ -17,6 +17,7 @@ from replicator.config.target import Destination
 from replicator.engine import preexisting
 from replicator.engine.binding import check_start
 from replicator.engine.context import Environment, RunContext
+from replicator.engine.gap_repair import WAITING
 from replicator.engine.local import Driver
 from replicator.engine.startup import Allowed
 from replicator.errors import ConfigError, Fenced, GapFound
@@ -75,7 +76,7 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> RunContext:
         Source(table=name),
         Destination("memory", None, None, destinations),  # type: ignore[arg-type]
         backfill=backfill_in(universe),
-        on_gap="resync",
+        on_gap="export" if universe.scenario.gap_exports else "resync",
         ttl_deletes="ignore" if universe.scenario.keeps_expired else "apply",
     )
     hook, target = universe.hook(), universe.target(universe)
@@ -92,7 +93,8 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> RunContext:
 def backfill_in(universe: Universe) -> Backfill:
     segments = universe.scenario.segments
     if not universe.scenario.exports:
-        return Backfill(segments=segments)
+        bucket = "exports" if universe.scenario.gap_exports else None
+        return Backfill(segments=segments, bucket=bucket)
     existing = universe.exported() if universe.scenario.existing else ""
     where = {"export": existing} if existing not in ("", "-") else {"bucket": "exports"}
     return Backfill.model_validate({"from": "export", "segments": segments, **where})
@@ -165,7 +167,7 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
         if universe.during_start is not None:
             _interrupt_start(universe, copy)
         driver = driver_in(universe, copy)
-        limit_turns(driver, turns, lambda left: turned.append(universe.clock.now))
+        limit_turns(driver, turns, lambda left: _turns(universe, driver, turned))
         epoch = truth.epoch_of(universe.database.entries)
         extends = universe.scenario.columns
         driver.run(until=until, allowed=Allowed(resync, universe.fixed, schema_changes=extends))
@@ -176,11 +178,25 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
         assert run < universe.runs, "a run was fenced off that no other run had replaced"
     except ConfigError as e:
         _refused_export(universe, str(e))
-    except (Killed, GapFound):  # dead, or ended with exit code 3; somebody starts it again
+    except GapFound as e:  # ended with exit code 3; somebody starts it again
+        if "on_gap: export cannot repair that" in str(e):
+            universe.unrepaired += 1
+            universe.order_resync()
+    except Killed:
         pass
     finally:
         universe.note("run", run, "ended")
         universe.depth -= 1
+
+
+def _turns(universe: Universe, driver: Driver, turned: list[float]) -> None:
+    """Note when a run turns. One that waits for nothing but time to repair a gap need not wait for long."""
+    turned.append(universe.clock.now)
+    waiting = driver._fetcher.waiting_for.values() if driver._fetcher is not None else ()
+    if any("to export all changes until then" in reason for reason in waiting):
+        universe.clock.now += 20.0
+    elif any(reason.startswith(WAITING) for reason in waiting):
+        universe.clock.now += 1.0
 
 
 def _refused_export(universe: Universe, reason: str) -> None:
@@ -252,9 +268,9 @@ def settle(universe: Universe) -> None:
     universe.restore_files()
     requests.renew(universe)
     universe.caught_up = False
-    before = universe.existing
+    before = universe.existing, universe.unrepaired
     go(universe, PATIENCE)
-    if universe.existing != before:  # "-": it was refused, and people have a new one made
+    if before != (universe.existing, universe.unrepaired):  # it was refused, and people have a new one made, or resync
         go(universe, PATIENCE)
     if not universe.caught_up:
         raise NeverSettled(f"the last run did not catch up within {PATIENCE} turns")

@@ -179,7 +179,7 @@ class Scenario:
     ``months``: shards roll over every four hours, and runs stay away for hours; ``cron``: each run ends once it has
     caught up, and the next one begins minutes later. ``lingering``: how long empty shards stay listed, at most.
     ``exports``: items are copied from exports to S3 instead of scans; ``existing``: from one that people made earlier,
-    until it is refused.
+    until it is refused. ``gap_exports``: a gap is repaired from incremental exports (``on_gap: export``).
     ``piece``: how many documents are swept, or purged, at once. ``hasty``: chance that a batch goes out, or that its
     answer is there, before more is read. ``pace``: seconds a step takes at most. ``slow``: chance that an answer takes
     long. ``rates``: chance of each act, a step.
@@ -206,6 +206,7 @@ class Scenario:
     segments: int = 1
     exports: bool = False
     existing: bool = False
+    gap_exports: bool = False
     records_a_page: int = 3
     items_a_page: int = 2
     batch_rows: int = 2000
@@ -279,10 +280,14 @@ def draw(seed: int) -> Scenario:
     repairs = random.Random(f"repairs {seed}")
     if repairs.random() < 0.06:
         return repairing(drawn, repairs)
+    repaired = random.Random(f"gap exports {seed}").random() < 0.11
+    drawn = replace(drawn, gap_exports=repaired and not (own_ids or drawn.keeps_expired))
     lives = _in_months(drawn, random.Random(f"a long life {seed}"))
     if lives.months:
         return replace(lives, rates={**lives.rates, "brink": _swung(seed, "brink", 0.02)})
-    earlier = lives.exports and not (lives.trims or lives.keeps_expired)  # what is trimmed too early is lost
+    earlier = lives.exports and not (
+        lives.trims or lives.keeps_expired or lives.gap_exports
+    )  # what is trimmed too early is lost
     return replace(lives, existing=earlier and random.Random(f"existing {seed}").random() < 0.5)
 
 

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from types import ModuleType
 
 from replicator.errors import ReplicatorError
-from replicator.pipeline import batching, discovery
+from replicator.pipeline import batching, discovery, gap_repair
 from replicator.source import chosen, export, keys_only, shard_reader
 from tests.simulation import plan, repairing, runs, scenario, truth
 from tests.simulation.plan import Plan
@@ -65,6 +65,7 @@ def sizes(found: Scenario) -> Iterator[None]:
         _set(keys_only, "PAGE_BYTES", found.looked_up_bytes),
         _set(chosen, "AT_ONCE", found.items_a_page),
         _set(export, "POLL", 1.0),
+        _set(gap_repair, "APART", 1.0),
         _set(export, "SETTLED", 1.0),
         _set(export, "ENABLING", 0.0),  # streams are there at once
         _set(export, "CHUNK", 64),

@@ -118,7 +118,7 @@ def check_told(database: MemoryDatabase, told: Progress, unread: Collection[tupl
         if kind == "gap" and (kind, id) not in unread:
             gap = decoded(kind, text)
             assert isinstance(gap, Gap)
-            assert gap.repaired is not None or gap.epoch < state.complete, "live with an open gap"
+            assert gap.repaired is not None or gap.epoch < state.repairing, "live with an open gap"
 
 
 def check_end(universe: Universe) -> None:

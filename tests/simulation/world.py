@@ -98,6 +98,7 @@ class Universe:
         self.emptied: int | None = None  # the step when a table was last emptied by hand
         self.spoiled: dict[tuple[str, str], bytes] = {}  # files of exports that have other contents now
         self.spoils = 0
+        self.unrepaired = 0  # gaps that no export could repair
         self.existing = ""  # the ARN of an export that people made; "-" once one was refused
         self._ordered: int | None = None  # the epoch (0 before the first) when a resync was ordered
         self._acts: dict[int, list[Act]] = {}
@@ -130,8 +131,8 @@ class Universe:
         scenario = self.scenario
         self.source.create_table(self.TABLE, keys={"pk": "S"}, view=scenario.view, shards=scenario.shards)
         self.source.lag_reads(self.TABLE)
-        if scenario.exports:
-            self.source.exports.enable(self.TABLE)
+        if scenario.exports or scenario.gap_exports:
+            self.source.exports.enable(self.TABLE, since=self.clock.now - 48 * HOUR)
             self.source.exports.files, self.source.exports.polls = 1 + scenario.items_a_page, scenario.segments
         self.source.page_sizes(
             shards=20 if scenario.months else 3, records=scenario.records_a_page, items=scenario.items_a_page

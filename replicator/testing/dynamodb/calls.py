@@ -45,7 +45,8 @@ CALLS: Mapping[str, Call] = {
     "UpdateContinuousBackups": _call("TableName PointInTimeRecoverySpecification"),
     "ExportTableToPointInTime": _call(
         "TableArn S3Bucket",
-        "ClientToken ExportFormat ExportTime S3Prefix S3BucketOwner S3SseAlgorithm S3SseKmsKeyId",
+        "ClientToken ExportFormat ExportTime ExportType IncrementalExportSpecification S3Prefix S3BucketOwner "
+        "S3SseAlgorithm S3SseKmsKeyId",
     ),
     "DescribeExport": _call("ExportArn"),
     "GetObject": _call("Bucket Key", "Range ExpectedBucketOwner"),

@@ -17,6 +17,7 @@ from replicator.testing.dynamodb.sequences import Numbering
 from replicator.testing.dynamodb.streams import RETENTION, VIEWS, Origin, Stream
 
 ACCOUNT = "123456789012"
+RECOVERY = 35 * 86_400.0  # seconds for which a table can be recovered
 
 
 class Catalog:
@@ -74,7 +75,7 @@ class Catalog:
             "BillingModeSummary": {"BillingMode": request.get("BillingMode", "PROVISIONED")},
         }
         definition |= _described(request)
-        table = Table(name, _key_schema(request), definition)
+        table = Table(name, _key_schema(request), definition, self.now)
         table.tags = {tag["Key"]: tag["Value"] for tag in request.get("Tags", ())}
         if request.get("StreamSpecification", {}).get("StreamEnabled"):
             self._enable(table, request["StreamSpecification"])
@@ -129,14 +130,18 @@ class Catalog:
 
     def describe_continuous_backups(self, request: Mapping[str, Any]) -> bytes:
         status = "ENABLED" if self.table(request["TableName"]).recoverable else "DISABLED"
-        recovery = {"PointInTimeRecoveryStatus": status}
+        recovery: dict[str, Any] = {"PointInTimeRecoveryStatus": status}
+        since = self.table(request["TableName"]).recoverable_since
+        if since is not None:
+            recovery |= {"EarliestRestorableDateTime": max(since, self.now() - RECOVERY)}
+            recovery |= {"LatestRestorableDateTime": self.now() - 300.0}
         described = {"ContinuousBackupsStatus": "ENABLED", "PointInTimeRecoveryDescription": recovery}
         return orjson.dumps({"ContinuousBackupsDescription": described})
 
     def update_continuous_backups(self, request: Mapping[str, Any]) -> bytes:
         """Store the setting. Nothing can be recovered."""
         wanted = request["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"]
-        self.table(request["TableName"]).recoverable = wanted
+        self.table(request["TableName"]).recover(enabled=wanted)
         return self.describe_continuous_backups(request)
 
     def _enable(self, table: Table, wanted: Mapping[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""Full exports to S3, in the documented format, with the calls of S3 that reading them takes.
+"""Full and incremental exports to S3, in the documented format, with the calls of S3 that reading them takes.
+
+An incremental export has the net changes of its window: one line for an item that existed at its start or at its end,
+if it was written in between. It has none for an item that was inserted and deleted within the window.
 
 https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/S3DataExport.Output.html describes the format.
 """
@@ -17,30 +20,47 @@ from typing import Any
 import orjson
 
 from replicator.aws.errors import AwsError
-from replicator.testing.dynamodb.catalog import Catalog
+from replicator.key import Key
+from replicator.testing.dynamodb.catalog import RECOVERY, Catalog
 from replicator.testing.dynamodb.refusals import invalid, refusal
 from replicator.testing.dynamodb.rows import Table
 
-WINDOW = 35 * 86_400.0  # seconds for which a table can be recovered
+SHORTEST, LONGEST = 900.0, 86_400.0  # seconds of an incremental export's window
+MINUTE = 60.0  # to which its times are rounded down
 
 
 @dataclass(slots=True)
 class _Export:
-    """``images``: the items at the export's time. ``polls``: DescribeExport calls until it is complete."""
+    """``lines``: of its files. ``window``: of an incremental one. ``polls``: DescribeExport calls until it is ready."""
 
     arn: str
     request: Mapping[str, Any]
     table: Mapping[str, Any]
     at: float
     started: float
-    images: Sequence[bytes]
+    lines: Sequence[bytes]
     polls: int
+    window: tuple[float, float] | None = None
     status: str = "IN_PROGRESS"
 
     @property
     def folder(self) -> str:
         prefix = self.request.get("S3Prefix")
         return f"{prefix}/AWSDynamoDB/{self.id}" if prefix else f"AWSDynamoDB/{self.id}"
+
+    @property
+    def data(self) -> str:
+        """The folder of the data files, which incremental exports share."""
+        return f"{self.folder}/data" if self.window is None else f"{self.folder.rpartition('/')[0]}/data"
+
+    @property
+    def times(self) -> dict[str, Any]:
+        """The window as DescribeExport shows it."""
+        if self.window is None:
+            return {"ExportType": "FULL_EXPORT", "ExportTime": self.at}
+        view = self.request["IncrementalExportSpecification"].get("ExportViewType", "NEW_AND_OLD_IMAGES")
+        times = {"ExportFromTime": self.window[0], "ExportToTime": self.window[1], "ExportViewType": view}
+        return {"ExportType": "INCREMENTAL_EXPORT", "IncrementalExportSpecification": times}
 
     @property
     def id(self) -> str:
@@ -65,9 +85,11 @@ class Exports:
     shown: dict[str, Any] = field(default_factory=dict)
     _tokens: dict[str, str] = field(default_factory=dict)
 
-    def enable(self, table: str) -> None:
-        """Turn on point-in-time recovery, which exports need."""
-        self.catalog.table(table).recoverable = True
+    def enable(self, table: str, *, since: float | None = None) -> None:
+        """Turn on point-in-time recovery, which exports need. ``since``: as if that was done then."""
+        found = self.catalog.table(table)
+        found.recover(enabled=True)
+        found.recoverable_since = found.recoverable_since if since is None else since
 
     def export_table_to_point_in_time(self, request: Mapping[str, Any]) -> bytes:
         table = self.catalog.table(request["TableArn"])
@@ -77,10 +99,16 @@ class Exports:
         if not table.recoverable:
             unavailable = f"Point in time recovery is not enabled for table '{table.name}'"
             raise refusal("PointInTimeRecoveryUnavailableException", unavailable)
-        if not now - WINDOW <= request.get("ExportTime", now) <= now:
-            raise refusal("InvalidExportTimeException", "The specified ExportTime is outside of the recovery window")
+        window = _window(request, now)
+        for at in window or (request.get("ExportTime", now),):
+            if not now - RECOVERY <= at <= now or (window is not None and at < (table.recoverable_since or 0.0)):
+                outside = "The specified ExportTime is outside of the recovery window"
+                raise refusal("InvalidExportTimeException", outside)
         arn = f"{table.definition['TableArn']}/export/{int(now * 1000):014d}-{self.catalog.random.getrandbits(32):08x}"
-        self.known[arn] = _Export(arn, dict(request), table.definition, now, now, _images(table), self.polls)
+        lines = (
+            [b'{"Item":%s}' % image for image in _images(table)] if window is None else _changes(table, request, window)
+        )
+        self.known[arn] = _Export(arn, dict(request), table.definition, now, now, lines, self.polls, window)
         if token is not None:
             self._tokens[token] = arn
         return self._shown(self.known[arn])
@@ -117,14 +145,14 @@ class Exports:
         """The data files, then the manifests."""
         files = []
         for n in range(self.files):
-            lines = b"".join(b'{"Item":%s}\n' % image for image in export.images[n :: self.files])
-            body = gzip.compress(lines, mtime=0)
-            key = f"{export.folder}/data/{export.id[-8:]}{n:04d}.json.gz"
+            lines = export.lines[n :: self.files]
+            body = gzip.compress(b"".join(b"%s\n" % line for line in lines), mtime=0)
+            key = f"{export.data}/{export.id[-8:]}{n:04d}.json.gz"
             self._store(export, key, body)
             digest = hashlib.md5(body, usedforsecurity=False)
             files.append(
                 {
-                    "itemCount": len(export.images[n :: self.files]),
+                    "itemCount": len(lines),
                     "md5Checksum": base64.b64encode(digest.digest()).decode(),
                     "etag": f"{digest.hexdigest()}-1",
                     "dataFileS3Key": key,
@@ -148,16 +176,15 @@ class Exports:
             "endTime": _iso(self.catalog.now()),
             "tableArn": export.table["TableArn"],
             "tableId": export.table["TableId"],
-            "exportTime": _iso(export.at),
             "s3Bucket": export.request["S3Bucket"],
             "s3Prefix": export.request.get("S3Prefix"),
             "s3SseAlgorithm": export.request.get("S3SseAlgorithm", "AES256"),
             "s3SseKmsKeyId": export.request.get("S3SseKmsKeyId"),
             "manifestFilesS3Key": f"{export.folder}/manifest-files.json",
-            "billedSizeBytes": sum(map(len, export.images)),
-            "itemCount": len(export.images),
+            "billedSizeBytes": sum(map(len, export.lines)),
+            "itemCount": len(export.lines),
             "outputFormat": export.request.get("ExportFormat", "DYNAMODB_JSON"),
-            "exportType": "FULL_EXPORT",
+            **_summary_times(export),
         }
 
     def _shown(self, export: _Export) -> bytes:
@@ -166,20 +193,61 @@ class Exports:
             "ExportArn": export.arn,
             "ExportStatus": export.status,
             "StartTime": export.started,
-            "ExportTime": export.at,
             "TableArn": export.table["TableArn"],
             "TableId": export.table["TableId"],
             "ExportFormat": request.get("ExportFormat", "DYNAMODB_JSON"),
-            "ExportType": "FULL_EXPORT",
+            **export.times,
             **{name: value for name, value in request.items() if name.startswith("S3") or name == "ClientToken"},
         }
         if export.status == "COMPLETED":
-            shown |= {"ExportManifest": f"{export.folder}/manifest-summary.json", "ItemCount": len(export.images)}
+            shown |= {"ExportManifest": f"{export.folder}/manifest-summary.json", "ItemCount": len(export.lines)}
         return orjson.dumps({"ExportDescription": shown | self.shown})
 
 
 def _images(table: Table) -> Sequence[bytes]:
     return [bytes(image) for image in table.images()]
+
+
+def _window(request: Mapping[str, Any], now: float) -> tuple[float, float] | None:
+    """The window of an incremental export, in whole minutes; None for a full one."""
+    if request.get("ExportType", "FULL_EXPORT") == "FULL_EXPORT":
+        return None
+    times = request["IncrementalExportSpecification"]
+    end = times.get("ExportToTime", now)
+    start, end = (at // MINUTE * MINUTE for at in (times["ExportFromTime"], end))
+    if not SHORTEST <= end - start <= LONGEST:
+        raise invalid("The export period must be between 15 minutes and 24 hours")
+    return start, end
+
+
+def _changes(table: Table, request: Mapping[str, Any], window: tuple[float, float]) -> list[bytes]:
+    """A line for each item that was written in the window, unless it neither existed before nor afterwards."""
+    first: dict[Key, bytes | None] = {}
+    last: dict[Key, tuple[float, bytes | None]] = {}
+    for at, key, old, new in table.history:
+        if window[0] <= at < window[1]:
+            first.setdefault(key, old)
+            last[key] = at, new
+    both = request["IncrementalExportSpecification"].get("ExportViewType", "NEW_AND_OLD_IMAGES") != "NEW_IMAGE"
+    lines = []
+    for key, (at, new) in last.items():
+        old = first[key]
+        if old is None and new is None:
+            continue
+        images = {"NewImage": new, "OldImage": old if both else None}
+        line: dict[str, Any] = {"Metadata": {"WriteTimestampMicros": {"N": f"{at * 1e6:.0f}"}}}
+        line["Keys"] = table.typed(key)
+        line |= {name: orjson.Fragment(image) for name, image in images.items() if image is not None}
+        lines.append(orjson.dumps(line))
+    return lines
+
+
+def _summary_times(export: _Export) -> dict[str, Any]:
+    if export.window is None:
+        return {"exportTime": _iso(export.at), "exportType": "FULL_EXPORT"}
+    view = export.times["IncrementalExportSpecification"]["ExportViewType"]
+    times = {"exportFromTime": _iso(export.window[0]), "exportToTime": _iso(export.window[1])}
+    return {**times, "exportType": "INCREMENTAL_EXPORT", "outputView": f"{view}S" if view == "NEW_IMAGE" else view}
 
 
 def _iso(at: float) -> str:

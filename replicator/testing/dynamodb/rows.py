@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -32,14 +32,18 @@ class Row(msgspec.Struct, frozen=True):
 class Table:
     """A table's items. Each effective change is appended to the stream."""
 
-    def __init__(self, name: str, keys: KeySchema, definition: Mapping[str, Any]) -> None:
+    def __init__(
+        self, name: str, keys: KeySchema, definition: Mapping[str, Any], now: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.name = name
         self.keys = keys
         self.definition = dict(definition)
         self.stream: Stream | None = None
         self.latest_stream: Stream | None = None
         self.ttl_attribute: str | None = None
-        self.recoverable = False  # to a point in time
+        self.recoverable_since: float | None = None  # to a point in time; None: not at all
+        self.now = now
+        self.history: list[tuple[float, Key, bytes | None, bytes | None]] = []  # old and new images, while recoverable
         self.tags: dict[str, str] = {}
         self._rows: dict[Key, Row] = {}
         self._walk: list[tuple[Place, Key]] = []  # sorted, except for items put since the last scan
@@ -47,6 +51,16 @@ class Table:
         self._unsorted = False
         self._before: dict[Key, Row | None] | None = None  # each item before its last write, while reads lag
         self._key_row = lru_cache(maxsize=4096)(self._row_of_key)
+
+    @property
+    def recoverable(self) -> bool:
+        return self.recoverable_since is not None
+
+    def recover(self, *, enabled: bool) -> None:
+        """Turn point-in-time recovery on or off. What happened before it is on cannot be exported."""
+        if enabled != self.recoverable:
+            self.recoverable_since = self.now() if enabled else None
+            self.history.clear()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -149,6 +163,9 @@ class Table:
     def _emit(self, key: Key, old: Row | None, new: Row | None, *, expired: bool = False) -> None:
         if self._before is not None:
             self._before[key] = old
+        if self.recoverable_since is not None:
+            before, after = (None if row is None else row.image for row in (old, new))
+            self.history.append((self.now(), key, before, after))
         if self.stream is None:
             return
         shown = self._key_row(key)

@@ -5,6 +5,7 @@ A mutant is a patch that a test applies and takes back, in the file that is name
 
 from tests.simulation.mutants import (
     choosing,
+    exporting,
     gaps,
     guarding,
     hooking,
@@ -16,6 +17,6 @@ from tests.simulation.mutants import (
 )
 from tests.simulation.mutants.mutant import Mutant, among
 
-MUTANTS = among(reading, versions, guarding, hooking, gaps, retaining, choosing, repairing, marking)
+MUTANTS = among(reading, versions, guarding, hooking, gaps, retaining, choosing, repairing, marking, exporting)
 
 __all__ = ["MUTANTS", "Mutant"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from tests.simulation.scenario import LEAKING, PESTERING, RATES, WIDENING, Scenario
+from tests.simulation.scenario import LEAKING, PARKING, PESTERING, RATES, WIDENING, Scenario
 
 Where = Callable[[Scenario], bool]
 Shape = Callable[[Scenario], Scenario]
@@ -319,3 +319,14 @@ def disturbed_cleanup(drawn: Scenario) -> Scenario:
         "die": 0.01,
     }
     return replace(drawn, index=True, keys=4, steps=180, pace=0.3, rates=rates)
+
+
+def repairing_gaps(drawn: Scenario) -> Scenario:
+    """Gaps are repaired from exports, beside writes; records are trimmed, streams replaced, requests lost; runs die."""
+    rates = {"write": 0.7, "trim": 0.03, "pause": 0.05, "die": 0.01, "disable": 0.004, "late": 0.03, "lost": 0.03}
+    rates |= {"unanswered": 0.03, "takeover": 0.005, "roll": 0.02, "split": 0.01}
+    kept = {name: rate for name, rate in drawn.rates.items() if name in PARKING}
+    hook = drawn.hook if drawn.hook in ("kept", "poisoned") else None
+    drawn = replace(drawn, gap_exports=True, hook=hook, keeps_expired=False, columns=False, existing=False)
+    drawn = replace(drawn, trims=True, months=False, cron=False)
+    return replace(drawn, steps=200, pace=max(drawn.pace, 0.3), rates={**kept, **rates})

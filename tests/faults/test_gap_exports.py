@@ -1,0 +1,296 @@
+"""A gap is repaired from incremental exports: the copy is equal, deletes included, and the table is not scanned."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.memory import MemoryTarget
+from tests.faults.test_exports import BUCKET, DAMAGE, damaging
+from tests.faults.world import HOUR, TABLE, Ended, World
+
+REPAIRS = {"on_gap": "export", "backfill": {"bucket": BUCKET, "segments": 2}}
+DAY = 24 * HOUR
+MINUTE = 60.0
+
+
+def copied(world: World, **config: object) -> None:
+    """A copy of seven items, live for an hour."""
+    world.fill(7)
+    world.db.exports.enable(TABLE)
+    world.clock.move(world.clock() + HOUR)
+    world.configure(**{**REPAIRS, **config})
+    world.copied()
+    world.put("k0", n=1)
+    world.copied()
+    after(world, HOUR)
+    world.client.asked.clear()
+
+
+def live(world: World, seconds: float) -> None:
+    assert world.run(seconds=seconds).code == 0
+
+
+def after(world: World, seconds: float) -> None:
+    world.clock.move(world.clock() + seconds)
+
+
+def lose(world: World, *puts: str, removed: tuple[str, ...] = (), hours: float = 1.0) -> None:
+    """Changes that the stream forgets, and one that it keeps."""
+    world.put(*puts, n=int(world.clock.now))
+    for key in removed:
+        world.db.delete(TABLE, {"id": key})
+    after(world, hours * HOUR)
+    for shard in world.db.open_shards(TABLE):
+        world.db.trim(TABLE, shard, 100)
+    world.put("kept", n=int(world.clock.now))
+
+
+def repaired(world: World) -> Ended:
+    """A run that repairs the gap without scanning the table, and leaves an equal copy."""
+    world.client.asked.clear()
+    ended = world.copied()
+    assert not world.gaps
+    assert not world.client.times("Scan")
+    assert ended.event("gap")
+    return ended
+
+
+def windows(world: World) -> list[tuple[float, float]]:
+    """Of the exports that were requested, in that order."""
+    asked = [r for _, name, r in world.client.asked if name == "ExportTableToPointInTime"]
+    times = [request["IncrementalExportSpecification"] for request in asked]
+    return [(one["ExportFromTime"], one["ExportToTime"]) for one in times]
+
+
+def looked_up(world: World) -> set[str]:
+    """The keys of the items that were looked up."""
+    asked = [r for _, name, r in world.client.asked if name == "BatchGetItem"]
+    return {key["id"]["S"] for request in asked for key in request["RequestItems"][TABLE]["Keys"]}
+
+
+def test_lost_changes_come_from_an_export(faults: World) -> None:
+    copied(faults)
+    lose(faults, "k1", "new", removed=("k2",))
+    ended = repaired(faults)
+
+    assert ended.event("gap repair started")
+    assert [gap.repaired is not None for gap in faults.states("gap").values()] == [True]
+
+
+def test_what_the_stream_delivered_before_the_gap_and_an_export_does_not_mention_is_looked_up(faults: World) -> None:
+    """It was inserted within the window of the export and deleted within it, so no line says that it is gone."""
+    copied(faults)
+    after(faults, HOUR)
+    faults.put("ghost", "stays", n=1)
+    live(faults, 60)
+    lose(faults, "k1", removed=("ghost",))
+    assert "ghost" in faults.documents
+    repaired(faults)
+
+    assert "ghost" not in faults.documents
+    assert looked_up(faults) == {"ghost"}, "stays and k1 have lines, and the others were written before the window"
+
+
+def test_a_gap_of_several_days_takes_several_exports_of_which_the_newest_is_read_first(faults: World) -> None:
+    copied(faults)
+    lose(faults, "k1", "k2", "short", hours=30)
+    lose(faults, "k2", removed=("k1", "short"), hours=30)
+    repaired(faults)
+
+    found = windows(faults)
+    assert len(found) == 3
+    assert all(newer[0] == older[1] for newer, older in itertools.pairwise(found))
+    assert all(15 * MINUTE <= end - start <= DAY for start, end in found)
+
+
+def test_the_windows_begin_before_the_last_change_stored_and_end_after_the_positions(faults: World) -> None:
+    copied(faults)
+    live(faults, HOUR)
+    until = faults.clock()
+    lose(faults, "k1", hours=10)
+    positions = faults.clock()
+    repaired(faults)
+
+    ((start, end),) = windows(faults)
+    assert start <= until - 15 * MINUTE
+    assert end >= positions + 15 * MINUTE
+    requested = faults.client.times("ExportTableToPointInTime")[0]
+    assert requested >= end
+
+
+def test_a_replaced_stream_is_followed_from_its_beginning_and_what_came_before_exported(faults: World) -> None:
+    copied(faults)
+    faults.put("k1", n=5)
+    live(faults, 60)
+    faults.db.disable_stream(TABLE)
+    faults.put("k3", "new", n=6)
+    faults.db.delete(TABLE, {"id": "k2"})
+    after(faults, 2 * HOUR)
+    faults.db.enable_stream(TABLE)
+    faults.put("k4", n=7)
+    repaired(faults)
+
+
+def test_a_stream_that_was_disabled_while_a_run_was_up_is_exported_since_its_last_record(faults: World) -> None:
+    """The run read on without records, and cannot tell since when there were none any more."""
+    copied(faults)
+    faults.put("k1", n=5)
+    faults.clock.plan(5 * MINUTE, lambda: faults.db.disable_stream(TABLE))
+    faults.clock.plan(10 * MINUTE, lambda: faults.put("k3", "new", n=6))
+    assert faults.run(seconds=3 * HOUR).code == 2, "the table has no stream"
+    faults.db.enable_stream(TABLE)
+    repaired(faults)
+
+
+def test_a_repair_that_is_interrupted_continues(faults: World) -> None:
+    copied(faults)
+    faults.put("ghost", n=1)
+    live(faults, 60)
+    lose(faults, "k1", "k2", removed=("ghost",), hours=30)
+    faults.db.exports.polls = 4
+    for seconds in (1, 10 * MINUTE, 12 * MINUTE, 30, 30, 30, 30):
+        live(faults, seconds)
+    faults.copied()
+
+    assert not faults.gaps
+    assert len(faults.db.exports.known) == 2, "each export is made once"
+    assert not faults.client.times("Scan")
+
+
+def test_a_gap_during_a_repair_is_repaired_from_where_the_first_one_began(faults: World) -> None:
+    copied(faults)
+    faults.put("ghost", n=1)
+    live(faults, 60)
+    lose(faults, "k1", hours=5)
+    live(faults, 10 * MINUTE)
+    faults.put("k5", "late", n=2)
+    live(faults, 20)
+    lose(faults, "k2", removed=("k5", "ghost", "late"), hours=2)
+    repaired(faults)
+
+
+def test_a_parked_change_is_looked_up(faults: World) -> None:
+    """Its item may have been inserted and deleted since the export begins; a retry would restore it."""
+    copied(faults)
+    refused = {"ghost", "k3"}
+    faults.target = lambda: MemoryTarget(faults.database, lambda write: "no" if write.id[0] in refused else None)
+    faults.put("ghost", "k3", n=1)
+    live(faults, 60)
+    assert len(faults.states("parked")) == 2
+    lose(faults, "k1", removed=("ghost",))
+    live(faults, HOUR)
+
+    assert not faults.gaps
+    assert "ghost" in looked_up(faults)
+    (kept,) = faults.states("parked").values()
+    assert kept.key == ("k3",)
+    refused.clear()
+    faults.put("k3", n=2)
+    faults.copied()
+
+
+@pytest.mark.parametrize("reason", ["point-in-time recovery is off", "point-in-time recovery reaches back to"])
+def test_without_recovery_since_the_gap_began_the_run_ends_as_with_stop(faults: World, reason: str) -> None:
+    copied(faults)
+    recover(faults.db, enabled=False)
+    lose(faults, "k1", hours=3)
+    if "reaches" in reason:
+        recover(faults.db, enabled=True)
+    for _ in range(2):
+        ended = faults.run()
+        assert (ended.code, "on_gap: export cannot repair that: " in ended.err, reason in ended.err) == (3, True, True)
+    assert faults.gaps
+    assert not faults.client.times("ExportTableToPointInTime")
+    assert faults.run(name="resync").code == 0
+    faults.assert_equal()
+
+
+def test_a_gap_of_more_than_35_days_is_beyond_recovery(faults: World) -> None:
+    copied(faults)
+    lose(faults, "k1", hours=36 * 24)
+    ended = faults.run()
+
+    assert (ended.code, "point-in-time recovery reaches back to" in ended.err) == (3, True), ended
+
+
+def test_a_gap_during_the_backfill_needs_a_rescan(faults: World) -> None:
+    faults.fill(7)
+    faults.db.exports.enable(TABLE)
+    faults.configure(**REPAIRS)
+    faults.db.fail("Scan", "ThrottlingException", times=100)
+    live(faults, 30)
+    lose(faults, "k1", hours=30)
+    faults.db.disable_stream(TABLE)
+    faults.db.enable_stream(TABLE)
+    ended = faults.run()
+
+    assert (ended.code, "cannot repair that: the backfill has not ended" in ended.err) == (3, True), ended
+
+
+def test_a_table_that_was_made_anew_needs_a_rescan(faults: World) -> None:
+    copied(faults)
+    faults.db.call("DeleteTable", {"TableName": TABLE})
+    faults.db.create_table(TABLE)
+    faults.db.exports.enable(TABLE)
+    ended = faults.run()
+
+    assert (ended.code, "cannot repair that: the table was deleted and created again" in ended.err) == (3, True), ended
+
+
+def test_a_target_that_lost_documents_needs_a_rescan(faults: World) -> None:
+    copied(faults)
+    faults.database.rows[TABLE].clear()
+    faults.database.tombstones[TABLE].clear()
+    ended = faults.run()
+
+    assert (ended.code, "the target has lost documents" in ended.err) == (3, True), ended
+
+
+def test_an_export_that_fails_ends_the_run_with_its_reason_and_a_resync_repairs_the_copy(faults: World) -> None:
+    copied(faults)
+    lose(faults, "k1")
+    faults.db.exports.shown = {"ExportStatus": "FAILED", "FailureCode": "S3NoSuchBucket", "FailureMessage": "none"}
+    ended = faults.run()
+    assert (ended.code, "on_gap: the export" in ended.err, "failed (S3NoSuchBucket" in ended.err) == (2, True, True)
+    faults.db.exports.shown = {}
+    assert faults.run(name="resync").code == 0
+    faults.assert_equal()
+
+
+@pytest.mark.parametrize("reason", DAMAGE)
+def test_a_damaged_file_is_named_and_may_be_restored(faults: World, reason: str) -> None:
+    copied(faults)
+    lose(faults, "k1", "k2", "k3")
+    whole = damaging(faults, "0001.json.gz", DAMAGE[reason])
+    ended = faults.run()
+    assert (ended.code, reason in ended.err) == (2, True), ended
+    faults.db.exports.objects |= whole
+    faults.copied()
+
+
+def test_an_export_that_lacks_a_part_of_its_window_is_not_used(faults: World) -> None:
+    copied(faults)
+    lose(faults, "k1")
+    shown = {"ExportFromTime": faults.clock(), "ExportToTime": faults.clock() + HOUR}
+    faults.db.exports.shown = {"IncrementalExportSpecification": shown}
+    ended = faults.run()
+
+    assert (ended.code, "some would be lost. Nothing of it was copied" in ended.err) == (2, True), ended
+
+
+def test_a_repair_whose_export_is_not_started_does_not_turn_into_a_scan(faults: World) -> None:
+    copied(faults)
+    lose(faults, "k1")
+    live(faults, 30)
+    faults.configure()
+    ended = faults.run()
+
+    assert (ended.code, "the config no longer has on_gap: export with a bucket" in ended.err) == (2, True), ended
+
+
+def recover(db: DynamoDB, *, enabled: bool) -> None:
+    wanted = {"PointInTimeRecoveryEnabled": enabled}
+    db.call("UpdateContinuousBackups", {"TableName": TABLE, "PointInTimeRecoverySpecification": wanted})
