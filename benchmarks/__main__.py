@@ -42,7 +42,7 @@ from replicator.testing.servers.postgres import PostgresServer
 
 PARTS = (
     *("end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory", "latency"),
-    *("webhook", "verifying", "monitoring", "redis", "workers", "sharing", "lambda"),
+    *("webhook", "verifying", "monitoring", "redis", "delta", "workers", "sharing", "lambda"),
 )
 PLAIN, MONITORED = "R, no hook", "R, no hook, monitored"
 NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes for the slow contenders
@@ -203,6 +203,7 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         "verifying": lambda: verifying.lines(given.rounds, url, alone),
         "monitoring": lambda: monitoring.lines(given.rounds, given.changes, url, alone),
         "redis": lambda: _redis_lines(given.rounds),
+        "delta": lambda: _delta_lines(given.rounds),
         "workers": lambda: workers.lines(given.rounds, url),
         "lambda": lambda: aws_lambda.lines(given.rounds, url, alone),
         "sharing": lambda: sharing.lines(given.rounds, given.changes, url, alone),
@@ -226,6 +227,12 @@ def _redis_lines(rounds: int) -> Iterator[str]:
 
     with RedisServer() as server:
         yield from redis.lines(rounds, server.url, alone)
+
+
+def _delta_lines(rounds: int) -> Iterator[str]:
+    from benchmarks import delta  # only this needs the extra "delta"
+
+    yield from delta.lines(rounds, alone)
 
 
 def end_to_end_lines(rounds: int, changes: int, url: str) -> Iterator[str]:

@@ -10,13 +10,14 @@ from connectors.delta import catalog
 from connectors.delta.encode import Encoded, Encoder, encode
 from connectors.delta.errors import Conflict
 from connectors.delta.maintenance import Maintenance
-from connectors.delta.options import DeltaOptions, DeltaTableOptions
+from connectors.delta.options import S3, DeltaOptions, DeltaTableOptions
 from connectors.delta.schema import VERSION, TableSchema, added, parts, shape, shapes
 from connectors.delta.storage import Storage
 from connectors.delta.stored_table import EPOCH, PIPELINE, StoredTable, ids_and_versions, quoted, rows
 from connectors.delta.tombstones import FOLDER, SCHEMA, Tombstones
 from connectors.delta.verification import TableVerification
 from connectors.delta.writer import TableWriter
+from replicator.aws.permissions import Needed
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, GapFound, NotPermitted, TransientError, Unfinished
 from replicator.identity import Change, Identity, Parts
@@ -64,6 +65,17 @@ class Delta(ComparesByTable):
     @property
     def in_doubt(self) -> InDoubtWindow:
         return self._in_doubt
+
+    @staticmethod
+    def permissions(options: DeltaOptions, tables: Sequence[Table], *, keep_expired: bool) -> Sequence[Needed]:
+        if not options.in_s3:
+            return []
+        place = options.path.removeprefix(S3)
+        bucket = place.partition("/")[0]
+        return [
+            Needed("target", "LakeFiles", options, {"LAKE": place}),
+            Needed("target", "LakeBucket", options, {"LAKE": bucket}),
+        ]
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         try:

@@ -102,17 +102,17 @@ class TableWriter:
             self._bury(attempt, wanted, known)
         with self.stored.commit(table, _progress(batch, rows)) as commit:
             attempt.commits.append((commit, wanted, superseded))
-            changed = self._merge(table, wanted, commit, same=batch.replaces_same) if wanted else 0
+            changed = self._merge(table, wanted, commit, batch) if wanted else 0
             if version_of(table) == base:
                 self.stored.commit_nothing(table, commit)
         if changed < len(wanted):
             superseded = superseded + self._stale(base, wanted, batch)
         return superseded
 
-    def _merge(self, table: DeltaTable, rows: Sequence[Row], commit: Commit, *, same: bool) -> int:
+    def _merge(self, table: DeltaTable, rows: Sequence[Row], commit: Commit, batch: Batch) -> int:
         """How many rows it inserted, replaced and removed."""
         on = " and ".join(f'old."{name}" = new."{name}"' for name in self.shape.keys)
-        newer = f'new."{VERSION}" {">=" if same else ">"} old."{VERSION}"'
+        newer = f'new."{VERSION}" {">=" if batch.replaces_same else ">"} old."{VERSION}"'
         merge = table.merge(
             as_table(self.shape, rows),
             on,

@@ -82,6 +82,12 @@ STATEMENTS: Mapping[str, Statement] = {
         ),
         Statement("RemoveIndices", ("es:ESHttpDelete",), "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/INDEX"),
         Statement(
+            "LakeFiles",
+            ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"),
+            "arn:aws:s3:::LAKE/*",
+        ),
+        Statement("LakeBucket", ("s3:ListBucket",), "arn:aws:s3:::LAKE"),
+        Statement(
             "Function",
             ("lambda:GetFunctionConfiguration", "lambda:GetFunctionConcurrency"),
             "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION",

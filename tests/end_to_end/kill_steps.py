@@ -125,12 +125,14 @@ _ANSWERED = "connectors.dynamodb.sender:Sender._take"
 _POSTED = "connectors.webhook.client:Client.send"
 _TRANSMIT = "connectors.redis.connection:Server._transmit"  # sent, and not answered: the server carries it out later
 _SCRIPT = "connectors.redis.connection:Server.run"
+_MERGE = "connectors.delta.writer:TableWriter._merge"  # reads, writes files, and commits
 COLLECT: Mapping[str, str] = {
     "postgres": "connectors.postgres.target:Postgres.collect",
     "search": "connectors.search.target:SearchTarget.collect",
     "dynamodb": "connectors.dynamodb.target:DynamoDB.collect",
     "webhook": "connectors.webhook.target:Webhook.write",
     "redis": "connectors.redis.target:Redis.collect",
+    "delta": "connectors.delta.target:Delta.write",
 }
 
 
@@ -182,6 +184,17 @@ TARGETS: Mapping[str, Mapping[str, Step]] = {
         "during sweep": Step("connectors.redis.tally:Tally.run", "after", lambda p: p.scene.cleanup == "sweep"),
         "during purge": Step(_SCRIPT, "after", lambda p: p.scene.cleanup == "purge"),
     },
+    "delta": {
+        **_stored("delta"),
+        "mid scan batch": Step(_MERGE, "after", lambda p: p.scene.scans),
+        "between requests of a batch": Step(_MERGE, "before", lambda p: p.scene.streams),
+        "during sweep": Step(
+            "connectors.delta.tombstones:Tombstones.add", "after", lambda p: p.scene.cleanup == "sweep"
+        ),
+        "during purge": Step(
+            "connectors.delta.tombstones:Tombstones._replace", "after", lambda p: p.scene.cleanup == "purge"
+        ),
+    },
 }
 _CHANGES = "replicator.checkpoints.sqlite.transaction:Changes.end"
 _TRANSACT = "replicator.checkpoints.dynamodb.table:CheckpointTable.transact"
@@ -206,6 +219,7 @@ SENDS = {
     "dynamodb": "DynamoDB.send",
     "redis": "Redis.send",
     "webhook": "Webhook.write",
+    "delta": "Delta.write",
 }
 """The method that is given a batch, encoded or not."""
 

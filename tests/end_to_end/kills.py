@@ -148,6 +148,7 @@ def forked(how: Sequence[str], arguments: Sequence[str], log: str, errors: str, 
 
 
 IMPORTED = (
+    "connectors.delta",
     "connectors.dynamodb",
     "connectors.elasticsearch",
     "connectors.opensearch",

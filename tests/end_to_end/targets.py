@@ -9,12 +9,17 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 import boto3
 from boto3.dynamodb.types import TypeDeserializer
+from deltalake import DeltaTable
 
+from replicator.target.contract import Table
+from replicator.testing.contract.kit import PK
+from tests.connectors.delta.delta_kit import documents
 from tests.connectors.webhook.receiver_kit import Receiver
 from tests.end_to_end.pipeline import Pipeline, Run
 from tests.end_to_end.world import Load, Source
@@ -220,6 +225,36 @@ class Notified(Mirror):
 
     def start_server(self) -> None:
         self.receiver.start()
+
+
+@dataclass
+class Lake(Mirror):
+    """Into a Delta table in a folder."""
+
+    lake: Path
+
+    def target(self) -> Mapping[str, Any]:
+        return {"type": "delta", "path": str(self.lake)}
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        found = Table(self.table, PK)
+        return {} if self._table() is None else {id[0]: dict(d) for id, d in documents(str(self.lake), found).items()}
+
+    def tombstones(self) -> int:
+        found = self._table("_tombstones")
+        return 0 if found is None else int(found.count())
+
+    def writes(self) -> int:
+        return sum(int(found.version()) for found in (self._table(), self._table("_tombstones")) if found is not None)
+
+    def stop_server(self) -> None:
+        raise AssertionError("there is none")
+
+    start_server = stop_server
+
+    def _table(self, *more: str) -> DeltaTable | None:
+        place = self.lake.joinpath(self.table, *more)
+        return DeltaTable(str(place)) if (place / "_delta_log").exists() else None
 
 
 @dataclass

@@ -20,7 +20,7 @@ from tests.end_to_end.conftest import table
 from tests.end_to_end.kill_steps import TARGETS, steps
 from tests.end_to_end.kill_story import ANY, PASSAGES, Story
 from tests.end_to_end.pipeline import _AWS
-from tests.end_to_end.targets import MAPPING, Index, Keys, Notified, OtherTable
+from tests.end_to_end.targets import MAPPING, Index, Keys, Lake, Notified, OtherTable
 from tests.end_to_end.world import Copy, Source
 from tests.servers.dynamodb_fixtures import StartLocal
 from tests.servers.dynamodb_local import DynamoDBLocal
@@ -155,6 +155,24 @@ def into_shared_redis(
         yield Story(keys, source, local, "redis", "postgres", shared_store).begin()
 
 
+@pytest.fixture(scope="module")
+def into_a_lake(local: DynamoDBLocal, credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """Checkpoints are in a file."""
+    with its_source(local) as source:
+        lake = Lake(tmp_path_factory.mktemp("kills"), source, tmp_path_factory.mktemp("lake"))
+        yield Story(lake, source, local, "delta", "sqlite").begin()
+
+
+@pytest.fixture(scope="module")
+def into_a_shared_lake(
+    local: DynamoDBLocal, credentials: None, shared_store: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
+    with its_source(local) as source:
+        folder = tmp_path_factory.mktemp("lake")
+        lake = Lake(tmp_path_factory.mktemp("kills"), source, folder, name="shared-lake")
+        yield Story(lake, source, local, "delta", "postgres", shared_store).begin()
+
+
 class SmallBulks(Index):
     """A batch takes several requests, one after the other."""
 
@@ -223,6 +241,12 @@ def test_after_a_kill_redis_has_what_the_hook_makes_and_a_batch_at_most_is_appli
     survives(into_redis, step, KILLS if PROVE else 1)
 
 
+@pytest.mark.parametrize("step", sorted(TARGETS["delta"]))
+def test_after_a_kill_a_lake_has_what_the_hook_makes(into_a_lake: Story, step: str) -> None:
+    """The steps of the target; those of the pipeline and the store are the same everywhere."""
+    survives(into_a_lake, step, KILLS if PROVE else 1)
+
+
 @pytest.mark.parametrize("postgres_server", ["wheel"], indirect=True)
 @pytest.mark.parametrize("step", ["after GetRecords", "during the checkpoint", "stored, checkpoint not"])
 def test_a_run_suspended_while_another_took_postgres_over_writes_nothing_more(into_postgres: Story, step: str) -> None:
@@ -255,3 +279,10 @@ def test_a_run_that_slept_while_another_took_a_webhook_over_posts_nothing_more(
     into_a_shared_receiver: Story, step: str
 ) -> None:
     into_a_shared_receiver.overslept(step)
+
+
+@pytest.mark.parametrize("step", ["after GetRecords", "between requests of a batch", "stored, checkpoint not"])
+def test_a_run_that_slept_while_another_took_a_lake_over_commits_nothing_more(
+    into_a_shared_lake: Story, step: str
+) -> None:
+    into_a_shared_lake.overslept(step)

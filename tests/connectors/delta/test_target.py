@@ -534,3 +534,14 @@ def test_a_table_is_known_by_its_last_number(build: Build, opened: Delta) -> Non
     opened.write(batch(put({"pk": "a"}, 1)))
     stored: StoredTable = opened._open["contract"].writer.stored
     assert stored.last_number(stored.current()) == stored.number
+
+
+def test_the_policy_has_the_bucket_and_the_prefix_and_nothing_for_a_folder() -> None:
+    found, _ = destination({"type": "delta", "path": "s3://bucket/lake", "table": "orders"})
+    assert found is not None
+    files, bucket = Delta.permissions(found.options, [table()], keep_expired=False)  # type: ignore[arg-type]
+    assert (files.statement.resource, files.names) == ("arn:aws:s3:::LAKE/*", {"LAKE": "bucket/lake"})
+    assert (bucket.actions, bucket.names) == (("s3:ListBucket",), {"LAKE": "bucket"})
+    found, _ = destination({"type": "delta", "path": "/lake", "table": "orders"})
+    assert found is not None
+    assert Delta.permissions(found.options, [table()], keep_expired=False) == []  # type: ignore[arg-type]
