@@ -19,7 +19,7 @@ from connectors.postgres import catalog
 from connectors.postgres.cells import python_encoder
 from connectors.postgres.columns import UNUSUAL
 from connectors.postgres.options import Nul
-from connectors.postgres.table_schema import TableSchema, history_of
+from connectors.postgres.table_schema import HISTORY_COLUMNS, TableSchema, history_of
 from connectors.postgres.text import JsonText, json_literal, literal
 from replicator.batch import Past
 from replicator.items.attributes import Malformed
@@ -54,6 +54,12 @@ WHERE NOT coalesce((
     OR (k._new IS NOT DISTINCT FROM d.n AND k._problem IS NOT DISTINCT FROM d.p)
   FROM (SELECT * FROM {history} UNION ALL SELECT * FROM {base}) AS k
   WHERE {matches} ORDER BY k._version DESC LIMIT 1), d.n IS NULL AND d.p IS NULL)"""
+
+_FOLD = """INSERT INTO {base} AS b ({keys}, {columns})
+SELECT DISTINCT ON ({keys}) {keys}, {columns} FROM {part} ORDER BY {keys}, _version DESC, _changed_at DESC
+ON CONFLICT ({keys}) DO UPDATE SET ({columns}) = ({values}) WHERE b._version <= EXCLUDED._version"""
+_GONE = "DELETE FROM {base} AS b USING {part} AS p WHERE {same} AND b._new IS NULL AND b._problem IS NULL"
+_SINCE = "replicator: changes are kept since "  # then seconds since 1970
 
 _PARTITIONS = """
 SELECT c.relname::text, pg_catalog.date_part('epoch', b.bounds[1]::timestamptz)::float8,
@@ -162,6 +168,44 @@ def add_partitions(connection: psycopg.Connection[Any], shape: TableSchema, time
     return there
 
 
+def remove_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> list[Partition] | None:
+    """Drop the oldest partition if all of it is older than what is kept; returns the others, None if it is not.
+
+    In a transaction. What a document was last goes to the base, unless the document was gone: it still is that, until
+    its next change.
+    """
+    assert shape.keep is not None
+    there = partitions(connection, shape)
+    limit = _now(connection) - shape.keep * DAY
+    if not there or there[0].last > limit:
+        return None
+    oldest, rest = there[0], there[1:]
+    names = {
+        "part": sql.Identifier(shape.schema, oldest.name),
+        "base": base_of(shape).qualified,
+        "keys": _names(shape),
+        "columns": sql.SQL(", ").join(map(sql.SQL, HISTORY_COLUMNS)),
+        "values": sql.SQL(", ").join(sql.SQL(f"EXCLUDED.{name}") for name in HISTORY_COLUMNS),
+        "same": sql.SQL(" AND ").join(sql.SQL("b.{0} = p.{0}").format(sql.Identifier(k.name)) for k in shape.keys),
+    }
+    connection.execute("SET LOCAL enable_seqscan = on")
+    for statement in (_FOLD, _GONE, "DROP TABLE {part}"):
+        connection.execute(sql.SQL(statement).format(**names))
+    since = sql.Literal(f"{_SINCE}{oldest.last:.0f}")
+    connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(base_of(shape).qualified, since))
+    return rest
+
+
+def kept_since(connection: psycopg.Connection[Any], shape: TableSchema) -> float | None:
+    """The time before which changes have been removed, in seconds since 1970; None if none have."""
+    base = catalog.found(connection, base_of(shape))
+    if base is None:
+        return None
+    row = connection.execute("SELECT pg_catalog.obj_description(%s, 'pg_class')", (base.oid,)).fetchone()
+    text = "" if row is None or row[0] is None else str(row[0])
+    return float(text.removeprefix(_SINCE)) if text.startswith(_SINCE) else None
+
+
 @dataclass(slots=True)
 class KnownPartitions:
     """The partitions that this process knows of, by the history's label: so that most batches need no look-up."""
@@ -265,9 +309,14 @@ def _names(shape: TableSchema) -> sql.Composed:
 
 def current_days(connection: psycopg.Connection[Any]) -> list[float]:
     """A time of each day for which partitions are made ahead, and of those whose records a stream may still have."""
+    now = _now(connection)
+    return [now + n * DAY for n in range(-1, AHEAD + 1)]
+
+
+def _now(connection: psycopg.Connection[Any]) -> float:
     row = connection.execute("SELECT pg_catalog.date_part('epoch', pg_catalog.now())").fetchone()
     assert row is not None
-    return [row[0] + n * DAY for n in range(-1, AHEAD + 1)]
+    return float(row[0])
 
 
 def gone(shape: TableSchema) -> str:

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from connectors.postgres import catalog
 from connectors.postgres.cleanup import FROM_TEXT, as_text
-from connectors.postgres.history import base_of
+from connectors.postgres.history import base_of, kept_since
 from connectors.postgres.table_schema import KeyColumn, TableSchema, history_of
 from replicator.items.attributes import canonical_number
 from replicator.key import KeyAttribute, KeySchema, key_text
@@ -44,29 +44,29 @@ SELECT * FROM (
   ORDER BY t._version DESC, t._changed_at DESC LIMIT %(limit)s
 ) AS newest ORDER BY _version"""
 
-# A scanned image is of some time after its epoch began. Until the document's next change in the stream of the same
-# epoch, it was what that change says it was before.
+# Between the beginning of an epoch and a document's first change in its stream, the document was what that change says
+# it was before: a scanned image is of some later time, and an earlier epoch may have missed changes.
 _AS_OF = """
 WITH known AS (
   SELECT * FROM {history} AS t WHERE {matches} UNION ALL SELECT * FROM {base} AS t WHERE {matches}
 ), last AS (
-  SELECT DISTINCT ON ({names}) * FROM known AS t WHERE t._changed_at <= pg_catalog.to_timestamp(%(at)s::float8)
+  SELECT DISTINCT ON ({names}) t.*, t._sequence <> '' AND t._version >> 48 >= %(first)s::bigint AS sure
+  FROM known AS t WHERE t._changed_at <= pg_catalog.to_timestamp(%(at)s::float8)
   ORDER BY {names}, t._version DESC, t._changed_at DESC
-), wanted AS (
-  SELECT {all}, t._version FROM last AS t
-  UNION ALL SELECT DISTINCT {all}, NULL::bigint FROM known AS t WHERE NOT EXISTS (SELECT FROM last AS l WHERE {same})
 ), next AS (
-  SELECT DISTINCT ON ({names}) t.*, true AS there FROM known AS t JOIN wanted AS l ON {same}
+  SELECT DISTINCT ON ({names}) t.*, true AS there FROM known AS t
   WHERE t._changed_at > pg_catalog.to_timestamp(%(at)s::float8) AND t._sequence <> ''
-    AND CASE WHEN l._version IS NULL THEN t._version >> 48 >= %(first)s::bigint AND t._version >> 48 < %(end)s::bigint
-      ELSE t._version >> 48 = l._version >> 48 AND t._version > l._version END
+    AND t._version >> 48 >= %(first)s::bigint AND t._version >> 48 < %(end)s::bigint
   ORDER BY {names}, t._version
+), ids AS (
+  SELECT {names} FROM last AS t UNION SELECT {names} FROM next AS t
 ), state AS (
-  SELECT {all},
-    CASE WHEN l._sequence <> '' OR n.there IS NULL THEN l._new ELSE n._old END AS document,
-    CASE WHEN l._sequence <> '' OR n.there IS NULL THEN l._problem END AS problem,
-    CASE WHEN l._sequence <> '' OR n.there IS NULL THEN l._version END AS version
-  FROM wanted AS t LEFT JOIN last AS l ON {same} LEFT JOIN next AS n ON {same_as_next}
+  SELECT {names}, CASE WHEN l.sure OR n.there IS NULL THEN l._new ELSE n._old END AS document,
+    CASE WHEN l.sure OR n.there IS NULL THEN l._problem
+      WHEN n._old IS NULL AND n._operation <> 'insert' THEN 'the document before its next change is not known'
+      END AS problem,
+    CASE WHEN l.sure OR n.there IS NULL THEN l._version END AS version
+  FROM ids AS t LEFT JOIN last AS l ON {same} LEFT JOIN next AS n ON {same_as_next}
 )
 SELECT {keys}, t.document::text, t.problem, t.version FROM state AS t
 WHERE t.document IS NOT NULL OR t.problem IS NOT NULL ORDER BY {names}"""
@@ -82,7 +82,7 @@ def keys_of(connection: psycopg.Connection[Any], shape: TableSchema) -> tuple[Ke
 def extent(connection: psycopg.Connection[Any], shape: TableSchema) -> Extent | None:
     """What the history contains; None if there is none."""
     table = catalog.found(connection, history_of(shape))
-    return None if table is None else Extent(table.epoch)
+    return None if table is None else Extent(table.epoch, kept_since(connection, shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,6 @@ def as_of(
         matches=chosen.matches,
         keys=_texts(keys),
         names=_columns(keys, "t"),
-        all=_columns(keys, "t"),
         same=_same(keys, "l"),
         same_as_next=_same(keys, "n"),
     )

@@ -134,8 +134,6 @@ def _problems(shape: TableSchema) -> Iterator[str]:
     total = len(shape.keys) + len(shape.columns) + 1 + shape.marks
     if shape.history:
         yield from _without_room(shape)
-    if shape.keep is not None:
-        yield f"{where}.history.keep is not supported yet; use history: true"
     if total > MOST_COLUMNS:
         yield f"{where}: a Postgres table has at most {MOST_COLUMNS} columns, this one would have {total}"
 

@@ -194,6 +194,19 @@ class Postgres(ComparesByTable):
                 shape = self._wanted[name]
                 self._partitions.know(shape, history.add_partitions(connection, shape, times))
 
+    def retain(self, tables: Sequence[Table]) -> bool:
+        removed = False
+        for shape in self._shapes(tables):
+            if not shape.history:
+                continue
+            with self._exclusively() as connection:
+                connection.execute(_BRIEFLY)
+                there = history.add_partitions(connection, shape, history.current_days(connection))
+                rest = history.remove_oldest(connection, shape) if shape.keep is not None else None
+            removed = removed or rest is not None
+            self._partitions.know(shape, there if rest is None else rest)
+        return removed
+
     def ready(self) -> bool:
         return not self._session.in_flight or self._session.ready()
 

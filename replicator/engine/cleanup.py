@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from replicator.batch import DocumentId
 from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.delivery import Delivery
 from replicator.engine.retry import RetryPolicy
-from replicator.errors import Fenced, SweepRefused
+from replicator.errors import Fenced, SweepRefused, TransientError
 from replicator.key import Key
 from replicator.pipeline import stages
 from replicator.pipeline.parked import REPAIR, item_of, kept_keys, key_in, parked_keys, version_in
@@ -19,11 +20,13 @@ from replicator.pipeline.pipeline import Pipeline
 from replicator.state import PipelineState, Repair, Save, encode
 from replicator.target.contract import Table, Target
 from replicator.target.in_doubt import InDoubtWindow
+from replicator.target.past import KeepsHistory
 from replicator.version import epoch_of, version
 
 Pass = tuple[str, int, int]
 """Operation ("sweep" or "purge"), version limit, and in-doubt round; when one of them changes, a new pass starts."""
 
+RETAIN_INTERVAL = 3600.0  # seconds between looks at what a history need not keep any more
 ABANDONED = 900.0  # seconds without a sign of it after which a repair counts as killed
 PAUSE_FACTOR = 4.0  # while changes are waiting, pause this many times as long as the last piece took
 
@@ -53,6 +56,7 @@ class Cleanup:
     _keys: Mapping[str, Key] = field(default_factory=dict)  # of parked entries, as last read
     _removed: bool = False  # whether another table made progress since one was refused
     _paused_until: float = -math.inf
+    _retained_until: float = -math.inf
     _repair: tuple[Repair, int] | None = None  # as last seen
     _repair_seen: float = -math.inf  # when it last changed
 
@@ -92,7 +96,12 @@ class Cleanup:
         if state is None or state.stage == stages.SCANNING:
             return False
         if state.stage == stages.FOLLOWING:
-            return self._after_window(state) or self._after_parking(state) or self._after_repair(state)
+            return (
+                self._after_window(state)
+                or self._after_parking(state)
+                or self._after_repair(state)
+                or self._retains_history()
+            )
         self.delivery.settle()
         left = self._sweep(state.complete) if state.stage == stages.SWEEPING else self._purge(state.epoch)
         if not left:
@@ -165,6 +174,18 @@ class Cleanup:
             self.pipeline.change(replace(state, inserted=self.now()))
             self.delivery.flush()
             self._save_repair(Save(REPAIR, "", revision, None), None)
+        return True
+
+    def _retains_history(self) -> bool:
+        """Remove a piece of the history that is older than is kept. If readers hold it, there is a next time."""
+        target, now = self.target, self.monotonic()
+        if not self.pipeline.mapping.histories or now < self._retained_until or not isinstance(target, KeepsHistory):
+            return False
+        self.delivery.settle()
+        self._retained_until = now + RETAIN_INTERVAL
+        with contextlib.suppress(TransientError):
+            if target.retain(self.tables):
+                self._retained_until = now
         return True
 
     def _save_repair(self, save: Save, after: tuple[Repair, int] | None) -> None:

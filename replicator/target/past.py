@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -63,6 +63,12 @@ class Extent:
 @runtime_checkable
 class KeepsHistory(Protocol):
     """A target that can keep every change of a table."""
+
+    def retain(self, tables: Sequence[Table]) -> bool:
+        """Make room for the changes of the next days, and remove some that are older than is kept; whether any were.
+
+        TransientError if readers hold the history. Called about once an hour, with no batch in flight.
+        """
 
     def history_extent(self, table: Table) -> Extent | None:
         """What the history contains; None if it does not exist yet. The table's keys may be ``UNKNOWN_KEYS``."""

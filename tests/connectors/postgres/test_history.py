@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from replicator.errors import TransientError
+from replicator.key import KeyAttribute, KeySchema
+from replicator.target.contract import Table
 from tests.cli.command_line import World
+from tests.connectors.postgres.postgres_kit import target as made_target
+from tests.end_to_end.pipeline import eventually
 
 pytestmark = pytest.mark.postgres
 
@@ -161,7 +167,7 @@ def test_what_a_scan_finds_different_is_kept_as_found_by_a_scan(world: World) ->
     assert changes(world, "removed")[1:] == [("remove", None, None)]
     assert changes(world, "new") == [("scan", None, 3)]
     assert as_of(world, soon()) == {"same": 1, "changed": 2, "new": 3}
-    code, _, err = world.call("history", world.config, "--at", (known + timedelta(seconds=0.2)).isoformat(), "--human")
+    code, _, err = world.call("history", world.config, "--at", known.isoformat(), "--human")
     assert (code, "may be unknown: a new epoch began" in err) == (2, True), err
 
 
@@ -292,3 +298,48 @@ def test_the_documented_commands_show_what_is_said(world: World, monkeypatch: py
         (shown,) = world.lines(*arguments)
         assert _n(shown["new"] if "new" in shown else shown["document"]) == 1
         assert world.call(*arguments, "--human")[1].startswith(("20", "orders "))
+
+
+def test_a_run_removes_what_is_older_than_is_kept(world: World) -> None:
+    keep_history(world, "history: {keep: 2d}")
+    world.db.create_table("orders")
+    world.catch_up()
+    world.db.put("orders", {"id": "a", "n": 1})
+    world.catch_up()
+    partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'orders_history'::regclass"
+    ((before,),) = world.rows(partitions)
+    with world.postgres.connect() as client:
+        client.execute("CREATE TABLE orders_history_20010101 (LIKE orders_history INCLUDING ALL)")
+        client.execute(
+            "ALTER TABLE orders_history ATTACH PARTITION orders_history_20010101 "
+            "FOR VALUES FROM ('2001-01-01T00:00:00Z') TO ('2001-01-02T00:00:00Z')"
+        )
+        client.execute(
+            "INSERT INTO orders_history VALUES ('old', '2001-01-01T10:00:00Z', '', 1024::bigint << 48, 'scan', NULL, "
+            """'{"n": 7}')"""
+        )
+    with world.shell.start("run", world.config) as process:
+        eventually(lambda: world.rows(partitions) == [(before,)], "the partition is removed")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert as_of(world, soon()) == {"a": 1, "old": 7}
+    assert world.rows("SELECT id FROM orders_history") == [("a",)]
+
+
+def test_retention_waits_for_readers_of_the_history(world: World) -> None:
+    keep_history(world, "history: {keep: 2d}")
+    world.db.create_table("orders")
+    world.catch_up()
+    target = made_target(world.postgres, "orders")
+    table = Table("orders", KeySchema((KeyAttribute("id", "S"),)), {"history": {"keep": "2d"}})
+    with world.postgres.connect() as client:
+        client.execute(
+            "CREATE TABLE orders_history_20010101 PARTITION OF orders_history "
+            "FOR VALUES FROM ('2001-01-01T00:00:00Z') TO ('2001-01-02T00:00:00Z')"
+        )
+    with world.postgres.connect() as reader, reader.transaction():
+        reader.execute("SELECT count(*) FROM orders_history")
+        with pytest.raises(TransientError):
+            target.retain([table])
+    assert target.retain([table])
+    assert not target.retain([table])
