@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from replicator.change import Listing
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.engine import coordinator, worker
 from replicator.engine.coordinator import COORDINATOR, Coordinator
@@ -26,13 +27,14 @@ from tests.simulation.mutants.scenarios import Shape, as_drawn
 from tests.simulation.scenario import Scenario
 from tests.simulation.simulate import FAILURES
 from tests.simulation.transactions import Overlapping
-from tests.simulation.workers import draw, simulate
+from tests.simulation.workers import Swarm, draw, simulate
 
 SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400")) // 20
-FAILED_ONCE = (27, 356, 187, 62026, 73006)
+FAILED_ONCE = (27, 356, 187, 62026, 73006, 80359)
 """Shards given to a worker that was not told; a message that arrived when the slot was lost; a slot that was lost while
 its worker waited for the checkpoints in the middle of its claim; what a killed run of one process had in doubt; a
-coordinator that took over as an epoch began, and did not know the age of a shard that the first listing lacked."""
+coordinator that took over as an epoch began, and did not know the age of a shard that the first listing lacked; a world
+that did not allow for the second until a coordinator reads of a gap."""
 MOST = 400  # seeds that may pass until a wrong design is noticed
 Patch = pytest.MonkeyPatch
 Apply = Callable[[Patch], None]
@@ -207,7 +209,38 @@ def begun_early(patch: Patch) -> None:
     patch.setattr(worker, "has_given", lambda slots, run: True)
 
 
+def end_untold(patch: Patch) -> None:
+    """A worker is not told that the coordinator has found its shard at its end: it never reads the child."""
+    right = Pipeline.listed
+
+    def listed(self: Pipeline, listing: Listing) -> None:
+        right(self, listing)
+        self._pending = [pending for pending in self._pending if pending[0] != "owner"]
+
+    patch.setattr(Pipeline, "listed", listed)
+
+
+def closed_unknown(patch: Patch) -> None:
+    """A worker, which sees no listings, takes all shards for open: their empty pages for all that there was."""
+    patch.setattr(Pipeline, "closed", property(lambda self: self.discovery.closed))
+
+
 # Parked changes
+
+
+def fences_first(patch: Patch) -> None:
+    """Checkpoints that are read page by page: fences, and notes of retries, before the parked entries."""
+
+    def read(self: Swarm, right: Callable[[], Claimed]) -> Claimed:
+        if self.calmed:
+            return right()
+        found = self._pages(lambda kind: kind not in ("item", "parked"))
+        parks = self._pages(lambda kind: kind == "item")
+        parked = [structs.replace(entry, text="") for entry in self._pages(lambda kind: kind == "parked")]
+        revision = next((e.revision for e in found if (e.kind, e.id) == ("owner", "")), 0)
+        return Claimed(revision, [*parks, *parked, *found], dict(self.database.counts))
+
+    patch.setattr(Swarm, "_read_in_pages", read)
 
 
 def parked_twice(patch: Patch) -> None:
@@ -239,6 +272,9 @@ WRONG: Mapping[Apply, int] = {
     child_given_early: 13,
     ordinals_anew: 4,
     begun_early: 94,
+    end_untold: 1,
+    closed_unknown: 88,
+    fences_first: 47,
     parked_twice: 106,
 }
 """Each with the seed that notices it: after a change of the code another one may be the first."""
@@ -322,6 +358,17 @@ def parking(drawn: Scenario) -> Scenario:
     return replace(drawn, steps=1000, keys=5, hook=drawn.hook or "poisoned", refuses=True, rates=rates)
 
 
+def vanishing(drawn: Scenario) -> Scenario:
+    """Shards roll over, and the endpoint knows nothing of them any more."""
+    return replace(drawn, steps=500, shards=3, rates={"write": 0.1, "vanish": 0.02, "roll": 0.01})
+
+
+def hiding(drawn: Scenario) -> Scenario:
+    """Closed shards have empty pages although they have records, and a command compares meanwhile."""
+    rates = {"write": 0.2, "repair": 0.1, "blank closed": 0.2, "roll": 0.05, "suspend": 0.03, "damage": 0.002}
+    return replace(drawn, steps=1500, keys=6, segments=1, pace=0.3, refuses=False, rates=rates)
+
+
 SHAPES: Mapping[Apply, Shape] = {
     gap_ignored: trimmed,
     fences_made_again: rescanned,
@@ -334,6 +381,9 @@ SHAPES: Mapping[Apply, Shape] = {
     others_forgotten: outlived,
     replacement_forgotten: returning,
     begun_early: changing,
+    end_untold: vanishing,
+    closed_unknown: hiding,
+    fences_first: parking,
 }
 """Scenarios in which a wrong design shows more often than as drawn."""
 

@@ -12,7 +12,7 @@ import contextlib
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from replicator.engine.worker import CLAIM_INTERVAL, Post, Worker
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import stages
 from replicator.pipeline.progress import Progress
-from replicator.state import Entry, Owner, decode_pipeline
+from replicator.state import Entry, Owner, ShardState, decode_pipeline
 from replicator.target.in_doubt import WINDOW
 from replicator.testing.dynamodb import AWS, LOCAL
 from tests.simulation import acts, deciding, plan, repairing, requests, runs, transactions, truth
@@ -77,6 +77,8 @@ RATES: Mapping[str, float] = {
     "page": 0.002,
     "usurp": 0.001,
     "outlive": 0.001,
+    "vanish": 0.001,
+    "blank closed": 0.002,
     "regret": 0.003,
     "doze": 0.004,
     "request a resync": 0.0008,
@@ -159,6 +161,7 @@ class Swarm(Universe):
         for act in acts:
             self._plan.setdefault(act.at, []).append(act)
         self.calmed = False
+        self.vanished: set[str] = set()  # shards of which the endpoint knows nothing any more
 
     def _new_slots(self) -> tuple[str, ...]:
         return tuple(str(n) for n in range(1 + int(self.chance.random() * MOST_SLOTS)))
@@ -473,6 +476,22 @@ class Swarm(Universe):
             assert lost or "mistaken" in text, f"a gap though nothing is lost: {text}"
         self.gaps = {place: self.gaps.get(place, self.clock()) for place in gaps}
 
+    def is_stored(self, shard: str) -> bool:
+        """Whether a worker has stored all records that the shard has."""
+        entry = self.database.entries.get(("shard", shard))
+        state = None if entry is None else truth.decoded("shard", entry[1])
+        if not isinstance(state, ShardState):
+            return False
+        sequences = next(one for one in self.source.shards(self.TABLE) if one.id == shard).sequences
+        return not sequences or (state.sequence is not None and int(state.sequence) >= sequences[-1])
+
+    def forget(self, shards: Iterable[str]) -> None:
+        """The endpoint does not know the shards, and lists no vanished ones."""
+        self.source.misreport(lambda listed: [one for one in listed if one.id not in self.vanished])
+        for shard in sorted(shards):
+            for call in ("GetRecords", "GetShardIterator"):
+                self.source.fail(call, "ResourceNotFoundException", times=None, shard=shard)
+
     def end_all(self) -> None:
         for actor in self.actors:
             self.kill(actor)
@@ -506,6 +525,7 @@ class Swarm(Universe):
         if self.repairs.random() < 0.5:
             repairing.end(self)
         self.source.heal()
+        self.forget(self.vanished)
         self.source.page_sizes(shards=20, records=50, items=50)  # what is left to read may be much
         self.pace, self.slow = min(0.1, self.pace), 0.0
         self.calmed, self.settled = True, False
@@ -628,6 +648,28 @@ def usurp(world: Swarm, act: Act) -> None:
     world.perishing = take_away
 
 
+def vanish(world: Swarm, act: Act) -> None:
+    """A shard that is stored to its last record rolls over, and the endpoint knows nothing of it any more."""
+    stored = [id for id in world.source.open_shards(world.TABLE) if world.is_stored(id)]
+    if stored:
+        gone = stored[act.pick(len(stored))]
+        world.source.roll(world.TABLE, gone)
+        world.vanished.add(gone)
+        world.forget([gone])
+
+
+def blank_closed(world: Swarm, act: Act) -> None:
+    """Pages of a shard are empty although it has records. It was known to be closed before any worker got it."""
+    states = {
+        id: truth.decoded("shard", text) for (kind, id), (_, text) in world.database.entries.items() if kind == "shard"
+    }
+    known = {id: state for id, state in states.items() if isinstance(state, ShardState)}
+    parents = {state.parent for state in known.values()}
+    waiting = sorted(id for id, state in known.items() if id in parents and not state.slot and not state.ended)
+    if waiting:
+        world.source.blank(times=int(act.between(3, 20)), shard=waiting[act.pick(len(waiting))])
+
+
 def outlive(world: Swarm, act: Act) -> None:
     """No request that was sent before now can be applied any more."""
     world.clock.now += act.between(WINDOW, 1.1 * WINDOW)
@@ -676,6 +718,8 @@ ACTS: Mapping[str, Callable[[Swarm, Act], None]] = {
     "regret": regret,
     "usurp": usurp,
     "outlive": outlive,
+    "vanish": vanish,
+    "blank closed": blank_closed,
     "disable": acts.disable,
     "enable": acts.enable,
     "kill worker": kill_worker,
