@@ -70,13 +70,14 @@ class Address:
         options, parts = self.options, split_url(self.options.url)
         common = {"db": self.database, **_login(options.username, options.password)}
         if self.sentinels is not None:
-            host, port = self._primary(self.sentinels)
+            host, port = self.primary(self.sentinels)
             return self._tcp(host, port, self.sentinels.encrypted, options.timeout, common)
         if parts.scheme == "unix":
             return _client.UnixDomainSocketConnection(path=parts.path, **_waits(options.timeout), **common)
         return self._tcp(parts.hostname or "", parts.port or 6379, parts.scheme == "rediss", options.timeout, common)
 
-    def _primary(self, sentinels: Sentinels) -> tuple[str, int]:
+    def primary(self, sentinels: Sentinels) -> tuple[str, int]:
+        """Host and port, as the Sentinels know them now."""
         login = _login(self.options.sentinel_username, self.options.sentinel_password)
         timeout = min(_ASKING, self.options.timeout)
 
@@ -143,6 +144,19 @@ class Server:
         if self._open is not None and self.is_ready():
             self.close()
         self._connected()
+
+    def has_moved(self) -> bool:
+        """Whether Sentinels know another primary than the server that this leads to.
+
+        That one may not know it: while it is cut off from them, it accepts writes that it will drop.
+        """
+        sentinels = self.address.sentinels
+        if sentinels is None or self._open is None:
+            return False
+        try:
+            return self.address.primary(sentinels) != (self._open.host, self._open.port)
+        except ReplicatorError:
+            return False  # the next connection says so
 
     def inform(self) -> None:
         """Read ``info`` again: settings may have changed since the connection was opened."""

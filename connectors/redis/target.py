@@ -15,7 +15,7 @@ from connectors.redis.tally import Tally
 from connectors.redis.verification import TableVerification
 from connectors.redis.writer import Writer
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
-from replicator.errors import ConfigError, GapFound
+from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Table
 from replicator.target.in_doubt import InDoubtWindow
@@ -94,8 +94,15 @@ class Redis(ComparesByTable):
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
         """What would drop keys by now. GapFound if the server has lost batches, or everything.
 
-        If it restarted and has lost nothing, it is noted as the server that has everything.
+        If it restarted and has lost nothing, it is noted as the server that has everything. TransientError if Sentinels
+        know another primary, which the next call and all writes go to.
         """
+        self._server.connect()
+        if self._batches.has_moved():
+            self._batches.close()
+        if self._server.has_moved():
+            self._server.close()
+            raise TransientError(f"{self._server} has another primary now; connecting to it")
         problems = list(notes.removals(self._server, self._wanted(tables)))
         self._server.connect()
         self._tally.read(self._server.ask(*self._tally.commands(self._server, 0)))

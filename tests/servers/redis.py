@@ -118,11 +118,14 @@ class Sentinel:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
             process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def client(self, **options: Any) -> Redis:
         return Redis(host="127.0.0.1", port=self.port, protocol=2, **options)

@@ -59,6 +59,14 @@ class Watched:
             names: Any = client.sentinel_get_master_addr_by_name
             eventually(lambda: int(names("Orders")[1]) == self.replica.port, "the replica is made the primary")
 
+    def replace_unnoticed(self) -> None:
+        """Make the replica the primary for the Sentinel; the old one stays what it was."""
+        with self.replica.client() as client:
+            client.replicaof("NO", "ONE")
+        with self.sentinel.client() as client:
+            client.execute_command("SENTINEL", "REMOVE", "Orders")
+            client.execute_command("SENTINEL", "MONITOR", "Orders", "127.0.0.1", f"{self.replica.port}", "1")
+
 
 @pytest.fixture
 def watched() -> Iterator[Watched]:
@@ -117,6 +125,36 @@ def test_what_a_new_primary_had_not_received_is_a_gap(watched: Watched) -> None:
     assert set(kit.documents(watched.replica, table())) == {("a",), ("c",)}
     with pytest.raises(GapFound, match="a replica without them took over"):
         target.recheck([table()])
+
+
+@pytest.mark.parametrize("received", [True, False])
+def test_a_primary_that_does_not_know_that_it_was_replaced_is_left_within_a_minute(
+    watched: Watched, received: bool
+) -> None:
+    """It is cut off from the Sentinels and accepts writes; what the new primary lacks of them is a gap."""
+    target = watched.opened()
+    target.write(batch(put({"pk": "a"}, 1)))
+    watched.replicated()
+    watched.replace_unnoticed()
+    if not received:
+        assert target.write(batch(put({"pk": "b"}, 2))) == Outcome()
+    with pytest.raises(TransientError, match="has another primary now; connecting to it"):
+        target.recheck([table()])
+    if received:
+        assert target.recheck([table()]) == []
+    else:
+        with pytest.raises(GapFound, match="a replica without them took over"):
+            target.recheck([table()])
+    target.write(batch(put({"pk": "c"}, 3)))
+    assert set(kit.documents(watched.replica, table())) == {("a",), ("c",)}
+
+
+def test_sentinels_that_do_not_respond_do_not_disturb_a_run_that_has_its_primary(watched: Watched) -> None:
+    target = watched.opened()
+    target.write(batch(put({"pk": "a"}, 1)))
+    watched.sentinel.kill()
+    assert target.recheck([table()]) == []
+    assert target.write(batch(put({"pk": "b"}, 2))) == Outcome()
 
 
 def test_a_primary_that_was_replaced_between_two_runs_is_another_one_unless_it_is_trusted(watched: Watched) -> None:
