@@ -243,6 +243,15 @@ def test_a_backfill_from_an_existing_export_only_reads(written: Callable[..., Pa
     assert "BUCKET" in said
 
 
+def test_repairs_of_gaps_from_exports_need_the_table_besides(written: Callable[..., Path]) -> None:
+    config = written(f"{{table: '{TABLE}'}}", more="on_gap: export\nbackfill: {bucket: b12}\n")
+    _, printed, _ = policy(config)
+
+    assert list(sids(printed)) == ["", "Progress", "Files", "Bucket"]
+    assert resources(printed, "SettingsOfSource") == [TABLE]
+    assert resources(printed, "LookUpsForKeysOnly") == [TABLE]
+
+
 def test_an_arn_names_account_region_and_table(written: Callable[..., Path]) -> None:
     table = "arn:aws:dynamodb:eu-west-1:111111111111:table/orders"
     code, document, err = policy(written(f"{{table: '{table}'}}"))

@@ -199,6 +199,27 @@ _TYPED = """url: postgresql://me@127.0.0.1:5432/shop
         (("source:", "backfill: {from: s3}\nsource:"), "backfill.from: must be one of scan, export"),
         (("source:", "backfill: {bucket: abc}\nsource:"), "backfill.bucket: requires from: export"),
         (
+            ("source:", "backfill: {kms_key: abc}\nsource:"),
+            "backfill.kms_key: requires from: export, or on_gap: export",
+        ),
+        (("source:", "on_gap: export\nsource:"), "on_gap: export requires backfill.bucket"),
+        (
+            ("source:", f"on_gap: export\nbackfill: {{from: export, export: {EXPORT}}}\nsource:"),
+            "on_gap: export requires backfill.bucket",
+        ),
+        (
+            ("source:", "on_gap: export\nbackfill: {bucket: abc}\nttl_deletes: ignore\nsource:"),
+            "ttl_deletes: ignore keeps expired items, and an export does not tell their removal from others",
+        ),
+        (
+            ("source:", "on_gap: export\nbackfill: {bucket: abc}\nengine: {type: lambda}\nsource:"),
+            "on_gap: export is read by one process only: use the engine local, or on_gap: resync",
+        ),
+        (
+            ("source:", "on_gap: export\nbackfill: {bucket: abc}\nengine: {type: ray}\nsource:"),
+            "on_gap: export is read by one process only: use the engine local, or on_gap: resync",
+        ),
+        (
             ("source:", "backfill: {from: export, bucket: A}\nsource:"),
             "backfill.bucket: must be the name of an S3 bucket",
         ),

@@ -135,3 +135,21 @@ def test_files_of_an_existing_export_that_a_run_could_not_read_are_a_problem(
     with pytest.raises((ConfigError, NotPermitted)) as refused:  # which check gathers
         of_existing(db)
     assert text in str(refused.value)
+
+
+def test_repairs_of_gaps_need_the_times_of_recovery_besides(db: DynamoDB) -> None:
+    target = Destination("memory", None, None, {})  # type: ignore[arg-type]
+    backfill = Backfill.model_validate({"bucket": "exports"})
+    config = Config("orders", Source(table="orders"), target, backfill=backfill, on_gap="export")
+    found = list(export_findings(config, db, describe_table(db, "orders")))
+    assert "dynamodb:DescribeContinuousBackups on arn:" in found[1].text
+
+    db.fail("DescribeContinuousBackups", "AccessDeniedException")
+    with pytest.raises(NotPermitted) as denied:
+        list(export_findings(config, db, describe_table(db, "orders")))
+    assert denied.value.action == "dynamodb:DescribeContinuousBackups"
+
+    db.call("DeleteTable", {"TableName": "orders"})
+    db.create_table("orders")
+    first = next(iter(export_findings(config, db, describe_table(db, "orders"))))
+    assert (first.subject, first.verdict) == ("on_gap", "problem")

@@ -302,3 +302,154 @@ def test_an_object_that_s3_refuses_to_return_is_named(db: DynamoDB, code: str) -
     db.fail("GetObject", code, times=None)
     with pytest.raises(ConfigError, match=f"backfill: s3:GetObject on s3://exports/.* was refused: {code}.*run again"):
         pages(db, exported)
+
+
+# Incremental exports
+
+MINUTE, T = 60.0, 1_700_000_040.0  # a whole minute
+WINDOW = (T, T + 30 * MINUTE)
+
+
+@pytest.fixture
+def busy() -> DynamoDB:
+    """Changes of all kinds within WINDOW, and some beside it."""
+    clock = [T - 10 * MINUTE]
+    made = DynamoDB(now=lambda: clock[0], random=random.Random(1))
+    made.create_table("orders")
+    made.exports.enable("orders")
+    for id in ("same", "updated", "deleted", "deleted and back"):
+        made.put("orders", {"id": id, "n": 1})
+    clock[0] = T
+    made.put("orders", {"id": "updated", "n": 2})
+    made.put("orders", {"id": "new", "n": 1})
+    made.put("orders", {"id": "short", "n": 1})
+    made.delete("orders", {"id": "deleted and back"})
+    clock[0] = T + 29 * MINUTE
+    made.put("orders", {"id": "updated", "n": 3})
+    made.delete("orders", {"id": "deleted"})
+    made.delete("orders", {"id": "short"})
+    made.put("orders", {"id": "deleted and back", "n": 1})
+    clock[0] = T + 30 * MINUTE
+    made.put("orders", {"id": "updated", "n": 4})
+    made.put("orders", {"id": "late", "n": 1})
+    clock[0] = T + 60 * MINUTE
+    return made
+
+
+def lines(db: DynamoDB, view: str) -> dict[str, dict[str, Any]]:
+    """The lines of an export of WINDOW, by the id in their keys."""
+    times = {"ExportFromTime": WINDOW[0] + 59, "ExportToTime": WINDOW[1] + 59, "ExportViewType": view}
+    request: dict[str, Any] = {"TableArn": "table/orders", "S3Bucket": "b", "ExportType": "INCREMENTAL_EXPORT"}
+    request |= {"IncrementalExportSpecification": times}
+    arn = orjson.loads(db.call("ExportTableToPointInTime", request))["ExportDescription"]["ExportArn"]
+    for _ in range(2):
+        db.call("DescribeExport", {"ExportArn": arn})
+    bodies = [gzip.decompress(body) for (_, key), body in db.exports.objects.items() if "/data/" in key]
+    found = [orjson.loads(line) for body in bodies for line in body.splitlines()]
+    return {line["Keys"]["id"]["S"]: line for line in found}
+
+
+def test_the_fake_writes_net_changes_and_no_line_for_what_was_inserted_and_deleted(busy: DynamoDB) -> None:
+    found = lines(busy, "NEW_AND_OLD_IMAGES")
+
+    images = {
+        id: tuple(line[image]["n"]["N"] if image in line else None for image in ("OldImage", "NewImage"))
+        for id, line in found.items()
+    }
+    assert images == {"updated": ("1", "3"), "new": (None, "1"), "deleted": ("1", None), "deleted and back": ("1", "1")}
+    assert found["updated"]["Metadata"] == {"WriteTimestampMicros": {"N": f"{(T + 29 * MINUTE) * 1e6:.0f}"}}
+
+
+def test_the_fake_leaves_old_images_out_of_a_view_of_new_ones(busy: DynamoDB) -> None:
+    found = lines(busy, "NEW_IMAGE")
+
+    assert {id: sorted(line.keys() - {"Metadata", "Keys"}) for id, line in found.items()} == {
+        "updated": ["NewImage"],
+        "new": ["NewImage"],
+        "deleted": [],
+        "deleted and back": ["NewImage"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "code"),
+    [
+        (T, T + 14 * MINUTE, "ValidationException"),
+        (T - 86_400, T + MINUTE, "ValidationException"),
+        (T, T + 90 * MINUTE, "InvalidExportTimeException"),
+        (T - 20 * MINUTE, T, "InvalidExportTimeException"),
+    ],
+)
+def test_the_fake_refuses_windows_that_dynamodb_does(busy: DynamoDB, start: float, end: float, code: str) -> None:
+    request = {"TableArn": "table/orders", "S3Bucket": "b", "ExportType": "INCREMENTAL_EXPORT"}
+    times = {"ExportFromTime": start, "ExportToTime": end}
+    with pytest.raises(AwsError) as refused:
+        busy.call("ExportTableToPointInTime", {**request, "IncrementalExportSpecification": times})
+    assert refused.value.code == code
+
+
+def of_window(db: DynamoDB, now: float = T + 60 * MINUTE, window: tuple[float, float] = WINDOW) -> list[Any]:
+    table, clock = describe_table(db, "orders"), [now]
+    found = []
+    for step in answered(db, prepare(table, ExportState(window=window), TO, random.Random(2), lambda: clock[0])):
+        found.append(step)
+        clock[0] += step.rest if isinstance(step, Exporting) else 0.0
+    return found
+
+
+def test_an_incremental_export_is_read_with_the_items_that_are_gone(busy: DynamoDB) -> None:
+    exported = of_window(busy)[-1]
+    found = {key[0]: image for page in pages(busy, exported) for key, image in page.items}
+
+    assert {id: image and orjson.loads(bytes(image))["n"]["N"] for id, image in found.items()} == {
+        "updated": "3",
+        "new": "1",
+        "deleted": None,
+        "deleted and back": "1",
+    }
+    (known,) = busy.exports.known.values()
+    assert known.request["IncrementalExportSpecification"] == {
+        "ExportFromTime": T,
+        "ExportToTime": T + 30 * MINUTE,
+        "ExportViewType": "NEW_IMAGE",
+    }
+
+
+def test_an_incremental_export_is_requested_once_its_window_has_passed(busy: DynamoDB) -> None:
+    steps = of_window(busy, now=WINDOW[1] - 100)
+    waits = [step for step in steps if isinstance(step, Exporting) and "all changes until" in step.waiting_for]
+
+    assert sum(step.rest for step in waits) == pytest.approx(100 + export.AVAILABLE - export.SETTLED)
+
+
+def test_each_window_of_an_epoch_has_a_token_of_its_own() -> None:
+    tokens = {export.token("orders", "id", 1024, 1.0, window) for window in (None, (0.0, 900.0), (900.0, 1800.0))}
+    assert len(tokens) == 3
+
+
+@pytest.mark.parametrize(
+    ("shown", "reason"),
+    [
+        ({"ExportType": "FULL_EXPORT"}, "is not incremental, as it was requested"),
+        (
+            {"IncrementalExportSpecification": {"ExportFromTime": T + 60, "ExportToTime": WINDOW[1]}},
+            "some would be lost. Nothing of it was copied",
+        ),
+        (
+            {"IncrementalExportSpecification": {"ExportFromTime": T, "ExportToTime": WINDOW[1] - 60}},
+            "some would be lost. Nothing of it was copied",
+        ),
+    ],
+)
+def test_an_export_of_less_than_the_window_is_refused(busy: DynamoDB, shown: dict[str, Any], reason: str) -> None:
+    busy.exports.shown = shown
+    with pytest.raises(ConfigError) as refused:
+        of_window(busy)
+    assert reason in str(refused.value)
+
+
+def test_a_window_before_recovery_is_refused_with_what_to_do(busy: DynamoDB) -> None:
+    with pytest.raises(ConfigError) as refused:
+        of_window(busy, window=(T - 30 * MINUTE, T))
+    assert "point-in-time recovery of orders does not reach back to" in str(refused.value)
+    assert "replicator resync CONFIG" in str(refused.value)

@@ -1,0 +1,59 @@
+"""The walk of a repair begins once nothing of before the gap can be applied any more."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from replicator.engine.gap_repair import WAITING, Repairs
+from replicator.target.in_doubt import WINDOW, InDoubtWindow
+
+
+class Delivery:
+    """``noted``: what a command does before the parked items are read again."""
+
+    def __init__(self, noted: Any = lambda: None) -> None:
+        self.noted = noted
+
+    def know_parked(self) -> None:
+        self.noted()
+
+
+def repairs(in_doubt: InDoubtWindow | None, delivery: Delivery) -> Repairs:
+    rest: Any = None
+    of: Any = delivery
+    return Repairs(rest, (), rest, rest, of, rest, in_doubt, 1)
+
+
+def test_the_walk_waits_for_writes_of_an_earlier_epoch_and_for_no_others() -> None:
+    clock = [0.0]
+    window = InDoubtWindow(lambda: clock[0])
+    window.begin(earlier=True)
+    one, fetcher = repairs(window, Delivery()), SimpleNamespace(waiting_for={})
+    clock[0] = WINDOW - 1
+    assert not one._is_settled(fetcher)  # type: ignore[arg-type]
+    assert "may still be applied" in fetcher.waiting_for[WAITING]
+    window.begin()  # a response of the current epoch was lost
+    clock[0] = WINDOW
+    assert one._is_settled(fetcher)  # type: ignore[arg-type]
+    assert not fetcher.waiting_for
+
+
+def test_the_walk_waits_for_a_retry_that_was_noted_in_the_meantime() -> None:
+    clock = [0.0]
+    window = InDoubtWindow(lambda: clock[0])
+    retried = [True]
+
+    def noted() -> None:
+        if retried and retried.pop():
+            window.begin(earlier=True)
+
+    one, fetcher = repairs(window, Delivery(noted)), SimpleNamespace(waiting_for={})
+    assert not one._is_settled(fetcher)  # type: ignore[arg-type]
+    clock[0] = WINDOW
+    assert one._is_settled(fetcher)  # type: ignore[arg-type]
+
+
+def test_the_walk_waits_for_nothing_where_a_transaction_has_the_writes() -> None:
+    fetcher: Any = SimpleNamespace(waiting_for={})
+    assert repairs(None, Delivery())._is_settled(fetcher)
