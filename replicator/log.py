@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -18,13 +19,37 @@ PIPELINE = "pipeline"  # names of threads begin with it, a space and the name of
 # Their messages contain credentials and items (headers, bodies, addresses), and our errors say what they mean. So they
 # stay silent, even if a hook calls ``basicConfig(level=DEBUG)``.
 LIBRARIES = ("asyncio", "boto3", "botocore", "elastic_transport", "psycopg", "urllib3", "uvicorn")
+TARGET: ContextVar[str | None] = ContextVar("target", default=None)
+"""The name of the target that messages are about; None: its config has one target, or they are about all."""
+_OF_ONE_TARGET = (
+    *("resync", "verify", "preview", "cutover", "strip", "infer", "parked list", "parked retry", "parked drop"),
+    *("rebuild start", "rebuild switch", "rebuild rollback", "rebuild finish", "rebuild cancel"),
+)
 _SILENT = logging.CRITICAL + 1
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def fields(record: logging.LogRecord) -> Mapping[str, Any]:
     """The fields passed as ``extra``, without those that libraries add to every record (``_…``)."""
-    return {name: value for name, value in vars(record).items() if name not in _OWN and name[:1] != "_"}
+    return {name: with_target(value) for name, value in vars(record).items() if name not in _OWN and name[:1] != "_"}
+
+
+def with_target(value: Any) -> Any:
+    """A value for users, in whose texts the commands that need it name the ``TARGET``."""
+    target = TARGET.get()
+    if target is None:
+        return value
+    if isinstance(value, list):
+        return list(map(with_target, value))
+    if isinstance(value, dict):
+        return {name: with_target(inner) for name, inner in value.items()}
+    if not isinstance(value, str) or "CONFIG" not in value:
+        return value
+    for config in ("CONFIG", "OLD_CONFIG", "NEW_CONFIG"):
+        for command in _OF_ONE_TARGET:
+            given = f"replicator {command} {config}"
+            value = value.replace(given, f"{given} --target {target}")
+    return value
 
 
 class JsonLines(logging.Formatter):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from replicator.cli.output import aside, config_argument, json_option, put, say, say_lines
+from replicator.log import TARGET, with_target
 
 if TYPE_CHECKING:
     from replicator.config.settings import Config
@@ -45,6 +46,7 @@ def check(ctx: click.Context, config: str, target: str | None, create: bool, off
         found = _offline(config, target) if offline else _online(config, target, create=create)
     said: set[Finding] = set()
     for name, findings in found.items():
+        TARGET.set(name)
         if as_json:
             _put(findings, name)
         else:
@@ -93,7 +95,8 @@ def _of_each(configs: Sequence[Config], findings_of: Callable[[Config], list[Fin
 def _put(findings: Sequence[Finding], target: str | None) -> None:
     which = {} if target is None else {"target": target}
     for finding in findings:
-        put({**which, "subject": finding.subject, "verdict": finding.verdict, "text": finding.text, "do": finding.do})
+        said = {"subject": finding.subject, "verdict": finding.verdict, "text": finding.text, "do": finding.do}
+        put({**which, **{name: with_target(text) for name, text in said.items()}})
 
 
 def _print(findings: Sequence[Finding], target: str | None, said: Collection[Finding]) -> None:
@@ -108,6 +111,6 @@ def _print(findings: Sequence[Finding], target: str | None, said: Collection[Fin
         first, _, more = finding.text.partition("\n")
         say(f"{_MARKS[finding.verdict]}  {finding.subject}: {first}")
         if more:
-            say_lines(more, "      ")
+            say_lines(with_target(more), "      ")
         if finding.do:
             say(f"      -> {finding.do}")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from replicator.cli.output import config_argument, json_option, note, put, say
+from replicator.log import with_target
 
 _DURATION = re.compile(r"([1-9]\d{0,5})([smhd])")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -66,7 +67,7 @@ def cutover(
     )
     freeze, allow = answer.freeze
     if as_json:
-        put({**answer.certificate, "freeze": freeze, "allow_again": allow})
+        put(with_target({**answer.certificate, "freeze": freeze, "allow_again": allow}))
         ctx.exit(answer.code)
     say("yes: the copy may take over" if not answer.reasons else "no:")
     for reason in answer.reasons:

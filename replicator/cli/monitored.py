@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from replicator.errors import ConfigError
@@ -12,6 +13,7 @@ from replicator.errors import ConfigError
 if TYPE_CHECKING:
     from replicator.config.monitoring import Address
     from replicator.config.settings import Config
+    from replicator.engine.several import PipelineRun
     from replicator.monitoring.board import Board
     from replicator.monitoring.monitor import Monitor
     from replicator.pipeline.progress import Progress
@@ -81,8 +83,32 @@ def shown(config: Config, path: str, board: Board | None, observe: Callable[[Pro
     from replicator.monitoring.server import monitor_of, subject_of
 
     monitor = monitor_of(subject_of(config, path))
-    with board.showing(monitor):
-        yield _receivers(monitor, observe)
+    board.show(monitor)
+    yield _receivers(monitor, observe)
+
+
+def on_board(run: PipelineRun, config: Config, board: Board | None) -> PipelineRun:
+    """The run, on the ``board`` from its start to its end, also while there is nothing to tell of its pipeline yet."""
+    if board is None:
+        return run
+
+    def work() -> None:
+        with board.running(_monitor(config, run.name.rpartition("/")[2])):
+            run.work()
+
+    return replace(run, work=work)
+
+
+def refused(config: Config, board: Board | None) -> None:
+    """Show that the pipeline of this config could not be started."""
+    if board is not None:
+        board.refused(_monitor(config, config.pipeline))
+
+
+def _monitor(config: Config, pipeline: str) -> Monitor:
+    from replicator.monitoring.server import monitor_of, subject_of
+
+    return monitor_of(replace(subject_of(config, str(config.path)), pipeline=pipeline))
 
 
 def _receivers(monitor: Monitor, observe: Callable[[Progress], None]) -> Mapping[str, Any]:

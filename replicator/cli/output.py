@@ -17,6 +17,7 @@ import click
 from replicator import files
 from replicator.errors import ConfigError, GapFound, ReplicatorError
 from replicator.escape import ascii_json, escaped, escaped_lines, escaped_paragraph
+from replicator.log import TARGET, with_target
 
 ERRORS_AS_JSON = "replicator.errors-as-json"  # key in a context's ``meta``: the result of ``errors_as_json``
 
@@ -25,7 +26,15 @@ _REPAIR = "The copy keeps what it has. To repair the copy: "
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_target_option = click.option("--target", metavar="NAME", help="Only this one of the config's targets.")
+def _chosen(_ctx: click.Context, _param: click.Parameter, target: str | None) -> str | None:
+    """The target, which messages of this command name in other commands."""
+    TARGET.set(target)
+    return target
+
+
+_target_option = click.option(
+    "--target", metavar="NAME", callback=_chosen, help="Only this one of the config's targets."
+)
 
 
 def config_argument(command: F) -> F:
@@ -68,12 +77,12 @@ def errors_as_json(arguments: Sequence[str]) -> bool:
 
 def say(text: str = "") -> None:
     """Print one line of text, unbuffered."""
-    _out(escaped(text))
+    _out(escaped(with_target(text)))
 
 
 def say_aside(text: str) -> None:
     """Print one line on standard error, where it does not mix with the output."""
-    click.echo(escaped(text), err=True)
+    click.echo(escaped(with_target(text)), err=True)
 
 
 def say_lines(text: str, indent: str = "") -> None:
@@ -93,7 +102,7 @@ def put_json(text: str) -> None:
 
 def note(text: str) -> None:
     """Print one line about the output on standard error."""
-    _out(escaped(text), err=True)
+    _out(escaped(with_target(text)), err=True)
 
 
 def _out(text: str, *, err: bool = False) -> None:
@@ -125,8 +134,8 @@ def hang_up() -> None:
 
 def report(error: ReplicatorError, *, as_json: bool = False) -> None:
     """Print an error on standard error: as text, or as one JSON object like a log event."""
-    problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
-    advice = f"{_REPAIR}{error.repair}\n{error.caution}".rstrip() if isinstance(error, GapFound) else ""
+    problems = with_target(list(error.problems) if isinstance(error, ConfigError) else [str(error)])
+    advice = with_target(f"{_REPAIR}{error.repair}\n{error.caution}".rstrip()) if isinstance(error, GapFound) else ""
     if as_json:
         failed(type(error).__name__, error.exit_code, problems, **({"do": advice} if advice else {}))
         return

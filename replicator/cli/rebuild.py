@@ -8,6 +8,7 @@ import click
 
 from replicator.cli.cutover import Duration
 from replicator.cli.output import aside, config_argument, json_option, note, put, say
+from replicator.log import with_target
 
 if TYPE_CHECKING:
     from replicator.operations.rebuild_checks import Outcome
@@ -112,9 +113,10 @@ def cancel(ctx: click.Context, config: str, target: str | None, as_json: bool) -
 
 
 def _report(ctx: click.Context, outcome: Outcome, done: str, as_json: bool) -> None:
-    reasons = [reason.text for reason in outcome.reasons]
+    reasons = with_target([reason.text for reason in outcome.reasons])
     if as_json:
-        put({"done": not reasons, "already": outcome.already, "reasons": reasons, "notes": list(outcome.notes)})
+        notes = with_target(list(outcome.notes))
+        put({"done": not reasons, "already": outcome.already, "reasons": reasons, "notes": notes})
     elif reasons:
         say("no:")
         for text in reasons:

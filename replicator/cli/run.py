@@ -167,7 +167,7 @@ def _run_each(
         raise ConfigError("--until backfilled: hand over one pipeline at a time, each with a command of its own")
     say_first(f"{len(paths)} pipelines" if len(paths) > 1 else paths[0], as_json)
     from replicator.cli import live_view
-    from replicator.cli.monitored import audited, boards, shown
+    from replicator.cli.monitored import audited, boards, on_board, refused, shown
     from replicator.config import settings
     from replicator.engine import generations, several
     from replicator.engine.run import run as run_pipeline
@@ -180,7 +180,11 @@ def _run_each(
         )
         loaded = _apart(own, codes)
         sharing = several.Sharing()
-        board_of = stack.enter_context(boards(loaded, listen))
+        board_of = stack.enter_context(boards(own, listen))
+        started = {config.pipeline for config in loaded}
+        for config in own:
+            if config.pipeline not in started:
+                refused(config, board_of(config))
 
         def work(config: Config, confirm: Callable[[], None]) -> None:
             with shown(config, str(config.path), board_of(config), observer_of(config.pipeline)) as more:
@@ -188,7 +192,9 @@ def _run_each(
                 run_pipeline(config, stop=stop, confirm=confirm, pages=pages, **audited(config, more), **how)
             log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": config.pipeline})
 
-        runs = [run for config in loaded for run in generations.runs(config, work, stop)]
+        runs = [
+            on_board(run, config, board_of(config)) for config in loaded for run in generations.runs(config, work, stop)
+        ]
         several.run_each(runs, lambda _, code: codes.append(code))
         return several.worst(codes)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from replicator.cli.output import configs_argument, json_option, note, put
+from replicator.log import TARGET, with_target
 
 if TYPE_CHECKING:
     from replicator.operations.status import Reading
@@ -57,6 +58,7 @@ def _put_one(reading: Reading) -> None:
 def _put_each(readings: Sequence[Reading]) -> None:
     """One object for each config; without a phase if nothing is known."""
     for reading in readings:
+        TARGET.set(reading.target)
         values = reading.values or {"pipeline": reading.pipeline, "phase": None}
         which: dict[str, object] = {} if reading.target is None else {"target": reading.target}
         which |= {} if reading.live is None else {"live_copy": reading.live}
@@ -65,7 +67,7 @@ def _put_each(readings: Sequence[Reading]) -> None:
                 "config": reading.config,
                 **which,
                 **values,
-                "problems": [*reading.problems],
+                "problems": with_target([*reading.problems]),
                 "exit_code": reading.exit_code,
             }
         )

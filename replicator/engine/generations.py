@@ -267,11 +267,13 @@ Work = Callable[[Config, Callable[[], None]], None]
 def runs(config: Config, work: Work, stop: threading.Event) -> list[PipelineRun]:
     """What a run with this config runs: one pipeline, or during a rebuild one for each generation."""
     if config.replaces is None:
-        return [PipelineRun(config.pipeline, partial(work, config, lambda: None), config.hook_timeout)]
+        run = partial(work, config, lambda: None)
+        return [PipelineRun(config.pipeline, run, config.hook_timeout, config.target_name)]
     second = partial(follow, config, lambda both: both.second, work, stop)
     first = partial(follow, config, lambda both: both.first, work, stop)
     names = (config.replaces, config.pipeline) if by_alias(config) else (config.pipeline, config.pipeline + SECOND)
-    return [PipelineRun(name, run, config.hook_timeout) for name, run in zip(names, (first, second), strict=True)]
+    both = zip(names, (first, second), strict=True)
+    return [PipelineRun(name, run, config.hook_timeout, config.target_name) for name, run in both]
 
 
 def follow(config: Config, of: Callable[[Generations], Config | None], work: Work, stop: threading.Event) -> None:
@@ -284,17 +286,28 @@ def follow(config: Config, of: Callable[[Generations], Config | None], work: Wor
     retrying = RetryPolicy(stop, log_wait, time.time, random.Random())  # spreads retries
     read = partial(retrying, partial(rebuild_entry, config), asks="checkpoints")
     with contextlib.suppress(Stopped):
-        entry = read()
+        before, entry = None, read()
         while not stop.is_set() and (current := of(generations(config, decoded(entry)))) is not None:
             threading.current_thread().name = f"{PIPELINE} {current.pipeline}"
             try:
                 work(current, partial(_confirm, read, entry))
                 return
-            except ReplicatorError:
-                before, entry = entry, read()
-                if entry == before:
+            except ReplicatorError as e:
+                latest = read()
+                if latest == entry and isinstance(e, ConfigError) and _was_canceled(decoded(before), entry):
+                    log.info("rebuild canceled", extra={"do": f"the run follows the copy of {config.replaces} alone"})
+                    return
+                if latest == entry:
                     raise
+                before, entry = entry, latest
             log.info("rebuild moved on", extra={"do": "the run resumes with the tables as they are named now"})
+
+
+def _was_canceled(before: Rebuild | None, entry: Entry | None) -> bool:
+    """Whether a rebuild ended before its copy was live, as far as can be told: a switch and its end may have been
+    missed. The old copy's pipeline refuses the new config then.
+    """
+    return before is not None and not before.switched and entry is None
 
 
 def _confirm(read: Callable[[], Entry | None], entry: Entry | None) -> None:

@@ -11,7 +11,7 @@ from replicator.config.engine import Local
 from replicator.config.settings import Config, Source
 from replicator.errors import ConfigError, GapFound, ReplicatorError
 from replicator.hooks.time_limit import HookWatch
-from replicator.log import PIPELINE
+from replicator.log import PIPELINE, TARGET
 from replicator.source.sharing import SharedPages
 
 log = logging.getLogger("replicator")
@@ -23,11 +23,14 @@ CHECK_EVERY = 1.0  # seconds between two looks at what the hooks do
 
 @dataclass(frozen=True, slots=True)
 class PipelineRun:
-    """``hook_timeout``: seconds after which a call of its hook is reported; None: never."""
+    """``hook_timeout``: seconds after which a call of its hook is reported; None: never. ``target``: the name of its
+    target, for messages.
+    """
 
     name: str
     work: Callable[[], None]
     hook_timeout: float | None = None
+    target: str | None = None
 
 
 @dataclass(slots=True)
@@ -91,6 +94,7 @@ def run_each(runs: Iterable[PipelineRun], ended: Callable[[str, int], None], che
 
     def work(run: PipelineRun) -> None:
         code = BUG
+        TARGET.set(run.target)  # of this thread
         try:
             run.work()
             code = 0

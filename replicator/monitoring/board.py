@@ -18,25 +18,37 @@ OURS = "replicator"  # what the names of a pipeline's own metrics start with; ot
 
 
 class Board:
-    """Shows a monitor while its pipeline runs, and after that if it failed. Each pipeline runs on its own thread."""
+    """Shows the monitor of each run until it ends, and after that if it failed. Each runs on its own thread."""
 
     def __init__(self) -> None:
-        self._monitors: dict[threading.Thread, Monitor] = {}  # replaced as a whole
+        self._monitors: dict[object, Monitor] = {}  # by thread; replaced as a whole
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def showing(self, monitor: Monitor) -> Iterator[None]:
-        """Show this monitor in place of what this thread showed before."""
+    def running(self, monitor: Monitor) -> Iterator[None]:
+        """Show this thread's run: at first by this monitor, then by those that ``show`` gets."""
         thread = threading.current_thread()  # not its number, which a later thread may get
-        with self._lock:
-            self._monitors = {**self._monitors, thread: monitor}
+        self.show(monitor)
         try:
             yield
         except BaseException:
-            monitor.fail()
+            self._monitors[thread].fail()
             raise
         with self._lock:
             self._monitors = {of: shown for of, shown in self._monitors.items() if of != thread}
+
+    def show(self, monitor: Monitor) -> None:
+        """Show this monitor in place of the one that this thread's run had before, as after a step of a rebuild."""
+        self._put(threading.current_thread(), monitor)
+
+    def refused(self, monitor: Monitor) -> None:
+        """Show a pipeline that could not be started."""
+        monitor.fail()
+        self._put(monitor, monitor)
+
+    def _put(self, of: object, monitor: Monitor) -> None:
+        with self._lock:
+            self._monitors = {**self._monitors, of: monitor}
 
     @property
     def monitors(self) -> Sequence[Monitor]:

@@ -23,7 +23,7 @@ from replicator.hooks.hook import Hook
 from replicator.hooks.loading import use_exact_decimals
 from replicator.hooks.time_limit import HookTimeout, HookWatch, interrupt
 from replicator.key import key_text
-from replicator.log import PIPELINE
+from replicator.log import PIPELINE, TARGET
 from replicator.operations.pass_record import PassRecord, owner_of
 from replicator.operations.verify import (
     Ends,
@@ -113,6 +113,7 @@ class Audit:
             interrupt(ident, self.config.hook_timeout or 0.0)
 
     def _work(self, hook: Hook | None) -> None:
+        TARGET.set(self.config.target_name)  # of this thread
         use_exact_decimals()
         while not self.stop.is_set():
             with suppress(HookTimeout):  # it may arrive when the hook has just returned

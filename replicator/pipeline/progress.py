@@ -430,8 +430,8 @@ def _backfill(
         return None
     ended, items = sum(s.ended for s in segments.values()), sum(s.items for s in segments.values())
     estimate = state.items if state else None
-    rate = alive.backfill_rate if alive else None
     total = max(s.total for s in segments.values())
+    rate = alive.backfill_rate if alive and ended < total else None  # which only fades away once it has ended
     return Backfill(ended, total, items, estimate, rate, 0.0 if ended == total else _eta(items, estimate, rate))
 
 

@@ -23,6 +23,7 @@ from replicator.errors import GapFound, OutOfOrder, TransientError
 from replicator.retention import SAFE_AGE, complete
 from replicator.source.decoding import Records
 from replicator.source.keys_only import FIRST_KEYS, keys_for, looked_up, portion, weight
+from replicator.source.sharing import FellBehind
 from replicator.source.stream import Stream
 from replicator.state import ShardState
 
@@ -145,6 +146,8 @@ def _on_error(stream: Stream, at: _Cursor, error: AwsError, started: float) -> P
     """The page of a step that failed. GapFound, NotPermitted where retrying cannot help."""
     if error.code == "ExpiredIteratorException":
         at.iterator, at.expected, at.idle = None, at.last or at.expected, 0
+        if isinstance(error, FellBehind):
+            return _nothing(at)
         return _nothing(at, waiting_for="the iterator expired; getting a new one at the same position")
     if error.code == "TrimmedDataAccessException":
         if at.untouched:

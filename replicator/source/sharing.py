@@ -35,6 +35,14 @@ EXPIRED = "ExpiredIteratorException"
 _LEAST = 1000  # bytes that a page counts at least
 _MARK = "shared"
 
+
+class FellBehind(AwsError):
+    """The shared pages at an iterator are no longer kept. No failure: its reader goes on alone."""
+
+    def __init__(self) -> None:
+        super().__init__(EXPIRED, "the shared pages at this position are no longer kept", 400)
+
+
 Place = Mapping[str, Any]
 """The part of a GetShardIterator request that says where in the shard: ShardIteratorType and what belongs to it."""
 
@@ -192,7 +200,7 @@ class SharedPages:
     def ask(self, iterator: str, who: object, now: float) -> Records | Fetch | None:
         """What is at a shared iterator: records, or a request to make, or None: another pipeline is making it.
 
-        AwsError, as of an iterator that has expired, if the pages there are no longer kept. ``now``: monotonic.
+        FellBehind, as of an iterator that has expired, if the pages there are no longer kept. ``now``: monotonic.
         """
         with self._lock:
             shard, position, seen = self._of(iterator)
@@ -280,7 +288,7 @@ class SharedPages:
         number, position, poll = map(int, iterator.split()[1:])
         shard = self._by_number.get(number)
         if shard is None or position < shard.start:
-            raise AwsError(EXPIRED, "the shared pages at this position are no longer kept", 400)
+            raise FellBehind
         return shard, position, poll
 
     def _add(self, shard: _Shard, records: Records, polled: float) -> None:

@@ -16,7 +16,10 @@ import yaml
 from click.testing import CliRunner
 
 from replicator.cli import main
+from replicator.config.settings import load
+from replicator.engine.assembly import ends
 from replicator.operations.finding import Finding
+from replicator.state import Gap, Save, encode
 from replicator.testing.servers.programs import free_port
 from tests.cli.command_line import World, words
 from tests.cli.test_run import await_that
@@ -362,6 +365,51 @@ def test_one_target_is_rebuilt_beside_the_others(both: World) -> None:
     assert snapshots(out) == {"orders.copies@new"}
 
 
+@pytest.mark.parametrize("end", ["cancel", "finish"])
+def test_after_a_rebuild_the_shared_page_has_the_copy_that_is_left_and_no_failure(both: World, end: str) -> None:
+    path, port = Path(both.config), free_port()
+    assert catch_up(both)[0] == 0
+    (both.folder / "old.yaml").write_text(path.read_text())
+    (both.folder / "new.py").write_text("def hook(item):\n    return {'id': str(item['id']), 'made': 'new'}\n")
+    both.change("  copies:\n", "  copies:\n    transform: new.py:hook\n    replaces: old.yaml\n")
+    step = ("rebuild", both.config, "--target", "copies")
+    assert both.call("rebuild", "start", *step[1:])[0] == 0
+    with both.shell.start("run", both.config, "--listen", f"127.0.0.1:{port}") as process:
+        await_that(lambda: [line["phase"] for line in both.lines("status", both.config)] == ["live"] * 3, process)
+        assert [name for name, _ in shown(port)] == ["orders.copies", "orders.copies@new", "orders.rows"]
+        if end == "finish":
+            await_that(lambda: both.call("rebuild", "switch", *step[1:], "--unverified")[0] == 0, process)
+        await_that(lambda: both.call("rebuild", end, *step[1:])[0] == 0, process)
+        await_that(lambda: shown(port) == [("orders.copies", "live"), ("orders.rows", "live")], process)
+        assert get(port, "/healthz").status == 200
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+
+
+def shown(port: int) -> list[tuple[str, str]]:
+    """The pipelines on the shared page, and their phases."""
+    return [(one["pipeline"], one["phase"]) for one in get(port, "/status.json").json["pipelines"]]
+
+
+def test_a_target_that_fails_before_its_pipeline_begins_is_on_the_shared_page(both: World) -> None:
+    """Its hook would get the modules of another one's."""
+    port = free_port()
+    for name in NAMES:
+        folder = both.folder / f"of_{name}"
+        folder.mkdir()
+        (folder / "hooks.py").write_text("def hook(item):\n    import rules\n    return {'id': rules.which}\n")
+        (folder / "rules.py").write_text(f"which = {name!r}\n")
+        both.change(f"  {name}:\n", f"  {name}:\n    transform: of_{name}/hooks.py:hook\n")
+    with both.shell.start("run", both.config, "--listen", f"127.0.0.1:{port}") as process:
+        await_that(lambda: both.has_table("orders"), process)
+        await_that(lambda: shown(port) == [("orders.copies", "stopped"), ("orders.rows", "live")], process)
+        assert "orders.copies" in get(port, "/healthz").json["reason"]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 2
+
+
 @pytest.mark.parametrize(
     ("old", "problem"),
     [
@@ -423,6 +471,24 @@ def test_a_target_alone_needs_no_port_that_the_run_of_all_has(both: World) -> No
     assert "--listen" in warned["do"]
     assert (refused_port, together) == (2, 2)
     assert "is in use by another process" in err
+
+
+def test_the_commands_that_messages_advise_name_the_target(both: World) -> None:
+    hook = "def hook(item):\n    return {'id': str(item['id']), 'n': 1 // (item['id'] != '1')}\n"
+    (both.folder / "hooks.py").write_text(hook)
+    both.change("  copies:\n", "  copies:\n    transform: hooks.py:hook\n")
+
+    for alone in ((), ("--target", "copies")):
+        code, out, err = both.shell.run("run", both.config, "--until", "caught-up", *alone)
+        assert (code, "replicator parked list CONFIG --target copies;" in out + err) == (6, True), out + err
+    with ends(load(both.config, target="copies")) as (_, checkpoints):
+        checkpoints.save([Save("gap", "s", 0, encode(Gap("trimmed", 0.0, 1024)))])
+    for human in ("--human", "--json"):
+        code, out, _ = both.call("check", both.config, human)
+        assert (code, "replicator resync CONFIG --target copies" in out) == (3, True), out
+        assert "CONFIG --target rows" not in out
+    code, out, err = both.shell.run("cutover", both.config, "--target", "copies", "--human")
+    assert (code, "replicator resync CONFIG --target copies" in out) == (3, True), out + err
 
 
 def test_check_says_of_each_target_how_it_would_start_and_facts_of_the_source_once(

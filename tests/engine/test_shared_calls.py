@@ -23,6 +23,7 @@ from replicator.source.sharing import (
     QUIET,
     TAKEN_OVER,
     UNUSED,
+    FellBehind,
     Fetch,
     SharedPages,
     is_shared,
@@ -117,7 +118,7 @@ def test_who_is_behind_the_pages_that_are_kept_gets_an_expired_iterator_and_not_
     assert isinstance(fetch, Fetch)
     pages.answered(iterator, fetch, records(3), NOW)
 
-    with pytest.raises(AwsError) as expired:
+    with pytest.raises(FellBehind) as expired:
         pages.ask(behind, "one", 0.0)
     assert expired.value.code == EXPIRED
     assert sequences(pages.ask(iterator, "one", 0.0)) == ["3"]

@@ -34,7 +34,7 @@ def put_up(board: Board, shown: Monitor, error: Exception | None = None) -> None
     """Run a pipeline to its end on a thread of its own, with this ``error`` or without one."""
 
     def work() -> None:
-        with pytest.raises(ConfigError) if error else ExitStack(), board.showing(shown):
+        with pytest.raises(ConfigError) if error else ExitStack(), board.running(shown):
             if error:
                 raise error
 
@@ -47,7 +47,7 @@ def put_up(board: Board, shown: Monitor, error: Exception | None = None) -> None
 def port() -> Iterator[int]:
     """Of a process with one pipeline that is live, and one that has failed."""
     address = Address("127.0.0.1", free_port())
-    with serving_several(address) as board, board.showing(monitor("shop.a", "live")):
+    with serving_several(address) as board, board.running(monitor("shop.a", "live")):
         put_up(board, monitor("shop.b", "live"), ConfigError("its table is gone"))
         put_up(board, monitor("shop.c", "live"))
         yield address.port
@@ -107,11 +107,20 @@ def test_the_commands_on_the_page_of_a_target_name_it(tmp_path: Path) -> None:
 def test_a_thread_that_goes_on_as_another_pipeline_is_shown_as_that_one_only() -> None:
     """As after the steps of a rebuild."""
     board = Board()
-    with pytest.raises(ConfigError), board.showing(monitor("shop@new", "live")):
-        raise ConfigError("the tables were exchanged")
-    with board.showing(monitor("shop", "live")):
+    with board.running(monitor("shop@new", "starting")):
+        board.show(monitor("shop@new", "live"))
+        board.show(monitor("shop", "live"))
         assert [shown.subject.pipeline for shown in board.monitors] == ["shop"]
         assert board.health().ok
+    assert board.monitors == []
+
+
+def test_one_that_could_not_be_started_is_shown_as_failed() -> None:
+    board = Board()
+    with board.running(monitor("shop.a", "live")):
+        board.refused(monitor("shop.b", "starting"))
+        assert [shown.subject.pipeline for shown in board.monitors] == ["shop.a", "shop.b"]
+        assert board.health().reason == f"shop.b: {FAILED}"
 
 
 def test_while_their_database_is_down_each_target_is_asked_for_its_status(tmp_path: Path) -> None:
@@ -121,7 +130,7 @@ def test_while_their_database_is_down_each_target_is_asked_for_its_status(tmp_pa
         "pipeline: shop\nsource: {table: products}\n"
         f"monitoring: {{listen: '{address}'}}\ntargets:\n  a: {{{table} a}}\n  b: {{{table} b}}\n  c: {{{table} c}}\n"
     )
-    with serving_several(address) as board, board.showing(monitor("shop.a", "live")):
+    with serving_several(address) as board, board.running(monitor("shop.a", "live")):
         put_up(board, monitor("shop.b", "gap"), ConfigError("records are lost"))
         readings = read_each(str(tmp_path / "shop.yaml"), 0.0)
 

@@ -82,7 +82,7 @@ def test_several_pipelines_are_shown_without_complaints_at_every_width(chromium:
     with serving_several(address) as board, ExitStack() as shown:
         for name in ("live", "gap"):  # a thread shows one pipeline, so each story here needs a board's slot of its own
             subject = replace(SUBJECT, pipeline=f"a-shop-with-a-long-name.{name}")
-            slot = Thread(target=shown.enter_context, args=(board.showing(monitor(stories()[name], subject)),))
+            slot = Thread(target=shown.enter_context, args=(board.running(monitor(stories()[name], subject)),))
             slot.start()
             slot.join()
         for width, dark in product((DESKTOP, PHONE), (False, True)):

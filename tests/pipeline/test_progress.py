@@ -182,6 +182,16 @@ def test_the_backfill_has_an_estimate_of_the_time_left() -> None:
     assert seen(entries).backfill == Backfill(1, 2, 500, 1000, 100.0, 5.0)
 
 
+def test_a_backfill_that_has_ended_has_no_rate() -> None:
+    """That of a heartbeat fades away, over many of them."""
+    entries = {
+        ("pipeline", ""): STATE,
+        ("pulse", ""): Heartbeat(NOW, "live", backfill_rate=1e-08),
+        ("segment", "0"): SegmentState(1, ended=True, items=300),
+    }
+    assert seen(entries).backfill == Backfill(1, 1, 300, 1000, None, 0.0)
+
+
 @pytest.mark.parametrize(("items", "rate"), [(500, None), (500, 0.0), (1000, 50.0), (2000, 50.0)])
 def test_the_time_left_is_unknown_without_a_rate_or_past_the_estimate(items: int, rate: float | None) -> None:
     entries = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from replicator.key import KeyAttribute, KeySchema
 from replicator.pipeline.advance import moved
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.shard_reader import IDLE_PAGES, read
+from replicator.source.sharing import FellBehind
 from replicator.source.stream import Stream
 from replicator.state import ShardState
 from replicator.testing.dynamodb import AWS, LOCAL, Dialect, Distortion, DynamoDB, Numbering, imageless, nulls
@@ -57,6 +58,20 @@ class World:
 
     def at(self, sequence: str) -> ShardState:
         return ShardState(None, None, whole=False, since=self.now, sequence=sequence, ordinal=1)
+
+
+@dataclass
+class Behind:
+    """A client whose first GetRecords finds that the shared pages at its iterator are no longer kept."""
+
+    source: DynamoDB
+    times: int = 1
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        if operation == "GetRecords" and self.times:
+            self.times -= 1
+            raise FellBehind
+        return self.source.call(operation, request)
 
 
 def keys(pages: Sequence[Page]) -> list[str]:
@@ -211,6 +226,15 @@ def test_an_expired_iterator_is_replaced_in_place() -> None:
     pages += until_idle(reader)
     assert keys(pages) == ["k1", "k2", "k3"]
     assert any("expired" in (p.waiting_for or "") for p in pages)
+
+
+def test_who_falls_behind_shared_pages_opens_its_own_iterator_and_waits_for_nothing() -> None:
+    world = World()
+    world.write(1, 2)
+    behind = Behind(world.source)
+    pages = until_idle(answered(behind, read(world.stream, world.shard, world.state)))
+    assert (keys(pages), behind.times) == (["k1", "k2"], 0)
+    assert [page.waiting_for for page in pages if page.waiting_for] == []
 
 
 def test_throttling_is_waited_out_and_nothing_is_skipped() -> None:
