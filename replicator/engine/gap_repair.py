@@ -47,6 +47,11 @@ def check_supported(config: Config, mapping: DocumentMapping, target: Target) ->
             "on_gap: export needs documents under their items' keys, but the hook chooses document ids (@documents): "
             "an export does not say which documents an item had. Use on_gap: resync, or leave it out"
         )
+    if mapping.histories:
+        raise ConfigError(
+            "on_gap: export is not supported for tables that keep a history: exports do not have the changes in the "
+            "gap, only the last of each item. Use on_gap: resync, or leave it out"
+        )
     if not isinstance(target, Verifiable):
         raise ConfigError(
             f"on_gap: export needs a target that can list its documents and their versions, and {config.target.type} "

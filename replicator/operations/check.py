@@ -44,7 +44,7 @@ from replicator.source.decoding import KeyReader
 from replicator.source.stream import describe_stream
 from replicator.source.table import SourceTable, describe_table
 from replicator.state import Rebuild
-from replicator.target.contract import SECOND, Denied, Table, Target, keeps_history, marks_of
+from replicator.target.contract import SECOND, Denied, Table, Target, keeps_history, marks_of, with_history
 from replicator.target.verification import Verifiable
 
 if TYPE_CHECKING:
@@ -346,7 +346,8 @@ def _start(
 ) -> Iterator[Finding]:
     """How a run would start, or why it would not."""
     tables = target_tables(config, table, hook)
-    mapping = DocumentMapping(hook, tuple(config.target.tables))
+    names = tuple(table.name for table in tables)
+    mapping = DocumentMapping(hook, names, histories=with_history(tables))
     check_supported(config, mapping, target)
     yield Finding("pipeline", "ok", outlook(config, target, checkpoints, table, tables, hook))
 

@@ -225,6 +225,8 @@ class Story:
         left.assert_not_behind(before)
         after.assert_not_behind(left)
         self._assert_counted(before, after, records, step)
+        if isinstance(self.pipeline, Copy):
+            self.pipeline.assert_history()
 
     def _resumed(self) -> tuple[Ended, float]:
         """The next run until it has caught up, and how long that took."""

@@ -59,7 +59,8 @@ def into_postgres(
 ) -> Iterator[Story]:
     with its_source(local) as source, contextmanager(database)(postgres_server) as empty:
         copy = Copy(tmp_path_factory.mktemp("kills"), source, empty)
-        yield Story(copy, source, local, "postgres", "target").begin()
+        history = {"tables": {copy.name: {"history": True}}}
+        yield Story(copy, source, local, "postgres", "target", settings=history).begin()
 
 
 @pytest.fixture(scope="module")

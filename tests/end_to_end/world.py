@@ -173,6 +173,30 @@ class Copy(Pipeline):
     def documents(self) -> dict[str, dict[str, Any]]:
         return {row["pk"]: row["document"] for row in self.query("SELECT pk, document FROM {}", self.name)}
 
+    def assert_history(self) -> int:
+        """The history (``history: true``) ends in what is stored, and no change is missing before; how many it has.
+
+        Behind a scan or a sweep, and in a new epoch, there may be changes that were not read.
+        """
+        history = f"{self.name}_history"
+        unlike = self.query(
+            """SELECT pk, t.document, h._new FROM {} AS t FULL JOIN (
+              SELECT DISTINCT ON (pk) pk, _new FROM {} ORDER BY pk, _version DESC) AS h USING (pk)
+            WHERE t.document IS DISTINCT FROM h._new""",
+            self.name,
+            history,
+        )
+        assert unlike == []
+        broken = self.query(
+            """SELECT * FROM (
+              SELECT pk, _version, _old, lag(_new) OVER w AS before, lag(_sequence) OVER w AS earlier,
+                lag(_version) OVER w AS version FROM {} WINDOW w AS (PARTITION BY pk ORDER BY _version)) AS changes
+            WHERE earlier <> '' AND version >> 48 = _version >> 48 AND _old IS DISTINCT FROM before""",
+            history,
+        )
+        assert broken == []
+        return int(self.query("SELECT count(*) AS n FROM {} WHERE _sequence <> ''", history)[0]["n"])
+
     def rows(self) -> int:
         """How many rows there are, 0 also before there is a table."""
         try:

@@ -343,3 +343,12 @@ def test_retention_waits_for_readers_of_the_history(world: World) -> None:
             target.retain([table])
     assert target.retain([table])
     assert not target.retain([table])
+
+
+def test_gaps_of_a_history_are_not_repaired_from_exports(world: World) -> None:
+    keep_history(world)
+    world.db.create_table("orders")
+    world.change("pipeline: orders", "pipeline: orders\non_gap: export\nbackfill: {bucket: exports}")
+    for command in (["check"], ["run", "--until", "caught-up"]):
+        code, out, err = world.call(command[0], world.config, *command[1:], "--human")
+        assert (code, "is not supported for tables that keep a history" in out + err) == (2, True), out + err

@@ -1,0 +1,61 @@
+"""The history of a Postgres table is the same whatever writes it: one process, workers on Ray, AWS Lambda."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.test_lambda import NewContainer, Stream, container, deliver
+from tests.end_to_end.world import Copy
+from tests.engine.event_source import EventSource
+
+__all__ = ["container"]
+
+pytestmark = pytest.mark.dynamodb_local
+
+
+def configured(copy: Copy, engine: dict[str, Any]) -> Copy:
+    return copy.configure(tables={copy.name: {"history": True}}, engine=engine)
+
+
+def change(copy: Copy, more: int) -> None:
+    copy.source.fill(20, by=more)
+    copy.source.put("k1", v=more)
+    copy.source.delete("k1")
+    copy.source.put("k1", v=more + 1)
+
+
+def test_lambda_and_one_process_keep_every_change_once(
+    copy: Copy, container: NewContainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = configured(copy, {"type": "lambda"}).source
+    source.fill(20)
+    assert copy.command("run", "--until", "backfilled").code == 0
+    mapping: Any = EventSource(Stream(copy, monkeypatch), source.table, batch=9)  # type: ignore[arg-type]
+    change(copy, 1)
+    deliver(mapping, container(), container())
+    copy.assert_equal()
+    assert copy.assert_history() == source.records
+    again: Any = EventSource(mapping.source, source.table, batch=100)  # everything comes again
+    deliver(again, container())
+    assert copy.assert_history() == source.records
+    configured(copy, {"type": "local"})
+    change(copy, 3)
+    copy.caught_up()
+    assert copy.assert_history() == source.records
+
+
+@pytest.mark.timeout(300)
+def test_workers_and_one_process_keep_every_change_once(copy: Copy) -> None:
+    source = configured(copy, {"type": "ray", "workers": 2}).source
+    source.fill(20)
+    copy.caught_up()
+    change(copy, 1)
+    copy.caught_up()
+    copy.assert_equal()
+    assert copy.assert_history() == source.records
+    configured(copy, {"type": "local"})
+    change(copy, 3)
+    copy.caught_up()
+    assert copy.assert_history() == source.records
