@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -129,6 +130,12 @@ class DeltaOptions(Access):
         "then they are removed",
     )
     log_days: float = Field(default=30.0, ge=1, description="days for which the log of commits is kept; new tables")
+
+    def places(self, table: str, options: Mapping[str, Any]) -> Sequence[object]:
+        """By the folder, or by the endpoint and the prefix."""
+        if self.in_s3:
+            return [("delta", self.endpoint_url, f"{self.path}/{table}")]
+        return [("delta", None, str(Path(self.path, table).resolve()))]
 
     @property
     def in_s3(self) -> bool:

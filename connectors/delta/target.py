@@ -26,7 +26,7 @@ from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.verification import ComparesByTable
 
 _ATTEMPTS = 5
-_SWEPT = 50_000  # rows to remove in one commit
+_SWEPT = 10_000  # rows to remove in one commit
 
 
 @dataclass(slots=True)

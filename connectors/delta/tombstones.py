@@ -27,7 +27,7 @@ Known = Mapping[DocumentId, int]
 
 @dataclass(slots=True)
 class Tombstones:
-    """The tombstones of one table: the highest version of each id, as of ``_version`` of their table."""
+    """The tombstones of one table: the highest version of each id. All of them are in memory."""
 
     stored: StoredTable
     _known: dict[DocumentId, int] = field(default_factory=dict)

@@ -125,7 +125,7 @@ _ANSWERED = "connectors.dynamodb.sender:Sender._take"
 _POSTED = "connectors.webhook.client:Client.send"
 _TRANSMIT = "connectors.redis.connection:Server._transmit"  # sent, and not answered: the server carries it out later
 _SCRIPT = "connectors.redis.connection:Server.run"
-_MERGE = "connectors.delta.writer:TableWriter._merge"  # reads, writes files, and commits
+_COMMIT = "connectors.delta.writer:TableWriter._store"  # writes files, and commits
 COLLECT: Mapping[str, str] = {
     "postgres": "connectors.postgres.target:Postgres.collect",
     "search": "connectors.search.target:SearchTarget.collect",
@@ -186,8 +186,8 @@ TARGETS: Mapping[str, Mapping[str, Step]] = {
     },
     "delta": {
         **_stored("delta"),
-        "mid scan batch": Step(_MERGE, "after", lambda p: p.scene.scans),
-        "between requests of a batch": Step(_MERGE, "before", lambda p: p.scene.streams),
+        "mid scan batch": Step(_COMMIT, "after", lambda p: p.scene.scans),
+        "between requests of a batch": Step(_COMMIT, "before", lambda p: p.scene.streams),
         "during sweep": Step(
             "connectors.delta.tombstones:Tombstones.add", "after", lambda p: p.scene.cleanup == "sweep"
         ),

@@ -309,13 +309,13 @@ def test_a_commit_whose_response_is_lost_is_found_and_counted_once(
 
 
 def _lose_response(monkeypatch: pytest.MonkeyPatch) -> None:
-    merge = TableWriter._merge
+    store = TableWriter._store
 
-    def lost(self: TableWriter, *given: Any, **more: Any) -> int:
-        merge(self, *given, **more)
+    def lost(self: TableWriter, *given: Any) -> None:
+        store(self, *given)
         raise TransientError("no response")
 
-    monkeypatch.setattr(TableWriter, "_merge", lost)
+    monkeypatch.setattr(TableWriter, "_store", lost)
 
 
 def test_a_run_that_slept_through_a_takeover_stores_nothing(folder: Path, build: Build) -> None:
@@ -339,15 +339,15 @@ def test_a_run_that_slept_in_the_middle_of_its_commit_stores_nothing(
     old.open([table()], FIRST_EPOCH)
     old.write(batch(put({"pk": "a"}, 1)))
     new.open([table()], FIRST_EPOCH)
-    merge, slept = TableWriter._merge, [False]
+    store, slept = TableWriter._store, [False]
 
-    def asleep(self: TableWriter, *given: Any, **more: Any) -> int:
+    def asleep(self: TableWriter, *given: Any) -> None:
         if not slept[0]:
             slept[0] = True
             new.write(batch(change))
-        return merge(self, *given, **more)
+        store(self, *given)
 
-    monkeypatch.setattr(TableWriter, "_merge", asleep)
+    monkeypatch.setattr(TableWriter, "_store", asleep)
     with pytest.raises(Unfinished):
         old.write(batch(put({"pk": "late"}, 2)))
     assert "late" not in [row["pk"] for row in rows(folder)]
@@ -358,15 +358,15 @@ def test_a_compaction_by_others_meanwhile_is_no_takeover(
 ) -> None:
     for n in range(3):
         opened.write(batch(put({"pk": f"{n}"}, n + 1)))
-    merge, done = TableWriter._merge, [False]
+    store, done = TableWriter._store, [False]
 
-    def compacted(self: TableWriter, *given: Any, **more: Any) -> int:
+    def compacted(self: TableWriter, *given: Any) -> None:
         if not done[0]:
             done[0] = True
             DeltaTable(f"{folder}/contract").optimize.compact()
-        return merge(self, *given, **more)
+        store(self, *given)
 
-    monkeypatch.setattr(TableWriter, "_merge", compacted)
+    monkeypatch.setattr(TableWriter, "_store", compacted)
     opened.write(batch(put({"pk": "0", "n": 2}, 9)))
     assert [row["pk"] for row in rows(folder)] == ["0", "1", "2"]
 
@@ -545,3 +545,25 @@ def test_the_policy_has_the_bucket_and_the_prefix_and_nothing_for_a_folder() -> 
     found, _ = destination({"type": "delta", "path": "/lake", "table": "orders"})
     assert found is not None
     assert Delta.permissions(found.options, [table()], keep_expired=False) == []  # type: ignore[arg-type]
+
+
+def test_new_rows_are_appended_and_only_others_need_a_merge(folder: Path, opened: Delta) -> None:
+    opened.write(batch(*(put({"pk": pk}, 1) for pk in "abc")))
+    opened.write(batch(put({"pk": "d"}, 2), remove("absent", 2)))
+    opened.write(batch(put({"pk": "e"}, 3), put({"pk": "a", "n": 1}, 3), remove("b", 3), remove("absent", 3)))
+    opened.write(batch(remove("absent", 4), put({"pk": "a"}, 1)))
+    history = [entry["operation"] for entry in DeltaTable(f"{folder}/contract").history(4)]
+    assert history == ["WRITE", "MERGE", "WRITE", "WRITE"]
+    assert [row["pk"] for row in rows(folder)] == ["a", "c", "d", "e"]
+
+
+def test_two_targets_in_one_folder_are_told_apart_by_their_tables(tmp_path: Path) -> None:
+    one, same, other = (
+        destination({"type": "delta", "path": path, "table": name}, tmp_path)[0]
+        for path, name in (("lake", "orders"), ("./x/../lake", "orders"), ("lake", "lines"))
+    )
+    assert one is not None
+    assert same is not None
+    assert other is not None
+    assert one.places()["orders"] == same.places()["orders"]
+    assert one.places()["orders"] != other.places()["lines"]
