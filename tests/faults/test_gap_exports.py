@@ -291,6 +291,26 @@ def test_a_repair_whose_export_is_not_started_does_not_turn_into_a_scan(faults: 
     assert (ended.code, "the config no longer has on_gap: export with a bucket" in ended.err) == (2, True), ended
 
 
+HOOK = """\
+from replicator import documents
+
+@documents
+def hook(item):
+    yield "orders", item["id"] + "-1", {"n": 1}
+"""
+
+
+def test_a_hook_that_chooses_document_ids_is_refused(faults: World) -> None:
+    """An export does not say which documents an item had."""
+    faults.fill(2)
+    faults.db.exports.enable(TABLE)
+    faults.hook(HOOK)
+    faults.configure(transform="hooks.py:hook", **REPAIRS)
+    ended = faults.run()
+
+    assert (ended.code, "on_gap: export needs documents under their items' keys" in ended.err) == (2, True), ended
+
+
 def recover(db: DynamoDB, *, enabled: bool) -> None:
     wanted = {"PointInTimeRecoveryEnabled": enabled}
     db.call("UpdateContinuousBackups", {"TableName": TABLE, "PointInTimeRecoverySpecification": wanted})

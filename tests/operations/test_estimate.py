@@ -127,3 +127,13 @@ def test_an_empty_table_takes_nothing_but_requests() -> None:
 def test_a_range_begins_with_its_low_end(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="a range from"):
         Range(low, high)
+
+
+def test_an_hours_gap_costs_by_the_size_of_its_changes() -> None:
+    facts = replace(FACTS, changes=Range(10, 20))
+    e = calculated(facts, replace(LIMITS, gap_exports=True), PRICES)
+
+    assert e.gap_hour is not None
+    assert e.gap_hour.low == pytest.approx(10 * 3600 * FACTS.bytes / FACTS.items / (1 << 30) * 0.1)
+    assert e.gap_hour.high == pytest.approx(4 * e.gap_hour.low), "twice the changes, with both images"
+    assert calculated(facts, LIMITS, PRICES).gap_hour is None
