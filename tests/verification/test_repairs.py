@@ -147,14 +147,14 @@ def test_an_insert_fails_once_the_run_has_given_the_repair_up() -> None:
         world.notice()
         repairs.flush(verifier)
         world.verified_until_offered(verifier, repairs)
-        original = repairs._still_announced
+        original = repairs._read_entry
 
-        def suspended() -> bool:
+        def suspended() -> tuple[Repair, int] | None:
             found = original()
             world.checkpoints.save([Save("repair", "", None, None)])
             return found
 
-        repairs._still_announced = suspended  # type: ignore[method-assign]
+        repairs._read_entry = suspended  # type: ignore[method-assign]
         repairs.flush(verifier)
         assert world.documents == {}
         assert repairs.waits
@@ -185,17 +185,17 @@ def test_an_insert_confirmed_before_an_epoch_fails_and_is_made_once_it_is_confir
         world.notice()
         repairs.flush(verifier)
         world.verified_until_offered(verifier, repairs)
-        original = repairs._still_announced
+        original = repairs._read_entry
 
-        def suspended() -> bool:
+        def suspended() -> tuple[Repair, int] | None:
             (entry,) = (e for e in world.checkpoints.read().entries if e.kind == "repair")
             world.checkpoints.save([Save("repair", "", entry.revision, entry.text)])
-            repairs._still_announced = original  # type: ignore[method-assign]
+            repairs._read_entry = original  # type: ignore[method-assign]
             return original()
 
         if refreshing:  # the command is about to show that it is at work
             repairs._refreshed_at = -REFRESH
-        repairs._still_announced = suspended  # type: ignore[method-assign]
+        repairs._read_entry = suspended  # type: ignore[method-assign]
         repairs.flush(verifier)
         assert world.documents == {}
         for _ in range(7):
