@@ -388,7 +388,7 @@ class Function:
         """
         now = self._environment.now
         view = CheckpointView(self._claim_listing(run))
-        discovery = resumed_discovery(view, orphan_time=0.0)
+        discovery = replace(resumed_discovery(view), orphan_time=0.0)
         gap: GapFound | None = None
         news = News()
         try:
@@ -413,7 +413,7 @@ class Function:
         """The shards to follow behind a gap: all new ones if only what an export lacks is lost, else the given one."""
         if needed_since(view.pipeline) is not None:
             with suppress(GapFound):
-                return self._listed(shard, view, replace(resumed_discovery(view, orphan_time=0.0), needed_since=None))
+                return self._listed(shard, view, replace(resumed_discovery(view), orphan_time=0.0, needed_since=None))
         return News({} if shard is None else _root(shard, view, self._environment.now()))
 
     def _listed(self, shard: str | None, view: CheckpointView, discovery: Discovery) -> News:

@@ -51,7 +51,7 @@ class Discovery:
     listed: float | None = None  # when the last complete listing was requested
     begun: float | None = None  # when the epoch began: no record of before is needed
     needed_since: float | None = None
-    orphan_time: float = ORPHAN_TIME
+    orphan_time: float = field(default_factory=lambda: ORPHAN_TIME)
 
     def news(self, known: Mapping[str, ShardState], listing: Listing) -> News:
         """What the listing adds to ``known``. GapFound if a needed shard, or a parent, is missing for too long."""

@@ -30,7 +30,7 @@ from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.checkpoint_view import CheckpointView, Undo
 from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.coordination import COORDINATOR, Workers, inherited_window, taking_away
-from replicator.pipeline.discovery import ORPHAN_TIME, Discovery, News
+from replicator.pipeline.discovery import Discovery, News
 from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems
 from replicator.pipeline.past import known_through, with_history
 from replicator.state import (
@@ -740,7 +740,7 @@ def needed_since(state: PipelineState | None) -> float | None:
     return None if state is None or state.export is None else state.export.at
 
 
-def resumed_discovery(view: CheckpointView, orphan_time: float = ORPHAN_TIME) -> Discovery:
+def resumed_discovery(view: CheckpointView) -> Discovery:
     """What is known of listings before the first one of a process that resumes.
 
     Nothing that is needed is older than the epoch, whatever its first listing lacked: its items show what was before.
@@ -751,7 +751,6 @@ def resumed_discovery(view: CheckpointView, orphan_time: float = ORPHAN_TIME) ->
         listed=None if heartbeat is None else heartbeat.listed,
         begun=None if state is None else _bound(state.started, since),
         needed_since=since,
-        orphan_time=orphan_time,
     )
 
 

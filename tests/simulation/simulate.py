@@ -72,6 +72,7 @@ def sizes(found: Scenario) -> Iterator[None]:
         _set(export, "PAGE", 80),
         _set(shard_reader, "PROOF_PAGES", PROOF_PAGES),
         _set(discovery, "SETTLED", SETTLED),
+        _set(discovery, "ORPHAN_TIME", SETTLED),
     ):
         yield
 
