@@ -70,6 +70,7 @@ def refused(*arguments: str) -> tuple[int, str]:
 FOR_ALL = {"run", "check", "status", "estimate", "policy"}
 NEEDED: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("rebuild", "start"): (),
+    ("history",): ("--at", "2026-01-31T12:00:00Z"),
     ("parked", "retry"): ("--all",),
     ("parked", "drop"): ("--all", "--yes"),
 }
