@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from replicator.options import Access, AppliedDeletes, Options, split_url
+from replicator.options import WEB_PORTS, Access, AppliedDeletes, Options, server_of, split_url
 
 S3 = "s3://"
 _PLAIN_TYPES = ("string", "bigint", "double", "boolean", "timestamp", "date", "binary", "json", "array<string>")
@@ -132,10 +132,11 @@ class DeltaOptions(Access):
     log_days: float = Field(default=30.0, ge=1, description="days for which the log of commits is kept; new tables")
 
     def places(self, table: str, options: Mapping[str, Any]) -> Sequence[object]:
-        """By the folder, or by the endpoint and the prefix."""
-        if self.in_s3:
-            return [("delta", self.endpoint_url, f"{self.path}/{table}")]
-        return [("delta", None, str(Path(self.path, table).resolve()))]
+        """By the table's folder. A bucket's name is unique, but for other services with the API of S3."""
+        if not self.in_s3:
+            return [("delta", str((Path(self.path) / table).resolve()))]
+        endpoint = None if self.endpoint_url is None else server_of(self.endpoint_url, WEB_PORTS)
+        return [("delta", endpoint, f"{self.path}/{table}")]
 
     @property
     def in_s3(self) -> bool:

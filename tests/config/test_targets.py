@@ -262,6 +262,8 @@ AWS = "type: dynamodb, table: copy, region: eu-west-1"
             "type: redis, url: 'rediss+sentinel://c,A:26379/main/0', table: t",
         ),
         (AWS, f"{AWS}, epochs_table: others"),
+        ("type: delta, path: lake, table: t", "type: delta, path: ./here/../lake/, table: t, keep_days: 1"),
+        ("type: delta, path: 's3://a/b', table: t", "type: delta, path: 's3://a/b/', table: t, region: eu-west-1"),
         (
             f"{AWS}, endpoint_url: 'http://127.0.0.1:8000'",
             f"{AWS}, endpoint_url: 'http://localhost:8000/', create: true",
@@ -293,6 +295,7 @@ def test_two_targets_in_one_place_are_refused_however_it_is_spelled(write: Write
         ),
         (AWS, AWS.replace("eu-west-1", "eu-west-2")),
         (AWS, f"{AWS}, profile: other"),
+        ("type: delta, path: lake, table: t", "type: delta, path: lake/t, table: t"),
         (
             f"{AWS}, role_arn: 'arn:aws:iam::123456789012:role/a'",
             f"{AWS}, role_arn: 'arn:aws:iam::210987654321:role/a'",
