@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from replicator.engine.gap_repair import WAITING, Repairs
+from replicator.engine.gap_repair import WAITING, Repairs, lost_since
+from replicator.state import Gap, PipelineState, ShardState
 from replicator.target.in_doubt import WINDOW, InDoubtWindow
 
 
@@ -57,3 +58,24 @@ def test_the_walk_waits_for_a_retry_that_was_noted_in_the_meantime() -> None:
 def test_the_walk_waits_for_nothing_where_a_transaction_has_the_writes() -> None:
     fetcher: Any = SimpleNamespace(waiting_for={})
     assert repairs(None, Delivery())._is_settled(fetcher)
+
+
+def start(*, stream: str = "s1", gaps: tuple[Gap, ...] = ()) -> Any:
+    """A copy that read idle shards up to 5000, and whose last record is of 1000."""
+    shards = {"a": ShardState(None, None, False, since=5000.0, created=1000.0)}
+    table = SimpleNamespace(stream_arn=stream, streaming=True)
+    return SimpleNamespace(shards=shards, gaps=dict(enumerate(gaps)), table=table)
+
+
+STATE = PipelineState(1024, "s1", "table", "id", "following", started=1.0)
+
+
+def test_a_stream_that_was_replaced_is_certain_until_its_last_record_only() -> None:
+    assert lost_since(start(), STATE) == 5000.0
+    assert lost_since(start(stream="s2"), STATE) == 1000.0
+
+
+def test_a_gap_that_was_found_earlier_says_since_when() -> None:
+    assert lost_since(start(gaps=(Gap("lost", 9000.0, 1024, since=3000.0),)), STATE) == 3000.0
+    assert lost_since(start(gaps=(Gap("lost", 9000.0, 1024, since=3000.0, repaired=9999.0),)), STATE) == 5000.0
+    assert lost_since(start(gaps=(Gap("the target lost it", 9000.0, 1024),)), STATE) is None

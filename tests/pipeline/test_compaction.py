@@ -595,3 +595,15 @@ def test_a_delete_carries_the_time_of_its_change() -> None:
 
 def at_time(given: Change, created: float) -> Change:
     return Change(given.key, given.version, given.new, given.old, given.sequence, created)
+
+
+def test_of_several_exports_an_older_one_replaces_neither_what_was_parked_nor_what_was_discarded() -> None:
+    """All their items have the version of the scan, and the newest export is read first."""
+    older = (change(A, 0, "old", scanned=True), version(EPOCH, 0), 1)
+    held_ = Held(entry(A, 0))
+    for around, count in ((ParkedItems.of([held_]), "parked"), (ParkedItems.of([], [held_]), "filtered")):
+        context = BatchContext({}, around, EPOCH, "segment:0", 5.0, newest_first=True)
+        found = compact_latest([older], PLAIN, context)
+        assert (found.writes, found.moves, getattr(found, count)) == ([], [], 1)
+        again = compact_latest([older], PLAIN, replace(context, newest_first=False))
+        assert len(again.writes) == 1, "what a scan reads again is what it parked"
