@@ -16,7 +16,7 @@ from time import time
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, QueryBuilder, Transaction
 
-from connectors.delta.errors import Missing, translated
+from connectors.delta.errors import Missing, failure, translated
 from connectors.delta.schema import VERSION
 from connectors.delta.storage import Storage
 from replicator.batch import DocumentId
@@ -61,6 +61,10 @@ class StoredTable:
         except Missing:
             return None
 
+    def forget(self) -> None:
+        """Open new connections for the next request: the client does not recover from some that broke."""
+        self._table = None
+
     def as_of(self, version: int) -> DeltaTable:
         with translated(self.place):
             return DeltaTable(self.place, version=version, storage_options=self.storage.options())
@@ -88,10 +92,12 @@ class StoredTable:
 
     def last_number(self, table: DeltaTable) -> int:
         """Of the pipeline's last commit to the table as it was read."""
-        return table.transaction_version(self._app()) or 0
+        with translated(self.place):
+            return table.transaction_version(self._app()) or 0
 
     def transaction(self, table: DeltaTable, name: str) -> int | None:
-        found: int | None = table.transaction_version(self._app(name))
+        with translated(self.place):
+            found: int | None = table.transaction_version(self._app(name))
         return found
 
     @contextmanager
@@ -147,7 +153,10 @@ def rows(table: DeltaTable, columns: Sequence[str], where: str = "") -> Iterator
     By the client's own engine: pyarrow cannot compare texts as that stores them.
     """
     query = ["SELECT", ", ".join(map(quoted, columns)), "FROM seen", f"WHERE {where}" if where else ""]
-    yield from map(pa.record_batch, QueryBuilder().register("seen", table).execute(" ".join(query)))
+    try:
+        yield from map(pa.record_batch, QueryBuilder().register("seen", table).execute(" ".join(query)))
+    except Exception as e:  # what the client raises where a file cannot be read
+        raise failure(str(e), table.table_uri.removeprefix("file://").rstrip("/")) from e
 
 
 def quoted(name: str) -> str:

@@ -182,6 +182,8 @@ class Delta(ComparesByTable):
                 raise
             except TransientError:  # no commit can be applied late, but writes of commands may go by the window
                 self._in_doubt.begin()
+                self._open[name].writer.stored.forget()
+                self._open[name].writer.tombstones.stored.forget()
                 raise
         return Outcome(superseded=dict(superseded))
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from connectors.delta.target import Delta
 from replicator.batch import Batch, Outcome
-from replicator.errors import Unfinished
+from replicator.errors import TransientError, Unfinished
 from replicator.target.contract import Table, Target
-from replicator.testing.contract import TargetContract
+from replicator.testing.contract import TargetContract, put, remove
 from replicator.testing.contract.definitions import Options
-from replicator.testing.contract.kit import Stored, built, table
+from replicator.testing.contract.kit import Stored, batch, built, table
 from replicator.testing.contract.late_writes import Proxied
 from replicator.testing.contract.moves import Remade
 from replicator.testing.contract.tombstones import _STAYING, _raced
@@ -149,3 +150,20 @@ class TestInS3(InALake):
     @pytest.fixture
     def dropped(self, s3: Bucket) -> Callable[[Table], None]:
         return lambda of: kit.remove_folder(s3, f"lake/{of.name}/")
+
+    def test_a_lost_response_opens_the_in_doubt_window_and_the_write_is_retried(
+        self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
+    ) -> None:
+        """Into an empty table: the proxy is in this process, and a query of the client lets no other thread run."""
+        config, proxy = proxied
+        target = build(config)
+        assert isinstance(target, Delta)
+        target.open([table()], FIRST_EPOCH)
+        proxy.lose_responses()
+        again = batch(put({"pk": "b"}, 2), remove("a", 3))
+        with pytest.raises(TransientError):
+            target.write(again)
+        assert target.in_doubt
+        proxy.heal()
+        assert target.write(again) == Outcome()
+        assert set(stored(table())) == {("b",)}

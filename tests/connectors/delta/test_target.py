@@ -567,3 +567,16 @@ def test_two_targets_in_one_folder_are_told_apart_by_their_tables(tmp_path: Path
     assert other is not None
     assert one.places()["orders"] == same.places()["orders"]
     assert one.places()["orders"] != other.places()["lines"]
+
+
+def test_a_file_that_cannot_be_read_is_waited_for(folder: Path, opened: Delta) -> None:
+    opened.write(batch(put({"pk": "a"}, 1)))
+    (file,) = (folder / "contract").glob("*.parquet")
+    away = file.rename(folder / "away")
+    again = batch(put({"pk": "a", "n": 2}, 2))
+    for _ in range(2):
+        with pytest.raises(TransientError, match="contract cannot be read or written"):
+            opened.write(again)
+    away.rename(file)
+    opened.write(again)
+    assert [row["_version"] for row in rows(folder)] == [at(2)]
