@@ -142,6 +142,7 @@ class Repairs:
     """Carries on with the repair that the pipeline's state describes, in pieces between batches.
 
     ``segments``: how many are read side by side. What a walk found and did not store is found again after a restart.
+    Another gap during the repair begins a repair of its own, which walks the whole target.
     """
 
     target: Target
@@ -152,6 +153,7 @@ class Repairs:
     retrying: RetryPolicy
     in_doubt: InDoubtWindow | None
     segments: int
+    _epoch: int = 0  # of the repair that the rest is of
     _found: list[Key] = field(default_factory=list)
     _at: GapRepair | None = None  # how far the walk is
     _settled: bool = False  # whether nothing of before the walk can still be applied
@@ -163,6 +165,8 @@ class Repairs:
             return False
         if state.opening or not all(segment.ended for segment in self.pipeline.segments.values()):
             return False
+        if state.epoch != self._epoch:
+            self._epoch, self._found, self._at, self._settled = state.epoch, [], None, False
         self.delivery.settle()
         if not state.repair.looking_up:
             self._exported(state, state.repair, fetcher)

@@ -36,20 +36,20 @@ def last_record(state: PipelineState, shards: Mapping[str, ShardState]) -> float
     return max((s.created for s in shards.values() if s.created is not None), default=state.started)
 
 
-def with_floor(state: PipelineState, shards: Mapping[str, ShardState]) -> tuple[Floor, ...]:
+def with_floor(state: PipelineState, shards: Mapping[str, ShardState], now: float) -> tuple[Floor, ...]:
     """The state's floors and a new one, if that is due. Those that are close to others, for their age, are left out.
 
-    No record read by now is newer than the newest of them, and those to come have higher ordinals than their shards'.
+    No record, scan or look-up of before ``now`` shows anything newer, and records to come have higher ordinals than
+    their shards'. The newest record does not tell as much: the stream may lag behind what was scanned or looked up.
     """
-    times = [s.created for s in shards.values() if s.created is not None]
-    at = max(times, default=0.0)
-    if not times or (state.floors and at < state.floors[0].at + APART):
+    newest = max((s.created for s in shards.values() if s.created is not None), default=None)
+    if newest is None or (state.floors and newest < state.floors[0].at + APART):
         return state.floors
     last = {id for id, shard in shards.items() if not shard.ended} | lineage.childless(shards)
     if not last:
         return state.floors
     ordinal = min(stages.start(shards[id], shards).ordinal for id in last)
-    return thinned((Floor(at, version(state.epoch, ordinal)), *state.floors))
+    return thinned((Floor(max(now, newest), version(state.epoch, ordinal)), *state.floors))
 
 
 def thinned(floors: Sequence[Floor]) -> tuple[Floor, ...]:

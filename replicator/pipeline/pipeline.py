@@ -453,7 +453,7 @@ class Pipeline:
         parts = [] if nothing else self._fill(taken, now)
         if not taken.saves and not parts:
             return None
-        self._put_floor(taken)
+        self._put_floor(taken, now)
         self._put_fence(taken)
         self._put_owners(taken, before, now)
         taken.batch = Batch(parts, list(taken.saves.values()), tombstones=self._remembers_deletes)
@@ -630,12 +630,12 @@ class Pipeline:
         if moves and place not in taken.saves and fence is not None:
             self._put(taken, *place, fence)
 
-    def _put_floor(self, taken: _Taken) -> None:
+    def _put_floor(self, taken: _Taken, now: float) -> None:
         """Note a floor now and then. No scan may be in progress: its items would be below floors of their time."""
         state = self.view.pipeline
         if not self.keeps_floors or state is None or state.stage != stages.FOLLOWING or ("pipeline", "") in taken.saves:
             return
-        floors = gap_repair.with_floor(state, self.view.shards)
+        floors = gap_repair.with_floor(state, self.view.shards, now)
         if floors is not state.floors:
             self._put(taken, "pipeline", "", replace(state, floors=floors))
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from replicator.aws.errors import AwsError
+from replicator.errors import GapFound
+from replicator.target.contract import Table
+from replicator.target.verification import Walked
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryTarget
 from tests.faults.test_exports import BUCKET, DAMAGE, damaging
@@ -44,7 +50,7 @@ def lose(world: World, *puts: str, removed: tuple[str, ...] = (), hours: float =
         world.db.delete(TABLE, {"id": key})
     after(world, hours * HOUR)
     for shard in world.db.open_shards(TABLE):
-        world.db.trim(TABLE, shard, 100)
+        world.db.trim(TABLE, shard, 1000)
     world.put("kept", n=int(world.clock.now))
 
 
@@ -170,6 +176,85 @@ def test_a_gap_during_a_repair_is_repaired_from_where_the_first_one_began(faults
     live(faults, 20)
     lose(faults, "k2", removed=("k5", "ghost", "late"), hours=2)
     repaired(faults)
+
+
+class Forgets(MemoryTarget):
+    """Something happens to the source while the target is walked, between the second piece and the third."""
+
+    def __init__(self, world: World, happens: Callable[[], object]) -> None:
+        super().__init__(world.database)
+        self.happens: list[Callable[[], object]] = [happens]
+        self.pieces = 0
+
+    def walk(self, table: Table, cursor: str | None, within: tuple[str, ...] = ()) -> Walked:
+        self.pieces += 1
+        if self.pieces > 2 and self.happens:
+            self.happens.pop()()
+            raise GapFound("records were lost during the walk")
+        return super().walk(table, cursor, within)
+
+
+def test_a_gap_while_the_target_is_walked_has_all_of_it_walked_again(faults: World) -> None:
+    """What changed since is among the documents that were walked through before."""
+    copied(faults)
+    after(faults, HOUR)
+    faults.put("a-ghost", *(f"m{n:04}" for n in range(350)), n=1)
+    live(faults, 60)
+    lose(faults, "k1")
+
+    def vanishes() -> None:
+        faults.db.delete(TABLE, {"id": "a-ghost"})
+        lose(faults, "k2", hours=2)
+
+    target = Forgets(faults, vanishes)
+    faults.target = lambda: target
+    repaired(faults)
+
+    assert not target.happens
+    assert "a-ghost" not in faults.documents
+
+
+def test_what_was_scanned_while_the_stream_lagged_behind_is_looked_up(faults: World) -> None:
+    """The oldest records are stored after a scan that shows newer items: no floor of their time hides these."""
+    faults.fill(7)
+    faults.db.exports.enable(TABLE)
+    after(faults, HOUR)
+    faults.configure(**REPAIRS)
+    faults.db.page_sizes(records=1)
+    stream = Slow(faults)
+    faults.clock.plan(5 * MINUTE, lambda: faults.put("e1", n=1))
+    faults.clock.plan(60 * MINUTE, lambda: faults.put("e2", n=1))
+    faults.clock.plan(100 * MINUTE, lambda: faults.put("ghost", n=1))
+    live(faults, 116 * MINUTE)
+    for records in (1, 2):
+        stream.records = records
+        live(faults, 60)
+    assert "ghost" in faults.documents, "scanned, and its record is unread"
+    after(faults, 5 * HOUR)
+    faults.db.delete(TABLE, {"id": "ghost"})
+    after(faults, 30 * HOUR)
+    stream.records = 1000
+    lose(faults)
+    repaired(faults)
+
+    assert "ghost" in looked_up(faults)
+
+
+class Slow:
+    """A table whose scan is throttled for almost two hours, and whose stream gives so many ``records``."""
+
+    def __init__(self, world: World) -> None:
+        self.records = 0
+        self._until, self._clock, self._call = world.clock() + 110 * MINUTE, world.clock, world.client.call
+        world.client.call = self.call
+
+    def call(self, operation: str, request: dict[str, Any]) -> bytes:
+        slow = {"Scan": self._clock() < self._until, "GetRecords": not self.records}
+        if slow.get(operation):
+            raise AwsError("ProvisionedThroughputExceededException", "slow", 400)
+        body: bytes = self._call(operation, request)
+        self.records -= operation == "GetRecords" and b'"eventID"' in body
+        return body
 
 
 def test_a_parked_change_is_looked_up(faults: World) -> None:

@@ -77,17 +77,23 @@ def test_a_floor_is_the_lowest_ordinal_that_another_record_may_follow() -> None:
         "b": shard(created=NOW + 9.0, ordinal=70, sequence="1"),
         "unopened": shard("b"),
     }
-    assert with_floor(state(), shards) == (Floor(NOW + 9, version(E, 40)),)
+    assert with_floor(state(), shards, NOW + 9) == (Floor(NOW + 9, version(E, 40)),)
 
 
 def test_floors_are_noted_a_quarter_of_an_hour_apart_of_records_alone() -> None:
     def at(seconds: float) -> dict[str, ShardState]:
         return {"a": shard(created=NOW + seconds, ordinal=int(seconds), sequence="1")}
 
-    first = with_floor(state(), at(1.0))
-    assert with_floor(state(floors=first), at(900.0)) == first
-    assert len(with_floor(state(floors=first), at(901.0))) == 2
-    assert with_floor(state(), {"a": shard()}) == ()
+    first = with_floor(state(), at(1.0), NOW + 1)
+    assert with_floor(state(floors=first), at(900.0), NOW + 900) == first
+    assert len(with_floor(state(floors=first), at(901.0), NOW + 901)) == 2
+    assert with_floor(state(), {"a": shard()}, NOW) == ()
+
+
+def test_a_floor_is_of_the_time_when_it_is_noted_however_old_the_records_are() -> None:
+    """What was scanned or looked up in the meantime shows what the stream has not delivered yet."""
+    lagging = {"a": shard(created=NOW - 2 * HOUR, ordinal=1, sequence="1")}
+    assert with_floor(state(scan_ended=NOW), lagging, NOW + 60) == (Floor(NOW + 60, version(E, 1)),)
 
 
 def test_floors_of_months_are_few_and_dense_where_they_are_new() -> None:
