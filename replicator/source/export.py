@@ -40,8 +40,9 @@ from replicator.source.table import SourceTable
 from replicator.state import ExportState, SegmentState
 
 SETTLED = 5.0  # seconds from the moment the positions are stored until an export is requested
-AVAILABLE = 300.0  # seconds from the end of a window until its export is requested: AWS's clock may be behind ours
 CLOCKS = 600.0  # seconds by which two clocks may differ, each being five minutes off
+AVAILABLE = CLOCKS + 300.0  # seconds from the end of a window until its export is requested: AWS has it 300 s later
+DELAYED = 3600.0  # seconds after that in which a refusal may mean that AWS does not have all of the window yet
 ENABLING = 900.0  # seconds after which a stream that was requested has all changes; DescribeStream does not say when
 POLL = 15.0  # seconds between DescribeExport calls
 CHUNK = 1 << 21  # bytes of a file in one GetObject request
@@ -231,8 +232,12 @@ def existing(client: Client, arn: str, table: SourceTable, now: float, gap: floa
 
 def recoverable_since(client: Client, table: str) -> float | None:
     """From when on incremental exports can be made; None if point-in-time recovery is off."""
+    return completed(client, _recoverable_since(table))
+
+
+def _recoverable_since(table: str) -> Generator[Call, bytes, float | None]:
     try:
-        body = client.call("DescribeContinuousBackups", {"TableName": table})
+        body = yield Call("DescribeContinuousBackups", {"TableName": table})
     except AwsError as e:
         raise failure(e, "DescribeContinuousBackups", table) from e
     described = decoded(body, _DescribeContinuousBackups, "DescribeContinuousBackups").ContinuousBackupsDescription
@@ -260,7 +265,7 @@ def prepare(
     while True:
         try:
             if not arn:
-                arn = yield from _start(table, wanted, state.window)
+                arn = yield from _start(table, wanted, state.window, now)
                 yield Exporting(arn, POLL, _waiting(arn))
             description = yield from _described(arn)
             if description.TableId is not None and description.TableId != table.id:
@@ -300,7 +305,9 @@ def _waiting(arn: str) -> str:
     return f"the export {arn.rpartition('/')[2]} to S3 to complete"
 
 
-def _start(table: SourceTable, wanted: Destination | None, window: Window | None) -> Generator[Call, bytes, str]:
+def _start(
+    table: SourceTable, wanted: Destination | None, window: Window | None, now: Callable[[], float]
+) -> Generator[Call, bytes, str]:
     if wanted is None and window is not None:
         raise ConfigError(
             "on_gap: a gap is being repaired from an export that is not started yet, and the config no longer has "
@@ -331,12 +338,26 @@ def _start(table: SourceTable, wanted: Destination | None, window: Window | None
         body = yield Call("ExportTableToPointInTime", request)
     except AwsError as e:
         if e.code == "InvalidExportTimeException" and window is not None:
-            raise ConfigError(
-                f"on_gap: point-in-time recovery of {table.name} does not reach back to {moment(window[0])}, so the "
-                "changes since then cannot be exported. To repair the gap with a backfill: replicator resync CONFIG"
-            ) from e
+            raise (yield from _refused_window(table, window, now())) from e
         raise _failed(e, "ExportTableToPointInTime", table.arn or table.name) from e
     return decoded(body, _DescribeExport, "ExportTableToPointInTime").ExportDescription.ExportArn
+
+
+def _refused_window(table: SourceTable, window: Window, now: float) -> Generator[Call, bytes, ReplicatorError]:
+    """What it means that DynamoDB does not export the changes of a window: it lies too far back, or is too recent."""
+    since = yield from _recoverable_since(table.name)
+    if since is None or since > window[0]:
+        return ConfigError(
+            f"on_gap: point-in-time recovery of {table.name} does not reach back to {moment(window[0])}, so the "
+            "changes since then cannot be exported. To repair the gap with a backfill: replicator resync CONFIG"
+        )
+    times = f"the changes of {table.name} from {moment(window[0])} until {moment(window[1])}"
+    if now < window[1] + AVAILABLE + DELAYED:
+        return TransientError(f"DynamoDB does not export {times} yet")
+    return ConfigError(
+        f"on_gap: DynamoDB refuses to export {times}, though point-in-time recovery reaches back to {moment(since)}. "
+        "Run again; or, to repair the gap with a backfill: replicator resync CONFIG"
+    )
 
 
 def _described(arn: str) -> Generator[Call, bytes, _Description]:

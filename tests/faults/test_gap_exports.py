@@ -127,6 +127,35 @@ def test_the_windows_begin_before_the_last_change_stored_and_end_after_the_posit
     assert requested >= end
 
 
+@pytest.mark.parametrize("skew", [-300.0, 2.0, 240.0, 840.0])
+def test_what_dynamodb_cannot_export_yet_is_waited_for_however_wrong_the_clock_is(faults: World, skew: float) -> None:
+    """It exports what was written five minutes ago, by its own clock, and refuses later ends."""
+    copied(faults)
+    lose(faults, "k1")
+    faults.clock.skew = skew
+    repaired(faults)
+
+    requests = faults.client.times("ExportTableToPointInTime")
+    assert (len(requests) > 1) == (skew > 600.0), "with clocks that differ by ten minutes at most, the first succeeds"
+
+
+def test_a_window_that_dynamodb_never_exports_ends_the_run_with_the_reason(faults: World) -> None:
+    copied(faults)
+    lose(faults, "k1")
+    call = faults.client.call
+
+    def refusing(operation: str, request: dict[str, Any]) -> bytes:
+        if operation == "ExportTableToPointInTime":
+            raise AwsError("InvalidExportTimeException", "The specified ExportTime is outside of the window", 400)
+        body: bytes = call(operation, request)
+        return body
+
+    faults.client.call = refusing
+    ended = faults.run()
+
+    assert (ended.code, "though point-in-time recovery reaches back to" in ended.err) == (2, True), ended
+
+
 def test_a_replaced_stream_is_followed_from_its_beginning_and_what_came_before_exported(faults: World) -> None:
     copied(faults)
     faults.put("k1", n=5)

@@ -194,7 +194,7 @@ def _turns(universe: Universe, driver: Driver, turned: list[float]) -> None:
     turned.append(universe.clock.now)
     waiting = driver._fetcher.waiting_for.values() if driver._fetcher is not None else ()
     if any("to export all changes until then" in reason for reason in waiting):
-        universe.clock.now += 20.0
+        universe.clock.now += 30.0
     elif any(reason.startswith(WAITING) for reason in waiting):
         universe.clock.now += 1.0
 

@@ -16,6 +16,7 @@ from types import ModuleType
 from replicator.errors import ReplicatorError
 from replicator.pipeline import batching, discovery, gap_repair
 from replicator.source import chosen, export, keys_only, shard_reader
+from replicator.testing import memory
 from tests.simulation import plan, repairing, runs, scenario, truth
 from tests.simulation.plan import Plan
 from tests.simulation.scenario import Scenario
@@ -64,6 +65,7 @@ def sizes(found: Scenario) -> Iterator[None]:
         _set(batching, "BATCH_ROWS", found.batch_rows),
         _set(keys_only, "PAGE_BYTES", found.looked_up_bytes),
         _set(chosen, "AT_ONCE", found.items_a_page),
+        _set(memory, "_PIECE", found.items_a_page if found.gap_exports else memory._PIECE),
         _set(export, "POLL", 1.0),
         _set(gap_repair, "APART", 1.0),
         _set(export, "SETTLED", 1.0),

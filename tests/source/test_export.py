@@ -378,6 +378,7 @@ def test_the_fake_leaves_old_images_out_of_a_view_of_new_ones(busy: DynamoDB) ->
         (T - 86_400, T + MINUTE, "ValidationException"),
         (T, T + 90 * MINUTE, "InvalidExportTimeException"),
         (T - 20 * MINUTE, T, "InvalidExportTimeException"),
+        (T + 35 * MINUTE, T + 56 * MINUTE, "InvalidExportTimeException"),
     ],
 )
 def test_the_fake_refuses_windows_that_dynamodb_does(busy: DynamoDB, start: float, end: float, code: str) -> None:

@@ -18,6 +18,7 @@ from replicator.testing.dynamodb.streams import RETENTION, VIEWS, Origin, Stream
 
 ACCOUNT = "123456789012"
 RECOVERY = 35 * 86_400.0  # seconds for which a table can be recovered
+DELAY = 300.0  # seconds until what was written can be recovered
 
 
 class Catalog:
@@ -134,7 +135,7 @@ class Catalog:
         since = self.table(request["TableName"]).recoverable_since
         if since is not None:
             recovery |= {"EarliestRestorableDateTime": max(since, self.now() - RECOVERY)}
-            recovery |= {"LatestRestorableDateTime": self.now() - 300.0}
+            recovery |= {"LatestRestorableDateTime": self.now() - DELAY}
         described = {"ContinuousBackupsStatus": "ENABLED", "PointInTimeRecoveryDescription": recovery}
         return orjson.dumps({"ContinuousBackupsDescription": described})
 

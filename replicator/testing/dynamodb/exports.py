@@ -21,7 +21,7 @@ import orjson
 
 from replicator.aws.errors import AwsError
 from replicator.key import Key
-from replicator.testing.dynamodb.catalog import RECOVERY, Catalog
+from replicator.testing.dynamodb.catalog import DELAY, RECOVERY, Catalog
 from replicator.testing.dynamodb.refusals import invalid, refusal
 from replicator.testing.dynamodb.rows import Table
 
@@ -100,8 +100,9 @@ class Exports:
             unavailable = f"Point in time recovery is not enabled for table '{table.name}'"
             raise refusal("PointInTimeRecoveryUnavailableException", unavailable)
         window = _window(request, now)
+        latest = now if window is None else now - DELAY
         for at in window or (request.get("ExportTime", now),):
-            if not now - RECOVERY <= at <= now or (window is not None and at < (table.recoverable_since or 0.0)):
+            if not now - RECOVERY <= at <= latest or (window is not None and at < (table.recoverable_since or 0.0)):
                 outside = "The specified ExportTime is outside of the recovery window"
                 raise refusal("InvalidExportTimeException", outside)
         arn = f"{table.definition['TableArn']}/export/{int(now * 1000):014d}-{self.catalog.random.getrandbits(32):08x}"
@@ -213,7 +214,7 @@ def _window(request: Mapping[str, Any], now: float) -> tuple[float, float] | Non
     if request.get("ExportType", "FULL_EXPORT") == "FULL_EXPORT":
         return None
     times = request["IncrementalExportSpecification"]
-    end = times.get("ExportToTime", now)
+    end = times.get("ExportToTime", now - DELAY)
     start, end = (at // MINUTE * MINUTE for at in (times["ExportFromTime"], end))
     if not SHORTEST <= end - start <= LONGEST:
         raise invalid("The export period must be between 15 minutes and 24 hours")
