@@ -394,6 +394,18 @@ def test_a_row_whose_tombstone_was_stored_before_a_crash_is_removed_all_the_same
     assert rows(folder) == []
 
 
+def test_a_purge_leaves_a_tombstone_that_another_run_has_put_again(opened: Delta, build: Build) -> None:
+    """It has the same version, and the other run may rely on it."""
+    opened.write(batch(remove("a", 2), tombstones=True))
+    later = at(0, FIRST_EPOCH + 1)
+    assert opened.purge(table(), later) == 1
+    other = build()
+    other.open([table()], FIRST_EPOCH)
+    other._open["contract"].writer.tombstones.add([(("a",), at(2))])
+    assert opened.purge(table(), later) == 1
+    assert other.write(batch(put({"pk": "a"}, 1), tombstones=True)).superseded == {"shard:contract": 1}
+
+
 # upkeep
 
 
