@@ -28,6 +28,10 @@ class Timer(VirtualStop):
     def is_set(self) -> bool:
         return self.over()
 
+    def wait(self, timeout: float | None = None) -> bool:
+        super().wait(timeout)
+        return self.is_set()
+
 
 class Stack(Cluster):
     """The source, the target, the mapping, and containers of the function."""
