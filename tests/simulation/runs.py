@@ -76,7 +76,7 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> RunContext:
         Source(table=name),
         Destination("memory", None, None, destinations),  # type: ignore[arg-type]
         backfill=backfill_in(universe),
-        on_gap="export" if universe.scenario.gap_exports else "resync",
+        on_gap="export" if universe.scenario.repairs_gaps else "resync",
         ttl_deletes="ignore" if universe.scenario.keeps_expired else "apply",
     )
     hook, target = universe.hook(), universe.target(universe)
@@ -93,7 +93,7 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> RunContext:
 def backfill_in(universe: Universe) -> Backfill:
     segments = universe.scenario.segments
     if not universe.scenario.exports:
-        bucket = "exports" if universe.scenario.gap_exports else None
+        bucket = "exports" if universe.scenario.repairs_gaps else None
         return Backfill(segments=segments, bucket=bucket)
     existing = universe.exported() if universe.scenario.existing else ""
     where = {"export": existing} if existing not in ("", "-") else {"bucket": "exports"}

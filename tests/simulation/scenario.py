@@ -219,6 +219,12 @@ class Scenario:
     hasty: float = 0.5
     rates: Mapping[str, float] = field(default_factory=lambda: RATES)
 
+    @property
+    def repairs_gaps(self) -> bool:
+        """Whether gaps are repaired from exports: not where a shape has given the scenario a hook that cannot be."""
+        own_ids = self.hook is not None and HOOKS[self.hook].own_ids
+        return self.gap_exports and not own_ids and not self.keeps_expired
+
 
 def draw(seed: int) -> Scenario:
     """The scenario of a seed. Swarm testing: some acts never happen in a seed, others often."""

@@ -64,7 +64,7 @@ class Watched(MemoryRows):
     def _image(self, write: Write) -> bytes:
         """What tells two writes of the same version apart: those of one item in several exports of a gap's repair."""
         scanned = write.version == versions.version(versions.epoch_of(write.version), 0)
-        repaired = self._universe.scenario.gap_exports and scanned
+        repaired = self._universe.scenario.repairs_gaps and scanned
         return body(write.body) if repaired and isinstance(write, Upsert) else b""
 
     def _apply(self, write: Write, *, keep: bool, same: bool = False) -> bool:

@@ -131,7 +131,7 @@ class Universe:
         scenario = self.scenario
         self.source.create_table(self.TABLE, keys={"pk": "S"}, view=scenario.view, shards=scenario.shards)
         self.source.lag_reads(self.TABLE)
-        if scenario.exports or scenario.gap_exports:
+        if scenario.exports or scenario.repairs_gaps:
             self.source.exports.enable(self.TABLE, since=self.clock.now - 48 * HOUR)
             self.source.exports.files, self.source.exports.polls = 1 + scenario.items_a_page, scenario.segments
         self.source.page_sizes(
