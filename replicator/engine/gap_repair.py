@@ -31,7 +31,7 @@ from replicator.state import ExportState, Gap, GapRepair, PipelineState, Segment
 from replicator.target.contract import Table, Target, Unguarded
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.verification import CursorExpired, Verifiable, Walked
-from replicator.version import epoch_of, version
+from replicator.version import version
 
 log = logging.getLogger("replicator")
 
@@ -177,7 +177,10 @@ class Repairs:
         return True
 
     def _exported(self, state: PipelineState, repair: GapRepair, fetcher: Fetcher) -> None:
-        """Read the next export or, after the oldest, look up the items of parked changes: they may be gone."""
+        """Read the next export or, after the oldest, look up the items of parked changes: they may be gone.
+
+        Those that came from an export, too: it may be one that is older than what the target has.
+        """
         fetcher.next_export()
         if repair.windows:
             window, *others = repair.windows
@@ -185,7 +188,7 @@ class Repairs:
             self._read(after, stages.segments(self.segments))
             return
         parked = self.retrying(lambda: parked_keys(self.checkpoints, {}))
-        keys = [key for id, key in parked.items() if epoch_of(version_in(id)) < state.epoch]
+        keys = [key for id, key in parked.items() if version_in(id) <= version(state.epoch, 0)]
         after = replace(state, export=None, repair=replace(repair, looking_up=True))
         self._read(after, stages.chosen_segments(keys, (), 1))
 

@@ -67,7 +67,8 @@ class BatchContext:
     ``unmarkable``: changes whose deletes the target refuses to mark with the last document: they go without one.
     ``began``: when the epoch began, for what a scan adds to a history; seconds since 1970. ``keeps_times``: parked
     changes keep their times, which a history needs when they are retried.
-    ``newest_first``: of the images of an item without a record, which have the same version, the first one is valid.
+    ``newest_first``: of the images of an item without a record, which have the same version, the first one is valid,
+    but for those that are ``looked_up`` after all others: they also replace one that is parked.
     """
 
     refused: Mapping[Refused, str]
@@ -81,6 +82,7 @@ class BatchContext:
     began: float = 0.0
     keeps_times: bool = False
     newest_first: bool = False
+    looked_up: bool = False
 
     @property
     def complete(self) -> int:
@@ -208,7 +210,7 @@ def _current(result: Compacted, changes: Iterable[Latest], at: BatchContext) -> 
         if any(one.version > replaced for one in dropped):
             result.read += weight
             result.filtered += weight
-        elif at.newest_first and parked is not None and parked.version > replaced:
+        elif at.newest_first and not at.looked_up and parked is not None and parked.version > replaced:
             result.read += weight
             result.parked += weight
         else:

@@ -685,6 +685,7 @@ class Pipeline:
             state.began,
             bool(self.mapping.histories),
             state.repair is not None,
+            state.repair is not None and state.repair.looking_up,
         )
         kind, _, id = source.partition(":")
         after: ShardState | SegmentState

@@ -14,6 +14,7 @@ from replicator.target.contract import Table
 from replicator.target.verification import Walked
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryTarget
+from replicator.testing.memory_index import MemoryIndex
 from tests.faults.test_exports import BUCKET, DAMAGE, damaging
 from tests.faults.world import HOUR, TABLE, Ended, World
 
@@ -205,6 +206,52 @@ def test_a_gap_during_a_repair_is_repaired_from_where_the_first_one_began(faults
     live(faults, 20)
     lose(faults, "k2", removed=("k5", "ghost", "late"), hours=2)
     repaired(faults)
+
+
+FAILS_ON_13 = """\
+def hook(item):
+    if item.get("n") == 13:
+        raise ValueError
+    return item
+"""
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+@pytest.mark.parametrize("transactions", [False, True])
+def test_a_change_that_an_older_export_has_is_not_left_parked(faults: World, transactions: bool, deleted: bool) -> None:
+    """The hook fails on it, though a newer export had the item as it is: a retry would bring back the older one."""
+    if not transactions:
+        faults.target = lambda: MemoryIndex(faults.database, now=faults.clock)
+    faults.hook(FAILS_ON_13)
+    copied(faults, transform="hooks.py:hook")
+    faults.put("x", n=1)
+    live(faults, 60)
+    after(faults, 10 * HOUR)
+    faults.put("x", n=13)
+    after(faults, 26 * HOUR)
+    if deleted:
+        faults.db.delete(TABLE, {"id": "x"})
+    else:
+        faults.put("x", n=2)
+    lose(faults, hours=26)
+    repaired(faults)
+
+    assert len(windows(faults)) > 1
+    assert not faults.states("parked")
+
+
+def test_a_change_that_only_the_newest_export_has_stays_parked(faults: World) -> None:
+    faults.hook(FAILS_ON_13)
+    copied(faults, transform="hooks.py:hook")
+    faults.put("k1", n=2)
+    after(faults, 26 * HOUR)
+    faults.put("k1", n=13)
+    lose(faults, hours=26)
+    assert faults.run().code == 6
+    (parked,) = faults.states("parked").values()
+
+    assert '"13"' in str(parked.new)
+    assert faults.documents["k1"] == {"id": "k1"}, "as it was before the gap"
 
 
 class Forgets(MemoryTarget):
