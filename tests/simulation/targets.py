@@ -62,10 +62,17 @@ class Watched(MemoryRows):
         return outcome
 
     def _image(self, write: Write) -> bytes:
-        """What tells two writes of the same version apart: those of one item in several exports of a gap's repair."""
+        """What tells two writes of the same version apart: those of one item in several exports of a gap's repair.
+
+        A refused one is looked up after them, and may be sent once more.
+        """
         scanned = write.version == versions.version(versions.epoch_of(write.version), 0)
         repaired = self._universe.scenario.repairs_gaps and scanned
-        return body(write.body) if repaired and isinstance(write, Upsert) else b""
+        if not repaired or not isinstance(write, Upsert):
+            return b""
+        state = truth.pipeline_of(self._universe.database.entries)
+        looked_up = state is not None and state.repair is not None and state.repair.looking_up
+        return body(write.body) + (b" looked up" if looked_up else b"")
 
     def _apply(self, write: Write, *, keep: bool, same: bool = False) -> bool:
         before = self._known(write)
