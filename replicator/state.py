@@ -541,11 +541,13 @@ class HistorySpan:
     """An epoch of a pipeline whose tables keep a history: every change since ``began`` is in it, as far as it is read.
 
     ``known``: every change before that time is in it too, from earlier epochs; between the two, changes may be unknown.
-    None: the history begins with this epoch. Seconds since 1970.
+    None: the history begins with this epoch. Seconds since 1970. ``tables``: those that keep one in this epoch; None:
+    all.
     """
 
     began: float
     known: float | None = None
+    tables: tuple[str, ...] | None = None
 
 
 VALUES: Mapping[str, type] = {

@@ -105,7 +105,7 @@ def older(
         sql.Identifier(VERSION),
         sql.Literal(below),
         live(shape),
-        sql.Composed(list(_without(shape, spare))),
+        without(shape, spare),
         sql.Literal(_PIECE),
     )
     with connection.transaction():
@@ -122,6 +122,11 @@ def live(shape: TableSchema) -> sql.Composed:
 def as_text(key: KeyColumn) -> sql.Composed:
     column = sql.SQL("t.{}").format(sql.Identifier(key.name))
     return sql.SQL("pg_catalog.encode({}, 'hex'::text)" if key.kind == "B" else "{}::text").format(column)
+
+
+def without(shape: TableSchema, spare: Sequence[DocumentId]) -> sql.Composed:
+    """Conditions, after AND, that rows meet whose id does not start with one in ``spare``."""
+    return sql.Composed(list(_without(shape, spare)))
 
 
 def _without(shape: TableSchema, spare: Sequence[DocumentId]) -> Iterator[sql.Composed]:

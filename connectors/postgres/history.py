@@ -47,18 +47,51 @@ ON CONFLICT ({keys}, _changed_at, _sequence) DO UPDATE
 SET _operation = EXCLUDED._operation, _old = EXCLUDED._old, _new = EXCLUDED._new, _problem = NULL
 WHERE h._problem IS NOT NULL AND EXCLUDED._problem IS NULL"""
 
+# A document's changes are ordered by time and sequence number: versions are of the epoch that has added a row, and a
+# later epoch may add one in between. What a scan or a sweep found is newer than a change that an earlier epoch has
+# added, unless that is of a later time (as after an export); and older than one that its own epoch or a later one has.
+_NEWEST = "t._changed_at DESC, pg_catalog.length(t._sequence) DESC, t._sequence DESC"
+_IS_NEWER = "l._version >= s._version OR l._changed_at >= s._changed_at"
+
 # What a scan finds is news only if it differs from the last row, and if the stream has said nothing since.
 _UNLESS_KNOWN = """
-WHERE NOT coalesce((
-  SELECT k._version > d.v OR (k._version = d.v AND k._problem IS NULL)
-    OR (k._new IS NOT DISTINCT FROM d.n AND k._problem IS NOT DISTINCT FROM d.p)
-  FROM (SELECT * FROM {history} UNION ALL SELECT * FROM {base}) AS k
-  WHERE {matches} ORDER BY k._version DESC LIMIT 1), d.n IS NULL AND d.p IS NULL)"""
+LEFT JOIN LATERAL (
+  SELECT * FROM (SELECT * FROM {history} UNION ALL SELECT * FROM {base}) AS t
+  WHERE {matches} AND t._sequence <> '' ORDER BY {newest} LIMIT 1) AS l ON true
+LEFT JOIN LATERAL (
+  SELECT * FROM (SELECT * FROM {history} UNION ALL SELECT * FROM {base}) AS t
+  WHERE {matches} AND t._sequence = '' ORDER BY t._version DESC LIMIT 1) AS s ON true
+WHERE NOT CASE
+  WHEN l._version IS NOT NULL AND (s._version IS NULL OR {is_newer})
+    THEN l._version > d.v OR l._changed_at >= pg_catalog.to_timestamp(d.at)
+      OR (l._new IS NOT DISTINCT FROM d.n AND l._problem IS NOT DISTINCT FROM d.p)
+  WHEN s._version IS NOT NULL
+    THEN s._version > d.v OR (s._version = d.v AND s._problem IS NULL)
+      OR (s._new IS NOT DISTINCT FROM d.n AND s._problem IS NOT DISTINCT FROM d.p)
+  ELSE d.n IS NULL AND d.p IS NULL END"""
 
-_FOLD = """INSERT INTO {base} AS b ({keys}, {columns})
-SELECT DISTINCT ON ({keys}) {keys}, {columns} FROM {part} ORDER BY {keys}, _version DESC, _changed_at DESC
-ON CONFLICT ({keys}) DO UPDATE SET ({columns}) = ({values}) WHERE b._version <= EXCLUDED._version"""
+_LAST = """
+  WITH l AS (SELECT DISTINCT ON ({names}) t.* FROM {rows} AS t WHERE t._sequence <> '' ORDER BY {names}, {newest}),
+  s AS (SELECT DISTINCT ON ({names}) t.* FROM {rows} AS t WHERE t._sequence = '' ORDER BY {names}, t._version DESC)
+  SELECT l.* FROM l LEFT JOIN s ON {same} WHERE s._version IS NULL OR {is_newer}
+  UNION ALL SELECT s.* FROM s LEFT JOIN l ON {same} WHERE l._version IS NULL OR NOT ({is_newer})"""
+
+_FOLD = """
+WITH known AS (SELECT * FROM {part} UNION ALL SELECT b.* FROM {base} AS b JOIN {part} AS p ON {same}),
+last AS ({last})
+INSERT INTO {base} AS b ({keys}, {columns}) SELECT DISTINCT {keys}, {columns} FROM last
+ON CONFLICT ({keys}) DO UPDATE SET ({columns}) = ({values})"""
 _GONE = "DELETE FROM {base} AS b USING {part} AS p WHERE {same} AND b._new IS NULL AND b._problem IS NULL"
+
+# Documents that the history has, and the table has not after a scan: they were parked, or the table was made anew.
+_SWEEP = """
+WITH known AS (SELECT * FROM {history} UNION ALL SELECT * FROM {base}),
+last AS ({last})
+INSERT INTO {history} ({keys}, _changed_at, _sequence, _version, _operation)
+SELECT {keys}, pg_catalog.to_timestamp({began}), '', {below}, 'remove' FROM last AS t
+WHERE (t._new IS NOT NULL OR t._problem IS NOT NULL) AND t._version < {below}
+  AND NOT EXISTS (SELECT FROM {table} AS o WHERE {same} AND o._version >= {below}){spared}
+ON CONFLICT DO NOTHING"""
 _SINCE = "replicator: changes are kept since "  # then seconds since 1970
 
 _PARTITIONS = """
@@ -180,7 +213,7 @@ def remove_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> li
     if not there or there[0].last > limit:
         return None
     oldest, rest = there[0], there[1:]
-    names = {
+    names: dict[str, sql.Composable] = {
         "part": sql.Identifier(shape.schema, oldest.name),
         "base": base_of(shape).qualified,
         "keys": _names(shape),
@@ -188,12 +221,52 @@ def remove_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> li
         "values": sql.SQL(", ").join(sql.SQL(f"EXCLUDED.{name}") for name in HISTORY_COLUMNS),
         "same": sql.SQL(" AND ").join(sql.SQL("b.{0} = p.{0}").format(sql.Identifier(k.name)) for k in shape.keys),
     }
-    connection.execute("SET LOCAL enable_seqscan = on")
+    allow_joins(connection)
+    names["last"] = last_of(sql.SQL("known"), [key.name for key in shape.keys])
     for statement in (_FOLD, _GONE, "DROP TABLE {part}"):
         connection.execute(sql.SQL(statement).format(**names))
     since = sql.Literal(f"{_SINCE}{oldest.last:.0f}")
     connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(base_of(shape).qualified, since))
     return rest
+
+
+def allow_joins(connection: psycopg.Connection[Any]) -> None:
+    """Permit, until the transaction ends, the plans that a whole history takes."""
+    for setting in ("seqscan", "hashjoin", "mergejoin"):
+        connection.execute(sql.SQL("SET LOCAL {} = on").format(sql.SQL(f"enable_{setting}")))
+
+
+def last_of(rows: sql.Composable, keys: Sequence[str]) -> sql.Composed:
+    """A query for each document's last change among ``rows`` of a history."""
+    return sql.SQL(_LAST).format(
+        rows=rows,
+        names=sql.SQL(", ").join(sql.Identifier("t", key) for key in keys),
+        newest=sql.SQL(_NEWEST),
+        is_newer=sql.SQL(_IS_NEWER),
+        same=sql.SQL(" AND ").join(sql.SQL("l.{0} = s.{0}").format(sql.Identifier(key)) for key in keys),
+    )
+
+
+def sweep(
+    connection: psycopg.Connection[Any], shape: TableSchema, below: int, began: float, spared: sql.Composable
+) -> None:
+    """Record that documents are gone of which only the history knows, after the table was swept ``below`` a version.
+
+    In a transaction. ``spared``: a condition after AND.
+    """
+    statement = sql.SQL(_SWEEP).format(
+        history=history_of(shape).qualified,
+        base=base_of(shape).qualified,
+        table=shape.qualified,
+        last=last_of(sql.SQL("known"), [key.name for key in shape.keys]),
+        keys=_names(shape),
+        began=sql.Literal(began),
+        below=sql.Literal(below),
+        same=sql.SQL(" AND ").join(sql.SQL("o.{0} = t.{0}").format(sql.Identifier(k.name)) for k in shape.keys),
+        spared=spared,
+    )
+    allow_joins(connection)
+    connection.execute(statement)
 
 
 def kept_since(connection: psycopg.Connection[Any], shape: TableSchema) -> float | None:
@@ -297,10 +370,16 @@ def _insert(shape: TableSchema, unless_known: sql.Composable) -> bytes:
 
 def _unless_known(shape: TableSchema) -> sql.Composed:
     pairs = (
-        sql.SQL("k.{} = {}").format(sql.Identifier(key.name), sql.SQL(f"d.c{i}")) for i, key in enumerate(shape.keys)
+        sql.SQL("t.{} = {}").format(sql.Identifier(key.name), sql.SQL(f"d.c{i}")) for i, key in enumerate(shape.keys)
     )
     history, base = history_of(shape).qualified, base_of(shape).qualified
-    return sql.SQL(_UNLESS_KNOWN).format(history=history, base=base, matches=sql.SQL(" AND ").join(pairs))
+    return sql.SQL(_UNLESS_KNOWN).format(
+        history=history,
+        base=base,
+        matches=sql.SQL(" AND ").join(pairs),
+        newest=sql.SQL(_NEWEST),
+        is_newer=sql.SQL(_IS_NEWER),
+    )
 
 
 def _names(shape: TableSchema) -> sql.Composed:

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from connectors.postgres import catalog
 from connectors.postgres.cleanup import FROM_TEXT, as_text
-from connectors.postgres.history import base_of, kept_since
+from connectors.postgres.history import allow_joins, base_of, kept_since, last_of
 from connectors.postgres.table_schema import KeyColumn, TableSchema, history_of
 from replicator.items.attributes import canonical_number
 from replicator.key import KeyAttribute, KeySchema, key_text
@@ -36,37 +36,40 @@ WHERE i.indisprimary AND n.nspname = %s AND c.relname = %s ORDER BY k.place"""
 
 _CHANGES = """
 SELECT * FROM (
-  SELECT {keys}, t._version, pg_catalog.date_part('epoch', t._changed_at)::float8, t._operation,
+  SELECT {keys}, t._version, pg_catalog.date_part('epoch', t._changed_at)::float8 AS at, t._operation,
     t._old::text, t._new::text, t._problem, t._sequence
   FROM {history} AS t WHERE {matches}
     AND t._changed_at >= coalesce(pg_catalog.to_timestamp(%(since)s::float8), '-infinity'::timestamptz)
     AND t._changed_at <= coalesce(pg_catalog.to_timestamp(%(until)s::float8), 'infinity'::timestamptz)
-  ORDER BY t._version DESC, t._changed_at DESC LIMIT %(limit)s
-) AS newest ORDER BY _version"""
+  ORDER BY t._changed_at DESC, pg_catalog.length(t._sequence) DESC, t._sequence DESC, t._version DESC LIMIT %(limit)s
+) AS newest ORDER BY at, pg_catalog.length(_sequence), _sequence, _version"""
 
-# Between the beginning of an epoch and a document's first change in its stream, the document was what that change says
-# it was before: a scanned image is of some later time, and an earlier epoch may have missed changes.
+# Between the beginning of an epoch and a document's first change since, the document was what that change says it was
+# before: a scanned image is of some later time, and an earlier epoch may have missed changes. What later epochs have
+# added says nothing here: they may have had another hook, and all changes up to then were read before they began.
 _AS_OF = """
-WITH known AS (
-  SELECT * FROM {history} AS t WHERE {matches} UNION ALL SELECT * FROM {base} AS t WHERE {matches}
-), last AS (
-  SELECT DISTINCT ON ({names}) t.*, t._sequence <> '' AND t._version >> 48 >= %(first)s::bigint AS sure
-  FROM known AS t WHERE t._changed_at <= pg_catalog.to_timestamp(%(at)s::float8)
-  ORDER BY {names}, t._version DESC, t._changed_at DESC
+WITH known AS MATERIALIZED (
+  SELECT * FROM {history} AS t WHERE {matches} AND t._version >> 48 < %(end)s::bigint
+  UNION ALL SELECT * FROM {base} AS t WHERE {matches}
+), before AS (
+  SELECT * FROM known AS t WHERE t._changed_at <= pg_catalog.to_timestamp(%(at)s::float8)
+), last AS ({last}
 ), next AS (
   SELECT DISTINCT ON ({names}) t.*, true AS there FROM known AS t
   WHERE t._changed_at > pg_catalog.to_timestamp(%(at)s::float8) AND t._sequence <> ''
-    AND t._version >> 48 >= %(first)s::bigint AND t._version >> 48 < %(end)s::bigint
-  ORDER BY {names}, t._version
+  ORDER BY {names}, t._changed_at, pg_catalog.length(t._sequence), t._sequence
 ), ids AS (
   SELECT {names} FROM last AS t UNION SELECT {names} FROM next AS t
 ), state AS (
-  SELECT {names}, CASE WHEN l.sure OR n.there IS NULL THEN l._new ELSE n._old END AS document,
-    CASE WHEN l.sure OR n.there IS NULL THEN l._problem
-      WHEN n._old IS NULL AND n._operation <> 'insert' THEN 'the document before its next change is not known'
+  SELECT {names}, CASE WHEN c.kept THEN l._new ELSE n._old END AS document,
+    CASE WHEN c.kept THEN l._problem
+      WHEN n._old IS NULL AND n._operation <> 'insert'
+        THEN coalesce(l._problem, 'the document before its next change is not known')
       END AS problem,
-    CASE WHEN l.sure OR n.there IS NULL THEN l._version END AS version
-  FROM ids AS t LEFT JOIN last AS l ON {same} LEFT JOIN next AS n ON {same_as_next}
+    CASE WHEN c.kept THEN l._version END AS version
+  FROM ids AS t LEFT JOIN last AS l ON {same} LEFT JOIN next AS n ON {same_as_next},
+    LATERAL (SELECT n.there IS NULL OR coalesce(l._sequence <> '' AND l._version >> 48 >= %(first)s::bigint, false)
+    ) AS c (kept)
 )
 SELECT {keys}, t.document::text, t.problem, t.version FROM state AS t
 WHERE t.document IS NOT NULL OR t.problem IS NOT NULL ORDER BY {names}"""
@@ -160,13 +163,13 @@ def as_of(
         matches=chosen.matches,
         keys=_texts(keys),
         names=_columns(keys, "t"),
+        last=last_of(sql.SQL("before"), [key.name for key in keys]),
         same=_same(keys, "l"),
         same_as_next=_same(keys, "n"),
     )
     given = {"at": at, "first": epochs[0], "end": epochs[1]}
     with connection.transaction(), psycopg.ServerCursor(connection, "history") as cursor:
-        for setting in ("seqscan", "hashjoin", "mergejoin"):
-            connection.execute(sql.SQL("SET LOCAL {} = on").format(sql.SQL(f"enable_{setting}")))
+        allow_joins(connection)
         cursor.itersize = _PIECE
         for row in cursor.execute(query, given):
             yield State(_key(keys, row[: len(keys)]), *row[len(keys) :])

@@ -236,7 +236,17 @@ class Postgres(ComparesByTable):
                 del self._sweeps[table.name, below]
                 if sweep.held:
                     raise SweepRefused(sweep.problem)
+                if shape.history:
+                    self._sweep_history(table, shape, below, spare)
                 return 0
+
+    def _sweep_history(self, table: Table, shape: TableSchema, below: int, spare: Sequence[DocumentId]) -> None:
+        """Record that documents are gone of which only the history knows."""
+        began = self._checkpoints.began(below)
+        self._add_partitions({table.name: frozenset([began // history.DAY * history.DAY])})
+        with self._session.connection() as connection, connection.transaction():
+            self._checkpoints.check_claims(connection)
+            history.sweep(connection, shape, below, began, cleanup.without(shape, spare))
 
     def _remove(self, table: Table, ids: Sequence[DocumentId], below: int) -> dict[DocumentId, str]:
         """Delete documents; returns those that the server refuses to delete, with reasons."""

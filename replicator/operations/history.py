@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +18,7 @@ from replicator.engine.assembly import ends
 from replicator.errors import ConfigError
 from replicator.pipeline import lineage
 from replicator.pipeline.checkpoint_view import CheckpointView
-from replicator.pipeline.past import known_through
+from replicator.pipeline.past import known_through, unsettled_from
 from replicator.state import HistorySpan
 from replicator.target.contract import UNKNOWN_KEYS, Table, keeps_history
 from replicator.target.past import Change, Extent, KeepsHistory, Period, State
@@ -27,12 +29,24 @@ from replicator.version import LAST_EPOCH
 class Known:
     """What is known of the source: by ``spans`` of epochs, and ``through`` a time. Seconds since 1970; None: nothing.
 
-    ``gap``: why what came after that is not known, although the stream may be read on.
+    ``gap``: why what came after that is not known, although the stream may be read on. ``unsettled``: the time from
+    which the last epoch does not tell the state yet, because of its scan (``pipeline.past.unsettled_from``).
     """
 
     spans: Mapping[int, HistorySpan]
     through: float | None
     gap: str | None = None
+    unsettled: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """The times, from ``start`` to before ``stop``, whose states an epoch tells. ``end``: the epoch that follows it."""
+
+    epoch: int
+    start: float
+    stop: float = math.inf
+    end: int = LAST_EPOCH + 1
 
 
 def known(checkpoints: Checkpoints) -> Known:
@@ -40,36 +54,63 @@ def known(checkpoints: Checkpoints) -> Known:
     view = CheckpointView(checkpoints.read())
     pipeline, epoch = view.pipeline, 0 if view.pipeline is None else view.pipeline.complete
     gaps = [gap for gap in view.gaps.values() if gap.repaired is None and gap.epoch >= epoch]
-    through = known_through(view.shards, lineage.childless(view.shards), gaps, pipeline)
+    childless = lineage.childless(view.shards)
+    through = known_through(view.shards, childless, gaps, pipeline)
     spans = {int(id): span for id, span in view.histories.items()}
-    return Known(spans, through, gaps[0].reason if gaps else None)
+    unsettled = unsettled_from(pipeline, view.shards, childless)
+    return Known(spans, through, gaps[0].reason if gaps else None, unsettled)
 
 
-def epochs(known: Known, extent: Extent, at: float) -> tuple[int, int]:
-    """The epoch that had begun last at that time, and the first one since. ConfigError if the state then is unknown."""
-    later = [epoch for epoch, span in known.spans.items() if epoch >= extent.created and span.began > at]
-    spans = {epoch: span for epoch, span in known.spans.items() if epoch >= extent.created}
-    begun = [epoch for epoch, span in spans.items() if span.began <= at]
-    restarts = [span.began for epoch, span in spans.items() if span.known is None or epoch == extent.created]
-    begins = max(restarts, default=None)
-    if begins is None:
+def reigns(spans: Mapping[int, HistorySpan], table: str, created: int) -> list[Reign]:
+    """The epochs since the history of ``table`` began, oldest first. ``created``: the epoch that created its table.
+
+    Between two of them changes may be unknown. An epoch whose scan was never done has no time.
+    """
+    found: list[Reign] = []
+    for epoch, span in sorted(spans.items()):
+        if epoch < created or (span.tables is not None and table not in span.tables):
+            found = []
+        elif not found or span.known is None:
+            found = [Reign(epoch, span.began)]
+        else:
+            found[-1] = replace(found[-1], stop=span.known, end=epoch)
+            found.append(Reign(epoch, max(span.began, span.known)))
+    return found
+
+
+def epochs(known: Known, table: str, extent: Extent, at: float) -> tuple[int, int]:
+    """The epoch that tells the state at that time, and the next one. ConfigError if the state then is unknown."""
+    found = reigns(known.spans, table, extent.created)
+    if not found:
         raise ConfigError("the history has not begun yet: it begins with the first run's scan")
-    if not begun or at < begins:
-        raise ConfigError(f"--at: the history begins at {moment(begins)}")
+    if at < found[0].start:
+        raise ConfigError(f"--at: the history begins at {moment(found[0].start)}")
     if extent.since is not None and at < extent.since:
         raise ConfigError(f"--at: changes before {moment(extent.since)} have been removed (history: keep)")
-    for epoch in later:
-        span = spans[epoch]
-        if span.known is not None and at >= span.known:
-            raise ConfigError(
-                f"--at: changes from {moment(span.known)} to {moment(span.began)} may be unknown: a new epoch began "
-                "then, with a scan, before all earlier changes were read (a gap, or a resync). Choose a time before or "
-                "after that"
-            )
+    reign = next((one for one in reversed(found) if one.start <= at < one.stop), None)
+    if reign is None:
+        before, after = next(pair for pair in itertools.pairwise(found) if pair[0].stop <= at < pair[1].start)
+        raise ConfigError(
+            f"--at: changes from {moment(before.stop)} to {moment(after.start)} may be unknown: a new epoch began "
+            "then, with a scan, before all earlier changes were read (a gap, or a resync). Choose a time before or "
+            "after that"
+        )
+    if reign is found[-1]:
+        _check_read(known, reign, at)
+    return reign.epoch, reign.end
+
+
+def _check_read(known: Known, last: Reign, at: float) -> None:
+    """ConfigError if the last epoch does not tell the state at that time, or not yet."""
+    if known.unsettled is not None and at >= known.unsettled:
+        since = moment(max(last.start, known.unsettled))
+        raise ConfigError(
+            f"--at: times from {since} on are not known yet: the scan that began then is not done, or the stream is "
+            "not read up to its end. Choose an earlier time, or wait until the run has caught up"
+        )
     if known.gap is not None and (known.through is None or at >= known.through):
         since = "an unknown time" if known.through is None else moment(known.through)
         raise ConfigError(f"--at: changes since {since} are lost: {known.gap}. replicator resync repairs the copy")
-    return max(begun), min(later, default=LAST_EPOCH + 1)
 
 
 def moment(seconds: float) -> str:
@@ -117,7 +158,7 @@ def as_of(config: Config, key: str | None, at: float) -> Iterator[bytes]:
         assert isinstance(target, KeepsHistory)
         knows = known(checkpoints)
         for table in tables_of(config):
-            current = epochs(knows, _extent(target, table), at)
+            current = epochs(knows, table.name, _extent(target, table), at)
             with _key_errors():
                 for state in target.history_as_of(table, key, at, current):
                     yield _state(table, state)

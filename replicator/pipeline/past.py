@@ -6,18 +6,18 @@ hook fails, or whose document the target refuses, has no document: the history k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from replicator.batch import DocumentId, Past
 from replicator.change import Change
 from replicator.hooks.hook import DocumentMapping
-from replicator.identity import Definition
 from replicator.key import Key, key_text
 from replicator.pipeline.compaction import Documents, Refused, documents_at
-from replicator.state import Gap, PipelineState, Place, ShardState
+from replicator.pipeline.stages import FOLLOWING, PURGING
+from replicator.state import Gap, HistorySpan, PipelineState, Place, ShardState
 
 SCAN = "scan"
-HISTORY = "history"  # the part of a table's definition that says that it keeps one
 
 
 def history(
@@ -96,11 +96,6 @@ def _operation(change: Change, old: object, new: object, problem: str | None) ->
     return "insert" if old is None else "remove" if new is None else "modify"
 
 
-def with_history(definition: Definition) -> frozenset[str]:
-    """The tables that kept a history when the definition was stored."""
-    return frozenset(table for table, parts in definition.parts.items() if HISTORY in parts)
-
-
 def known_through(
     shards: Mapping[str, ShardState], childless: Collection[str], gaps: Iterable[Gap], pipeline: PipelineState | None
 ) -> float | None:
@@ -116,3 +111,38 @@ def known_through(
     times = [max(s.since, s.through or 0.0) for s in shards.values() if not s.ended]
     times += [max(shards[id].since, shards[id].created or 0.0) for id in childless]
     return min(times, default=None)
+
+
+def unsettled_from(
+    pipeline: PipelineState | None, shards: Mapping[str, ShardState], childless: Collection[str]
+) -> float | None:
+    """The time from which states are not known yet, because of the current epoch's scan; None: all that are read are.
+
+    -inf: none of this epoch are. A scanned image is of some time during the scan: until the stream is read up to its
+    end, a document may show changes that came later than others that it does not show.
+    """
+    if pipeline is None:
+        return None
+    read = _read_through(shards, childless)
+    started, ended = pipeline.scan_started, pipeline.scan_ended
+    scanned = pipeline.stage in (PURGING, FOLLOWING) and not pipeline.opening and started is not None
+    if scanned and read >= (ended or 0.0):
+        return None
+    return started if pipeline.partial and started is not None and read >= started else -math.inf
+
+
+def _read_through(shards: Mapping[str, ShardState], childless: Collection[str]) -> float:
+    """The time before which every record is stored, of this epoch or before; inf if there is no shard to read."""
+    times = [s.through or 0.0 for s in shards.values() if not s.ended]
+    times += [max(shards[id].since, shards[id].created or 0.0) for id in childless]
+    return min(times, default=math.inf)
+
+
+def known_before(earlier: HistorySpan, through: float | None, unsettled: float | None) -> float | None:
+    """The time before which all changes are known when an epoch ends; None: none are. ``earlier``: that epoch's.
+
+    ``through``: ``known_through``. What an epoch was when it ended says nothing if its scan was not done.
+    """
+    if through is None or unsettled == -math.inf:
+        return earlier.known
+    return through if unsettled is None else min(through, unsettled)

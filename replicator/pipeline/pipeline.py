@@ -32,7 +32,7 @@ from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.coordination import COORDINATOR, Workers, inherited_window, taking_away
 from replicator.pipeline.discovery import Discovery, News
 from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems
-from replicator.pipeline.past import known_through, with_history
+from replicator.pipeline.past import known_before, known_through, unsettled_from
 from replicator.state import (
     LONGEST_IN_DOUBT,
     Counts,
@@ -197,10 +197,12 @@ class Pipeline:
         """The entries that say what the tables' history knows once this epoch begins."""
         if not self.mapping.histories:
             return [("history", epoch, None) for epoch in self.view.histories]
-        known = None
-        if self.view.histories and with_history(self.view.definition) == self.mapping.histories:
-            known = known_through(self.seen(), self.childless, self.view.gaps.values(), self.view.pipeline)
-        return [("history", str(state.epoch), HistorySpan(state.began, known))]
+        seen, before, known = self.seen(), self.view.pipeline, None
+        earlier = self.view.histories.get(str(0 if before is None else before.complete))
+        if earlier is not None:
+            through = known_through(seen, self.childless, self.view.gaps.values(), before)
+            known = known_before(earlier, through, unsettled_from(before, seen, self.childless))
+        return [("history", str(state.epoch), HistorySpan(state.began, known, tuple(sorted(self.mapping.histories))))]
 
     def rescan(self, state: PipelineState, segments: Mapping[str, SegmentState]) -> None:
         """Start an epoch that rescans chosen items, and end the request for it. Shards are read on as they are.
@@ -525,6 +527,8 @@ class Pipeline:
         """
         if self.state is None or self.state.stage != stages.FOLLOWING:
             return False
+        if self.mapping.histories:  # which tell nothing before the stream is read up to the end of the scan
+            since = max(since, self.state.scan_ended or 0.0)
         if self.discovery.listed is None or self.discovery.listed < since or self.discovery.waits:
             return False
         if self._pending or self._in_flight or self.pages or self.childless or self.owes_sweep:

@@ -79,5 +79,5 @@ class KeepsHistory(Protocol):
     def history_as_of(self, table: Table, key: str | None, at: float, epochs: tuple[int, int]) -> Iterator[State]:
         """The documents as of a time, of one item or (None) all.
 
-        ``epochs``: the one that had begun last then, and the first that has begun since. ValueError as above.
+        ``epochs``: the one that tells the state at that time, and the next one. ValueError as above.
         """
