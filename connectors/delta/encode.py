@@ -62,7 +62,7 @@ class Encoder:
         self._converts = [_converter(column) for column in shape.columns]
         names = (c.attribute for c in shape.columns if c.attribute is not None)
         self._names = tuple(dict.fromkeys(names))
-        self._known = frozenset((*self._names, *shape.keys))
+        self._known = frozenset((*self._names, *shape.attributes))
 
     def row(self, write: Write, source: str) -> Row | None:
         """None for the delete of an id that no row can have. Unfit for a document that cannot be stored."""
@@ -230,7 +230,7 @@ def _double(value: Any) -> float:
 
 def _decimal(number: Decimal, precision: int, scale: int) -> Decimal:
     """The number itself; Unfit rather than rounding it."""
-    _, digits, exponent = number.normalize().as_tuple() if number else (0, (0,), 0)
+    _, digits, exponent = number.normalize(_EXACT).as_tuple() if number else (0, (0,), 0)
     assert isinstance(exponent, int)
     if -exponent > scale or len(digits) + exponent > precision - scale:
         raise Unfit(f"is decimal({precision},{scale}), and the number has more digits than that")

@@ -53,9 +53,13 @@ class BodyColumn:
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
-    """A table as the config describes it. ``keys``: names of the key columns, all of them text."""
+    """A table as the config describes it.
+
+    ``attributes``: of the key. ``keys``: the columns that they are in, all of them text.
+    """
 
     name: str
+    attributes: tuple[str, ...]
     keys: tuple[str, ...]
     columns: tuple[BodyColumn, ...]
     extra: Extra = "ignore"  # for fields of a document that no column is made from
@@ -75,9 +79,10 @@ def shape(table: Table) -> TableSchema:
     except ValidationError as e:
         wrong = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in e.errors(include_url=False)]
         raise ConfigError(*(f"target.tables.{table.name}.{text}" for text in wrong)) from None
-    keys = tuple(column_name(attribute.name) for attribute in table.keys.attributes)
+    attributes = tuple(attribute.name for attribute in table.keys.attributes)
+    keys = tuple(map(column_name, attributes))
     extra: Extra = "ignore" if options.columns is None else options.extra
-    made = TableSchema(table.name, keys, tuple(_columns(options)), extra, options.partition_by)
+    made = TableSchema(table.name, attributes, keys, tuple(_columns(options)), extra, options.partition_by)
     if problems := list(_problems(made)):
         raise ConfigError(*problems)
     return made

@@ -23,6 +23,7 @@ from replicator.state import FORGOTTEN, Save
 from replicator.target.in_doubt import TOO_LATE
 
 _ATTEMPTS = 5  # at a commit, while others change the table
+_ANY_POSITION = 1 << 62  # a revision that is later than any
 _OF_PARKED = ("parked", "dropped", "item")
 
 Superseded = Counter[str]
@@ -109,7 +110,7 @@ class TableWriter:
         superseded = _weights([*again, *older, *stale])
         if tombstones:
             self._bury(attempt, newer, known)
-        with self.stored.commit(table, _progress(batch, rows)) as commit:
+        with self.stored.commit(table, self._progress(batch, table, rows)) as commit:
             attempt.commits.append((commit, superseded))
             self._store(table, [row for row in newer if not row.goes or row.write.id in there], there, commit)
         return superseded
@@ -161,6 +162,22 @@ class TableWriter:
             return -1
         return self.stored.transaction(table, f"{source} version") or -1
 
+    def _progress(self, batch: Batch, table: DeltaTable, rows: Sequence[Row]) -> dict[str, int]:
+        """What to note of each shard: the last version that is stored, and the revision of the position that says so.
+
+        While a killed run got further, what that noted stays until it is reached, whatever the size of batches.
+        """
+        found: dict[str, int] = {}
+        last = _last_versions(rows)
+        for source, save in _of_shards(batch).items():
+            if source not in last or save.expected is None:
+                continue
+            reached = self._reached(table, source, save)
+            is_behind = last[source] < reached
+            found[f"{source} version"] = max(last[source], reached)
+            found[f"{source} revision"] = _ANY_POSITION if is_behind else save.expected + 1
+        return found
+
 
 def _judged(
     rows: Sequence[Row], known: Known, buried: set[tuple[DocumentId, int]], *, same: bool
@@ -203,13 +220,9 @@ def _of_shards(batch: Batch) -> dict[str, Save]:
     return {f"{FORGOTTEN}{save.id}": save for save in batch.saves if save.kind == "shard" and save.text is not None}
 
 
-def _progress(batch: Batch, rows: Sequence[Row]) -> dict[str, int]:
-    """What to note of each shard: the last version that is stored, and the revision of the position that says so."""
+def _last_versions(rows: Sequence[Row]) -> dict[str, int]:
+    """By source."""
     last: dict[str, int] = {}
     for row in rows:
         last[row.source] = max(row.write.version, last.get(row.source, -1))
-    found: dict[str, int] = {}
-    for source, save in _of_shards(batch).items():
-        if source in last and save.expected is not None:
-            found |= {f"{source} version": last[source], f"{source} revision": save.expected + 1}
-    return found
+    return last

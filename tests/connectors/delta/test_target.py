@@ -18,10 +18,11 @@ from connectors.delta.options import DeltaTableOptions
 from connectors.delta.stored_table import StoredTable
 from connectors.delta.target import Delta
 from connectors.delta.writer import TableWriter
-from replicator.batch import Batch, Part, Upsert
+from replicator.batch import Batch, Outcome, Part, Upsert
 from replicator.config.target import destination
 from replicator.errors import ConfigError, GapFound, NotAuthenticated, NotPermitted, TransientError, Unfinished
 from replicator.identity import changes
+from replicator.key import KeyAttribute, KeySchema
 from replicator.state import Save
 from replicator.target.contract import Table
 from replicator.target.verification import Comparison
@@ -144,6 +145,16 @@ def test_columns_have_the_types_of_the_config_for_duckdb_and_polars(folder: Path
         ("double", 10**400, "column x is double, but the number is too large"),
         ("decimal(4,2)", Decimal("1.234"), "column x is decimal(4,2), and the number has more digits than that"),
         ("decimal(4,2)", Decimal(100), "column x is decimal(4,2), and the number has more digits than that"),
+        (
+            "decimal(38,10)",
+            Decimal("12345678901234567890.1234567890123456789"),
+            "column x is decimal(38,10), and the number has more digits than that",
+        ),
+        (
+            "decimal(38,20)",
+            Decimal("12345678.123456789012345678901234567890"),
+            "column x is decimal(38,20), and the number has more digits than that",
+        ),
         ("boolean", 1, "column x is boolean, but the value is a int"),
         ("timestamp", "yesterday", "column x is timestamp, but the text is not a time like 2026-01-31T12:00:00Z"),
         ("timestamp", 1 << 60, "column x is timestamp, but the number is out of range for seconds since 1970"),
@@ -173,6 +184,26 @@ def test_a_column_that_must_not_be_null_and_a_field_without_a_column_are_refused
     missing, unknown = target.write(batch(*writes)).rejections
     assert missing.reason == "column x must not be null, but the attribute is missing or null"
     assert unknown.reason.startswith("the hook returned a field xx, which no column of contract is made from; did you")
+
+
+@pytest.mark.parametrize("digits", ["1234567890123456789012345678.0123456789", "-0.0000000001", "1E+27"])
+def test_a_decimal_keeps_all_of_its_digits(folder: Path, build: Build, digits: str) -> None:
+    target, wanted = build(), of(columns={"x": "decimal(38,10)"})
+    target.open([wanted], FIRST_EPOCH)
+    assert target.write(batch(put({"pk": "a", "x": Decimal(digits)}, 1))) == Outcome()
+    assert rows(folder)[0]["x"] == Decimal(digits)
+    other = put({"pk": "a", "x": Decimal("0.0000000001")}, 1)
+    assert target.compare(wanted, [other]) == [Comparison(at(1), ("x",))]
+
+
+def test_a_hook_may_return_the_key_under_its_attributes_name(build: Build) -> None:
+    target = build()
+    target.open([Table("contract", KeySchema((KeyAttribute("user-id", "S"),)), {"columns": {"x": "string"}})], 1)
+    good = Upsert("contract", ("a",), {"user-id": "a", "x": "1"}, at(1), ("a",))
+    assert target.write(batch(good)) == Outcome()
+    poor = Upsert("contract", ("a",), {"user_2d_id": "a", "x": "1"}, at(2), ("a",))
+    (rejection,) = target.write(batch(poor)).rejections
+    assert rejection.reason.startswith("the hook returned a field user_2d_id, which no column")
 
 
 def test_a_column_that_is_added_is_null_in_rows_that_are_there(folder: Path, build: Build) -> None:
@@ -266,6 +297,29 @@ def test_what_a_killed_run_stored_is_not_stored_again_even_if_it_was_removed_sin
     assert rows(folder) == before
     assert later.write(page(put({"pk": "c"}, 4), expected=6)).superseded == {}
     assert [row["pk"] for row in rows(folder)] == ["b", "c"]
+
+
+def test_what_a_killed_run_stored_is_skipped_however_small_the_batches_of_the_next_run_are(
+    folder: Path, build: Build
+) -> None:
+    """Some of its batches may have no document, and it may be killed as well."""
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    stored = [put({"pk": "z"}, 1), put({"pk": "y"}, 2), remove("a", 9), put({"pk": "b"}, 10)]
+    first.write(page(*stored, expected=5))  # it removed what it had put at 7; its position was not saved
+    before = rows(folder)
+    second = build()
+    second.open([table()], FIRST_EPOCH)
+    assert second.write(page(put({"pk": "z"}, 1), put({"pk": "y"}, 2), expected=5)).superseded == {"shard:1": 2}
+    third = build()
+    third.open([table()], FIRST_EPOCH)
+    assert third.write(page(put({"pk": "a"}, 7), expected=8)).superseded == {"shard:1": 1}
+    assert rows(folder) == before
+    third.write(page(put({"pk": "b"}, 10), put({"pk": "c"}, 11), expected=9))
+    fourth = build()
+    fourth.open([table()], FIRST_EPOCH)
+    assert fourth.write(page(put({"pk": "d"}, 10), expected=10)).superseded == {}
+    assert [row["pk"] for row in rows(folder)] == ["b", "c", "d", "y", "z"]
 
 
 @pytest.mark.parametrize("kind", ["parked", "dropped", "item"])
