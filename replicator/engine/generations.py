@@ -284,32 +284,63 @@ def follow(config: Config, of: Callable[[Generations], Config | None], work: Wor
     table gone, and record a gap.
     """
     retrying = RetryPolicy(stop, log_wait, time.time, random.Random())  # spreads retries
-    read = partial(retrying, partial(rebuild_entry, config), asks="checkpoints")
+    asked = partial(retrying, asks="checkpoints")
+    read = partial(asked, partial(rebuild_entry, config))
     with contextlib.suppress(Stopped):
-        before, entry = None, read()
-        while not stop.is_set() and (current := of(generations(config, decoded(entry)))) is not None:
+        entry = read()
+        both = generations(config, decoded(entry))
+        current = of(both)
+        while not stop.is_set() and current is not None:
             threading.current_thread().name = f"{PIPELINE} {current.pipeline}"
             try:
                 work(current, partial(_confirm, read, entry))
                 return
             except ReplicatorError as e:
                 latest = read()
-                if latest == entry and isinstance(e, ConfigError) and _was_canceled(decoded(before), entry):
-                    log.info("rebuild canceled", extra={"do": f"the run follows the copy of {config.replaces} alone"})
-                    return
                 if latest == entry:
                     raise
-                before, entry = entry, latest
+                following = of(generations(config, decoded(latest)))
+                if latest is None and not _has_succeeded(config, both, decoded(entry), asked):
+                    if following is not None:
+                        alone = f"the run follows the copy of {config.replaces} alone"
+                        log.info("rebuild canceled", extra={"do": alone})
+                        return
+                    if not isinstance(e, _Exchanged):
+                        raise  # the old copy's own failure: its pipeline has not ended
+                    following = current
+                entry, current = latest, following
+                both = generations(config, decoded(entry)) if entry is not None else both
             log.info("rebuild moved on", extra={"do": "the run resumes with the tables as they are named now"})
 
 
-def _was_canceled(before: Rebuild | None, entry: Entry | None) -> bool:
-    """Whether a rebuild ended before its copy was live, as far as can be told: a switch and its end may have been
-    missed. The old copy's pipeline refuses the new config then.
+def _has_succeeded(
+    config: Config, both: Generations, rebuild: Rebuild | None, asked: Callable[[Callable[[], str | None]], str | None]
+) -> bool:
+    """Whether the new copy is the pipeline's, once a rebuild has ended; otherwise it was canceled.
+
+    The hook that the pipeline has now tells, also if a switch or a rollback was missed. Where it cannot, as when both
+    configs have the same one, the rebuild as it was last read.
     """
-    return before is not None and not before.switched and entry is None
+    if rebuild is None:
+        return True
+    stored = asked(partial(_hook_of, config.pipeline, config))
+    old, new = (None if c is None else _fingerprint(c) for c in (both.first, both.second))
+    return rebuild.switched if old == new or stored not in (old, new) else stored == new
+
+
+def _fingerprint(config: Config) -> str | None:
+    """That of the config's hook, "" without one; None if it cannot be loaded (any more)."""
+    if config.transform is None:
+        return ""
+    with contextlib.suppress(ReplicatorError, OSError):
+        return loading.load(config.transform, config.base).fingerprint
+    return None
+
+
+class _Exchanged(Fenced):
+    """A command has exchanged or removed tables between reading their names and claiming the pipeline."""
 
 
 def _confirm(read: Callable[[], Entry | None], entry: Entry | None) -> None:
     if read() != entry:
-        raise Fenced("the tables were exchanged while the run started")
+        raise _Exchanged("the tables were exchanged while the run started")

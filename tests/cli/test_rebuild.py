@@ -272,6 +272,35 @@ def test_a_rebuild_that_is_canceled_leaves_the_pipeline_as_it_was(orders: World)
     )
 
 
+def test_a_gap_of_the_copy_that_is_left_after_a_cancel_ends_the_run_as_any_gap_does(orders: World) -> None:
+    done(orders, "start")
+    with orders.shell.start("run", orders.config, "--json") as process:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        done(orders, "cancel")
+        orders.db.disable_stream("orders")
+        out, err = process.communicate(timeout=60)
+    events = [json.loads(line)["event"] for line in out.splitlines()]
+    assert process.returncode == 3, out + err
+    assert "rebuild canceled" in events
+    assert "rebuild moved on" not in events
+    assert "pipeline failed" in events
+
+
+def test_the_hook_of_a_canceled_copy_never_writes_to_the_one_that_is_left(orders: World) -> None:
+    """With a flag that would have a run with the new config go on with the old one's copy."""
+    done(orders, "start")
+    with orders.shell.start("run", orders.config, "--json", "--accept-hook-change") as process:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        done(orders, "cancel")
+        orders.db.put("orders", {"id": "99", "n": 5})
+        await_that(lambda: "99" in documents(orders, "orders"), process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert {document["made"] for document in documents(orders, "orders").values()} == {"old"}
+    assert "rebuild canceled" in [json.loads(line)["event"] for line in out.splitlines()]
+
+
 def test_a_changed_hook_or_column_leads_to_rebuild(orders: World) -> None:
     code, out, _ = orders.shell.run("run", orders.config, "--until", "caught-up")
     assert code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from replicator.config.settings import Config, load
 from replicator.engine import generations
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, Fenced, GapFound, ReplicatorError
+from replicator.hooks import loading
 from replicator.operations import rebuild as operation
-from replicator.state import Rebuild
+from replicator.state import Entry, Rebuild, encode
 from replicator.target.contract import UNKNOWN_KEYS, TablesBusy
 
 TEXT = """
@@ -57,6 +59,88 @@ def test_two_configs_with_one_address_are_not_both_served(config: Callable[[int]
     same, others = (generations.first_of(config(port), Rebuild(0.0)).monitoring for port in (9464, 9465))
     assert same is None
     assert others is not None
+
+
+HOOK = "def hook(item):\n    return {{'made': {!r}}}\n"
+
+
+class Following:
+    """A rebuild whose entry and pipeline are as commands left them; ``ran`` is what was run, with its hook."""
+
+    def __init__(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("old", "new"):
+            (config.base / f"{name}.py").write_text(HOOK.format(name))
+            with (config.base / f"{name}.yaml").open("a") as file:
+                file.write(f"\ntransform: {name}.py:hook\n")
+        self.config = load(config.path)
+        self.entry: Entry | None = Entry("rebuild", "", 1, encode(Rebuild(1.0)))
+        self.hook = self.hook_of("old")
+        self.ran: list[tuple[str, str]] = []
+        monkeypatch.setattr(generations, "rebuild_entry", lambda _: self.entry)
+        monkeypatch.setattr(generations, "_hook_of", lambda *_: self.hook)
+
+    def hook_of(self, name: str) -> str:
+        return loading.load(f"{name}.py:hook", self.config.base).fingerprint
+
+    def __call__(self, generation: str, *ends: Callable[[Callable[[], None]], None]) -> None:
+        left = list(ends)
+
+        def work(config: Config, confirm: Callable[[], None]) -> None:
+            self.ran.append((config.pipeline, str(config.transform)))
+            if left:
+                left.pop(0)(confirm)
+
+        generations.follow(self.config, lambda both: getattr(both, generation), work, threading.Event())
+
+    def canceled(self, error: ReplicatorError) -> Callable[[Callable[[], None]], None]:
+        def end(_: Callable[[], None]) -> None:
+            self.entry = None
+            raise error
+
+        return end
+
+    def canceled_before_the_claim(self, confirm: Callable[[], None]) -> None:
+        self.entry = None
+        confirm()
+
+    def switched_and_finished(self, _: Callable[[], None]) -> None:
+        self.entry, self.hook = None, self.hook_of("new")
+        raise Fenced("another run")
+
+
+@pytest.fixture
+def following(config: Callable[[int], Config], monkeypatch: pytest.MonkeyPatch) -> Following:
+    return Following(config(9465), monkeypatch)
+
+
+@pytest.mark.parametrize("error", [GapFound("trimmed"), ConfigError("parked_limit"), Fenced("another run")])
+def test_after_a_cancel_the_old_copys_failures_are_its_runs(following: Following, error: ReplicatorError) -> None:
+    with pytest.raises(type(error)):
+        following("first", following.canceled(error))
+    assert following.ran == [("orders", "old.py:hook")]
+
+
+def test_a_cancel_while_the_old_copys_run_starts_does_not_end_it(following: Following) -> None:
+    following("first", following.canceled_before_the_claim)
+    assert following.ran == [("orders", "old.py:hook")] * 2
+
+
+@pytest.mark.parametrize("switched", [False, True])
+def test_after_a_cancel_the_new_config_is_not_run_for_the_old_copy(following: Following, switched: bool) -> None:
+    """Also if a rollback before it was missed."""
+    following.entry = Entry("rebuild", "", 1, encode(Rebuild(1.0, switched)))
+    following("second", following.canceled(ConfigError("the table is gone")))
+    assert following.ran == [("orders@new", "new.py:hook")]
+
+
+def test_a_switch_and_a_finish_that_were_missed_are_told_by_the_pipelines_hook(following: Following) -> None:
+    following("second", following.switched_and_finished)
+    assert following.ran == [("orders@new", "new.py:hook"), ("orders", "new.py:hook")]
+
+
+def test_a_switch_and_a_finish_that_were_missed_end_the_old_copys_run(following: Following) -> None:
+    following("first", following.switched_and_finished)
+    assert following.ran == [("orders", "old.py:hook")]
 
 
 @dataclass
