@@ -34,7 +34,8 @@ class GapFound(ReplicatorError):
 
     ``gone``: the endpoint no longer knows the stream or the shard, perhaps because the table was deleted. ``repair``:
     the command that repairs the copy. ``caution``: what it would do to this target, empty if nothing but repair it.
-    ``of_target``: it is the target that has lost something, so that nothing but a rescan repairs it.
+    ``of_target``: the target has lost something, or has or lacks changes of long ago, so that nothing but a rescan
+    repairs it.
     """
 
     exit_code = 3

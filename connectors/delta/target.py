@@ -164,7 +164,7 @@ class Delta(ComparesByTable):
             stored = opened.writer.stored
             table = stored.found()
             if table is None or str(table.metadata().id) != opened.id:
-                raise GapFound(f"{stored.place} was removed or replaced while this run wrote to it")
+                raise GapFound(f"{stored.place} was removed or replaced while this run wrote to it", of_target=True)
             if opened.maintenance.is_due():
                 opened.maintenance.run()
         return []

@@ -161,6 +161,12 @@ class Coordinator(Driver):
 
     def _start(self, allowed: startup.Allowed) -> None:
         super()._start(allowed)
+        if (repair := self._state().repair) is not None and not repair.done:
+            raise ConfigError(
+                "a gap is being repaired from exports (on_gap: export), which only one process does: run the pipeline "
+                "without engine until status no longer shows the phase backfill, or start over with a backfill: "
+                "replicator resync CONFIG"
+            )
         if self.is_new_run:
             self._tables_opened()
 
@@ -243,7 +249,7 @@ class Coordinator(Driver):
         check_parked(self.pipeline.parked, self._context.config.parked_limit)
         state = self._state()
         for gap in self.pipeline.view.gaps.values():
-            if gap.repaired is None and gap.epoch >= state.complete:
+            if gap.repaired is None and gap.epoch >= state.repairing:
                 raise _found(gap)
         self._notice_doubt()
 

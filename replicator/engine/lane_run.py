@@ -206,8 +206,8 @@ def has_gap(shard: str | None, view: CheckpointView) -> bool:
 
     One that a rescan repairs at the moment says nothing of what is lost since that rescan began.
     """
-    complete = view.pipeline.complete if view.pipeline is not None else 0
-    return any(g.repaired is None and g.shard == shard and g.epoch >= complete for g in view.gaps.values())
+    repairing = view.pipeline.repairing if view.pipeline is not None else 0
+    return any(g.repaired is None and g.shard == shard and g.epoch >= repairing for g in view.gaps.values())
 
 
 def _may_be_of_epoch(record: Record, state: ShardState) -> bool:

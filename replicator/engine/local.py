@@ -428,7 +428,7 @@ class Driver:
         log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence})
         self._steps.clear()
         if not self._recorded(gap):
-            since = None if gap.of_target else stored_until(self.pipeline.shards)
+            since = None if gap.of_target else stored_until(self.pipeline.shards, gap.shard)
             self.pipeline.gap(gap, self._now(), since)
         self._delivery.flush()
         if self._context.config.on_gap == "stop" or self._resyncs >= MAX_RESYNCS:

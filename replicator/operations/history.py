@@ -52,7 +52,7 @@ class Reign:
 def known(checkpoints: Checkpoints) -> Known:
     """What the checkpoints say of the history."""
     view = CheckpointView(checkpoints.read())
-    pipeline, epoch = view.pipeline, 0 if view.pipeline is None else view.pipeline.complete
+    pipeline, epoch = view.pipeline, 0 if view.pipeline is None else view.pipeline.repairing
     gaps = [gap for gap in view.gaps.values() if gap.repaired is None and gap.epoch >= epoch]
     childless = lineage.childless(view.shards)
     through = known_through(view.shards, childless, gaps, pipeline)

@@ -88,6 +88,7 @@ class Discovery:
             raise GapFound(
                 "the listing with which the epoch began lacked the shard, which may have changes since the export",
                 shard,
+                of_target=True,  # its records may be older than what is stored of other shards
             )
 
     def _bound(self, now: float) -> float | None:
@@ -184,5 +185,6 @@ def _before_epoch(known: Mapping[str, ShardState], listed: Mapping[str, change.S
         state = known[id]
         being_read = not state.ended or state.anchor is not None or state.sequence is not None
         if being_read and (state.whole or id in hidden):
-            raise GapFound("listings contradicted each other: an old shard was mistaken for a new one", id)
+            reason = "listings contradicted each other: an old shard was mistaken for a new one"
+            raise GapFound(reason, id, of_target=True)  # documents may show changes of long before
     return older

@@ -20,14 +20,17 @@ SHORTEST, LONGEST = 900.0, 86_400.0  # seconds of an export's window
 APART = 900.0  # seconds between two floors, at least
 
 
-def stored_until(shards: Mapping[str, ShardState]) -> float | None:
+def stored_until(shards: Mapping[str, ShardState], lost: str | None = None) -> float | None:
     """Every record of before is stored; None if no shard tells.
 
     A shard that ended tells it of its unknown children. Those known to have none only count if there are no others: the
-    stream has ended then.
+    stream has ended then. So does the one that has ``lost`` records, which may have been taken for such a shard.
     """
     last = {id for id, shard in shards.items() if not shard.ended} | lineage.childless(shards)
-    states = [stages.start(shards[id], shards) for id in last or {id for id, s in shards.items() if s.leaf}]
+    counted = last or {id for id, s in shards.items() if s.leaf}
+    if lost is not None and lost in shards:
+        counted.add(lost)
+    states = [stages.start(shards[id], shards) for id in counted]
     return min((max(s.since, s.created or 0.0) for s in states), default=None)
 
 

@@ -104,7 +104,7 @@ def known_through(
     ``childless``: ended shards whose children are not known yet. Where the stream went on behind a gap, the shard's
     position no longer tells where that is.
     """
-    epoch = pipeline.complete if pipeline is not None else 0
+    epoch = pipeline.repairing if pipeline is not None else 0
     passed = (gap for gap in gaps if gap.repaired is None and gap.epoch >= epoch and gap.shard in shards)
     if any(shards[gap.shard].sequence != gap.sequence for gap in passed if gap.shard is not None):
         return None

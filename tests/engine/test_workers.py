@@ -31,6 +31,7 @@ from replicator.pipeline.progress import Progress, progress
 from replicator.state import (
     LONGEST_IN_DOUBT,
     Gap,
+    GapRepair,
     Heartbeat,
     PipelineState,
     Repair,
@@ -343,6 +344,32 @@ def test_one_process_goes_on_where_workers_ended_and_workers_where_it_ended(inde
     assert cluster.stored == cluster.wanted
     assert cluster.database.tombstones == {TABLE: {}}
     assert cluster.running.pipeline.epoch == FIRST_EPOCH, "nothing was taken for a gap"
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_workers_refuse_a_gap_that_one_process_was_repairing_from_exports_and_go_on_once_it_has(done: bool) -> None:
+    cluster = Cluster(index=True, on_gap="stop")
+    cluster.start()
+    cluster.settle()
+    cluster.stop()
+    place = "pipeline", ""
+    revision, text = cluster.database.entries[place]
+    before = decode(*place, text)
+    assert isinstance(before, PipelineState)
+    stage = stages.PURGING if done else stages.SCANNING
+    repairs = replace(before, epoch=before.epoch + 1, full=before.epoch, stage=stage, opening=True)
+    repairs = replace(repairs, repair=GapRepair(1.0, 1, done=done))
+    gap = Save("gap", "1", 0, encode(Gap("lost", 1.0, before.epoch)))
+    MemoryCheckpoints(cluster.database).save([Save(*place, revision, encode(repairs)), gap])
+    if not done:
+        with pytest.raises(ConfigError, match="which only one process does: run the pipeline without engine until"):
+            cluster.start()
+        return
+    cluster.start()
+    cluster.running._watch_workers()  # finds no gap that is not repaired
+    cluster.rounds(50)
+    cluster.outlive_doubt()
+    assert cluster.running.pipeline.view.gaps["1"].repaired is not None
 
 
 def run_in_one_process(cluster: Cluster) -> None:

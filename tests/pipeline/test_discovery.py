@@ -66,8 +66,9 @@ def test_after_an_existing_export_ancestors_that_appear_later_are_a_gap_for_two_
     """They may have records of after the export, which nothing else has; after a day, listed ones surely do."""
     known, shards = {"c": state("b")}, [Shard("b", last="2"), Shard("c", "b")]
     for at in (100.0, 50.0 + 2 * 86_400.0 - 1.0):
-        with pytest.raises(GapFound, match="which may have changes since the export"):
+        with pytest.raises(GapFound, match="which may have changes since the export") as found:
             Discovery(needed_since=50.0).news(known, listing(*shards, at=at))
+        assert found.value.of_target, "they may be older than what is stored of other shards"
     assert Discovery(needed_since=50.0).news(known, listing(*shards, at=50.0 + 2 * 86_400.0)).shards["b"].ended
 
 
@@ -75,8 +76,9 @@ def test_an_old_shard_mistaken_for_a_new_one_is_a_gap_once_that_is_discovered() 
     discovery, known = Discovery(), {"c": state("b")}
     taken = discovery.news(known, listing(Shard("a"), Shard("c", "b"))).shards
     assert taken["a"].whole
-    with pytest.raises(GapFound, match="an old shard was mistaken for a new one"):
+    with pytest.raises(GapFound, match="an old shard was mistaken for a new one") as found:
         discovery.news({**known, **taken}, listing(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")))
+    assert found.value.of_target, "documents show changes of long before, which no export has"
 
 
 def test_two_shards_read_in_parallel_that_turn_out_to_be_related_are_a_gap() -> None:

@@ -71,6 +71,14 @@ def test_a_shard_that_has_no_children_only_counts_once_the_stream_has_ended() ->
     assert stored_until({}) is None
 
 
+def test_a_shard_that_was_taken_for_one_without_children_tells_it_of_records_that_it_lost() -> None:
+    """It may have waited for hours behind the others when listings lacked it."""
+    shards = {"leaf": shard(since=NOW - 50, ended=True, leaf=True), "a": shard(since=NOW)}
+    assert stored_until(shards, "a") == NOW
+    assert stored_until(shards, "leaf") == NOW - 50
+    assert stored_until(shards, "unknown") == NOW
+
+
 def test_a_floor_is_the_lowest_ordinal_that_another_record_may_follow() -> None:
     shards = {
         "a": shard(created=NOW + 5.0, ordinal=40, sequence="1"),

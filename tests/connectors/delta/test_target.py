@@ -554,8 +554,9 @@ def test_a_table_that_is_removed_or_replaced_during_a_run_is_a_gap(folder: Path,
     with pytest.raises(GapFound, match="was removed or replaced"):
         opened.recheck([table()])
     build().open([table()], FIRST_EPOCH)
-    with pytest.raises(GapFound, match="was removed or replaced"):
+    with pytest.raises(GapFound, match="was removed or replaced") as found:
         opened.recheck([table()])
+    assert found.value.of_target
 
 
 @pytest.mark.parametrize(
