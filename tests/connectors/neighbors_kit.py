@@ -42,6 +42,7 @@ COMMANDS: Mapping[str, Command] = {
         Command("infer", 0),
         Command("estimate", 0),
         Command("policy", 0),
+        Command("history", 2, "--at 2026-01-31T12:00:00Z"),  # none of the tables has one
     )
 }
 WRITING = ("run", "resync", "parked retry", "parked drop", "verify")
