@@ -20,6 +20,7 @@ from connectors.delta.errors import Missing, failure, translated
 from connectors.delta.schema import VERSION
 from connectors.delta.storage import Storage
 from replicator.batch import DocumentId
+from replicator.errors import GapFound
 
 PIPELINE, EPOCH = "replicator.pipeline", "replicator.epoch"
 TOKEN = "replicator.commit"  # in a commit's metadata
@@ -32,13 +33,16 @@ _MOST_HISTORY = 50  # commits to look through for our own, after a lost response
 class StoredTable:
     """A table at a place, as this process last read it.
 
-    ``number``: of the pipeline's last commit that this process knows of; None before it has read the table.
+    ``number``: of the pipeline's last commit that this process knows of; None before it has read the table. ``id``: of
+    the table that was opened, None before. ``_mark``: of the last commit that was read, which no other table has.
     """
 
     storage: Storage
     place: str
     pipeline: str
     number: int | None = None
+    id: str | None = None
+    _mark: object = None
     _table: DeltaTable | None = None
     _options: Mapping[str, str] = field(default_factory=dict)
 
@@ -46,12 +50,27 @@ class StoredTable:
         """The table as it is now. Missing if there is none."""
         options = self.storage.options()
         with translated(self.place):
-            if self._table is None or options != self._options:
+            if self._table is None or options != self._options or _mark(self._table) != self._mark:
                 self._table = DeltaTable(self.place, storage_options=options)
-                self._options = options
+                self._options, self._mark = options, _mark(self._table)
             else:
-                self._table.update_incremental()
+                self._update(self._table)
         return self._table
+
+    def _update(self, table: DeltaTable) -> None:
+        """Read what was committed since. The log that is there goes on from what was read."""
+        version = table.version()
+        table.update_incremental()
+        if table.version() != version:
+            self._mark = _mark(table)
+
+    def require_same(self, table: DeltaTable) -> None:
+        """GapFound if it is another table than the one that was opened."""
+        if self.id is not None and id_of(table) != self.id:
+            raise self.gone()
+
+    def gone(self) -> GapFound:
+        return GapFound(f"{self.place} was removed or replaced while this run wrote to it", of_target=True)
 
     def found(self) -> DeltaTable | None:
         """The table as it is now, read from the beginning; None if there is none."""
@@ -113,7 +132,7 @@ class StoredTable:
         commit.properties = CommitProperties({TOKEN: commit.token}, max_commit_retries=0, app_transactions=transactions)
         with translated(self.place):
             yield commit
-        self.number = number
+        self.number, self._mark = number, commit.token
 
     def has(self, commit: Commit, table: DeltaTable) -> bool:
         """Whether a commit whose response was lost is in the table."""
@@ -145,6 +164,12 @@ class Commit:
     token: str
     base: int
     properties: CommitProperties | None = None
+
+
+def _mark(table: DeltaTable) -> object:
+    """What tells the last commit that was read of a table from any other one; None if it is not in the log any more."""
+    last = next(iter(table.history(1)), {})
+    return last.get(TOKEN, last.get("timestamp"))
 
 
 def rows(table: DeltaTable, columns: Sequence[str], where: str = "") -> Iterator[pa.RecordBatch]:
@@ -184,6 +209,11 @@ def versions(table: DeltaTable, keys: Sequence[str], ids: Sequence[DocumentId]) 
     pieces = rows(table, [*keys, VERSION], among(keys, ids)) if ids else ()
     pairs = (pair for piece in pieces for pair in ids_and_versions(piece, keys))
     return {id: version for id, version in pairs if id in wanted}
+
+
+def id_of(table: DeltaTable) -> str:
+    """Of a table for as long as it is there; one that replaces it has another."""
+    return str(table.metadata().id)
 
 
 def version_of(table: DeltaTable) -> int:

@@ -13,13 +13,13 @@ from connectors.delta.maintenance import Maintenance
 from connectors.delta.options import S3, DeltaOptions, DeltaTableOptions
 from connectors.delta.schema import VERSION, TableSchema, added, parts, shape, shapes
 from connectors.delta.storage import Storage
-from connectors.delta.stored_table import EPOCH, PIPELINE, StoredTable, ids_and_versions, quoted, rows
+from connectors.delta.stored_table import EPOCH, PIPELINE, StoredTable, id_of, ids_and_versions, quoted, rows
 from connectors.delta.tombstones import FOLDER, SCHEMA, Tombstones
 from connectors.delta.verification import TableVerification
 from connectors.delta.writer import TableWriter
 from replicator.aws.permissions import Needed
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Rejection, Write
-from replicator.errors import ConfigError, GapFound, NotPermitted, TransientError, Unfinished
+from replicator.errors import ConfigError, NotPermitted, TransientError, Unfinished
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Denied, Table
 from replicator.target.in_doubt import InDoubtWindow
@@ -31,12 +31,11 @@ _SWEPT = 10_000  # rows to remove in one commit
 
 @dataclass(slots=True)
 class _Open:
-    """What belongs to one table. ``id``: of the table as it was opened."""
+    """What belongs to one table."""
 
     encoder: Encoder
     writer: TableWriter
     maintenance: Maintenance
-    id: str
 
 
 class Sparing:
@@ -104,7 +103,7 @@ class Delta(ComparesByTable):
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
         stored = {name: self._stored(of) for name, of in shapes(tables).items()}
         found = {name: one.found() for name, one in stored.items()}
-        ids = {name: "" if table is None else str(table.metadata().id) for name, table in found.items()}
+        ids = {name: "" if table is None else id_of(table) for name, table in found.items()}
         return {name: Identity(one.place, ids[name]) for name, one in stored.items()}
 
     def empty(self, tables: Sequence[Table]) -> Sequence[str]:
@@ -137,12 +136,13 @@ class Delta(ComparesByTable):
         wanted = shapes(tables)
         if problems := self.check(tables):
             raise ConfigError(*problems)
+        self._open = {}
         self._open = {name: self._opened(of, epoch) for name, of in wanted.items()}
 
     def _opened(self, of: TableSchema, epoch: int) -> _Open:
         stored, tombstones, encoder = self._stored(of), self._tombstones(of), Encoder(of)
         notes = {PIPELINE: self._pipeline, EPOCH: str(epoch)}
-        tombstones.stored.create(SCHEMA, (), notes)
+        tombstones.stored.id = id_of(tombstones.stored.create(SCHEMA, (), notes))
         table = stored.create(of.arrow, of.partition_by, notes)
         for _ in range(_ATTEMPTS):
             stored.number = stored.last_number(table)
@@ -154,17 +154,19 @@ class Delta(ComparesByTable):
                 table = stored.current()
         else:
             raise TransientError(f"{stored.place} is changed by others all the time")
+        stored.id = id_of(table)
         maintenance = Maintenance(self._options, stored, tombstones)
         maintenance.begin()
-        return _Open(encoder, TableWriter(of, stored, tombstones), maintenance, str(table.metadata().id))
+        return _Open(encoder, TableWriter(of, stored, tombstones), maintenance)
 
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
         """GapFound if a table was removed or replaced. Looks after the files of those for which it is time."""
         for opened in self._open.values():
             stored = opened.writer.stored
             table = stored.found()
-            if table is None or str(table.metadata().id) != opened.id:
-                raise GapFound(f"{stored.place} was removed or replaced while this run wrote to it", of_target=True)
+            if table is None:
+                raise stored.gone()
+            stored.require_same(table)
             if opened.maintenance.is_due():
                 opened.maintenance.run()
         return []

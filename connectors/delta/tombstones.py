@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
-from connectors.delta.errors import Conflict
+from connectors.delta.errors import Conflict, Missing
 from connectors.delta.schema import VERSION
 from connectors.delta.stored_table import StoredTable, rows, version_of
 from replicator.batch import DocumentId
@@ -88,7 +88,11 @@ class Tombstones:
             return  # what was added may be needed; the next call looks again
 
     def _read(self) -> DeltaTable:
-        table = self.stored.current()
+        try:
+            table = self.stored.current()
+        except Missing:
+            raise self.stored.gone() from None
+        self.stored.require_same(table)
         if version_of(table) != self._version:
             known: dict[DocumentId, int] = {}
             for piece in rows(table, SCHEMA.names):

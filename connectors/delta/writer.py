@@ -18,7 +18,7 @@ from connectors.delta.schema import GOES, TableSchema
 from connectors.delta.stored_table import Commit, StoredTable, versions
 from connectors.delta.tombstones import Known, Tombstones
 from replicator.batch import Batch, DocumentId
-from replicator.errors import ConfigError, TransientError, Unfinished
+from replicator.errors import TransientError, Unfinished
 from replicator.state import FORGOTTEN, Save
 from replicator.target.in_doubt import TOO_LATE
 
@@ -32,7 +32,7 @@ Superseded = Counter[str]
 
 @dataclass(slots=True)
 class _Attempt:
-    """What was tried of a batch. ``commits``: those whose response was lost, or is awaited."""
+    """What was tried of a batch. ``commits``: those that may be stored."""
 
     batch: Batch
     buried: set[tuple[DocumentId, int]] = field(default_factory=set)
@@ -66,17 +66,18 @@ class TableWriter:
             self._require_own(table)
             try:
                 return self._committed(attempt, table, rows, tombstones=tombstones)
-            except Conflict:  # nothing of it is stored
-                attempt.commits.pop()
+            except Conflict:  # perhaps with this one itself: clients repeat a request whose response is lost
+                del attempt.commits[:-_ATTEMPTS]
         raise TransientError(f"{self.stored.place} is changed by others all the time; waiting until a commit succeeds")
 
     def _current(self) -> DeltaTable:
+        """The table as it is now. GapFound if it is not the one that was opened."""
         try:
-            return self.stored.current()
+            table = self.stored.current()
         except Missing:
-            raise ConfigError(
-                f"there is no Delta table at {self.stored.place} any more. Copy everything with: replicator resync"
-            ) from None
+            raise self.stored.gone() from None
+        self.stored.require_same(table)
+        return table
 
     def _earlier(self, attempt: _Attempt, table: DeltaTable) -> Superseded | None:
         """What an earlier commit of this batch did, if it is stored and only its response was lost."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from connectors.delta.errors import failure
+from connectors.delta.errors import Conflict, failure
 from connectors.delta.options import DeltaTableOptions
 from connectors.delta.stored_table import StoredTable
 from connectors.delta.target import Delta
@@ -551,12 +551,66 @@ def test_other_columns_types_and_partitions_are_named(build: Build) -> None:
 def test_a_table_that_is_removed_or_replaced_during_a_run_is_a_gap(folder: Path, opened: Delta, build: Build) -> None:
     opened.write(batch(put({"pk": "a"}, 1)))
     shutil.rmtree(folder / "contract")
-    with pytest.raises(GapFound, match="was removed or replaced"):
+    with pytest.raises(GapFound, match="was removed or replaced") as found:
         opened.recheck([table()])
+    assert found.value.of_target  # what is left in the stream does not repair it
     build().open([table()], FIRST_EPOCH)
     with pytest.raises(GapFound, match="was removed or replaced") as found:
         opened.recheck([table()])
     assert found.value.of_target
+
+
+@pytest.mark.parametrize("more", [-2, 0, 3], ids=["shorter", "as long", "longer"])
+def test_a_run_writes_nothing_into_a_table_that_replaced_its_own(folder: Path, build: Build, more: int) -> None:
+    """Between two looks at the tables, and however many commits the other one has."""
+    own = build()
+    own.open([table()], FIRST_EPOCH)
+    for n in range(6):
+        own.write(batch(put({"pk": f"{n}"}, n + 1)))
+    length = commits(folder)
+    shutil.rmtree(folder / "contract")
+    other = build("other")
+    other.open([table()], FIRST_EPOCH)
+    while commits(folder) < length + more:
+        other.write(batch(put({"pk": f"theirs {commits(folder)}"}, commits(folder) + 1)))
+    before, again = rows(folder), batch(put({"pk": "x"}, 99), *(remove(row["pk"], 99) for row in rows(folder)))
+    for _ in range(2):
+        with pytest.raises(GapFound, match="was removed or replaced") as found:
+            own.write(again)
+        assert found.value.of_target
+    assert (rows(folder), commits(folder)) == (before, length + more)
+    assert other.write(batch(put({"pk": "y"}, 99))) == Outcome()
+
+
+def test_a_run_writes_nothing_once_its_table_or_its_tombstones_are_removed(folder: Path, opened: Delta) -> None:
+    opened.write(batch(put({"pk": "a"}, 1)))
+    shutil.rmtree(folder / "contract" / "_tombstones")
+    with pytest.raises(GapFound, match="_tombstones was removed or replaced"):
+        opened.write(batch(remove("a", 2), tombstones=True))
+    shutil.rmtree(folder / "contract")
+    for _ in range(2):
+        with pytest.raises(GapFound, match="contract was removed or replaced"):
+            opened.write(batch(put({"pk": "a"}, 2)))
+    assert not (folder / "contract").exists()
+
+
+def test_a_commit_that_the_client_repeats_because_its_response_is_lost_is_counted_once(
+    folder: Path, opened: Delta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 refuses the repeated request: the file is there. It looks like the commit of another."""
+    opened.write(batch(put({"pk": "a", "n": 5}, 5)))
+    store = TableWriter._store
+
+    def refused(self: TableWriter, *given: Any) -> None:
+        store(self, *given)
+        raise Conflict
+
+    monkeypatch.setattr(TableWriter, "_store", refused)
+    again = batch(put({"pk": "a"}, 4, weight=3), put({"pk": "b"}, 6), remove("c", 6))
+    assert opened.write(again).superseded == {"shard:contract": 3}
+    monkeypatch.undo()
+    assert opened.write(batch(put({"pk": "c"}, 7))) == Outcome()
+    assert [row["pk"] for row in rows(folder)] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
