@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal
 from difflib import get_close_matches
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import msgspec
@@ -27,6 +28,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_SECOND = 253_402_300_799  # of the year 9999
 _REFUSALS = (Unfit, Malformed, ValueError, TypeError, ArithmeticError)  # anything else is raised by a value's own code
 _MOST_NAMES = 8  # columns to list in a message
+_LONGEST_FOLDER = 255  # bytes of a partition's folder, NAME=VALUE with marks percent-encoded
+_NULLS = ("", "__HIVE_DEFAULT_PARTITION__")
 _LONGEST_NAME = 63  # characters of a field's name to show
 
 Convert = Callable[[Any], Any]
@@ -93,6 +96,8 @@ class Encoder:
             raise unreadable(e) from e
         if made is None and not column.nullable:
             raise Unfit(f"column {_label(column)} must not be null, but the attribute is missing or null")
+        if column.name in self.shape.partition_by and isinstance(made, str):
+            _require_folder(column, made)
         return made
 
     def _reject_unknown(self, body: Mapping[str, object]) -> None:
@@ -168,6 +173,16 @@ def _found(body: Mapping[str, Any], column: BodyColumn) -> Any:
             raise Unfit(f"is inside a map, but the attribute is a {type(found).__name__}")
         found = found.get(name)
     return found
+
+
+def _require_folder(column: BodyColumn, text: str) -> None:
+    """Unfit for a text that cannot be the name of a partition, or means null there."""
+    if text in _NULLS:
+        raise Unfit(
+            f"column {_label(column)} divides the files (partition_by), where {text or 'empty text'} means null"
+        )
+    if len(column.name) + len("=") + len(quote(text, safe="")) > _LONGEST_FOLDER:
+        raise Unfit(f"column {_label(column)} divides the files (partition_by), and the text is too long for a folder")
 
 
 def _label(column: BodyColumn) -> str:

@@ -242,6 +242,29 @@ def test_a_row_moves_to_another_partition_with_its_value_and_is_there_once(folde
 
 
 @pytest.mark.parametrize(
+    ("mark", "most"), [("x", 253), ("ü", 42), ("市", 28), (" ", 84), ("-", 253), ("~", 253), (".", 253), ("_", 253)]
+)
+def test_text_that_is_too_long_for_a_partition_or_empty_is_refused_and_all_else_is_stored(
+    folder: Path, build: Build, mark: str, most: int
+) -> None:
+    target, wanted = build(), of(columns={"c": "string", "n": "bigint"}, partition_by=("c",))
+    target.open([wanted], FIRST_EPOCH)
+    texts = [mark * most, mark, "null", None]
+    good = [put({"pk": f"{n}", "c": text, "n": 1}, 1) for n, text in enumerate(texts)]
+    assert target.write(batch(*good)) == Outcome()
+    assert [row["c"] for row in rows(folder)] == texts
+    DeltaTable(f"{folder}/contract").optimize.compact()
+    DeltaTable(f"{folder}/contract").create_checkpoint()
+    assert build().compare(wanted, good) == [Comparison(at(1))] * len(texts)
+    poor = batch(put({"pk": "a", "c": mark * (most + 1)}, 1), put({"pk": "b", "c": ""}, 1))
+    hive = batch(put({"pk": "c", "c": "__HIVE_DEFAULT_PARTITION__"}, 1))
+    (long, empty), (hidden,) = target.write(poor).rejections, target.write(hive).rejections
+    assert long.reason.endswith("divides the files (partition_by), and the text is too long for a folder")
+    assert empty.reason.endswith("divides the files (partition_by), where empty text means null")
+    assert hidden.reason.endswith("where __HIVE_DEFAULT_PARTITION__ means null")
+
+
+@pytest.mark.parametrize(
     ("options", "problem"),
     [
         ({"partition_by": ["x"]}, "x is not one of the columns"),
