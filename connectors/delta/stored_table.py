@@ -7,6 +7,7 @@ Lake's protocol. Of two commits with the same number, one fails: it was made fro
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ class StoredTable:
     """A table at a place, as this process last read it.
 
     ``number``: of the pipeline's last commit that this process knows of; None before it has read the table. ``id``: of
-    the table that was opened, None before. ``_mark``: of the last commit that was read, which no other table has.
+    the table that was opened, None before. ``_mark``: of the file of the last commit that was read or made.
     """
 
     storage: Storage
@@ -50,19 +51,32 @@ class StoredTable:
         """The table as it is now. Missing if there is none."""
         options = self.storage.options()
         with translated(self.place):
-            if self._table is None or options != self._options or _mark(self._table) != self._mark:
+            if self._table is None or options != self._options or not self._goes_on(self._table):
                 self._table = DeltaTable(self.place, storage_options=options)
-                self._options, self._mark = options, _mark(self._table)
-            else:
-                self._update(self._table)
+                self._options, self._mark = options, self._last_file(self._table)
         return self._table
 
-    def _update(self, table: DeltaTable) -> None:
-        """Read what was committed since. The log that is there goes on from what was read."""
+    def _goes_on(self, table: DeltaTable) -> bool:
+        """Whether nothing was committed since, but by this process.
+
+        Otherwise all is read anew: the log of a table that replaced this one is no continuation of it. In S3 one with
+        exactly as many commits is told apart only when it is read anew, at least by every recheck.
+        """
+        if self._mark is None or self._last_file(table) != self._mark:
+            return False
         version = table.version()
         table.update_incremental()
-        if table.version() != version:
-            self._mark = _mark(table)
+        return bool(table.version() == version)
+
+    def _last_file(self, table: DeltaTable) -> object:
+        """What tells the file of the last commit that was read from any other one; None if it is gone."""
+        if self.storage.config.in_s3:
+            return ""
+        try:
+            found = os.stat(f"{self.place}/_delta_log/{table.version():020}.json")
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def require_same(self, table: DeltaTable) -> None:
         """GapFound if it is another table than the one that was opened."""
@@ -132,7 +146,7 @@ class StoredTable:
         commit.properties = CommitProperties({TOKEN: commit.token}, max_commit_retries=0, app_transactions=transactions)
         with translated(self.place):
             yield commit
-        self.number, self._mark = number, commit.token
+        self.number, self._mark = number, self._last_file(table)
 
     def has(self, commit: Commit, table: DeltaTable) -> bool:
         """Whether a commit whose response was lost is in the table."""
@@ -164,12 +178,6 @@ class Commit:
     token: str
     base: int
     properties: CommitProperties | None = None
-
-
-def _mark(table: DeltaTable) -> object:
-    """What tells the last commit that was read of a table from any other one; None if it is not in the log any more."""
-    last = next(iter(table.history(1)), {})
-    return last.get(TOKEN, last.get("timestamp"))
 
 
 def rows(table: DeltaTable, columns: Sequence[str], where: str = "") -> Iterator[pa.RecordBatch]:
