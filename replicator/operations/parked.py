@@ -47,7 +47,7 @@ from replicator.state import (
 )
 from replicator.target.contract import AppliesLate, Target, Transactional, Unguarded
 from replicator.target.in_doubt import is_late
-from replicator.version import epoch_of
+from replicator.version import epoch_of, version
 
 TRIES = 5  # for an item that a run keeps changing
 FEW = 100  # up to this many items are read one by one instead of by reading all
@@ -226,6 +226,9 @@ def retry(
     pipeline = pipeline_of(checkpoints)
     if epoch_of(parked.entry.version) < pipeline.complete:
         return "parked before the last resync, which has rescanned the item; drop it"
+    repair = pipeline.repair
+    if repair is not None and not repair.done and parked.entry.version == version(pipeline.epoch, 0):
+        return "a gap is being repaired from exports, which may have a newer change of the item: retry it afterwards"
     try:
         if is_unguarded(target) or (mapping.own_ids and is_scanned(parked.entry)):
             assert source is not None, "only the source can tell whether what a scan found is still the newest"

@@ -44,7 +44,7 @@ from replicator.pipeline.compaction import BatchContext, compact_runs
 from replicator.pipeline.parked import Held, ParkedItems, held, kept_keys, known, parked_id, parked_keys
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.table import SourceTable
-from replicator.state import Counts, Dropped, Heartbeat, Owner, Parked, PipelineState, Save, encode
+from replicator.state import Counts, Dropped, GapRepair, Heartbeat, Owner, Parked, PipelineState, Save, encode
 from replicator.target.contract import Table, Target
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from replicator.testing.memory_index import MemoryIndex
@@ -229,6 +229,22 @@ def test_a_change_parked_before_a_resync_is_not_brought_back(database: MemoryDat
         only(target), AS_IS, target, target.checkpoints, replace(STATE, epoch=1025)
     )
     assert database.documents("orders") == {}
+
+
+def test_what_an_export_brought_is_retried_once_the_gap_is_repaired(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    """Until then it may be older than what a newer export brought at the same version."""
+    park(target, "a", 0)
+    repairing = replace(STATE, stage="scanning", repair=GapRepair(1.0, 1))
+    reason = retry(only(target), AS_IS, target, target.checkpoints, repairing)
+    assert "a gap is being repaired from exports" in reason
+    assert database.documents("orders") == {}
+
+    repaired = replace(STATE, repair=GapRepair(1.0, 1, done=True))
+    del database.entries["pipeline", ""]
+    assert retry(only(target), AS_IS, target, target.checkpoints, repaired) == ""
+    assert database.documents("orders") == {("a",): {"id": "a", "n": 0}}
 
 
 def test_dropping_counts_the_change_as_dropped(database: MemoryDatabase, target: MemoryTarget) -> None:
