@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import io
 import json
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import click
 import pytest
 from rich.console import Console
 
 from replicator import log
 from replicator.cli import live_view
 from replicator.cli.render import as_table
+from replicator.operations.rebuild_checks import Outcome, Reason
 from replicator.pipeline.progress import Backfill, Progress, Shards, Verifying, WorkerProgress
 from replicator.state import Counts, Gap, Verified
 
@@ -203,3 +210,40 @@ def test_long_lines_above_the_live_view_wrap_between_words() -> None:
     words = set(file.getvalue().split())
     assert words >= {"waiting", "for", "something", "else"}
     assert len(words) == 6  # no part of a word; besides the time and the level
+
+
+@contextmanager
+def target_named(name: str) -> Iterator[None]:
+    token = log.TARGET.set(name)
+    try:
+        yield
+    finally:
+        log.TARGET.reset(token)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_report_of_a_rebuild_step_names_the_target_once(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    report = importlib.import_module("replicator.cli.rebuild")._report
+    reason = Reason(7, "start one with: replicator rebuild start CONFIG")
+    note = "to return: replicator rebuild rollback CONFIG --unchecked"
+    with target_named("search"), pytest.raises(click.exceptions.Exit):
+        report(click.Context(click.Command("switch")), Outcome([reason], notes=[note]), "switched", as_json)
+    out = capsys.readouterr().out
+    assert "replicator rebuild start CONFIG --target search" in out
+    assert "replicator rebuild rollback CONFIG --target search --unchecked" in out
+    assert out.count("--target") == 2
+
+
+ADVISED = re.compile(
+    rf"\b(with|run|then|again|afterwards|lost):? replicator ({'|'.join(log._OF_ONE_TARGET)})( --|[;,).]|$)"
+)
+
+
+def test_commands_that_need_a_target_are_advised_with_the_config_behind_which_it_is_named() -> None:
+    root = Path(__file__).parents[1]
+    without = []
+    for path in (*(root / "replicator").rglob("*.py"), *(root / "connectors").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and ADVISED.search(node.value):
+                without.append(f"{path.relative_to(root)}:{node.lineno}")
+    assert without == []

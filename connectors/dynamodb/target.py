@@ -195,13 +195,13 @@ class DynamoDB(ComparesByTable):
             return (
                 "with loops: true applications may write to this table, too, and a repair could overwrite what they "
                 "wrote before it is copied back. Stop the writers on both sides, let both pipelines catch up, and "
-                "rescan instead: replicator resync"
+                "rescan instead: replicator resync CONFIG"
             )
         if not self._options.pristine:
             return ""
         return (
             "a pristine table keeps no versions, so a repair could undo a newer change. Rescan the table instead: "
-            "replicator resync"
+            "replicator resync CONFIG"
         )
 
     def past(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[bool]:

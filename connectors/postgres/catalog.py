@@ -161,7 +161,7 @@ def taken(shape: TableSchema, table: Found, pipeline: str) -> Iterator[str]:
         yield (
             f"{shape.label} is written by the pipeline {table.pipeline}; two copies in one table would overwrite each "
             "other. If this config belongs to that pipeline, correct its pipeline: key; if not, name another table; or "
-            f"if that pipeline no longer exists: {hand_over}; then: replicator resync"
+            f"if that pipeline no longer exists: {hand_over}; then: replicator resync CONFIG"
         )
 
 
@@ -222,7 +222,7 @@ def _left_marks(shape: TableSchema, table: Found) -> Iterator[str]:
         yield (
             f"{shape.label} was written with deletes: mark, and its column {DELETED} tells which rows are deleted. Set "
             f"deletes: mark again; or remove those rows and the column: {fix.format(**names).as_string(None)}; then: "
-            "replicator resync"
+            "replicator resync CONFIG"
         )
 
 

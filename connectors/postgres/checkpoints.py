@@ -179,7 +179,7 @@ class PostgresCheckpoints:
             row = connection.execute(_BEGAN, (self._pipeline, str(epoch_of(below)))).fetchone()
         if row is None:
             raise ConfigError(
-                "the checkpoints do not tell when the epoch began, which a history needs: replicator resync"
+                "the checkpoints do not tell when the epoch began, which a history needs: replicator resync CONFIG"
             )
         return decode_history(row[0]).began
 

@@ -402,7 +402,7 @@ def gone(shape: TableSchema) -> str:
     """That a history was removed during its epoch: later changes alone do not tell what the table contained."""
     return (
         f"{history_of(shape).label} is gone, and with it the changes of {shape.label} so far. To begin a new history "
-        "with a scan of the source: replicator resync"
+        "with a scan of the source: replicator resync CONFIG"
     )
 
 
@@ -410,5 +410,5 @@ def unlike_rebuild(shape: TableSchema) -> str:
     """Why a table with a history is not rebuilt."""
     return (
         f"target.tables.{shape.name}.history: a rebuild would keep the history of its new copy only, from then on. Use "
-        "replicator resync, which keeps the history"
+        "replicator resync CONFIG, which keeps the history"
     )

@@ -61,7 +61,8 @@ def prefix_of(table: str, options: Mapping[str, Any]) -> str:
 
 def _address(url: str) -> str:
     parts = split_url(url)
-    if parts.username is not None or parts.password is not None or "@" in url:
+    has_host = parts.scheme != "unix"  # else @ may be in the path
+    if parts.username is not None or parts.password is not None or (has_host and "@" in url):
         raise ValueError("contains a login; put it under username and password, where it is kept secret")
     if is_of_sentinels(url):
         if sentinels_of(url) is None:

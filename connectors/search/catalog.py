@@ -141,7 +141,7 @@ def renamed(layout: Layout, state: State) -> Iterator[str]:
         yield (
             f"{layout.index} is no longer an index but an alias of {other}: something replaced the index, as ILM's "
             f"shrink does. Keep {other}, perhaps the only copy. To continue in it, set index: {state.instead[0]} under "
-            "the table, take that index out of ILM (index.lifecycle.name: null), and run: replicator resync "
+            "the table, take that index out of ILM (index.lifecycle.name: null), and run: replicator resync CONFIG "
             "--accept-identity-change"
         )
 
@@ -185,7 +185,10 @@ def changed(layout: Layout, state: State, id: str) -> Iterator[str]:
     if state.instead:
         yield from renamed(layout, state)
     elif state.index is None:
-        yield f"the index {layout.index} is gone. If its documents are lost, copy everything again: replicator resync"
+        yield (
+            f"the index {layout.index} is gone. If its documents are lost, copy everything again: "
+            "replicator resync CONFIG"
+        )
     elif state.index.id != id:
         yield replaced(layout)
     else:
@@ -200,7 +203,7 @@ def replaced(layout: Layout) -> str:
     return (
         f"{layout.index} is not the index that replicator wrote to: it was deleted and recreated, restored from a "
         "snapshot, or replaced in some other way. What it lacks may be gone from the stream; copy everything again "
-        "with: replicator resync"
+        "with: replicator resync CONFIG"
     )
 
 

@@ -125,13 +125,13 @@ _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
         "index_not_found_exception",
         ConfigError,
         "the index, or the alias that points to it, is gone: {reason}. If its documents are lost, copy everything "
-        "again with: replicator resync",
+        "again with: replicator resync CONFIG",
     ),
     (
         "invalid_index_name_exception",  # of an alias that is gone: auto-creation cannot create an index of this name
         ConfigError,
         "the alias that replicator writes through is gone, and perhaps the index too: {reason}. If its documents are "
-        "lost, copy everything again with: replicator resync",
+        "lost, copy everything again with: replicator resync CONFIG",
     ),
     (
         "resource_already_exists_exception",

@@ -62,7 +62,8 @@ def changed(connection: Connection, layout: Layout, notes: Mapping[str, Any]) ->
         yield (
             f"{layout.index}: the ingest pipeline {layout.ingest} has changed since documents went through it, so "
             "that some would be of the old one and some of the new one. Put it back, and repair what has gone through "
-            "the other one with: replicator verify --repair. Or copy everything again with: replicator resync"
+            "the other one with: replicator verify CONFIG --repair. Or copy everything again with: "
+            "replicator resync CONFIG"
         )
 
 

@@ -64,7 +64,7 @@ def settings_hazards(settings: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"the ingest pipeline {given['final_pipeline']} is its final_pipeline, which may drop or change documents "
             "without replicator noticing. Remove the setting (use a transform hook instead, which is counted); if "
-            "documents were written in the meantime, copy everything again with: replicator resync"
+            "documents were written in the meantime, copy everything again with: replicator resync CONFIG"
         )
     if policy := given.get("lifecycle.name"):
         yield (
@@ -140,7 +140,7 @@ _ROUNDED = {
 }  # fmt: skip
 
 ANEW: Mapping[Generation, str] = {
-    Generation.ONLY: "create a new index: set index: NAME under the table, and run: replicator resync "
+    Generation.ONLY: "create a new index: set index: NAME under the table, and run: replicator resync CONFIG "
     "--accept-identity-change; or build it beside this one: replicator rebuild start CONFIG",
     Generation.NEW: "start the new copy over, while it is not live: replicator rebuild cancel CONFIG, then replicator "
     "rebuild start CONFIG",

@@ -196,7 +196,7 @@ def _astray(server: str, index: str, other: str) -> str:
         f"{server}: writes to the index {index} arrived in another one, {other}: its alias {index}{WRITER} "
         f"was moved there, as ILM's shrink or a reindexing script does. None of them counts as stored. Keep {other}, "
         f"perhaps the only copy; its documents with the same ids may be overwritten. To continue in {index}, move the "
-        f"alias back; to continue in {other}, set index: {other} under the table. Then run: replicator resync "
+        f"alias back; to continue in {other}, set index: {other} under the table. Then run: replicator resync CONFIG "
         "(with --accept-identity-change for another index)"
     )
 
@@ -204,7 +204,7 @@ def _astray(server: str, index: str, other: str) -> str:
 def _dropped(server: str, index: str) -> str:
     return (
         f"{server}: an ingest pipeline dropped a document that was to be stored in {index}. Remove the index's setting "
-        "index.final_pipeline, then copy everything again with: replicator resync"
+        "index.final_pipeline, then copy everything again with: replicator resync CONFIG"
     )
 
 

@@ -35,7 +35,8 @@ _UNSEEN = (
     "end with an older state of an item after a retry, a restart or a timeout"
 )
 _FORGETS = (
-    "; state_requests is false, so lost checkpoints and an emptied receiver go unnoticed: run replicator resync then"
+    "; state_requests is false, so lost checkpoints and an emptied receiver go unnoticed; then run: "
+    "replicator resync CONFIG"
 )
 
 
@@ -235,7 +236,7 @@ class Webhook:
             raise ConfigError(
                 f"{self._client.server} refuses a replicator.{kind} message (status 409): its tables have a later "
                 "epoch, or belong to another pipeline. If the checkpoints were lost, copy everything again with: "
-                "replicator resync"
+                "replicator resync CONFIG"
             )
         raise ConfigError(
             f"{self._client.server} rejects a replicator.{kind} message (status {response.status}). Does it have the "

@@ -113,10 +113,10 @@ def cancel(ctx: click.Context, config: str, target: str | None, as_json: bool) -
 
 
 def _report(ctx: click.Context, outcome: Outcome, done: str, as_json: bool) -> None:
-    reasons = with_target([reason.text for reason in outcome.reasons])
+    reasons = [reason.text for reason in outcome.reasons]
     if as_json:
-        notes = with_target(list(outcome.notes))
-        put({"done": not reasons, "already": outcome.already, "reasons": reasons, "notes": notes})
+        said = {"done": not reasons, "already": outcome.already, "reasons": reasons, "notes": list(outcome.notes)}
+        put(with_target(said))
     elif reasons:
         say("no:")
         for text in reasons:

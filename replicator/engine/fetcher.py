@@ -286,7 +286,7 @@ def end_of_stream(before: SourceTable, now: SourceTable | None) -> ReplicatorErr
     if now is None:
         return ConfigError(
             f"source.table: the table {before.arn or before.name} was deleted. Everything in its stream is stored, and "
-            "nothing was removed from the target. If the table is created again, copy it with: replicator resync"
+            "nothing was removed from the target. If the table is created again, copy it with: replicator resync CONFIG"
         )
     if now.identity != before.identity:
         return GapFound(
@@ -295,7 +295,7 @@ def end_of_stream(before: SourceTable, now: SourceTable | None) -> ReplicatorErr
         )
     return GapFound(
         "the stream was disabled, and all of it is stored; changes made since then cannot be read. "
-        "Enable it again, then run: replicator resync"
+        "Enable it again, then run: replicator resync CONFIG"
     )
 
 

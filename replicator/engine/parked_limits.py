@@ -94,11 +94,12 @@ def check_parked(parked: ParkedItems, limit: int) -> None:
     if len(parked) > limit:
         raise ConfigError(
             f"more than {limit} items are parked (parked_limit): the hook or the target's table is probably "
-            "wrong. Inspect them with: replicator parked list; fix the cause, then run: replicator parked retry --all"
+            "wrong. Inspect them with: replicator parked list CONFIG; fix the cause, then run: "
+            "replicator parked retry CONFIG --all"
         )
     if parked.most_leaves > MAX_LEAVES:
         raise ConfigError(
             f"the changes of one parked item name more than {MAX_LEAVES:,} documents, and the list would keep growing. "
-            "Find the item with: replicator parked list; fix the cause and run: replicator parked retry; "
-            "or discard the change: replicator parked drop"
+            "Find the item with: replicator parked list CONFIG; fix the cause and run: replicator "
+            "parked retry CONFIG ITEM; or discard the change: replicator parked drop CONFIG ITEM"
         )

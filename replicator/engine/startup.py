@@ -27,12 +27,12 @@ from replicator.state import Gap, PipelineState, ResyncRequest, SegmentState, Sh
 from replicator.target.contract import Generation
 from replicator.version import FIRST_EPOCH, LAST_EPOCH
 
-ACCEPT_IDENTITY = "replicator resync --accept-identity-change"
+ACCEPT_IDENTITY = "replicator resync CONFIG --accept-identity-change"
 APPLY_SCHEMA = "replicator run --apply-schema-changes"
 START_OVER = "replicator resync CONFIG --now"  # without checkpoints, in which a resync could be requested
 _RECOMPUTE = {
-    Generation.ONLY: "recompute all documents: in a second copy, with a switch at the end (replicator rebuild start), "
-    "or in place (replicator resync)",
+    Generation.ONLY: "recompute all documents: in a second copy, with a switch at the end (replicator rebuild start "
+    "NEW_CONFIG), or in place (replicator resync CONFIG)",
     Generation.NEW: "recompute all documents of the new copy: in place (replicator resync CONFIG; readers see it only "
     "once it is live), or by starting over, while it is not live: replicator rebuild cancel CONFIG, then replicator "
     "rebuild start CONFIG",

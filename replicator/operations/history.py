@@ -110,7 +110,9 @@ def _check_read(known: Known, last: Reign, at: float) -> None:
         )
     if known.gap is not None and (known.through is None or at >= known.through):
         since = "an unknown time" if known.through is None else moment(known.through)
-        raise ConfigError(f"--at: changes since {since} are lost: {known.gap}. replicator resync repairs the copy")
+        raise ConfigError(
+            f"--at: changes since {since} are lost: {known.gap}. To repair the copy: replicator resync CONFIG"
+        )
 
 
 def moment(seconds: float) -> str:

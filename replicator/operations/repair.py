@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 AT_ONCE = 500  # documents in one write
 REFRESH = 60.0  # seconds between notes that the command is still running
 _LATER_EPOCH = (
-    "its version is of a later epoch than the pipeline's, so nothing newer would replace it: replicator resync"
+    "its version is of a later epoch than the pipeline's, so nothing newer would replace it: replicator resync CONFIG"
 )
 
 

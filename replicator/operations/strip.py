@@ -157,7 +157,8 @@ def needed(view: CheckpointView, *, parked: int, repairing: bool, now: float) ->
     if any(beat.phase != "stopped" and now - beat.at <= HEARTBEAT_TIMEOUT for beat in view.heartbeats.values()):
         return "a run of this pipeline is up, or was killed seconds ago; stop it, and what restarts it, for good"
     if parked:
-        return f"{parked:,} change(s) are parked, and cannot be stored afterwards: replicator parked retry, or drop"
+        advice = "replicator parked retry CONFIG --all, or drop"
+        return f"{parked:,} change(s) are parked, and cannot be stored afterwards: {advice}"
     if repairing:
         return f"verify --repair is running, or was killed; wait until it has ended, or {once_more}"
     if view.retries.all > state.retried:

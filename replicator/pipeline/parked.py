@@ -319,8 +319,8 @@ def _single(revisions: Mapping[str, int], checkpoints: Checkpoints) -> Mapping[s
         raise ConfigError(
             f"checkpoints: {several[0]} has several parked entries ({len(several)} item(s) in all), stored by an "
             "earlier version of replicator; this version expects one per item. Nothing was changed. Apply them with: "
-            "replicator parked retry --all; or discard them and rebuild the target: replicator parked drop --all, "
-            "then replicator resync"
+            "replicator parked retry CONFIG --all; or discard them and rebuild the target: replicator parked drop "
+            "CONFIG --all, then replicator resync CONFIG"
         )
     return left
 

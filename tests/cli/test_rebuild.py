@@ -305,7 +305,8 @@ def test_a_changed_hook_or_column_leads_to_rebuild(orders: World) -> None:
     code, out, _ = orders.shell.run("run", orders.config, "--until", "caught-up")
     assert code == 2
     assert (
-        "in a second copy, with a switch at the end (replicator rebuild start), or in place (replicator resync)" in out
+        "in a second copy, with a switch at the end (replicator rebuild start NEW_CONFIG), or in place "
+        "(replicator resync CONFIG)" in out
     )
 
 

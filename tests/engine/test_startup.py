@@ -127,7 +127,7 @@ def test_another_source_is_refused_with_both_named(table: SourceTable, resync: b
     assert "copies arn:orders at dynamodb.us-east-1.amazonaws.com" in text
     assert f"the config names {table.arn} at {table.server}" in text
     assert "Nothing was changed" in text
-    assert "replicator resync --accept-identity-change" in text
+    assert "replicator resync CONFIG --accept-identity-change" in text
 
 
 def test_a_different_endpoint_of_the_same_table_is_accepted() -> None:

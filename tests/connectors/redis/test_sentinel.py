@@ -248,6 +248,8 @@ def test_a_url_names_sentinels_and_the_primary(url: str, found: Sentinels | None
     [
         ({"url": "redis+sentinel://127.0.0.1"}, "must have the form rediss+sentinel://host:26379,host:26379/primary"),
         ({"url": "redis+sentinel://me:secret@127.0.0.1/main"}, "contains a login"),
+        ({"url": "redis+sentinel://127.0.0.1,me:secret@127.0.0.1/main"}, "contains a login"),
+        ({"url": "unix://me:secret@/run/redis.sock"}, "contains a login"),
         ({"url": "redis+sentinel://127.0.0.1,example.com/main"}, "is redis:// to another host"),
         ({"url": "redis://127.0.0.1", "sentinel_password": "x"}, "url names no Sentinel"),
         ({"url": "redis+sentinel://127.0.0.1/main", "sentinel_username": "x"}, "needs sentinel_password"),
@@ -257,3 +259,8 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], problem: s
     found, problems = destination({"type": "redis", "table": "contract", **options})
     assert found is None
     assert problem in str(problems)
+
+
+def test_the_path_of_a_socket_may_contain_an_at_sign() -> None:
+    url = "unix:///run/redis@main/redis.sock"
+    assert destination({"type": "redis", "table": "orders", "url": url})[1] == []

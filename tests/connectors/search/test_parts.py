@@ -469,8 +469,8 @@ def test_hidden_defaults_are_no_difference() -> None:
 
 
 NEW = (
-    "create a new index: set index: NAME under the table, and run: replicator resync --accept-identity-change; or "
-    "build it beside this one: replicator rebuild start CONFIG"
+    "create a new index: set index: NAME under the table, and run: replicator resync CONFIG "
+    "--accept-identity-change; or build it beside this one: replicator rebuild start CONFIG"
 )
 ADDED = f"if fields were only added to mapping, replicator run --apply-schema-changes adds it; otherwise {NEW}"
 
