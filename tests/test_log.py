@@ -19,7 +19,8 @@ from rich.console import Console
 from replicator import log
 from replicator.cli import live_view
 from replicator.cli.render import as_table
-from replicator.operations.rebuild_checks import Outcome, Reason
+from replicator.operations.cutover import Reason
+from replicator.operations.rebuild_checks import Outcome
 from replicator.pipeline.progress import Backfill, Progress, Shards, Verifying, WorkerProgress
 from replicator.state import Counts, Gap, Verified
 

@@ -24,6 +24,7 @@ from replicator.target import in_doubt
 
 _client: Any = connection  # partly without types
 _ASKING = 5.0  # seconds to wait for a Sentinel at most: another one may know
+_ASKING_AGAIN = 1.0  # while a connection is open, and changes wait
 _SENT_AT_ONCE = 1 << 14  # bytes, after which it is asked whether the batch takes too long
 
 
@@ -38,6 +39,10 @@ def call(script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> b
 
 def loading(script: Script) -> bytes:
     return packed(b"SCRIPT", b"LOAD", script.text)
+
+
+class Unencrypted(ConfigError):
+    """Sentinels lead to another host, without TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +81,35 @@ class Address:
             return _client.UnixDomainSocketConnection(path=parts.path, **_waits(options.timeout), **common)
         return self._tcp(parts.hostname or "", parts.port or 6379, parts.scheme == "rediss", options.timeout, common)
 
-    def primary(self, sentinels: Sentinels) -> tuple[str, int]:
+    def primary(self, sentinels: Sentinels, within: float = _ASKING) -> tuple[str, int]:
         """Host and port, as the Sentinels know them now."""
         login = _login(self.options.sentinel_username, self.options.sentinel_password)
-        timeout = min(_ASKING, self.options.timeout)
+        timeout = min(within, self.options.timeout)
 
         def connect(host: str, port: int) -> Any:
             return self._tcp(host, port, sentinels.encrypted, timeout, login)
 
         host, port = primary_of(sentinels, connect)
+        self._require_encrypted(sentinels, host)
+        return host, port
+
+    def moved_to(self) -> tuple[str, int] | None:
+        """The primary that Sentinels know now; None if there are none, or they do not say: a new connection would."""
+        if self.sentinels is None:
+            return None
+        try:
+            return self.primary(self.sentinels, _ASKING_AGAIN)
+        except Unencrypted:
+            raise
+        except ReplicatorError:
+            return None
+
+    def _require_encrypted(self, sentinels: Sentinels, host: str) -> None:
         if not (sentinels.encrypted or self.options.insecure or is_loopback(host)):
-            raise ConfigError(
+            raise Unencrypted(
                 f"the Sentinels at {sentinels} say that {sentinels.primary} is at {host}, and without TLS items would "
                 "be sent there unencrypted; use rediss+sentinel://, or set insecure: true"
             )
-        return host, port
 
     def _tcp(self, host: str, port: int, encrypted: bool, timeout: float, login: Mapping[str, Any]) -> Any:
         options, place = self.options, {"host": host, "port": port, "socket_connect_timeout": timeout}
@@ -145,18 +164,12 @@ class Server:
             self.close()
         self._connected()
 
-    def has_moved(self) -> bool:
-        """Whether Sentinels know another primary than the server that this leads to.
+    def is_elsewhere(self, primary: tuple[str, int] | None) -> bool:
+        """Whether the open connection leads to another server than the ``primary`` that Sentinels know, if they do.
 
         That one may not know it: while it is cut off from them, it accepts writes that it will drop.
         """
-        sentinels = self.address.sentinels
-        if sentinels is None or self._open is None:
-            return False
-        try:
-            return self.address.primary(sentinels) != (self._open.host, self._open.port)
-        except ReplicatorError:
-            return False  # the next connection says so
+        return primary is not None and self._open is not None and primary != (self._open.host, self._open.port)
 
     def inform(self) -> None:
         """Read ``info`` again: settings may have changed since the connection was opened."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -64,19 +66,18 @@ def _is_number(text: str) -> bool:
 
 
 def primary_of(sentinels: Sentinels, connect: Connect) -> tuple[str, int]:
-    """Host and port of the primary, as the first Sentinel that responds knows it.
+    """Host and port of the primary, as the Sentinel with the latest configuration knows it: all are asked, at once.
+
+    One that is cut off from the others may still name a primary that they have replaced.
 
     ReplicatorError if none responds, ConfigError if none of them knows the primary's name.
     """
-    errors: list[ReplicatorError] = []
-    for host, port in sentinels.hosts:
-        try:
-            found = _asked(connect(host, port), sentinels.primary)
-        except (RedisError, OSError) as e:
-            errors.append(_unanswered(e, f"the Sentinel at {host}:{port}"))
-            continue
-        if found is not None:
-            return found
+    with ThreadPoolExecutor(len(sentinels.hosts)) as pool:
+        answers = list(pool.map(partial(_answer, connect, sentinels.primary), sentinels.hosts))
+    if found := [answer for answer in answers if isinstance(answer, _Known)]:
+        latest = max(found, key=lambda known: known.epoch)
+        return latest.host, latest.port
+    errors = [answer for answer in answers if isinstance(answer, ReplicatorError)]
     if errors:
         raise next((e for e in errors if not isinstance(e, ConfigError)), errors[0])
     raise ConfigError(
@@ -85,14 +86,37 @@ def primary_of(sentinels: Sentinels, connect: Connect) -> tuple[str, int]:
     )
 
 
-def _asked(connection: Any, primary: str) -> tuple[str, int] | None:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """``epoch``: of the configuration in which the Sentinel knows this primary; each failover has a higher one."""
+
+    host: str
+    port: int
+    epoch: int
+
+
+def _answer(connect: Connect, primary: str, place: tuple[str, int]) -> _Known | ReplicatorError | None:
+    """What one Sentinel knows, None if it does not know the name; or why it does not say."""
+    host, port = place
+    try:
+        return _asked(connect(host, port), primary)
+    except (RedisError, OSError) as e:
+        return _unanswered(e, f"the Sentinel at {host}:{port}")
+
+
+def _asked(connection: Any, primary: str) -> _Known | None:
     try:
         connection.connect()
         connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", primary)
         found = connection.read_response()
+        if found is None:
+            return None
+        connection.send_command("SENTINEL", "MASTER", primary)
+        fields = connection.read_response()
     finally:
         connection.disconnect()
-    return None if found is None else (found[0].decode(), int(found[1]))
+    epoch = dict(zip(fields[::2], fields[1::2], strict=False)).get(b"config-epoch", b"0")
+    return _Known(found[0].decode(), int(found[1]), int(epoch))
 
 
 def _unanswered(error: RedisError | OSError, name: str) -> ReplicatorError:

@@ -98,9 +98,10 @@ class Redis(ComparesByTable):
         know another primary, which the next call and all writes go to.
         """
         self._server.connect()
-        if self._batches.has_moved():
+        primary = self._server.address.moved_to()
+        if self._batches.is_elsewhere(primary):
             self._batches.close()
-        if self._server.has_moved():
+        if self._server.is_elsewhere(primary):
             self._server.close()
             raise TransientError(f"{self._server} has another primary now; connecting to it")
         problems = list(notes.removals(self._server, self._wanted(tables)))

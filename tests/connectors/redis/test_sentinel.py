@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 
 from connectors.redis import Redis
+from connectors.redis.connection import Address
+from connectors.redis.options import RedisOptions
 from connectors.redis.sentinel import Sentinels, sentinels_of
 from replicator.batch import Batch, Outcome
 from replicator.config.target import destination
@@ -147,6 +151,48 @@ def test_a_primary_that_does_not_know_that_it_was_replaced_is_left_within_a_minu
             target.recheck([table()])
     target.write(batch(put({"pk": "c"}, 3)))
     assert set(kit.documents(watched.replica, table())) == {("a",), ("c",)}
+
+
+def test_a_sentinel_that_is_cut_off_beside_the_old_primary_does_not_keep_a_run_there(watched: Watched) -> None:
+    """It comes first in the url, and responds; the others have replaced the primary."""
+    target = watched.opened()
+    target.write(batch(put({"pk": "a"}, 1)))
+    watched.replicated()
+    watched.replace_unnoticed()
+    with watched.sentinel.client() as client:
+        client.execute_command("SENTINEL", "REMOVE", "Orders")
+        client.execute_command("SENTINEL", "MONITOR", "Orders", "127.0.0.1", f"{watched.primary.port}", "1")
+    others = watched.resources.enter_context(Sentinel(watched.replica, "Orders", "sentinel config-epoch Orders 7"))
+    url = watched.url().replace("/Orders", f",127.0.0.1:{others.port}/Orders")
+    for server in (target._batches, target._server):
+        server.address = Address(RedisOptions(url=url))
+    with pytest.raises(TransientError, match="has another primary now; connecting to it"):
+        target.recheck([table()])
+    assert target.write(batch(put({"pk": "b"}, 2))) == Outcome()
+    assert set(kit.documents(watched.replica, table())) == {("a",), ("b",)}
+    assert set(kit.documents(watched.primary, table())) == {("a",)}
+
+
+def test_sentinels_that_never_respond_hold_a_run_that_has_its_primary_for_a_second(watched: Watched) -> None:
+    """As where packets to them are dropped; each recheck asks them all at once, and once."""
+    target = watched.opened()
+    silent = [watched.resources.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+    hosts = ",".join(f"127.0.0.1:{one.getsockname()[1]}" for one in silent)
+    for server in (target._batches, target._server):
+        server.address = Address(RedisOptions(url=f"redis+sentinel://{hosts}/Orders"))
+    began = time.monotonic()
+    assert target.recheck([table()]) == []
+    assert time.monotonic() - began < 3
+
+
+def test_a_run_does_not_stay_with_an_old_primary_because_the_new_one_may_not_be_written_to(watched: Watched) -> None:
+    target = watched.opened()
+    with watched.sentinel.client() as client:
+        client.execute_command("SENTINEL", "REMOVE", "Orders")
+        client.execute_command("SENTINEL", "MONITOR", "Orders", "192.0.2.1", "6379", "1")
+    error = refused(lambda: target.recheck([table()]))
+    assert isinstance(error, ConfigError)
+    assert "without TLS items would be sent there unencrypted" in str(error)
 
 
 def test_sentinels_that_do_not_respond_do_not_disturb_a_run_that_has_its_primary(watched: Watched) -> None:
