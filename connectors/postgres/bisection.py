@@ -6,16 +6,18 @@ batch, so rows that were refused for their relation to other rows are tried agai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg
+from msgspec import structs
 from psycopg import sql
 
 from connectors.postgres.encode import Encoder, Statement
 from connectors.postgres.errors import SKIPPED, depends_on_others, is_data_error, refusal
 from connectors.postgres.session import BEGIN, Session
-from replicator.batch import Batch, Part, Rejection, Write
+from replicator.batch import Batch, Part, Past, Rejection, Write
 
 _DEFERRED = """
 SELECT DISTINCT n.nspname, c.conname
@@ -35,6 +37,36 @@ def refused(session: Session, encoder: Encoder, batch: Batch) -> list[Rejection]
         finally:
             connection.rollback()
     return [Rejection(write, refusal(e, write.table)) for write, e in found]
+
+
+def without_refused_history(session: Session, encoder: Encoder, batch: Batch) -> Batch | None:
+    """The batch with reasons in place of the documents that the server refuses to keep in a history; None: of none.
+
+    Their table may store less of a document than the history does.
+    """
+    entries = [entry for part in batch.parts for entry in part.history]
+    with session.connection() as connection:
+        connection.execute(BEGIN.sql)
+        try:
+            found = _Rehearsal(connection, encoder, tombstones=batch.tombstones).refused_history(entries)
+        finally:
+            connection.rollback()
+    reasons = {_row(entry): refusal(e, f"the history of {entry.table}") for entry, e in found}
+    if not reasons:
+        return None
+    return replace(batch, parts=[_with_reasons(part, reasons) for part in batch.parts])
+
+
+def _with_reasons(part: Part, reasons: Mapping[object, str]) -> Part:
+    kept = [
+        structs.replace(entry, old=None, new=None, problem=reasons[_row(entry)]) if _row(entry) in reasons else entry
+        for entry in part.history
+    ]
+    return structs.replace(part, history=kept)
+
+
+def _row(entry: Past) -> object:
+    return entry.table, entry.id, entry.time, entry.sequence
 
 
 class _Rehearsal:
@@ -70,8 +102,18 @@ class _Rehearsal:
         middle = len(writes) // 2
         return [found for half in (writes[:middle], writes[middle:]) for found in self._halve(half)]
 
-    def _attempt(self, writes: Sequence[Write]) -> psycopg.Error | None:
-        batch = Batch([Part("", writes)], tombstones=self._tombstones)
+    def refused_history(self, entries: Sequence[Past]) -> list[tuple[Past, psycopg.Error]]:
+        """The entries of histories that are refused."""
+        error = self._attempt((), entries) if entries else None
+        if error is None:
+            return []
+        if len(entries) == 1:
+            return [(entries[0], error)]
+        middle = len(entries) // 2
+        return [found for half in (entries[:middle], entries[middle:]) for found in self.refused_history(half)]
+
+    def _attempt(self, writes: Sequence[Write], entries: Sequence[Past] = ()) -> psycopg.Error | None:
+        batch = Batch([Part("", writes, history=entries)], tombstones=self._tombstones)
         try:
             with self._connection.transaction():
                 for statement in self._encoder.encode(batch).statements:

@@ -9,8 +9,9 @@ import psycopg
 from psycopg import sql
 
 from connectors.postgres.catalog import Found
+from connectors.postgres.history import base_of
 from connectors.postgres.migrations import exists, foreign, outdated, own_unlogged, unlogged
-from connectors.postgres.table_schema import TableSchema
+from connectors.postgres.table_schema import TableSchema, history_of
 from replicator.target.contract import Denied
 
 _UNLOGGED: LiteralString = """
@@ -129,6 +130,18 @@ def _target(connection: psycopg.Connection[Any], shape: TableSchema, user: str) 
             yield Denied(f"{shape.label} cannot be created: GRANT CREATE ON SCHEMA {schema} TO {user}")
         return
     yield from _rights(connection, shape.label, user)
+    if shape.history:
+        yield from _for_history(connection, shape, user)
+
+
+def _for_history(connection: psycopg.Connection[Any], shape: TableSchema, user: str) -> Iterator[str]:
+    """What a history needs besides: runs make its partitions."""
+    for table in (history_of(shape), base_of(shape)):
+        if _one(connection, "SELECT pg_catalog.to_regclass(%s)", table.label) is not None:
+            yield from _rights(connection, table.label, user)
+    if not _one(connection, "SELECT pg_catalog.has_schema_privilege(%s, 'CREATE')", shape.schema):
+        schema = sql.Identifier(shape.schema).as_string(None)
+        yield Denied(f"partitions of the history cannot be created: GRANT CREATE ON SCHEMA {schema} TO {user}")
 
 
 def _rights(

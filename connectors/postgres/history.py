@@ -19,7 +19,7 @@ from connectors.postgres import catalog
 from connectors.postgres.cells import python_encoder
 from connectors.postgres.columns import UNUSUAL
 from connectors.postgres.options import Nul
-from connectors.postgres.table_schema import HISTORY_COLUMNS, TableSchema, history_of
+from connectors.postgres.table_schema import BASE, HISTORY_COLUMNS, TableSchema, history_of
 from connectors.postgres.text import JsonText, json_literal, literal
 from replicator.batch import Past
 from replicator.items.attributes import Malformed
@@ -115,7 +115,7 @@ class Partition:
 def base_of(shape: TableSchema) -> TableSchema:
     """The table with the states from before the retained time."""
     history = history_of(shape)
-    return TableSchema(f"{history.name}_base", history.schema, shape.keys, ())
+    return TableSchema(history.name + BASE, history.schema, shape.keys, ())
 
 
 def create(shape: TableSchema) -> list[sql.Composed]:

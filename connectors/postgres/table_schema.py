@@ -19,6 +19,7 @@ DOCUMENT = "document"
 DELETED = "deleted_at"  # with deletes: mark; NULL in rows that have an item
 
 _HISTORY = "_history"
+BASE = "_base"  # of the name of the table with the states from before the retained time
 _LONGEST_SUFFIX = len("_20260131")  # of a partition's name
 HISTORY_COLUMNS = ("_changed_at", "_sequence", "_version", "_operation", "_old", "_new", "_problem")
 
@@ -92,9 +93,19 @@ def shapes(tables: Sequence[Table], schema: str) -> dict[str, TableSchema]:
     problems = [problem for shape in found for problem in _problems(shape)]
     twice = [name for name, count in Counter(table.name for table in tables).items() if count > 1]
     problems += [f"target: the table {name} is listed twice" for name in twice]
+    problems += _names_of_histories(found)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return {table.name: shape for table, shape in zip(tables, found, strict=True)}
+
+
+def _names_of_histories(found: Sequence[TableSchema]) -> Iterator[str]:
+    """Tables that have the name of a table of another one's history."""
+    names = {shape.name for shape in found}
+    for shape in found:
+        history = shape.name + _HISTORY
+        for name in sorted(names & {history, f"{history}{BASE}"} if shape.history else ()):
+            yield f"target.tables.{name}: the history of {shape.name} has a table of this name; rename one of the two"
 
 
 def _shape(table: Table, schema: str) -> TableSchema:

@@ -354,8 +354,18 @@ class Postgres(ComparesByTable):
         if is_data_error(error):
             if rejections := bisection.refused(self._session, self._encoder, batch):
                 return Outcome(rejections)
+            if (kept := self._without_refused_history(batch)) is not None:
+                return self.write(kept)
             return self._again(batch, error)
         raise found from error
+
+    def _without_refused_history(self, batch: Batch) -> Batch | None:
+        """See ``bisection``. A partition that is missing refuses nothing: it is made again."""
+        if not any(part.history for part in batch.parts):
+            return None
+        self._add_partitions(self.encode(batch).days)
+        kept = bisection.without_refused_history(self._session, self._encoder, batch)
+        return None if kept == batch else kept
 
     def _again(self, batch: Batch, error: psycopg.Error) -> Outcome:
         """Write again a batch in which no single write is refused.

@@ -69,8 +69,8 @@ def _lines(
         period = Period(operation.parsed("--since", since), operation.parsed("--until", until), limit)
         yield from operation.changes(config, key, period)
         return
+    through = operation.read_through(config)  # before the documents are: what is read meanwhile may be missing in them
     yield from operation.as_of(config, key, moment)
-    through = operation.read_through(config)
     if through is None or moment >= through:
         read = "not read yet" if through is None else f"read up to {operation.moment(through)}"
         note(f"the stream is {read}: later changes are not included")

@@ -53,7 +53,7 @@ def _past(
 ) -> Iterator[Past]:
     """One entry for each document that an item has before or after the change."""
     (there, before_problem), (now, problem) = before, after
-    places = _places(change, mapping, there, now, problem)
+    places = _places(change, mapping, there, now, problem or before_problem)
     time = began if change.created is None else change.created
     for place in places:
         if place[0] in mapping.histories:

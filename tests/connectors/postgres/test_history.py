@@ -352,3 +352,128 @@ def test_gaps_of_a_history_are_not_repaired_from_exports(world: World) -> None:
     for command in (["check"], ["run", "--until", "caught-up"]):
         code, out, err = world.call(command[0], world.config, *command[1:], "--human")
         assert (code, "is not supported for tables that keep a history" in out + err) == (2, True), out + err
+
+
+def _resync(world: World) -> None:
+    assert world.call("resync", world.config, "--now", "--until", "caught-up")[0] == 0
+
+
+def _new_stream(world: World) -> None:
+    world.db.disable_stream("orders")
+    world.db.enable_stream("orders")
+
+
+def test_after_a_resync_under_another_hook_the_history_has_the_state_of_the_table(world: World) -> None:
+    """The stream is read again, and has changes that the earlier hook left out between those that are known."""
+    world.hook(FILTER)
+    keep_history(world)
+    world.db.create_table("orders")
+    world.catch_up()
+    for n in (2, 3, 5, 4):
+        world.db.put("orders", {"id": "a", "n": n})
+    world.catch_up()
+    world.hook('def hook(item):\n    return {"n": item["n"]}\n')
+    _resync(world)
+    assert as_of(world, soon()) == {"a": 4}
+    assert changes(world, "a") == [("insert", None, 2), ("remove", 2, None), ("modify", 3, 5), ("insert", None, 4)]
+
+
+def test_until_the_scan_of_a_resync_is_done_its_times_are_refused(world: World) -> None:
+    keep_history(world)
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "a", "n": 1})
+    world.catch_up()
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    world.db.disable_stream("orders")
+    world.db.put("orders", {"id": "a", "n": 2})
+    world.db.enable_stream("orders")
+    world.db.fail("Scan", times=None)
+    epochs = "SELECT count(*) FROM replicator.checkpoints WHERE kind = 'history'"
+    with world.shell.start("resync", world.config, "--now", "--until", "caught-up") as process:
+        eventually(lambda: world.rows(epochs) == [(2,)], "the epoch begins")
+        code, _, err = world.call("history", world.config, "--at", soon().isoformat(), "--human")
+        assert (code, "are not known yet: the scan that began then is not done" in err) == (2, True), err
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    between = datetime.now(UTC)
+    world.db.heal()
+    _resync(world)
+    code, _, err = world.call("history", world.config, "--at", between.isoformat(), "--human")
+    assert (code, "may be unknown" in err) == (2, True), err
+    assert as_of(world, soon()) == {"a": 2}
+    assert world.call("history", world.config, "--at", before.isoformat())[0] in (0, 2)
+
+
+def test_a_history_that_was_turned_off_begins_anew_without_what_was_deleted_meanwhile(world: World) -> None:
+    world.db.create_table("orders")
+    keep_history(world)
+    for id in ("a", "b"):
+        world.db.put("orders", {"id": id, "n": 1})
+    world.catch_up()
+    kept = datetime.now(UTC)
+    world.change("history: true", "adopt: false")
+    assert world.call("resync", world.config, "--now", "--until", "caught-up", "--accept-identity-change")[0] == 0
+    world.db.delete("orders", {"id": "a"})
+    world.catch_up()
+    world.change("adopt: false", "history: true")
+    _new_stream(world)
+    assert world.call("resync", world.config, "--now", "--until", "caught-up", "--accept-identity-change")[0] == 0
+    assert as_of(world, soon()) == {"b": 1}
+    code, _, err = world.call("history", world.config, "--at", kept.isoformat(), "--human")
+    assert (code, "--at: the history begins at" in err) == (2, True), err
+
+
+def test_a_parked_insert_that_a_resync_does_not_find_is_gone(world: World) -> None:
+    world.hook(FAILS)
+    keep_history(world)
+    world.db.create_table("orders")
+    world.catch_up()
+    world.db.put("orders", {"id": "a", "n": 3})
+    world.catch_up()
+    world.db.disable_stream("orders")
+    world.db.delete("orders", {"id": "a"})
+    world.db.enable_stream("orders")
+    _resync(world)
+    assert world.lines("history", world.config, "--at", soon().isoformat()) == []
+
+
+def test_the_removal_of_an_item_whose_image_was_parked_is_kept(world: World) -> None:
+    world.hook(FAILS)
+    keep_history(world)
+    world.db.create_table("orders")
+    world.catch_up()
+    world.db.put("orders", {"id": "a", "n": 3})
+    world.catch_up()
+    world.db.delete("orders", {"id": "a"})
+    world.catch_up()
+    assert [operation for operation, _, _ in changes(world, "a")] == ["insert", "remove"]
+    assert world.lines("history", world.config, "--at", soon().isoformat()) == []
+
+
+def test_a_document_that_only_the_server_refuses_to_keep_has_the_reason_in_its_place(world: World) -> None:
+    world.hook(
+        "from decimal import Decimal\n\n"
+        "def hook(item):\n"
+        '    return {"n": item["n"], "big": Decimal("1E+200000") if item["n"] == 2 else 0}\n'
+    )
+    keep_history(world, "history: true\n      columns: {n: numeric}\n      extra: ignore")
+    world.db.create_table("orders")
+    world.catch_up()
+    for n in (1, 2, 3):
+        world.db.put("orders", {"id": "a", "n": n})
+    world.catch_up()
+    lines = world.lines("history", world.config, "--key", '{"id": "a"}')
+    assert [_n(line["new"]) for line in lines] == [1, None, 3]
+    assert "Postgres refuses it for the history of orders" in lines[1]["problem"]
+    assert world.rows("SELECT id, n FROM orders") == [("a", 3)]
+
+
+def test_a_table_with_the_name_of_anothers_history_is_refused(world: World) -> None:
+    world.db.create_table("orders")
+    old = f"url: {world.postgres.url}\n  table: orders"
+    for name in ("orders_history", "orders_history_base"):
+        new = f"url: {world.postgres.url}\n  tables:\n    orders:\n      history: true\n    {name}: {{}}"
+        world.change(old, new)
+        code, out, err = world.call("check", world.config, "--human")
+        assert (code, "the history of orders has a table of this name" in out + err) == (2, True), out + err
+        world.change(new, old)
