@@ -6,7 +6,7 @@ batch, so rows that were refused for their relation to other rows are tried agai
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,21 +48,13 @@ def without_refused_history(session: Session, encoder: Encoder, batch: Batch) ->
     with session.connection() as connection:
         connection.execute(BEGIN.sql)
         try:
-            found = _Rehearsal(connection, encoder, tombstones=batch.tombstones).refused_history(entries)
+            found = _Rehearsal(connection, encoder, tombstones=batch.tombstones).kept_history(entries)
         finally:
             connection.rollback()
-    reasons = {_row(entry): refusal(e, f"the history of {entry.table}") for entry, e in found}
-    if not reasons:
+    if not found:
         return None
-    return replace(batch, parts=[_with_reasons(part, reasons) for part in batch.parts])
-
-
-def _with_reasons(part: Part, reasons: Mapping[object, str]) -> Part:
-    kept = [
-        structs.replace(entry, old=None, new=None, problem=reasons[_row(entry)]) if _row(entry) in reasons else entry
-        for entry in part.history
-    ]
-    return structs.replace(part, history=kept)
+    parts = [structs.replace(p, history=[found.get(_row(e), e) for e in p.history]) for p in batch.parts]
+    return replace(batch, parts=parts)
 
 
 def _row(entry: Past) -> object:
@@ -101,6 +93,17 @@ class _Rehearsal:
             return [(writes[0], error)]
         middle = len(writes) // 2
         return [found for half in (writes[:middle], writes[middle:]) for found in self._halve(half)]
+
+    def kept_history(self, entries: Sequence[Past]) -> dict[object, Past]:
+        """What can be kept of the entries of histories that are refused."""
+        found: dict[object, Past] = {}
+        for entry, error in self.refused_history(entries):
+            kept = structs.replace(entry, old=None)
+            if self._attempt((), [kept]) is not None:
+                problem = refusal(error, f"the history of {entry.table}")
+                kept = structs.replace(kept, new=None, problem=problem)
+            found[_row(entry)] = kept
+        return found
 
     def refused_history(self, entries: Sequence[Past]) -> list[tuple[Past, psycopg.Error]]:
         """The entries of histories that are refused."""

@@ -469,6 +469,7 @@ def test_a_document_that_only_the_server_refuses_to_keep_has_the_reason_in_its_p
 
 
 def test_a_table_with_the_name_of_anothers_history_is_refused(world: World) -> None:
+    world.hook(TAGS)
     world.db.create_table("orders")
     old = f"url: {world.postgres.url}\n  table: orders"
     for name in ("orders_history", "orders_history_base"):
