@@ -69,7 +69,6 @@ class Worker:
         self._held: SlotRun | None = None
         self._lingers: float | None = LONGEST_IN_DOUBT  # of what this process sent under its last claim
         self._claimed_before = False
-        self._waiting: RunContext | None = None  # what it looks with whether it may claim the slot
 
     def run(self, news: Callable[[], Sequence[Entry]] = tuple) -> None:
         """Work until stopped, or until another worker or run has taken over (Fenced). Stores what is in flight.
@@ -121,16 +120,8 @@ class Worker:
             self._fenced(e)
 
     def _claim(self) -> bool:
-        """Whether the slot was claimed, on connections that were made for it: an epoch may follow another stream."""
-        waited, self._waiting = self._waiting, None
+        context = self._resources.enter_context(self._connect())
         try:
-            context = self._resources.enter_context(self._connect()) if waited is None else waited
-            if not self._may_claim(context):
-                self._waiting = context
-                return False
-            if waited is not None:
-                self._resources.close()
-                context = self._resources.enter_context(self._connect())
             lingers = self._lingers if self._claimed_before else math.nan
             self._held = SlotRun.claimed(context, self._post, self._owner, self._environment, lingers)
         except Fenced as e:
@@ -144,12 +135,6 @@ class Worker:
         self._claimed_before = True
         return True
 
-    def _may_claim(self, context: RunContext) -> bool:
-        """Whether an epoch has begun, and its tables are open."""
-        environment = self._environment
-        retrying = RetryPolicy(environment.stop, environment.waiting, environment.now, environment.random)
-        return _has_begun(retrying(context.checkpoints.pipeline, asks="checkpoints"))
-
     def _fenced(self, fenced: Fenced) -> None:
         """Claim the slot again if the coordinator took it away, or changed something of it."""
         held = self._held
@@ -162,7 +147,7 @@ class Worker:
     def _release(self) -> None:
         if self._held is not None:
             self._held.close()
-        self._held = self._waiting = None
+        self._held = None
         self._resources.close()
 
 

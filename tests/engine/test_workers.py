@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from replicator.engine import preexisting
 from replicator.engine.coordinator import COORDINATOR, Coordinator
 from replicator.engine.local import Driver
 from replicator.engine.startup import RESUMING, digest
-from replicator.engine.worker import Post, Worker
+from replicator.engine.worker import Worker
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.hooks.hook import Hook
 from replicator.key import Key
@@ -143,31 +143,6 @@ def test_a_later_run_replaces_the_coordinator_and_all_workers_of_the_earlier_one
     cluster.write("k", 1)
     cluster.settle()
     assert cluster.stored == cluster.wanted
-
-
-def test_a_worker_that_waits_for_an_epoch_to_begin_connects_once_and_again_when_it_claims_its_slot() -> None:
-    """Which stream the epoch follows, and with what view, is known only then."""
-    cluster = Cluster(slots=1)
-    cluster.start()
-    made = list[Any]()
-
-    @contextmanager
-    def connect() -> Iterator[Any]:
-        made.append("opened")
-        yield cluster.context()
-        made.append("closed")
-
-    worker = Worker(Post("0", cluster.running.revision), cluster.owner("worker"), connect, cluster.environment())
-    state = cluster.running.pipeline.state
-    assert state is not None
-    store(cluster, replace(state, opening=True))
-    assert [worker.step() for _ in range(10)] == [False] * 10
-    assert made == ["opened"]
-    store(cluster, state)
-    assert worker.step()
-    assert made == ["opened", "closed", "opened"]
-    worker.close()
-    assert made == ["opened", "closed", "opened", "closed"]
 
 
 def store(cluster: Cluster, state: PipelineState) -> None:
