@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deltalake import DeltaTable
+
 from connectors.delta.errors import Conflict, Missing, translated
 from connectors.delta.options import DeltaOptions
 from connectors.delta.stored_table import StoredTable
 from connectors.delta.tombstones import Tombstones
 
 _HOUR = 3600.0
+_UNCOMMITTED = 24  # hours that no commit takes
 _FEW = 8  # files that need no compaction
 
 
@@ -45,7 +48,16 @@ class Maintenance:
         with translated(stored.place):
             if len(table.file_uris()) > _FEW:
                 table.optimize.compact()
-            table.vacuum(
-                retention_hours=round(self.options.keep_days * 24), dry_run=False, enforce_retention_duration=False
-            )
+            self._remove_files(table)
             table.cleanup_metadata()
+
+    def _remove_files(self, table: DeltaTable) -> None:
+        """Those that the log has as removed, and those that it does not have: it forgets removals, and commits fail.
+
+        Of the latter, young ones may belong to the commit that a command is about to make.
+        """
+        kept = round(self.options.keep_days * 24)
+        if kept < _UNCOMMITTED:
+            table.vacuum(retention_hours=kept, dry_run=False, enforce_retention_duration=False)
+        hours = max(kept, _UNCOMMITTED)
+        table.vacuum(retention_hours=hours, dry_run=False, enforce_retention_duration=False, full=True)

@@ -24,9 +24,11 @@ from replicator.batch import DocumentId
 from replicator.errors import GapFound
 
 PIPELINE, EPOCH = "replicator.pipeline", "replicator.epoch"
+KEEP = "delta.deletedFileRetentionDuration"
 TOKEN = "replicator.commit"  # in a commit's metadata
 _TRANSACTIONS = "interval 30 days"  # for which the log knows a pipeline's commits; longer than any run is suspended
 _COMMITS = "20"  # after which the log gets a checkpoint: who opens the table reads at most that many files of the log
+_AT_ONCE = 2000  # ids in a query: from some 20,000 on the client's parser overflows its stack, and the process crashes
 _MOST_HISTORY = 50  # commits to look through for our own, after a lost response
 
 
@@ -107,7 +109,7 @@ class StoredTable:
             "delta.setTransactionRetentionDuration": _TRANSACTIONS,
             "delta.checkpointInterval": _COMMITS,
             "delta.logRetentionDuration": f"interval {self.storage.config.log_days:.0f} days",
-            "delta.deletedFileRetentionDuration": f"interval {max(1, round(self.storage.config.keep_days * 24))} hours",
+            KEEP: self.keep,
             **notes,
         }
         with translated(self.place):
@@ -122,6 +124,11 @@ class StoredTable:
             )
         self._table = None
         return self.current()
+
+    @property
+    def keep(self) -> str:
+        """How long the log knows of removed files, as a table's property."""
+        return f"interval {max(1, round(self.storage.config.keep_days * 24))} hours"
 
     def last_number(self, table: DeltaTable) -> int:
         """Of the pipeline's last commit to the table as it was read."""
@@ -214,9 +221,17 @@ def _literals(texts: Iterable[str]) -> str:
 def versions(table: DeltaTable, keys: Sequence[str], ids: Sequence[DocumentId]) -> dict[DocumentId, int]:
     """The versions of those documents that are there."""
     wanted = set(ids)
-    pieces = rows(table, [*keys, VERSION], among(keys, ids)) if ids else ()
+    pieces = rows_of(table, [*keys, VERSION], keys, ids)
     pairs = (pair for piece in pieces for pair in ids_and_versions(piece, keys))
     return {id: version for id, version in pairs if id in wanted}
+
+
+def rows_of(
+    table: DeltaTable, columns: Sequence[str], keys: Sequence[str], ids: Sequence[DocumentId]
+) -> Iterator[pa.RecordBatch]:
+    """Rows among which are all with one of these ids, in several queries if they are many."""
+    for start in range(0, len(ids), _AT_ONCE):
+        yield from rows(table, columns, among(keys, ids[start : start + _AT_ONCE]))
 
 
 def id_of(table: DeltaTable) -> str:

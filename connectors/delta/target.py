@@ -13,7 +13,7 @@ from connectors.delta.maintenance import Maintenance
 from connectors.delta.options import S3, DeltaOptions, DeltaTableOptions
 from connectors.delta.schema import VERSION, TableSchema, added, parts, shape, shapes
 from connectors.delta.storage import Storage
-from connectors.delta.stored_table import EPOCH, PIPELINE, StoredTable, id_of, ids_and_versions, quoted, rows
+from connectors.delta.stored_table import EPOCH, KEEP, PIPELINE, StoredTable, id_of, ids_and_versions, quoted, rows
 from connectors.delta.tombstones import FOLDER, SCHEMA, Tombstones
 from connectors.delta.verification import TableVerification
 from connectors.delta.writer import TableWriter
@@ -144,10 +144,13 @@ class Delta(ComparesByTable):
         notes = {PIPELINE: self._pipeline, EPOCH: str(epoch)}
         tombstones.stored.id = id_of(tombstones.stored.create(SCHEMA, (), notes))
         table = stored.create(of.arrow, of.partition_by, notes)
+        notes[KEEP] = stored.keep
         for _ in range(_ATTEMPTS):
             stored.number = stored.last_number(table)
-            if int(table.metadata().configuration.get(EPOCH, "0")) >= epoch:
+            there = table.metadata().configuration
+            if int(there.get(EPOCH, "0")) >= epoch and there.get(KEEP) == stored.keep:
                 break
+            notes[EPOCH] = str(max(epoch, int(there.get(EPOCH, "0"))))
             try:
                 stored.note(table, notes)
             except Conflict:
@@ -162,11 +165,11 @@ class Delta(ComparesByTable):
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
         """GapFound if a table was removed or replaced. Looks after the files of those for which it is time."""
         for opened in self._open.values():
-            stored = opened.writer.stored
-            table = stored.found()
-            if table is None:
-                raise stored.gone()
-            stored.require_same(table)
+            for stored in (opened.writer.stored, opened.writer.tombstones.stored):
+                table = stored.found()
+                if table is None:
+                    raise stored.gone()
+                stored.require_same(table)
             if opened.maintenance.is_due():
                 opened.maintenance.run()
         return []

@@ -11,12 +11,12 @@ from typing import Any
 from deltalake import DeltaTable
 
 from connectors.delta.encode import Encoder, Row, as_table, reason
-from connectors.delta.errors import Conflict, Missing
+from connectors.delta.errors import Conflict, Missing, translated
 from connectors.delta.schema import DOCUMENT, GOES, VERSION, TableSchema
-from connectors.delta.stored_table import StoredTable, among, ids_and_versions, rows, version_of, versions
+from connectors.delta.stored_table import StoredTable, ids_and_versions, rows_of, version_of, versions
 from connectors.delta.tombstones import Tombstones
 from replicator.batch import Delete, DocumentId, Upsert
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import TransientError
 from replicator.items.attributes import Malformed
 from replicator.items.to_json import Unfit
 from replicator.target.verification import CHANGED, Comparison, CursorExpired, Walked
@@ -86,18 +86,23 @@ class TableVerification:
             if version == version_of(self._table()):
                 raise
             raise CursorExpired from e
-        columns = [*self.shape.keys, VERSION]
-        scanner = table.to_pyarrow_dataset().scanner(columns=columns, use_threads=False, batch_size=_PIECE)
         left = reached
+        for pairs in self._scanned(table):
+            found = [id for id, _ in pairs if id[: len(within)] == within]
+            if rest := found[left:]:
+                yield rest
+            left = max(0, left - len(found))
+
+    def _scanned(self, table: DeltaTable) -> Iterator[Iterator[tuple[DocumentId, int]]]:
+        columns = [*self.shape.keys, VERSION]
         try:
-            for piece in scanner.to_batches():
-                pairs = ids_and_versions(piece, self.shape.keys)
-                found = [id for id, _ in pairs if id[: len(within)] == within]
-                if rest := found[left:]:
-                    yield rest
-                left = max(0, left - len(found))
-        except OSError as e:  # a file was removed, as earlier versions' files are after a while
-            raise CursorExpired from e
+            with translated(self.stored.place):
+                scanner = table.to_pyarrow_dataset().scanner(columns=columns, use_threads=False, batch_size=_PIECE)
+                yield from (ids_and_versions(piece, self.shape.keys) for piece in scanner.to_batches())
+        except TransientError as e:
+            if isinstance(e.__cause__, FileNotFoundError):  # as earlier versions' files are after a while
+                raise CursorExpired from e
+            raise
 
     def replace(self, writes: Sequence[Upsert]) -> list[str]:
         made: dict[DocumentId, Row] = {}
@@ -155,7 +160,7 @@ class TableVerification:
             return {}
         names = [*self.shape.keys, VERSION, *(column.name for column in self.shape.columns)]
         found: dict[DocumentId, Mapping[str, Any]] = {}
-        for piece in rows(self._table(), names, among(self.shape.keys, sorted(wanted))):
+        for piece in rows_of(self._table(), names, self.shape.keys, sorted(wanted)):
             for row in piece.to_pylist():
                 id = tuple(row[name] for name in self.shape.keys)
                 if id in wanted:
@@ -163,10 +168,7 @@ class TableVerification:
         return found
 
     def _table(self) -> DeltaTable:
-        try:
-            return self.stored.current()
-        except Missing:
-            raise ConfigError(f"there is no Delta table at {self.stored.place}") from None
+        return self.stored.current()
 
 
 def _texts(ids: Sequence[DocumentId]) -> list[DocumentId]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -25,7 +27,7 @@ from replicator.identity import changes
 from replicator.key import KeyAttribute, KeySchema
 from replicator.state import Save
 from replicator.target.contract import Table
-from replicator.target.verification import Comparison
+from replicator.target.verification import Comparison, CursorExpired
 from replicator.testing.contract import at, batch, put, remove, table
 from replicator.testing.contract.kit import PK, built, exhaust
 from replicator.version import FIRST_EPOCH
@@ -508,6 +510,54 @@ def test_small_files_become_few_and_old_ones_are_removed(folder: Path, build: Bu
     assert not upkeep.is_due()
 
 
+def test_files_whose_removal_the_log_has_forgotten_are_removed_and_young_ones_are_not(
+    folder: Path, build: Build
+) -> None:
+    """A checkpoint of the log leaves out removals that are older than what is kept, as files of killed commits are."""
+    target = build(keep_days=2)
+    target.open([table()], FIRST_EPOCH)
+    target.write(batch(put({"pk": "a", "n": 1}, 1)))
+    (live,) = (folder / "contract").glob("*.parquet")
+    for name, hours in (("part-forgotten", 49), ("part-uncommitted", 47)):
+        copy = shutil.copy(live, live.with_name(f"{name}.parquet"))
+        os.utime(copy, (time.time() - hours * 3600,) * 2)
+    target.write(batch(put({"pk": "a", "n": 2}, 2)))
+    os.utime(live, (time.time() - 90 * 3600,) * 2)  # removed just now, however old it is
+    target._open["contract"].maintenance.run()
+    left = {path.name for path in (folder / "contract").glob("*.parquet")}
+    assert left == {live.name, "part-uncommitted.parquet", *_files(folder)}
+    assert (folder / "contract" / "_tombstones" / "_delta_log").is_dir()
+    assert target.write(batch(put({"pk": "b"}, 3))) == Outcome()
+
+
+def test_no_file_of_a_partition_is_removed_whatever_its_name(folder: Path, build: Build) -> None:
+    target = build(keep_days=1)
+    target.open([of(columns={"_c": "string"}, partition_by=("_c",))], FIRST_EPOCH)
+    marks = ["fr / ü", "a=b", "50%", "%2F", "..", "a\nb", "#?&", "+", None, "_x", ".x", "a:b", "\x7f", "\\"]
+    target.write(batch(*(put({"pk": f"{n}", "_c": mark}, 1) for n, mark in enumerate(marks))))
+    before = rows(folder)
+    for path in (folder / "contract").glob("**/*.parquet"):
+        os.utime(path, (1, 1))
+    target._open["contract"].maintenance.run()
+    assert rows(folder) == before
+    assert len(before) == len(marks)
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.rpartition("/")[2] for path in DeltaTable(f"{folder}/contract").file_uris()]
+
+
+def test_another_time_to_keep_files_is_noted_with_a_table_that_is_there(folder: Path, build: Build) -> None:
+    build(keep_days=7).open([table()], FIRST_EPOCH + 1)
+    build(keep_days=30).open([table()], FIRST_EPOCH)
+    notes = DeltaTable(f"{folder}/contract").metadata().configuration
+    assert notes["delta.deletedFileRetentionDuration"] == "interval 720 hours"
+    assert notes["replicator.epoch"] == f"{FIRST_EPOCH + 1}"
+    stored = commits(folder)
+    build(keep_days=30).open([table()], FIRST_EPOCH)
+    assert commits(folder) == stored
+
+
 def test_the_log_gets_checkpoints_and_the_settings_of_the_config(folder: Path, build: Build) -> None:
     target = build(log_days=10, keep_days=3)
     target.open([table()], FIRST_EPOCH)
@@ -517,7 +567,7 @@ def test_the_log_gets_checkpoints_and_the_settings_of_the_config(folder: Path, b
     for n in range(102):
         target.write(batch(put({"pk": "a", "n": n}, n + 1)))
     assert (folder / "contract" / "_delta_log" / "_last_checkpoint").exists()
-    later = build()
+    later = build(keep_days=3)
     later.open([table()], FIRST_EPOCH)
     assert later._open["contract"].writer.stored.number == target._open["contract"].writer.stored.number
 
@@ -626,7 +676,7 @@ def test_a_commit_that_the_client_repeats_because_its_response_is_lost_is_counte
 
     def refused(self: TableWriter, *given: Any) -> None:
         store(self, *given)
-        raise Conflict
+        raise Conflict("contract")
 
     monkeypatch.setattr(TableWriter, "_store", refused)
     again = batch(put({"pk": "a"}, 4, weight=3), put({"pk": "b"}, 6), remove("c", 6))
@@ -643,6 +693,12 @@ def test_a_commit_that_the_client_repeats_because_its_response_is_lost_is_counte
         ("status 403 AccessDenied", NotPermitted, "may not be read or written"),
         ("InvalidAccessKeyId", NotAuthenticated, "S3 refuses the credentials"),
         ("No space left on device (os error 28)", TransientError, "no space is left on the device"),
+        (
+            "1 rows failed validation check. Preview: | secret |",
+            ConfigError,
+            "refuses rows since its columns or constr",
+        ),
+        ("Cannot cast schema, number of fields does not match: 3 vs 4", ConfigError, "replicator check names columns"),
         ("Read-only file system (os error 30)", ConfigError, "is on a file system that is mounted read-only"),
         ("error sending request\n \x1b[31mfor url", TransientError, "cannot be read or written: error sending request"),
     ],
@@ -652,6 +708,7 @@ def test_what_the_client_reports_says_what_to_do(text: str, kind: type[Exception
     assert type(error) is kind
     assert said in str(error)
     assert "\x1b" not in str(error)
+    assert "secret" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -701,6 +758,30 @@ def test_new_rows_are_appended_and_only_others_need_a_merge(folder: Path, opened
     assert [row["pk"] for row in rows(folder)] == ["a", "c", "d", "e"]
 
 
+def test_a_batch_may_have_any_number_of_documents(folder: Path, opened: Delta) -> None:
+    """In a process of its own, which more ids in one query would crash."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_write_many, args=(str(folder),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert DeltaTable(f"{folder}/contract").count() == 30_000
+
+
+def _write_many(folder: str) -> None:
+    found, _ = destination({"type": "delta", "path": folder, "table": "contract"})
+    assert found is not None
+    target = found.build("contract")
+    assert isinstance(target, Delta)
+    target.open([table()], FIRST_EPOCH)
+    ids = [f"{n}" for n in range(30_000)]
+    target.write(batch(*(put({"pk": pk}, 1) for pk in ids)))
+    target.write(batch(*(put({"pk": pk, "n": 2}, 2) for pk in ids)))
+    puts = [put({"pk": pk, "n": 2}, 2) for pk in ids]
+    assert target.compare(table(), puts) == [Comparison(at(2))] * len(ids)
+    assert target.versions(table(), [(pk,) for pk in ids]) == [at(2)] * len(ids)
+
+
 def test_two_targets_in_one_folder_are_told_apart_by_their_tables(tmp_path: Path) -> None:
     one, same, other = (
         destination({"type": "delta", "path": path, "table": name}, tmp_path)[0]
@@ -711,6 +792,29 @@ def test_two_targets_in_one_folder_are_told_apart_by_their_tables(tmp_path: Path
     assert other is not None
     assert one.places()["orders"] == same.places()["orders"]
     assert one.places()["orders"] != other.places()["lines"]
+
+
+def test_a_walk_begins_again_if_a_file_is_gone_and_waits_if_it_cannot_be_read(folder: Path, opened: Delta) -> None:
+    opened.write(batch(put({"pk": "a"}, 1)))
+    (file,) = (folder / "contract").glob("*.parquet")
+    file.write_bytes(b"no Parquet")
+    with pytest.raises(TransientError, match="contract cannot be read or written"):
+        opened.walk(table(), None)
+    file.unlink()
+    with pytest.raises(CursorExpired):
+        opened.walk(table(), None)
+
+
+def test_tombstones_that_are_removed_during_a_run_are_a_gap(folder: Path, opened: Delta) -> None:
+    shutil.rmtree(folder / "contract" / "_tombstones")
+    with pytest.raises(GapFound, match="_tombstones was removed or replaced"):
+        opened.recheck([table()])
+
+
+def test_a_table_that_is_gone_has_a_message_for_commands(folder: Path, opened: Delta) -> None:
+    shutil.rmtree(folder / "contract")
+    with pytest.raises(ConfigError, match="there is no Delta table at"):
+        opened.sweep(table(), at(1), [])
 
 
 def test_a_file_that_cannot_be_read_is_waited_for(folder: Path, opened: Delta) -> None:
