@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,15 @@ def write(server: Server, layout: Layout, pipeline: str, epoch: int, *, trusted:
     server.connect()
     new = uuid.uuid4().hex.encode()
     run, trust = server.run_id.encode(), b"1" if trusted else b"0"
-    arguments = [pipeline.encode(), b"%d" % epoch, new, run, layout.prefix, trust]
+    arguments = [
+        pipeline.encode(),
+        b"%d" % epoch,
+        new,
+        run,
+        layout.prefix,
+        trust,
+        b"%d" % (time.time_ns() // 1_000_000_000),
+    ]
     owner, *found = server.run(NOTE, [layout.note, TABLES], arguments)
     if owner.decode() != pipeline:
         raise ConfigError(taken(layout, owner.decode()))

@@ -175,8 +175,9 @@ return results
 NOTE = Script(
     b"""
 -- KEYS: a table's note, the set of all prefixes. ARGV: pipeline, epoch, new id, server, prefix, whether the server
--- loses nothing. Returns the pipeline that has the table; if it is this one, also its id, how many batches are counted,
--- and 1 unless batches may be missing: the server is another one than that which counted the last of this epoch.
+-- loses nothing, the time. Returns the pipeline that has the table; if it is this one, also its id, how many batches
+-- are counted, and 1 unless batches may be missing: the server is another one than that which counted the last of this
+-- epoch.
 local pipeline, epoch, server = unpack(redis.call('HMGET', KEYS[1], 'pipeline', 'epoch', 'server'))
 if pipeline and pipeline ~= ARGV[1] then return {pipeline} end
 local certain = 1
@@ -189,6 +190,11 @@ elseif server ~= ARGV[4] then
 end
 redis.call('HSETNX', KEYS[1], 'id', ARGV[3])
 redis.call('SADD', KEYS[2], ARGV[5])
+local fields, now = redis.call('HGETALL', KEYS[1]), tonumber(ARGV[7])
+for i = 1, #fields, 2 do  -- the counts of processes that have long ended
+  local at = string.sub(fields[i], 1, 3) == 'of:' and string.match(fields[i + 1], ' (%d+)$')
+  if at and now - tonumber(at) > 30 * 86400 then redis.call('HDEL', KEYS[1], fields[i]) end
+end
 local id, batches = unpack(redis.call('HMGET', KEYS[1], 'id', 'batches'))
 return {ARGV[1], id, tonumber(batches or '0'), certain}
 """
@@ -197,16 +203,17 @@ return {ARGV[1], id, tonumber(batches or '0'), certain}
 MARK = Script(
     b"""
 -- KEYS: the tables' notes, the set of all prefixes. ARGV: the first one's id, the number of batches that are certainly
--- stored, how many to count (1 or 0), the pipeline, its epoch, the server (empty if it may lack batches of before), the
--- prefixes. Counts a batch, and returns how many there are: -1 if some are missing, and then the first table is no
--- longer the one it was. Where a note is gone, everything is: this batch is all there is, and the note says so, lest
--- its keys be taken for those of others. Where it has an earlier epoch, the server lost the beginning of this one.
+-- stored, how many to count (1 or 0), the pipeline, its epoch, the server (empty if it may lack batches of before), a
+-- token of the process, how many of its own are certainly stored, the time, the prefixes. Counts a batch, and returns
+-- how many there are, and how many of its own: -1 if some are missing, and then the first table is no longer the one it
+-- was. Where a note is gone, everything is: this batch is all there is, and the note says so, lest its keys be taken
+-- for those of others. Where it has an earlier epoch, the server lost the beginning of this one.
 local lost, moved = false, {}
 for i = 1, #KEYS - 1 do
   local epoch, server = unpack(redis.call('HMGET', KEYS[i], 'epoch', 'server'))
   if not epoch then
     redis.call('HSET', KEYS[i], 'pipeline', ARGV[4], 'epoch', ARGV[5], 'id', 'emptied', 'server', ARGV[6])
-    redis.call('SADD', KEYS[#KEYS], ARGV[6 + i])
+    redis.call('SADD', KEYS[#KEYS], ARGV[9 + i])
     lost = true
   elseif tonumber(epoch) < tonumber(ARGV[5]) then
     redis.call('HSET', KEYS[i], 'epoch', ARGV[5])
@@ -214,14 +221,20 @@ for i = 1, #KEYS - 1 do
   end
   if ARGV[6] ~= '' and server ~= ARGV[6] then moved[#moved + 1] = KEYS[i] end
 end
-local id, batches = redis.call('HGET', KEYS[1], 'id'), tonumber(redis.call('HGET', KEYS[1], 'batches') or '0')
+local mine, id = 'of:' .. ARGV[7], redis.call('HGET', KEYS[1], 'id')
+local batches = tonumber(redis.call('HGET', KEYS[1], 'batches') or '0')
+local own, at = string.match(redis.call('HGET', KEYS[1], mine) or '0 0', '^(%d+) (%d+)$')
 if id ~= ARGV[1] then return -1 end
-if lost or batches < tonumber(ARGV[2]) then
+if lost or batches < tonumber(ARGV[2]) or tonumber(own) < tonumber(ARGV[8]) then
   redis.call('HSET', KEYS[1], 'id', id .. ' incomplete')
   return -1
 end
 for _, note in ipairs(moved) do redis.call('HSET', note, 'server', ARGV[6]) end
-if ARGV[3] == '0' then return batches end
-return redis.call('HINCRBY', KEYS[1], 'batches', 1)
+local count, now = tonumber(ARGV[3]), tonumber(ARGV[9])
+if count == 1 or (tonumber(own) > 0 and now - tonumber(at) > 86400) then  -- still in use
+  redis.call('HSET', KEYS[1], mine, string.format('%d %d', own + count, now))
+end
+if count == 1 then batches = redis.call('HINCRBY', KEYS[1], 'batches', 1) end
+return {batches, own + count}
 """
 )

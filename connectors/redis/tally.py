@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +33,11 @@ class Tally:
     one, too. It loses what it loses from the end: the last second before a crash, or what a replica had not received
     when it took over. So if it counts less than before, batches are missing, and otherwise none is.
 
-    ``batches``: how many are certainly counted. ``complete``: False once batches are missing. ``certain``: False if
+    Other processes may count there, too (repairs, retries), also after a loss that this one has not seen yet. So the
+    server counts those of this ``token`` apart.
+
+    ``batches``: how many are certainly counted; ``own``: of this process.
+    ``complete``: False once batches are missing. ``certain``: False if
     batches of earlier runs may be: then the server is not noted as the one that has them. No ``tables`` before they are
     opened: then nothing is counted.
     """
@@ -41,12 +47,15 @@ class Tally:
     pipeline: str = ""
     epoch: int = 0
     batches: int = 0
+    token: str = ""
+    own: int = 0
     complete: bool = True
     certain: bool = True
 
     def begin(self, tables: Sequence[Layout], notes: Sequence[Opened], pipeline: str, epoch: int) -> None:
         self.tables, self.pipeline, self.epoch = tables, pipeline, epoch
         self.id, self.batches = notes[0].id, notes[0].batches
+        self.token, self.own = uuid.uuid4().hex, 0
         self.complete, self.certain = True, all(note.certain for note in notes)
 
     def commands(self, server: Server, step: int = 1) -> list[bytes]:
@@ -55,14 +64,17 @@ class Tally:
             return []
         counts = self.id.encode(), b"%d" % self.batches, b"%d" % step
         of = self.pipeline.encode(), b"%d" % self.epoch, server.run_id.encode() if self.certain else b""
+        own = self.token.encode(), b"%d" % self.own, b"%d" % (time.time_ns() // 1_000_000_000)
         keys = [*(table.note for table in self.tables), TABLES]
-        return [loading(MARK), call(MARK, keys, [*counts, *of, *(table.prefix for table in self.tables)])]
+        return [loading(MARK), call(MARK, keys, [*counts, *of, *own, *(table.prefix for table in self.tables)])]
 
     def read(self, responses: Sequence[Any]) -> None:
         """``responses``: to the commands, where there are any."""
-        if responses and isinstance(responses[-1], int):
-            self.complete = self.complete and responses[-1] >= 0
-            self.batches = max(self.batches, responses[-1])
+        match responses:
+            case [*_, int()]:
+                self.complete = False
+            case [*_, [int(batches), int(own)]]:
+                self.batches, self.own = max(self.batches, batches), max(self.own, own)
 
     def run(self, server: Server, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
         """Run a script and count it."""

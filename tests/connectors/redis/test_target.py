@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -11,6 +12,7 @@ from redis.crc import key_slot
 
 from connectors.redis.connection import Sent, Server
 from connectors.redis.errors import code_in, failure
+from connectors.redis.layout import layout
 from connectors.redis.target import Redis
 from replicator.batch import Batch, Outcome, Part, Upsert
 from replicator.config.target import destination
@@ -358,6 +360,53 @@ def test_what_the_run_before_had_stored_and_the_server_lost_since_is_a_gap(serve
     kit.go_back(server, earlier)
     second.write(batch(put({"pk": "b"}, 2)))
     assert "a replica without them took over" in lost(second)
+
+
+@pytest.mark.parametrize("found_by", ["recheck", "write"])
+def test_a_loss_is_a_gap_for_the_run_also_if_another_process_has_stored_something_since(
+    server: RedisServer, build: Build, found_by: str
+) -> None:
+    """As a repair does after a failover: it counts where the run has counted before."""
+    run, repair = build(), build()
+    run.open([table()], FIRST_EPOCH)
+    run.write(batch(put({"pk": "a"}, 1)))
+    before, earlier = run.identities([table()]), kit.kept(server)
+    run.write(batch(put({"pk": "b"}, 2)))
+    kit.go_back(server, earlier)
+    repair.open([table()], FIRST_EPOCH)
+    for pk in "xyz":
+        repair.write(batch(put({"pk": pk}, 3)))
+    if found_by == "write":
+        run.write(batch(put({"pk": "c"}, 4)))
+    assert "a replica without them took over" in lost(run)
+    assert list(recreated_tables(before, build().identities([table()]))) != []
+
+
+def test_two_processes_that_count_by_turns_and_lose_nothing_are_no_gap(server: RedisServer, build: Build) -> None:
+    one, other = build(), build()
+    for target in (one, other):
+        target.open([table()], FIRST_EPOCH)
+    for version in range(1, 4):
+        one.write(batch(put({"pk": "a"}, 2 * version)))
+        other.write(batch(put({"pk": "b"}, 2 * version + 1)))
+        kit.go_back(server, kit.kept(server))
+    assert one.recheck([table()]) == other.recheck([table()]) == []
+
+
+@pytest.mark.parametrize(("days", "left"), [(29, 2), (31, 1)])
+def test_the_counts_of_processes_that_have_long_ended_are_removed(
+    server: RedisServer, build: Build, days: int, left: int
+) -> None:
+    first, second = build(), build()
+    first.open([table()], FIRST_EPOCH)
+    first.write(batch(put({"pk": "a"}, 1)))
+    note = layout(table()).note
+    with server.client() as client:
+        (field,) = (name for name in client.hkeys(note) if name.startswith(b"of:"))
+        client.hset(note, field, f"1 {int(time.time()) - days * 86400}")
+        second.open([table()], FIRST_EPOCH)
+        second.write(batch(put({"pk": "a"}, 2)))
+        assert len([name for name in client.hkeys(note) if name.startswith(b"of:")]) == left
 
 
 @pytest.mark.parametrize("trusted", [False, True])
