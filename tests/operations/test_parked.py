@@ -1240,7 +1240,7 @@ def test_several_entries_of_one_item_are_refused_and_retried_in_order(
     park(target, "b", 9)
     before = dict(database.entries)
     with pytest.raises(
-        ConfigError, match=r'\["a"\] has several parked entries.*\(1 item\(s\) in all\).*parked retry --all'
+        ConfigError, match=r'\["a"\] has several parked entries.*\(1 item\(s\) in all\).*parked retry CONFIG --all'
     ):
         known(target.checkpoints)
     assert database.entries == before
