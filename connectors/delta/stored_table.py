@@ -164,7 +164,7 @@ class StoredTable:
             return any(entry.get(TOKEN) == commit.token for entry in table.history(limit))
 
     def commit_nothing(self, table: DeltaTable, commit: Commit) -> None:
-        """Commit without a change: whoever works from an earlier state finds that it has changed."""
+        """Commit without a change: a process that works from an earlier state finds that it has changed."""
         table.create_write_transaction([], "append", table.schema(), commit_properties=commit.properties)
 
     def note(self, table: DeltaTable, notes: Mapping[str, str]) -> None:

@@ -178,7 +178,7 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
         assert run < universe.runs, "a run was fenced off that no other run had replaced"
     except ConfigError as e:
         _refused_export(universe, str(e))
-    except GapFound as e:  # ended with exit code 3; somebody starts it again
+    except GapFound as e:  # ended with exit code 3; a person starts it again
         if "on_gap: export cannot repair that" in str(e):
             universe.unrepaired += 1
             universe.order_resync()
