@@ -59,6 +59,7 @@ class Fetcher:
     _ask_at: float = 0.0
     _list_at: float = 0.0
     _list_rest: float = MIN_RELIST
+    _history_from: float = 0.0  # for which a listing was made: of when the scan ended
 
     def __post_init__(self) -> None:
         self.steps.full = lambda: self.pages.full
@@ -186,8 +187,8 @@ class Fetcher:
             self._asked.add(shard)
             self._list_rest, self._list_at = MIN_RELIST, min(self._list_at, now + MIN_RELIST)
             self.steps.add(_LISTING, children(self.stream, shard))
-        elif now >= self._list_at or new:
-            self._asked |= new
+        elif now >= self._list_at or new or self.pipeline.history_from > self._history_from:
+            self._asked, self._history_from = self._asked | new, self.pipeline.history_from
             self.steps.add(_LISTING, listing(self.stream))
 
     def _process_listing(self, result: StepResult) -> None:

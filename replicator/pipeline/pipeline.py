@@ -527,13 +527,17 @@ class Pipeline:
         """
         if self.state is None or self.state.stage != stages.FOLLOWING:
             return False
-        if self.mapping.histories:  # which tell nothing before the stream is read up to the end of the scan
-            since = max(since, self.state.scan_ended or 0.0)
+        since = max(since, self.history_from)
         if self.discovery.listed is None or self.discovery.listed < since or self.discovery.waits:
             return False
         if self._pending or self._in_flight or self.pages or self.childless or self.owes_sweep:
             return False
         return all(s.ended or self._read_through(id, s) >= since for id, s in self.shards.items())
+
+    @property
+    def history_from(self) -> float:
+        """Up to when the stream must be read before a history tells anything: to the end of the scan. 0 without one."""
+        return (self.state.scan_ended or 0.0) if self.state is not None and self.mapping.histories else 0.0
 
     def _read_through(self, id: str, state: ShardState) -> float:
         idle = self._idle.get(id)
