@@ -316,6 +316,13 @@ def test_something_is_stored_once_a_record_a_page_or_a_whole_segment_is(stored: 
     assert "is gone from the target" in (reason(epochs={"copy": None}, **stored) or "")
 
 
+def test_a_partial_epoch_that_has_begun_needs_what_the_whole_one_before_it_stored() -> None:
+    """Even if no page of it is stored, nor any record of a quiet table: it copies the chosen items only."""
+    begun = {"state": replace(STATE, epoch=FIRST_EPOCH + 1, full=FIRST_EPOCH), "shards": {}, "segments": {}}
+    assert "is gone from the target" in (reason(epochs={"copy": None}, **begun) or "")
+    assert "was dropped and recreated" in (reason(epochs={"copy": 0}, **begun) or "")
+
+
 def test_a_gap_of_an_earlier_epoch_no_longer_counts() -> None:
     gap = Gap("trimmed", 1.0, FIRST_EPOCH, "shard", "17")
     now = FIRST_EPOCH + 1

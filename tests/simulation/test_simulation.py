@@ -35,6 +35,7 @@ EMPTY_BEFORE_OLD = (
     62707185  # an empty page, then records of before the epoch: their age was forgotten, and a gap missed
 )
 EMPTIED_AND_PUT_BACK = 62674917  # a table, and then the checkpoints, which did not know that it had documents
+LOST_BESIDE_CHOSEN = 62743240  # a table recreated as a partial resync began, which copied the chosen items alone
 DROPPED_IN_VAIN = 62718710  # an order to discard got no answer, and a retry stored what it spoke of
 LATE_REPAIR = 62699443  # whose tombstone came after the purge that follows repairs
 
@@ -63,6 +64,7 @@ def test_a_restored_store_is_resynced_if_nothing_else_reveals_it(seed: int) -> N
         *OF_UNKNOWN_AGE,
         EMPTY_BEFORE_OLD,
         EMPTIED_AND_PUT_BACK,
+        LOST_BESIDE_CHOSEN,
         DROPPED_IN_VAIN,
         LATE_REPAIR,
     ],
