@@ -340,7 +340,7 @@ def _places(found: StartupState, names: Sequence[str]) -> str:
 
 
 def _has_stored(found: StartupState) -> bool:
-    """Whether the target must have documents, or positions were stored. A partial epoch adds to those of a whole one."""
+    """Whether positions were stored. A partial epoch adds to what a whole one has stored."""
     if found.state is not None and found.state.partial:
         return True
     shards = any(s.sequence is not None for s in found.shards.values())

@@ -16,7 +16,8 @@ MISSING_LIMIT = 3  # consecutive complete listings without a shard, after which 
 LEAF_LIMIT = 10  # consecutive complete listings of a closed shard without a child, over more than a minute
 SETTLED = 15 * 60.0  # seconds after a shard's end from which on one listing without a child is enough
 ORPHAN_LIMIT = 5  # consecutive complete listings of a shard without its parent, after which that may be a gap
-ORPHAN_TIME = 5 * 60.0  # seconds that they must cover besides, if nothing of the parent can have been trimmed yet
+YOUNG_ORPHAN_LIMIT = 10  # of them where nothing of the parent can have been trimmed yet,
+ORPHAN_TIME = 5 * 60.0  # and the seconds that they must cover: fewer prove little if the process was suspended between
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,9 @@ class Discovery:
         self.orphaned = {id: self.orphaned.get(id, now) for id in self.waits}
         bound = self._bound(now)
         young = bound is not None and now - bound < retention.SAFE_AGE
+        limit, time = (YOUNG_ORPHAN_LIMIT, self.orphan_time) if young else (ORPHAN_LIMIT, 0.0)
         for id, waited in self.waits.items():
-            if waited >= ORPHAN_LIMIT and not (young and now - self.orphaned[id] < self.orphan_time):
+            if waited >= limit and now - self.orphaned[id] >= time:
                 raise GapFound(f"the shard's parent is missing from {waited} listings: its records are lost", id)
 
     def _missing(self, known: Mapping[str, ShardState], ids: Iterable[str], now: float) -> set[str]:

@@ -239,6 +239,9 @@ def test_a_parent_that_cannot_have_been_trimmed_yet_is_waited_for_five_minutes_w
         discovery.news(known, listing(*shards, at=400.0))
     discovery = Discovery(listed=50.0)
     lists(discovery, known, *shards, times=1, at=100.0)
+    assert lists(discovery, known, *shards, times=8, at=900.0).shards == {}, "nine listings, between which it slept"
+    discovery = Discovery(listed=50.0)
+    lists(discovery, known, *shards, times=1, at=100.0)
     lists(discovery, known, Shard("a"), times=1, at=200.0)
     assert lists(discovery, known, *shards, times=9, at=400.0).shards == {}, "since it was missing first"
     discovery = Discovery(listed=50.0)
