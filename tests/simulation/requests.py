@@ -42,6 +42,9 @@ def request_items(world: Universe, act: Act) -> None:
         {(f"k{chance.randrange(world.scenario.keys)}",) for _ in range(1 + act.pick(2 * world.scenario.keys))}
     )
     noted = _note(world, ResyncRequest(world.clock.now, startup.digest(found), keys=tuple(keys)))
+    if noted is not None:
+        for key in keys:
+            world.left.pop(key, None)  # its rescan stores what a person gave up
     if noted is not None and not world.scenario.keeps_expired:
         swept = noted.whole  # by an epoch that may have begun already
         for key in keys:

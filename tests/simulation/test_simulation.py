@@ -29,7 +29,7 @@ FORGOTTEN_PARENTS = (464866, 615998)  # so that nothing says where a shard's ord
 UNPURGED = 134  # of repaired copies: the run ended between a repair's end and the purge of the tombstones it needed
 BEFORE_THE_EPOCH = (5000837, 5006068)  # what followed a record that was read from there was trimmed, without a word
 TWO_SHARDS_PARK = 62501133  # in one batch, because a listing lacked the shard between them
-OF_UNKNOWN_AGE = (62669876, 62687207)
+OF_UNKNOWN_AGE = (62669876, 62687207, 62776699)
 """A shard, and a parent, that the first listing lacked, for a process that began when its clock was wrong."""
 EMPTY_BEFORE_OLD = (
     62707185  # an empty page, then records of before the epoch: their age was forgotten, and a gap missed

@@ -224,8 +224,10 @@ def _documents_of(universe: Universe, key: tuple[str, ...]) -> Mapping[tuple[str
 
 
 def _check_left(universe: Universe, parked: set[tuple[str, ...]]) -> None:
-    """What a person gave up of an item that exists stays as it was, until its next change or the next full scan."""
-    newest, epoch = _newest(universe), complete_of(universe.database.entries)
+    """What a person gave up of an item that exists stays as it was, until its next change, the next full scan, or the
+    repair of a gap, which looks up what it may concern.
+    """
+    newest, epoch = _newest(universe), repairing_of(universe.database.entries)
     passed_over = parked | universe.expired.keys() | {key for key, _, _ in universe.retried_with_another_hook}
     items: dict[tuple[str, ...], Mapping[str, object]] = {
         (str(item["pk"]),): item for item in universe.source.items(universe.TABLE)
@@ -384,6 +386,12 @@ def complete_of(entries: Entries) -> int:
     """The last epoch that scanned the whole table; 0 before the first."""
     state = pipeline_of(entries)
     return 0 if state is None else state.complete
+
+
+def repairing_of(entries: Entries) -> int:
+    """The last epoch that scanned the whole table or repaired a gap; 0 before the first."""
+    state = pipeline_of(entries)
+    return 0 if state is None else state.repairing
 
 
 def epoch_of(entries: Entries) -> int:
