@@ -23,6 +23,36 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+class ColumnOptions(Options):
+    """A column of a table with columns; targets narrow ``type``."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    type: str
+    attribute: str | tuple[str, ...] | None = Field(
+        default=None,
+        alias="from",
+        description="the attribute, or the name the hook returned; location.lat (or [location, lat]) is inside a map",
+    )
+    nullable: bool = Field(default=True, description="false: an item without the attribute is parked")
+
+    @field_validator("attribute")
+    @classmethod
+    def _no_part_is_empty(cls, given: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if given is not None and not all(_parts(given)):
+            raise ValueError("has an empty name between two dots; expected: total, or location.lat inside a map")
+        return given
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The attribute and the names inside it; empty for the column's own name."""
+        return () if self.attribute is None else _parts(self.attribute)
+
+
+def _parts(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(given.split(".")) if isinstance(given, str) else given or ("",)
+
+
 def _applied(given: object) -> object:
     if given == "mark":
         raise ValueError(

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from replicator.options import WEB_PORTS, Access, AppliedDeletes, Options, server_of, split_url
+from replicator.options import WEB_PORTS, Access, AppliedDeletes, ColumnOptions, Options, server_of, split_url
 
 S3 = "s3://"
 _PLAIN_TYPES = ("string", "bigint", "double", "boolean", "timestamp", "date", "binary", "json", "array<string>")
@@ -41,34 +41,10 @@ ColumnType = Annotated[str, AfterValidator(_column_type)]
 Extra = Literal["reject", "ignore"]
 
 
-class Column(Options):
+class Column(ColumnOptions):
     """One column: its type, the attribute it is made ``from`` (by default its own name), and whether it may be null."""
 
-    model_config = ConfigDict(serialize_by_alias=True)
-
     type: ColumnType = Field(description=f"{', '.join(_PLAIN_TYPES)}, or decimal(12,2)")
-    attribute: str | tuple[str, ...] | None = Field(
-        default=None,
-        alias="from",
-        description="the attribute, or the name the hook returned; location.lat (or [location, lat]) is inside a map",
-    )
-    nullable: bool = Field(default=True, description="false: an item without the attribute is parked")
-
-    @field_validator("attribute")
-    @classmethod
-    def _no_part_is_empty(cls, given: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        if given is not None and not all(_path(given)):
-            raise ValueError("has an empty name between two dots; expected: total, or location.lat inside a map")
-        return given
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        """The attribute and the names inside it; empty for the column's own name."""
-        return () if self.attribute is None else _path(self.attribute)
-
-
-def _path(given: str | tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(given.split(".")) if isinstance(given, str) else given or ("",)
 
 
 Columns = dict[str, Column | ColumnType]

@@ -6,7 +6,8 @@ batch, so rows that were refused for their relation to other rows are tried agai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,12 +31,8 @@ Refused = list[tuple[Write, psycopg.Error]]
 def refused(session: Session, encoder: Encoder, batch: Batch) -> list[Rejection]:
     """A rejection for each write that the server refuses; none if it accepts all of them now."""
     writes = [write for part in batch.parts for write in part.writes]
-    with session.connection() as connection:
-        connection.execute(BEGIN.sql)
-        try:
-            found = _Rehearsal(connection, encoder, tombstones=batch.tombstones).refused(writes)
-        finally:
-            connection.rollback()
+    with _rehearsal(session, encoder, batch) as rehearsal:
+        found = rehearsal.refused(writes)
     return [Rejection(write, refusal(e, write.table)) for write, e in found]
 
 
@@ -45,16 +42,23 @@ def without_refused_history(session: Session, encoder: Encoder, batch: Batch) ->
     Their table may store less of a document than the history does.
     """
     entries = [entry for part in batch.parts for entry in part.history]
-    with session.connection() as connection:
-        connection.execute(BEGIN.sql)
-        try:
-            found = _Rehearsal(connection, encoder, tombstones=batch.tombstones).kept_history(entries)
-        finally:
-            connection.rollback()
+    with _rehearsal(session, encoder, batch) as rehearsal:
+        found = rehearsal.kept_history(entries)
     if not found:
         return None
     parts = [structs.replace(p, history=[found.get(_row(e), e) for e in p.history]) for p in batch.parts]
     return replace(batch, parts=parts)
+
+
+@contextlib.contextmanager
+def _rehearsal(session: Session, encoder: Encoder, batch: Batch) -> Iterator[_Rehearsal]:
+    """In a transaction that is rolled back."""
+    with session.connection() as connection:
+        connection.execute(BEGIN.sql)
+        try:
+            yield _Rehearsal(connection, encoder, tombstones=batch.tombstones)
+        finally:
+            connection.rollback()
 
 
 def _row(entry: Past) -> object:

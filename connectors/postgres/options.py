@@ -12,7 +12,6 @@ from psycopg.pq import Conninfo
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     SecretStr,
@@ -20,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from replicator.options import Options, host_name, is_loopback
+from replicator.options import ColumnOptions, Options, host_name, is_loopback
 
 ColumnType = Literal["text", "numeric", "bigint", "boolean", "timestamptz", "bytea", "jsonb", "text[]", "numeric[]"]
 Nul = Literal["reject", "replace"]
@@ -59,34 +58,10 @@ def _is_split(url: str) -> bool:
     return "@" in rest.partition("?")[0]
 
 
-class Column(Options):
+class Column(ColumnOptions):
     """One column: its type, the attribute it is made ``from`` (by default its own name), and whether it may be null."""
 
-    model_config = ConfigDict(serialize_by_alias=True)
-
     type: ColumnType = Field(description="Postgres type")
-    attribute: str | tuple[str, ...] | None = Field(
-        default=None,
-        alias="from",
-        description="the attribute, or the name the hook returned; location.lat (or [location, lat]) is inside a map",
-    )
-    nullable: bool = Field(default=True, description="false: an item without the attribute is parked")
-
-    @field_validator("attribute")
-    @classmethod
-    def _no_part_is_empty(cls, given: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        if given is not None and not all(_path(given)):
-            raise ValueError("has an empty name between two dots; expected: total, or location.lat inside a map")
-        return given
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        """The attribute and the names inside it; empty for the column's own name."""
-        return () if self.attribute is None else _path(self.attribute)
-
-
-def _path(given: str | tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(given.split(".")) if isinstance(given, str) else given or ("",)
 
 
 def _days(given: object) -> object:
