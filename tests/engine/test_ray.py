@@ -388,6 +388,25 @@ def test_restarts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert ray.restarts == {"coordinator": 1, "0": 1, "1": 0}, "they are stored, for status"
 
 
+def test_a_process_that_was_killed_before_anything_was_heard_of_it_counts_as_a_restart(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ray = Simulated([report()], stops_after=5)
+    ray.incarnation = lambda actor: {"coordinator": 1, "worker 0": 2}.get(actor.name, 0)
+    with caplog.at_level(logging.WARNING, "replicator"):
+        ray.run()
+    assert [r.message for r in caplog.records] == ["coordinator restarted", "worker restarted"]
+    assert ray.restarts == {"coordinator": 1, "0": 2, "1": 0}
+
+
+def test_a_process_that_was_killed_while_it_was_first_heard_of_counts_as_one_restart() -> None:
+    other = report(workers={"0": Heard(Where("b", "here", 2)), "1": Heard(WORKER)})
+    ray = Simulated([report(), other], stops_after=5)
+    ray.incarnation = lambda actor: 1 if actor.name == "worker 0" else 0
+    ray.run()
+    assert ray.restarts == {"coordinator": 0, "0": 1, "1": 0}
+
+
 def test_a_coordinator_that_does_not_come_back_is_reported_and_then_ends_the_run() -> None:
     ray = Simulated([report(), RayActorError("no node is left\nTraceback")], stops_after=2000)
     with pytest.raises(TransientError, match=r"engine: Ray does not run the coordinator: no node is left$"):

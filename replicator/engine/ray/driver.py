@@ -64,6 +64,22 @@ def follow(
 
 
 @dataclass(slots=True)
+class Processes:
+    """Those of one actor that were heard of, and how often it was ``restarted``."""
+
+    heard: set[str] = field(default_factory=set)
+    restarted: int = 0
+
+    def hear(self, where: Where, incarnation: int | None) -> bool:
+        """Whether it was restarted for this process, which was not heard of before. Ray knows of one that was killed
+        before anything was heard of it; ``incarnation``: see ``cluster.incarnation``.
+        """
+        self.heard.add(where.id)
+        self.restarted = max(self.restarted, len(self.heard) - 1, incarnation or 0)
+        return self.restarted > 0
+
+
+@dataclass(slots=True)
 class Work:
     """What a worker's actor does. ``call``: ends with its work. ``where``: the process that does it, if that is known.
 
@@ -76,7 +92,7 @@ class Work:
     where: Where | None = None
     incarnation: int | None = None  # of that process
     heard: float = 0.0
-    processes: set[str] = field(default_factory=set)  # that have done it
+    processes: Processes = field(default_factory=Processes)  # that have done it
     not_before: float = 0.0  # when it may be replaced, or begin again
 
 
@@ -99,7 +115,7 @@ class Run:
         self._asked: Any = None  # a call of the coordinator that has not returned yet
         self._progress, self._progressed = Progress("starting"), self._now()
         self._coordinated_by, self._coordinated_since, self._heard = "", self._now(), self._now()
-        self._coordinators = 0  # how often it was restarted
+        self._coordinators = Processes()
         self._replace_after = math.inf  # when the coordinator may be replaced
         self._coordinator_incarnation: int | None = None
 
@@ -150,8 +166,8 @@ class Run:
 
     def _restarts(self) -> dict[str, int]:
         """How often each actor was restarted, by its slot."""
-        workers = {slot: max(0, len(work.processes) - 1) for slot, work in self._works.items()}
-        return {COORDINATOR: self._coordinators, **workers}
+        workers = {slot: work.processes.restarted for slot, work in self._works.items()}
+        return {COORDINATOR: self._coordinators.restarted, **workers}
 
     def _unheard(self, why: str) -> None:
         silent = self._now() - self._heard
@@ -221,25 +237,23 @@ class Run:
 
     def _look_at_coordinator(self, report: FromCoordinator) -> None:
         if report.where.id != self._coordinated_by:
-            if self._coordinated_by:
-                self._coordinators += 1
-                log.warning("coordinator restarted", extra={"host": report.where.host, "pid": report.where.pid})
             self._coordinated_by, self._coordinated_since = report.where.id, self._now()
             self._coordinator_incarnation, self._replace_after = self._incarnation(self._coordinator), self._now()
+            if self._coordinators.hear(report.where, self._coordinator_incarnation):
+                log.warning("coordinator restarted", extra={"host": report.where.host, "pid": report.where.pid})
         if report.stuck > STUCK and report.progress is not None:  # its start may take as long as an index takes
             self._replace_coordinator(report.stuck)
 
     def _look_at(self, slot: str, work: Work, heard: Heard | None) -> None:
-        if heard is not None and heard.where.id not in work.processes:
-            if work.processes:
+        if heard is not None and heard.where.id not in work.processes.heard:
+            work.where, work.incarnation = heard.where, self._incarnation(work.actor)
+            if work.processes.hear(heard.where, work.incarnation):
                 where = {"host": heard.where.host, "pid": heard.where.pid}
                 log.warning("worker restarted", extra={"worker": slot, **where})
-            work.processes.add(heard.where.id)
-            work.where, work.incarnation = heard.where, self._incarnation(work.actor)
         stuck = 0.0
         if heard is not None and heard.where == work.where:
             work.heard, stuck = max(work.heard, self._now() - heard.silent), heard.stuck
-        if not work.processes or self._now() < work.not_before:
+        if not work.processes.heard or self._now() < work.not_before:
             return
         silent = self._silent(work)
         if silent > self._limit or stuck > max(STUCK, self._limit):
