@@ -42,7 +42,8 @@ from replicator.target.contract import AppliesLate
 log = logging.getLogger("replicator")
 
 LISTING = "listing"  # the slot that an invocation claims while it adds shards
-ATTEMPTS = 3  # how often an invocation starts over after another one took its lane
+ATTEMPTS = 8  # how often an invocation starts over after another one took its lane
+AGAIN = 0.2  # seconds that it waits before, at most and times the attempt; by chance: else two take it in turns
 LISTING_TIME = 3.0  # seconds for which an invocation leaves it to another one to add shards
 RELIST = 0.5  # seconds between listings while a shard is missing from them
 IDLE = 600.0  # seconds after which a shard that no event has moved is read by a scheduled invocation
@@ -232,6 +233,8 @@ class Function:
                 if attempt == ATTEMPTS:
                     raise
                 log.info("another invocation took over; starting over", extra={"shard": batch.shard})
+                if self._environment.stop.wait(self._environment.random.random() * AGAIN * attempt):
+                    raise Stopped from None
 
     def _store_once(self, batch: ShardBatch) -> None:
         held = self._held

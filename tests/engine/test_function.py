@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from replicator.change import Listing
+from replicator.checkpoints.contract import Slotted
 from replicator.engine import preexisting
 from replicator.engine.function import LISTING_TIME, Function
 from replicator.engine.local import Driver
@@ -692,6 +693,32 @@ def test_a_frozen_container_that_wakes_up_after_a_takeover_stores_nothing_twice(
     stack.write("k1", 103)
     stack.deliver(other)
     assert stack.stored == stack.wanted
+
+
+def test_an_invocation_whose_lane_others_take_again_and_again_stores_its_batch_in_the_end() -> None:
+    stack = filled(shards=1)
+    stack.write("k1", 100)
+    (shard,) = stack.mapping.ready()
+    batch = stack.mapping.event(shard)
+    assert batch is not None
+    stack.until_over()
+    function, lane, began = stack.container(), "", stack.clock.now
+    calling = stack.source.call
+
+    def taken(operation: str, request: Any) -> bytes:
+        """Answers, after another container has claimed the lane; for a second."""
+        if operation == "GetRecords" and stack.clock.now < began + 1.0:
+            claimed = stack.context().checkpoints
+            assert isinstance(claimed, Slotted)
+            claimed.claim_slot(stack.owner("other"), lane, claimed.read().revision)
+        return calling(operation, request)
+
+    entries = stack.context().checkpoints.read().entries
+    lane = next(s.slot for s in (decode(e.kind, e.id, e.text) for e in entries) if isinstance(s, ShardState))
+    stack.source.call = taken  # type: ignore[method-assign]
+    assert function.invoke(batch) == {"batchItemFailures": [], "state": {}}
+    assert stack.stored == stack.wanted
+    assert stack.clock.now >= began + 1.0, "until then, each attempt was in vain"
 
 
 def test_targets_without_transactions_are_refused() -> None:
