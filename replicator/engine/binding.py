@@ -74,9 +74,11 @@ class Recheck:
     def check(self) -> None:
         """ConfigError if ``open`` would now refuse a table although writes to it succeed."""
         now, target = self.monotonic(), self.target
-        if now - self._checked_at < RECHECK_INTERVAL or not isinstance(target, Rechecking):
+        if now - self._checked_at < RECHECK_INTERVAL:
             return
         self._checked_at = now
+        if not isinstance(target, Rechecking):
+            return
         self.delivery.settle()
         if problems := self.retrying(lambda: target.recheck(self.tables)):
             raise ConfigError(*problems)
