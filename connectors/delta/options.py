@@ -72,7 +72,7 @@ class DeltaTableOptions(Options):
             if column is None:
                 raise ValueError(f"partition_by: {name} is not one of the columns; list it there")
             type = column if isinstance(column, str) else column.type
-            if type in ("array<string>", "json", "binary"):
+            if type in ("array<string>", "json", "binary") or decimal_digits(type):  # the client garbles decimals
                 raise ValueError(f"partition_by: {name} is {type}, and files cannot be divided by that type")
         if len(set(self.partition_by)) < len(self.partition_by):
             raise ValueError("partition_by: names a column twice")

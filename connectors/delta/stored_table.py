@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import time
@@ -28,7 +28,6 @@ KEEP = "delta.deletedFileRetentionDuration"
 TOKEN = "replicator.commit"  # in a commit's metadata
 _TRANSACTIONS = "interval 30 days"  # for which the log knows a pipeline's commits; longer than any run is suspended
 _COMMITS = "20"  # after which the log gets a checkpoint: who opens the table reads at most that many files of the log
-_AT_ONCE = 2000  # ids in a query: from some 20,000 on the client's parser overflows its stack, and the process crashes
 _MOST_HISTORY = 50  # commits to look through for our own, after a lost response
 
 
@@ -207,31 +206,6 @@ def quoted(name: str) -> str:
 def ids_and_versions(batch: pa.RecordBatch, keys: Sequence[str]) -> Iterator[tuple[DocumentId, int]]:
     columns = [batch.column(name).to_pylist() for name in keys]
     return zip(zip(*columns, strict=True), batch.column(VERSION).to_pylist(), strict=True)
-
-
-def among(keys: Sequence[str], ids: Sequence[DocumentId]) -> str:
-    """The condition that a row may have one of these ids: each of its keys is among theirs."""
-    return " AND ".join(f"{quoted(name)} IN ({_literals(id[at] for id in ids)})" for at, name in enumerate(keys))
-
-
-def _literals(texts: Iterable[str]) -> str:
-    return ", ".join("'" + text.replace("'", "''") + "'" for text in dict.fromkeys(texts))
-
-
-def versions(table: DeltaTable, keys: Sequence[str], ids: Sequence[DocumentId]) -> dict[DocumentId, int]:
-    """The versions of those documents that are there."""
-    wanted = set(ids)
-    pieces = rows_of(table, [*keys, VERSION], keys, ids)
-    pairs = (pair for piece in pieces for pair in ids_and_versions(piece, keys))
-    return {id: version for id, version in pairs if id in wanted}
-
-
-def rows_of(
-    table: DeltaTable, columns: Sequence[str], keys: Sequence[str], ids: Sequence[DocumentId]
-) -> Iterator[pa.RecordBatch]:
-    """Rows among which are all with one of these ids, in several queries if they are many."""
-    for start in range(0, len(ids), _AT_ONCE):
-        yield from rows(table, columns, among(keys, ids[start : start + _AT_ONCE]))
 
 
 def id_of(table: DeltaTable) -> str:

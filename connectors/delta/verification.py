@@ -12,8 +12,9 @@ from deltalake import DeltaTable
 
 from connectors.delta.encode import Encoder, Row, as_table, reason
 from connectors.delta.errors import Conflict, Missing, translated
+from connectors.delta.lookup import located, rows_of
 from connectors.delta.schema import DOCUMENT, GOES, VERSION, TableSchema
-from connectors.delta.stored_table import StoredTable, ids_and_versions, rows_of, version_of, versions
+from connectors.delta.stored_table import StoredTable, ids_and_versions, version_of
 from connectors.delta.tombstones import Tombstones
 from replicator.batch import Delete, DocumentId, Upsert
 from replicator.errors import TransientError
@@ -64,7 +65,7 @@ class TableVerification:
                 yield column.name
 
     def versions(self, ids: Sequence[DocumentId]) -> list[int | None]:
-        there = versions(self._table(), self.shape.keys, _texts(ids))
+        there = located(self._table(), self.shape, _texts(ids)).versions
         return [there.get(id) for id in ids]
 
     def walk(self, cursor: str | None, within: DocumentId) -> Walked:
@@ -126,7 +127,7 @@ class TableVerification:
     def _changed(self, made: Sequence[Row], ids: Sequence[DocumentId], reasons: Mapping[DocumentId, str]) -> list[str]:
         for _ in range(_ATTEMPTS):
             table = self._table()
-            there = versions(table, self.shape.keys, _texts([row.write.id for row in made]))
+            there = located(table, self.shape, _texts([row.write.id for row in made])).versions
             exact = [row for row in made if there.get(row.write.id) == row.write.version]
             try:
                 self._commit(table, exact)
@@ -160,7 +161,7 @@ class TableVerification:
             return {}
         names = [*self.shape.keys, VERSION, *(column.name for column in self.shape.columns)]
         found: dict[DocumentId, Mapping[str, Any]] = {}
-        for piece in rows_of(self._table(), names, self.shape.keys, sorted(wanted)):
+        for piece in rows_of(self._table(), self.shape, names, sorted(wanted)):
             for row in piece.to_pylist():
                 id = tuple(row[name] for name in self.shape.keys)
                 if id in wanted:

@@ -14,8 +14,9 @@ from deltalake import DeltaTable, write_deltalake
 
 from connectors.delta.encode import Row, as_table
 from connectors.delta.errors import Conflict, Missing
+from connectors.delta.lookup import Located, located, partition_conditions
 from connectors.delta.schema import GOES, TableSchema
-from connectors.delta.stored_table import Commit, StoredTable, versions
+from connectors.delta.stored_table import Commit, StoredTable
 from connectors.delta.tombstones import Known, Tombstones
 from replicator.batch import Batch, DocumentId
 from replicator.errors import TransientError, Unfinished
@@ -105,7 +106,8 @@ class TableWriter:
         skipped = {row.write.id for row in again}
         fresh = [row for row in rows if row.write.id not in skipped]
         wanted, older = _judged(fresh, known, attempt.buried, same=batch.replaces_same)
-        there = versions(table, self.shape.keys, [row.write.id for row in wanted])
+        found = located(table, self.shape, [row.write.id for row in wanted])
+        there = found.versions
         stale = [row for row in wanted if _is_older(row, there, same=batch.replaces_same)]
         newer = [row for row in wanted if not _is_older(row, there, same=batch.replaces_same)]
         superseded = _weights([*again, *older, *stale])
@@ -113,23 +115,23 @@ class TableWriter:
             self._bury(attempt, newer, known)
         with self.stored.commit(table, self._progress(batch, table, rows)) as commit:
             attempt.commits.append((commit, superseded))
-            self._store(table, [row for row in newer if not row.goes or row.write.id in there], there, commit)
+            self._store(table, [row for row in newer if not row.goes or row.write.id in there], found, commit)
         return superseded
 
-    def _store(self, table: DeltaTable, rows: Sequence[Row], there: Known, commit: Commit) -> None:
+    def _store(self, table: DeltaTable, rows: Sequence[Row], there: Located, commit: Commit) -> None:
         """Commit rows, of which those in ``there`` replace or remove a row. Conflict if the table has changed."""
         if not rows:
             self.stored.commit_nothing(table, commit)
-        elif not any(row.write.id in there for row in rows):  # a merge would read the whole table
+        elif not any(row.write.id in there.versions for row in rows):  # a merge would read the whole table
             made = as_table(self.shape, rows).drop_columns([GOES])
             write_deltalake(table, made, mode="append", commit_properties=commit.properties)
         else:
-            self._merge(table, rows, commit)
+            self._merge(table, rows, there, commit)
 
-    def _merge(self, table: DeltaTable, rows: Sequence[Row], commit: Commit) -> None:
+    def _merge(self, table: DeltaTable, rows: Sequence[Row], there: Located, commit: Commit) -> None:
         merge = table.merge(
             as_table(self.shape, rows),
-            " and ".join(f'old."{name}" = new."{name}"' for name in self.shape.keys),
+            self._same_row(there),
             source_alias="new",
             target_alias="old",
             streamed_exec=False,  # then files are skipped whose statistics rule out the batch's keys
@@ -141,6 +143,11 @@ class TableWriter:
             merge = merge.when_matched_update_all(f'not new."{GOES}"', except_cols=[GOES])
             merge = merge.when_not_matched_insert_all(f'not new."{GOES}"', except_cols=[GOES])
         merge.execute()
+
+    def _same_row(self, there: Located) -> str:
+        """The condition that a stored row is replaced. Only files of partitions are read that have such rows."""
+        conditions = [f'old."{name}" = new."{name}"' for name in self.shape.keys]
+        return " and ".join([*conditions, *partition_conditions("old", self.shape, there.partitions)])
 
     def _bury(self, attempt: _Attempt, rows: Sequence[Row], known: Known) -> None:
         removed = [(row.write.id, row.write.version) for row in rows if row.goes]

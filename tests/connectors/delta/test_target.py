@@ -244,6 +244,49 @@ def test_a_row_moves_to_another_partition_with_its_value_and_is_there_once(folde
 
 
 @pytest.mark.parametrize(
+    ("type", "values"),
+    [
+        ("string", ["de", "it's", None]),
+        ("bigint", [1, -2, None]),
+        ("boolean", [True, False, None]),
+        ("date", ["2026-01-31", "1969-12-31", None]),
+    ],
+)
+def test_a_merge_reads_only_the_partitions_that_have_its_rows(
+    folder: Path, build: Build, type: str, values: Sequence[Any]
+) -> None:
+    target = build()
+    target.open([of(columns={"c": type, "n": "bigint"}, partition_by=("c",))], FIRST_EPOCH)
+    others = [put({"pk": f"{n}{end}", "c": value, "n": 1}, 1) for n, value in enumerate(values) for end in "az"]
+    target.write(batch(*others, put({"pk": "0", "n": 1}, 1), put({"pk": "9", "n": 1}, 1)))
+    for number, value in enumerate(values):  # whose keys are between those of every other partition
+        target.write(batch(put({"pk": f"{number}a", "c": values[0], "n": 2}, number + 2)))
+        assert merged(folder)["num_target_files_scanned"] <= 1, value
+        target.write(batch(remove(f"{number}z", number + 2)))
+    found = {row["pk"]: (row["n"], row["c"]) for row in rows(folder)}
+    assert {pk: n for pk, (n, _) in found.items()} == {"0": 1, "0a": 2, "1a": 2, "2a": 2, "9": 1}
+    assert found["2a"] == found["0a"]
+
+
+def test_what_is_in_more_partitions_than_a_condition_may_name_is_replaced_and_removed(
+    folder: Path, build: Build
+) -> None:
+    target = build()
+    target.open([of(columns={"c": "bigint"}, partition_by=("c",))], FIRST_EPOCH)
+    target.write(batch(*(put({"pk": f"{n}", "c": n}, 1) for n in range(150))))
+    target.write(
+        batch(*(put({"pk": f"{n}", "c": 0}, 2) for n in range(100)), *(remove(f"{n}", 2) for n in range(100, 150)))
+    )
+    assert [row["c"] for row in rows(folder)] == [0] * 100
+
+
+def merged(folder: Path) -> Mapping[str, Any]:
+    """What the last merge says that it did."""
+    entries = DeltaTable(f"{folder}/contract").history()
+    return next(entry["operationMetrics"] for entry in entries if entry["operation"] == "MERGE")
+
+
+@pytest.mark.parametrize(
     ("mark", "most"), [("x", 253), ("ü", 42), ("市", 28), (" ", 84), ("-", 253), ("~", 253), (".", 253), ("_", 253)]
 )
 def test_text_that_is_too_long_for_a_partition_or_empty_is_refused_and_all_else_is_stored(
@@ -271,6 +314,7 @@ def test_text_that_is_too_long_for_a_partition_or_empty_is_refused_and_all_else_
     [
         ({"partition_by": ["x"]}, "x is not one of the columns"),
         ({"columns": {"x": "json"}, "partition_by": ["x"]}, "files cannot be divided by that type"),
+        ({"columns": {"x": "decimal(9,2)"}, "partition_by": ["x"]}, "files cannot be divided by that type"),
         ({"columns": {"x": "string"}, "partition_by": ["x", "x"]}, "names a column twice"),
         ({"columns": {"x": "text"}}, "must be one of string, bigint"),
         ({"columns": {"x": "decimal(39,2)"}}, "a decimal has 1 to 38 digits"),
@@ -756,6 +800,28 @@ def test_new_rows_are_appended_and_only_others_need_a_merge(folder: Path, opened
     history = [entry["operation"] for entry in DeltaTable(f"{folder}/contract").history(4)]
     assert history == ["WRITE", "MERGE", "WRITE", "WRITE"]
     assert [row["pk"] for row in rows(folder)] == ["a", "c", "d", "e"]
+
+
+def test_versions_are_looked_up_in_those_files_only_that_may_have_the_documents(
+    folder: Path, build: Build, opened: Delta
+) -> None:
+    opened.write(batch(*(put({"pk": f"a{n:03}"}, 1) for n in range(100))))
+    (early,) = (folder / "contract").glob("*.parquet")
+    early.unlink()
+    later = [put({"pk": f"b'{n:03}"}, 1) for n in range(100)]
+    assert opened.write(batch(*later)) == Outcome()
+    assert build().versions(table(), [write.id for write in later]) == [at(1)] * 100
+    with pytest.raises(TransientError, match="cannot be read or written"):
+        opened.write(batch(put({"pk": "a050"}, 2)))
+
+
+def test_documents_with_the_parts_of_each_others_ids_are_told_apart(build: Build) -> None:
+    keys = KeySchema((KeyAttribute("pk", "S"), KeyAttribute("sk", "S")))
+    target, wanted = build(), Table("contract", keys, {})
+    target.open([wanted], FIRST_EPOCH)
+    ids = [("a", "x"), ("b", "y"), ("é", "it's"), ("z", "")]
+    target.write(batch(*(put({"pk": pk}, 1, id=(pk, sk)) for pk, sk in ids)))
+    assert target.versions(wanted, [*ids, ("a", "y"), ("b", "x"), ("a", "it's")]) == [at(1)] * 4 + [None] * 3
 
 
 def test_a_batch_may_have_any_number_of_documents(folder: Path, opened: Delta) -> None:
