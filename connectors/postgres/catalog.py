@@ -195,12 +195,22 @@ def mismatches(shape: TableSchema, table: Found) -> Iterator[str]:
     if lacks_marks(shape, table):
         del wanted[DELETED]
     yield from _left_marks(shape, table)
-    for name, (type, not_null) in wanted.items():
-        yield from (f"{shape.label}: {text}" for text in _differences(name, type, not_null, table.columns.get(name)))
+    yield from column_differences(shape, table, wanted)
     keys = [key.name for key in shape.keys]
     if table.primary != frozenset(keys):
         there = ", ".join(sorted(table.primary)) or "none (or a deferrable one)"
         yield f"{shape.label}: the primary key must be ({', '.join(keys)}), but it is {there}"
+    yield from required_columns(shape, table, wanted)
+
+
+def column_differences(shape: TableSchema, table: Found, wanted: Mapping[str, tuple[str, bool]]) -> Iterator[str]:
+    """Columns that are not as they must be. ``wanted``: the type of each, and whether it is NOT NULL."""
+    for name, (type, not_null) in wanted.items():
+        yield from (f"{shape.label}: {text}" for text in _differences(name, type, not_null, table.columns.get(name)))
+
+
+def required_columns(shape: TableSchema, table: Found, wanted: Mapping[str, tuple[str, bool]]) -> Iterator[str]:
+    """Columns beside those ``wanted`` without which no row can be added."""
     for column in table.columns.values():
         if column.name not in wanted and column.not_null and not (column.has_default or column.generated):
             yield f"{shape.label}: column {column.name} is not in the config, but NOT NULL without a default"

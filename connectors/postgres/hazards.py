@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from connectors.postgres.catalog import Found
-from connectors.postgres.history import base_of
+from connectors.postgres.history_note import base_of
 from connectors.postgres.migrations import exists, foreign, outdated, own_unlogged, unlogged
 from connectors.postgres.table_schema import TableSchema, history_of
 from replicator.target.contract import Denied

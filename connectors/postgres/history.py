@@ -18,10 +18,12 @@ from psycopg import sql
 from connectors.postgres import catalog
 from connectors.postgres.cells import python_encoder
 from connectors.postgres.columns import UNUSUAL
+from connectors.postgres.history_note import Partition, base_of, gone, losses, note, note_partitions, partitions, since
 from connectors.postgres.options import Nul
-from connectors.postgres.table_schema import BASE, HISTORY_COLUMNS, TableSchema, history_of
+from connectors.postgres.table_schema import HISTORY_COLUMNS, TableSchema, history_of
 from connectors.postgres.text import JsonText, json_literal, literal
 from replicator.batch import Past
+from replicator.errors import ConfigError
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 
@@ -94,43 +96,19 @@ WHERE (t._new IS NOT NULL OR t._problem IS NOT NULL) AND t._version < {below}
 ON CONFLICT DO NOTHING"""
 _SINCE = "replicator: changes are kept since "  # then seconds since 1970
 
-_PARTITIONS = """
-SELECT c.relname::text, pg_catalog.date_part('epoch', b.bounds[1]::timestamptz)::float8,
-  pg_catalog.date_part('epoch', b.bounds[2]::timestamptz)::float8
-FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid,
-  LATERAL (SELECT pg_catalog.regexp_match(
-    pg_catalog.pg_get_expr(c.relpartbound, c.oid), $$FROM \\('([^']+)'\\) TO \\('([^']+)'\\)$$) AS bounds) AS b
-WHERE i.inhparent = %s AND b.bounds IS NOT NULL ORDER BY 2"""
 
-
-@dataclass(frozen=True, slots=True)
-class Partition:
-    """One partition: its name, and its times in seconds since 1970, from ``first`` to before ``last``."""
-
-    name: str
-    first: float
-    last: float
-
-
-def base_of(shape: TableSchema) -> TableSchema:
-    """The table with the states from before the retained time."""
-    history = history_of(shape)
-    return TableSchema(history.name + BASE, history.schema, shape.keys, ())
-
-
-def create(shape: TableSchema) -> list[sql.Composed]:
-    """The statements that create a table's history."""
-    history = history_of(shape)
-    keys = _names(shape)
+def missing_tables(connection: psycopg.Connection[Any], shape: TableSchema) -> list[sql.Composed]:
+    """The statements that create what a table's history lacks."""
     statement = sql.SQL("CREATE TABLE {} (\n{},\n{}\n){}")
     key_columns = sql.SQL(",\n").join(
         sql.SQL("  {} {} NOT NULL").format(sql.Identifier(k.name), catalog.key_type(k.type)) for k in shape.keys
     )
-    primary = sql.SQL("{}, _changed_at, _sequence").format(keys)
-    partitioned = sql.SQL(" PARTITION BY RANGE (_changed_at)")
+    keys = _names(shape)
+    by_time = sql.SQL("{}, _changed_at, _sequence").format(keys), " PARTITION BY RANGE (_changed_at)"
     return [
-        statement.format(history.qualified, key_columns, sql.SQL(_COLUMNS).format(primary), partitioned),
-        statement.format(base_of(shape).qualified, key_columns, sql.SQL(_COLUMNS).format(keys), sql.SQL("")),
+        statement.format(table.qualified, key_columns, sql.SQL(_COLUMNS).format(primary), sql.SQL(partitioned))
+        for table, (primary, partitioned) in ((history_of(shape), by_time), (base_of(shape), (keys, "")))
+        if catalog.found(connection, table) is None
     ]
 
 
@@ -144,23 +122,42 @@ def problems(connection: psycopg.Connection[Any], shape: TableSchema, pipeline: 
     elif table is not None:
         yield from catalog.taken(history, table, pipeline)
         yield from catalog.foreign(history, table)
+        yield from catalog.column_differences(history, table, _columns(shape))
+        yield from catalog.required_columns(history, table, _columns(shape))
     beside = catalog.found(connection, base)
     if beside is not None and (beside.primary != keys or "_problem" not in beside.columns):
         yield f"{base.label} exists, but does not belong to {history.label}; rename it"
+    elif beside is not None:
+        yield from catalog.foreign(base, beside)
+        yield from catalog.column_differences(base, beside, _columns(shape))
+        yield from catalog.required_columns(base, beside, _columns(shape))
 
 
-def begin(connection: psycopg.Connection[Any], shape: TableSchema, pipeline: str, epoch: int) -> None:
-    """Create the history. What an earlier one has left beside it is not of this one."""
-    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(base_of(shape).qualified))
-    for statement in create(shape):
+def _columns(shape: TableSchema) -> Mapping[str, tuple[str, bool]]:
+    """The type of each column, and whether it is NOT NULL."""
+    return {key.name: (key.type, True) for key in shape.keys} | HISTORY_COLUMNS
+
+
+def open_for(connection: psycopg.Connection[Any], shape: TableSchema, pipeline: str, epoch: int, before: int) -> None:
+    """Create the history, or take it up in an epoch. ``before``: the one noted on the table, 0 for a new table.
+
+    A new epoch begins with a scan, so that a history of which a part is lost tells everything from then on.
+    ConfigError if it was removed during the epoch.
+    """
+    history = history_of(shape)
+    there = catalog.found(connection, history)
+    if there is None:
+        if before >= epoch:
+            raise ConfigError(gone(shape))
+        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(base_of(shape).qualified))  # of an earlier one
+    begins = there is None or (there.epoch < epoch and any(losses(connection, shape, scanned=True)))
+    first = epoch if begins or there is None else since(connection, there)
+    for statement in missing_tables(connection, shape):
         connection.execute(statement)
-    connection.execute(catalog.comment(history_of(shape), pipeline, epoch))
-
-
-def partitions(connection: psycopg.Connection[Any], shape: TableSchema) -> list[Partition]:
-    """All partitions, by time."""
-    table = catalog.found(connection, history_of(shape))
-    return [] if table is None else [Partition(*row) for row in connection.execute(_PARTITIONS, (table.oid,))]
+    if there is None or there.epoch < epoch:
+        connection.execute(catalog.comment(history, pipeline, epoch))
+    if begins:
+        note(connection, shape, first, {one.oid: (one.first, one.last) for one in partitions(connection, shape)})
 
 
 def days_per_partition(keep: int | None) -> int:
@@ -190,14 +187,17 @@ def add_partitions(connection: psycopg.Connection[Any], shape: TableSchema, time
     """
     there = partitions(connection, shape)
     history = history_of(shape)
-    for first, last in missing(there, times, days_per_partition(shape.keep)):
+    times_made = missing(there, times, days_per_partition(shape.keep))
+    for first, last in times_made:
         name = f"{history.name}_{datetime.fromtimestamp(first, UTC):%Y%m%d}"
         made = sql.Identifier(history.schema, name)
         connection.execute(sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(made, history.qualified))
         attach = "ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})"
         bounds = (sql.Literal(datetime.fromtimestamp(at, UTC).isoformat()) for at in (first, last))
         connection.execute(sql.SQL(attach).format(history.qualified, made, *bounds))
-        there.append(Partition(name, first, last))
+    if times_made:
+        there = partitions(connection, shape)
+    note_partitions(connection, shape, there)
     return there
 
 
@@ -225,8 +225,9 @@ def remove_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> li
     names["last"] = last_of(sql.SQL("known"), [key.name for key in shape.keys])
     for statement in (_FOLD, _GONE, "DROP TABLE {part}"):
         connection.execute(sql.SQL(statement).format(**names))
-    since = sql.Literal(f"{_SINCE}{oldest.last:.0f}")
-    connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(base_of(shape).qualified, since))
+    kept = sql.Literal(f"{_SINCE}{oldest.last:.0f}")
+    connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(base_of(shape).qualified, kept))
+    note_partitions(connection, shape, rest, [oldest.oid])
     return rest
 
 
@@ -396,14 +397,6 @@ def _now(connection: psycopg.Connection[Any]) -> float:
     row = connection.execute("SELECT pg_catalog.date_part('epoch', pg_catalog.now())").fetchone()
     assert row is not None
     return float(row[0])
-
-
-def gone(shape: TableSchema) -> str:
-    """That a history was removed during its epoch: later changes alone do not tell what the table contained."""
-    return (
-        f"{history_of(shape).label} is gone, and with it the changes of {shape.label} so far. To begin a new history "
-        "with a scan of the source: replicator resync CONFIG"
-    )
 
 
 def unlike_rebuild(shape: TableSchema) -> str:

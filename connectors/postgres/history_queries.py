@@ -16,7 +16,8 @@ from psycopg import sql
 
 from connectors.postgres import catalog
 from connectors.postgres.cleanup import FROM_TEXT, as_text
-from connectors.postgres.history import allow_joins, base_of, kept_since, last_of
+from connectors.postgres.history import allow_joins, kept_since, last_of
+from connectors.postgres.history_note import base_of, since
 from connectors.postgres.table_schema import KeyColumn, TableSchema, history_of
 from replicator.items.attributes import canonical_number
 from replicator.key import KeyAttribute, KeySchema, key_text
@@ -85,7 +86,7 @@ def keys_of(connection: psycopg.Connection[Any], shape: TableSchema) -> tuple[Ke
 def extent(connection: psycopg.Connection[Any], shape: TableSchema) -> Extent | None:
     """What the history contains; None if there is none."""
     table = catalog.found(connection, history_of(shape))
-    return None if table is None else Extent(table.epoch, kept_since(connection, shape))
+    return None if table is None else Extent(since(connection, table), kept_since(connection, shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,15 @@ DELETED = "deleted_at"  # with deletes: mark; NULL in rows that have an item
 _HISTORY = "_history"
 BASE = "_base"  # of the name of the table with the states from before the retained time
 _LONGEST_SUFFIX = len("_20260131")  # of a partition's name
-HISTORY_COLUMNS = ("_changed_at", "_sequence", "_version", "_operation", "_old", "_new", "_problem")
+HISTORY_COLUMNS = {  # the type of each column after the key, and whether it is NOT NULL
+    "_changed_at": ("timestamptz", True),
+    "_sequence": ("text", True),
+    "_version": ("bigint", True),
+    "_operation": ("text", True),
+    "_old": ("jsonb", False),
+    "_new": ("jsonb", False),
+    "_problem": ("text", False),
+}
 
 LONGEST_NAME = 63  # bytes; Postgres silently truncates longer ones, and then they may collide
 MOST_COLUMNS = 1600

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from connectors.postgres import bisection, catalog, cleanup, generations, history, history_queries
+from connectors.postgres import bisection, catalog, cleanup, generations, history, history_note, history_queries
 from connectors.postgres.checkpoints import PostgresCheckpoints
 from connectors.postgres.cleanup import Sweep
 from connectors.postgres.encode import Encoded, Encoder, Statement
@@ -18,7 +18,7 @@ from connectors.postgres.inference import proposal
 from connectors.postgres.migrations import exists, install
 from connectors.postgres.options import PostgresOptions, PostgresTable
 from connectors.postgres.session import Rows, Session
-from connectors.postgres.table_schema import TableSchema, history_of, shapes
+from connectors.postgres.table_schema import TableSchema, shapes
 from connectors.postgres.verification import TableVerification
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, SweepRefused, TransientError
@@ -88,10 +88,10 @@ class Postgres(ComparesByTable):
         wanted = self._shapes(tables)
         with self._session.connection() as connection:
             there = [(shape, catalog.found(connection, shape)) for shape in wanted]
-            lacking = [s for s in wanted if s.history and catalog.found(connection, history_of(s)) is None]
+            histories = [text for s in wanted if s.history for text in history.missing_tables(connection, s)]
         statements = [catalog.create_table(shape) for shape, table in there if table is None]
         statements += [catalog.add_version(s) for s, table in there if s.adopt and table and table.lacks_versions]
-        statements += [text for s in lacking for text in history.create(s)]
+        statements += histories
         statements += [catalog.add_marks(s) for s, table in there if table and catalog.lacks_marks(s, table)]
         return [f"{statement.as_string(None)};" for statement in statements]
 
@@ -164,7 +164,8 @@ class Postgres(ComparesByTable):
 
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
         with self._session.connection() as connection:
-            there = [(shape, catalog.found(connection, shape)) for shape in self._shapes(tables)]
+            shapes = [part for shape in self._shapes(tables) for part in (shape, *history_note.tables_of(shape))]
+            there = [(shape, catalog.found(connection, shape)) for shape in shapes]
             return [text for shape, table in there if table for text in hazards(connection, shape, table)]
 
     def write(self, batch: Batch) -> Outcome:
@@ -267,6 +268,18 @@ class Postgres(ComparesByTable):
         except psycopg.Error as e:
             raise self._session.translated(e) from e
         return int(rows[0][0] or 0)
+
+    def history_epoch(self, tables: Sequence[Table]) -> int:
+        with self._session.connection() as connection:
+            kept = [shape for shape in self._shapes(tables) if shape.history]
+            return max((history_note.latest_epoch(connection, shape, self._pipeline) for shape in kept), default=0)
+
+    def history_losses(self, tables: Sequence[Table], epoch: int, *, scanned: bool) -> Sequence[str]:
+        with self._session.connection() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")  # beside a run's retention
+            there = [(shape, catalog.found(connection, shape)) for shape in self._shapes(tables) if shape.history]
+            begun = [shape for shape, table in there if table is not None and table.epoch >= epoch]
+            return [text for shape in begun for text in history_note.losses(connection, shape, scanned=scanned)]
 
     def history_extent(self, table: Table) -> Extent | None:
         (shape,) = self._shapes([table])
@@ -395,6 +408,9 @@ class Postgres(ComparesByTable):
             yield from hazards(connection, shape, table)
         if shape.history:
             yield from history.problems(connection, shape, self._pipeline)
+            for part in history_note.tables_of(shape):
+                if (there := catalog.found(connection, part)) is not None:
+                    yield from hazards(connection, part, there)
 
     def _deleted(self, connection: psycopg.Connection[Any], shape: TableSchema, table: catalog.Found) -> int:
         """The latest epoch of the table's tombstones; 0 if ``open`` deletes them, see ``_make``."""
@@ -416,10 +432,8 @@ class Postgres(ComparesByTable):
             connection.execute(catalog.comment_on_marks(shape))
         if table is None or table.lacks_versions or catalog.is_new(connection, shape, table):
             connection.execute(cleanup.FORGET, (shape.label,))  # tombstones of an earlier table with that name
-        if shape.history and catalog.found(connection, history_of(shape)) is None:
-            if table is not None and table.epoch >= epoch:
-                raise ConfigError(history.gone(shape))
-            history.begin(connection, shape, self._pipeline, epoch)
+        if shape.history:
+            history.open_for(connection, shape, self._pipeline, epoch, 0 if table is None else table.epoch)
         if table is None or table.epoch < epoch:  # `parked retry` may open it while a resync starts a later one
             connection.execute(catalog.comment(shape, self._pipeline, epoch))
 

@@ -37,7 +37,8 @@ from replicator.source.lambda_event import ShardBatch, is_batch, shard_batch
 from replicator.source.stream import LISTING_REST, Stream, listing
 from replicator.source.table import SourceTable, find_table
 from replicator.state import Gap, Heartbeat, Owner, PipelineState, Save, ShardState, decode, encode
-from replicator.target.contract import AppliesLate
+from replicator.target.contract import AppliesLate, with_history
+from replicator.target.past import KeepsHistory
 
 log = logging.getLogger("replicator")
 
@@ -130,6 +131,7 @@ class Function:
             while (shard := self._idle_shard(since, tried)) is not None:
                 tried.add(shard)
                 read += self._read_idle(shard, since)
+            self._retain_history()
         except Stopped as e:
             log.info("time is over", extra={"shards": read})
             if not tried:
@@ -179,6 +181,21 @@ class Function:
             log.info("another invocation works on the shard", extra={"shard": shard})
         self._release()
         return done
+
+    def _retain_history(self) -> None:
+        """Remove what a history need not keep any more, and make room ahead: no run of another engine may be up.
+
+        If transactions hold the history, a later event does it.
+        """
+        target, tables, state = self._context.target, self._context.tables, CheckpointView(self._read()).pipeline
+        following = state is not None and state.stage == stages.FOLLOWING
+        if not with_history(tables) or not following or not isinstance(target, KeepsHistory):
+            return
+        with suppress(TransientError):
+            while target.retain(tables):
+                log.info("history removed", extra={"reason": "older than is kept"})
+                if self._environment.stop.is_set():
+                    break
 
     def _check_stream(self, arn: str, view: CheckpointView) -> None:
         """Whether events of the stream ``arn`` may be stored in the epoch, which is bound to a stream.

@@ -289,6 +289,7 @@ class Driver:
             startup.start_mode(start, startup.with_request(self._allowed, request, start))
             self._export(start.table)
             return
+        startup.check_history(start)
         self._retrying(lambda: preexisting.check_same_epoch(self._context.target, self._context.tables))
         if request.keys:
             with contextlib.suppress(TransientError):  # retried as it reads: nothing else may wait for that

@@ -27,7 +27,9 @@ from replicator.target.contract import (
     Inspectable,
     Table,
     Target,
+    with_history,
 )
+from replicator.target.past import KeepsHistory
 
 _OPTIONS = "options"  # the single part of a target that is not Defining
 
@@ -56,7 +58,16 @@ def inspect(
         stripped=view.stripped,
         generation=tables[0].generation if tables else Generation.ONLY,
         aliased=isinstance(target, Aliased),
+        history_epoch=target.history_epoch(tables) if isinstance(target, KeepsHistory) else 0,
+        history_losses=_history_losses(view, target, tables),
     )
+
+
+def _history_losses(view: CheckpointView, target: Target, tables: Sequence[Table]) -> Sequence[str]:
+    state = view.pipeline
+    if state is None or not isinstance(target, KeepsHistory) or not with_history(tables):
+        return ()
+    return target.history_losses(tables, state.epoch, scanned=state.scan_started is not None)
 
 
 def _epochs(view: CheckpointView, target: Target, tables: Sequence[Table]) -> Mapping[str, int | None]:

@@ -60,7 +60,8 @@ class StartupState:
     ``hook``: the hook's fingerprint, "" without a hook. ``additions``: statements that bring the tables to the current
     definition, None if that requires a resync. ``emptied``: tables that are empty now and were not when the last run
     stopped. ``adopted``: tables with rows that no pipeline wrote, to be taken over. ``generation``: which copy it is.
-    ``aliased``: readers use an alias, which a rebuild can move to other tables.
+    ``aliased``: readers use an alias, which a rebuild can move to other tables. ``history_epoch``: the latest one in
+    the histories of the tables, 0 without any. ``history_losses``: what these lack, in sentences.
     """
 
     state: PipelineState | None
@@ -79,11 +80,13 @@ class StartupState:
     stripped: Stripped | None = None
     generation: Generation = Generation.ONLY
     aliased: bool = False
+    history_epoch: int = 0
+    history_losses: Sequence[str] = ()
 
     @property
     def highest(self) -> int:
-        """The latest epoch in any of the target's tables, 0 if there is none."""
-        return max((epoch for epoch in self.epochs.values() if epoch is not None), default=0)
+        """The latest epoch in any of the target's tables, or of their histories; 0 if there is none."""
+        return max([self.history_epoch, *(epoch for epoch in self.epochs.values() if epoch is not None)])
 
     @property
     def has_documents(self) -> bool:
@@ -164,6 +167,7 @@ def start_mode(found: StartupState, allowed: Allowed) -> StartMode:
     if not allowed.hook_change:
         check_hook(found)
     if not found.changes:
+        check_history(found)
         return StartMode.RESUME
     if found.additions is None or not allowed.schema_changes:
         raise _redefined(found, found.additions)
@@ -216,6 +220,13 @@ def check_tables(found: StartupState) -> None:
         raise _redefined(found, found.additions)
     if found.state is not None and (gap := target_gap(found, found.state)) is not None:
         raise gap
+    check_history(found)
+
+
+def check_history(found: StartupState) -> None:
+    """ConfigError if changes are missing from a history: with those that follow, it would tell wrong states."""
+    if found.history_losses:
+        raise ConfigError(*found.history_losses)
 
 
 def check_sweep(found: StartupState, allowed: Allowed) -> None:
@@ -281,10 +292,14 @@ def find_gap(found: StartupState) -> GapFound | None:
     state = found.state
     if state is None:
         if found.highest:
+            written = (
+                f"the target's table was written by epoch {found.highest}"
+                if any(found.epochs.values())
+                else f"the target's history was written by epoch {found.highest}"
+            )
             return GapFound(
-                f"the target's table was written by epoch {found.highest} of a pipeline whose checkpoints are lost or "
-                "stored elsewhere (checkpoints: in the config), or that has another name (pipeline: in the config); "
-                "or it is a copy of such a table",
+                f"{written} of a pipeline whose checkpoints are lost or stored elsewhere (checkpoints: in the config), "
+                "or that has another name (pipeline: in the config); or it is a copy of such a table",
                 repair=START_OVER,
                 of_target=True,
             )

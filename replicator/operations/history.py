@@ -158,8 +158,10 @@ def as_of(config: Config, key: str | None, at: float) -> Iterator[bytes]:
     """The documents as of a time, a JSON line each."""
     with ends(config) as (target, checkpoints):
         assert isinstance(target, KeepsHistory)
-        knows = known(checkpoints)
-        for table in tables_of(config):
+        knows, tables = known(checkpoints), tables_of(config)
+        if lost := target.history_losses(tables, max(knows.spans, default=0), scanned=False):
+            raise ConfigError(*lost)
+        for table in tables:
             current = epochs(knows, table.name, _extent(target, table), at)
             with _key_errors():
                 for state in target.history_as_of(table, key, at, current):

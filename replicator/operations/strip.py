@@ -87,7 +87,7 @@ def strip(
         introduce(config, target, source, client)
         tables = sorted(target_tables(config, source, hook), key=lambda table: table.name)
         found = preexisting.inspect(CheckpointView(claimed), source, target, tables, hook)
-        startup.check_tables(replace(found, stripped=None))
+        startup.check_tables(replace(found, stripped=None, history_losses=()))
         _check(claimed, now())
         if not confirmed([table.name for table in tables]):
             return None

@@ -70,6 +70,16 @@ class KeepsHistory(Protocol):
         TransientError if readers hold the history. Called about once an hour, with no batch in flight.
         """
 
+    def history_epoch(self, tables: Sequence[Table]) -> int:
+        """The latest epoch that any of their histories has; 0 if there is none."""
+
+    def history_losses(self, tables: Sequence[Table], epoch: int, *, scanned: bool) -> Sequence[str]:
+        """Why the histories lack changes of what the tables have, a sentence each; tables not opened in ``epoch`` have
+        nothing yet. ``scanned``: whether they began with a scan, so that the history has all of their documents.
+
+        Cheap: it looks up some documents, and what the histories consist of.
+        """
+
     def history_extent(self, table: Table) -> Extent | None:
         """What the history contains; None if it does not exist yet. The table's keys may be ``UNKNOWN_KEYS``."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg
 import pytest
 
-from tests.end_to_end.test_lambda import NewContainer, Stream, container, deliver
+from tests.end_to_end.test_lambda import SCHEDULED, NewContainer, Stream, container, deliver
 from tests.end_to_end.world import Copy
 from tests.engine.event_source import EventSource
 
@@ -59,3 +60,29 @@ def test_workers_and_one_process_keep_every_change_once(copy: Copy) -> None:
     change(copy, 3)
     copy.caught_up()
     assert copy.assert_history() == source.records
+
+
+def test_the_schedule_of_a_function_removes_what_is_older_than_is_kept(copy: Copy, container: NewContainer) -> None:
+    """Without a run of another engine, nothing else does."""
+    copy.configure(tables={copy.name: {"history": {"keep": "2d"}}}, engine={"type": "lambda"})
+    copy.source.fill(3)
+    assert copy.command("run", "--until", "backfilled").code == 0
+    history = f"{copy.name}_history"
+    with psycopg.connect(copy.database.url, autocommit=True) as client:
+        for day in ("01", "02", "03"):
+            created = (
+                'CREATE TABLE "{0}_200101{1}" PARTITION OF "{0}" '
+                "FOR VALUES FROM ('2001-01-{1} 00:00Z') TO ('2001-01-{1} 24:00Z')"
+            )
+            client.execute(created.format(history, day).encode())
+    partitions = "SELECT count(*) AS n FROM pg_inherits WHERE inhparent = %s::regclass"
+
+    def there() -> int:
+        with psycopg.connect(copy.database.url) as client:
+            row = client.execute(partitions, (f'"{history}"',)).fetchone()
+        return int(row[0]) if row is not None else 0
+
+    before = there()
+    assert container().invoke(SCHEDULED) == {"shards": 0}
+    assert there() == before - 3
+    assert copy.command("check").code == 0

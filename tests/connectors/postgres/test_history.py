@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,34 +13,11 @@ from replicator.errors import TransientError
 from replicator.key import KeyAttribute, KeySchema
 from replicator.target.contract import Table
 from tests.cli.command_line import World
+from tests.connectors.postgres.history_kit import as_of, changes, keep_history, n_of, resync, soon
 from tests.connectors.postgres.postgres_kit import target as made_target
 from tests.end_to_end.pipeline import eventually
 
 pytestmark = pytest.mark.postgres
-
-
-def keep_history(world: World, options: str = "history: true") -> None:
-    old = f"url: {world.postgres.url}\n  table: orders"
-    world.change(old, f"url: {world.postgres.url}\n  tables:\n    orders:\n      {options}")
-
-
-def changes(world: World, id: str, *more: str) -> list[tuple[str, Any, Any]]:
-    """Operation, and the value of ``n`` before and after."""
-    lines = world.lines("history", world.config, "--key", json.dumps({"id": id}), *more)
-    return [(line["operation"], _n(line["old"]), _n(line["new"])) for line in lines]
-
-
-def _n(document: dict[str, Any] | None) -> Any:
-    return None if document is None else document["n"]
-
-
-def as_of(world: World, at: datetime, *more: str) -> dict[str, Any]:
-    lines = world.lines("history", world.config, "--at", at.isoformat(), *more)
-    return {line["key"]["id"]: _n(line["document"]) for line in lines}
-
-
-def soon() -> datetime:
-    return datetime.now(UTC) + timedelta(seconds=1)
 
 
 def test_every_change_is_kept_also_those_that_a_batch_compacts(world: World) -> None:
@@ -118,7 +93,7 @@ def test_each_document_of_a_hooks_own_has_its_history(world: World) -> None:
     world.catch_up()
     lines = world.lines("history", world.config, "--key", '{"id": "1"}')
     assert {line["key"]["_item"] for line in lines} == {'["1"]'}
-    found = [(line["key"]["_id"], line["operation"], _n(line["old"]), _n(line["new"])) for line in lines]
+    found = [(line["key"]["_id"], line["operation"], n_of(line["old"]), n_of(line["new"])) for line in lines]
     assert sorted(found[-4:]) == [
         ("a", "modify", 1, 2),
         ("a", "remove", 2, None),
@@ -182,7 +157,7 @@ def test_a_change_that_is_parked_is_kept_without_a_document_until_it_is_retried(
         world.db.put("orders", {"id": "b", "n": n})
     world.catch_up()
     lines = world.lines("history", world.config, "--key", '{"id": "a"}')
-    assert [(line["operation"], _n(line["old"]), _n(line["new"])) for line in lines] == [
+    assert [(line["operation"], n_of(line["old"]), n_of(line["new"])) for line in lines] == [
         ("insert", None, -3),
         ("modify", -3, None),
     ]
@@ -296,7 +271,7 @@ def test_the_documented_commands_show_what_is_said(world: World, monkeypatch: py
     for line in commands:
         arguments = [soon().isoformat() if "T12:00" in word else word for word in shlex.split(line, comments=True)[1:]]
         (shown,) = world.lines(*arguments)
-        assert _n(shown["new"] if "new" in shown else shown["document"]) == 1
+        assert n_of(shown["new"] if "new" in shown else shown["document"]) == 1
         assert world.call(*arguments, "--human")[1].startswith(("20", "orders "))
 
 
@@ -354,10 +329,6 @@ def test_gaps_of_a_history_are_not_repaired_from_exports(world: World) -> None:
         assert (code, "is not supported for tables that keep a history" in out + err) == (2, True), out + err
 
 
-def _resync(world: World) -> None:
-    assert world.call("resync", world.config, "--now", "--until", "caught-up")[0] == 0
-
-
 def _new_stream(world: World) -> None:
     world.db.disable_stream("orders")
     world.db.enable_stream("orders")
@@ -373,7 +344,7 @@ def test_after_a_resync_under_another_hook_the_history_has_the_state_of_the_tabl
         world.db.put("orders", {"id": "a", "n": n})
     world.catch_up()
     world.hook('def hook(item):\n    return {"n": item["n"]}\n')
-    _resync(world)
+    resync(world)
     assert as_of(world, soon()) == {"a": 4}
     assert changes(world, "a") == [("insert", None, 2), ("remove", 2, None), ("modify", 3, 5), ("insert", None, 4)]
 
@@ -397,7 +368,7 @@ def test_until_the_scan_of_a_resync_is_done_its_times_are_refused(world: World) 
         process.communicate(timeout=60)
     between = datetime.now(UTC)
     world.db.heal()
-    _resync(world)
+    resync(world)
     code, _, err = world.call("history", world.config, "--at", between.isoformat(), "--human")
     assert (code, "may be unknown" in err) == (2, True), err
     assert as_of(world, soon()) == {"a": 2}
@@ -433,7 +404,7 @@ def test_a_parked_insert_that_a_resync_does_not_find_is_gone(world: World) -> No
     world.db.disable_stream("orders")
     world.db.delete("orders", {"id": "a"})
     world.db.enable_stream("orders")
-    _resync(world)
+    resync(world)
     assert world.lines("history", world.config, "--at", soon().isoformat()) == []
 
 
@@ -463,7 +434,7 @@ def test_a_document_that_only_the_server_refuses_to_keep_has_the_reason_in_its_p
         world.db.put("orders", {"id": "a", "n": n})
     world.catch_up()
     lines = world.lines("history", world.config, "--key", '{"id": "a"}')
-    assert [_n(line["new"]) for line in lines] == [1, None, 3]
+    assert [n_of(line["new"]) for line in lines] == [1, None, 3]
     assert "Postgres refuses it for the history of orders" in lines[1]["problem"]
     assert world.rows("SELECT id, n FROM orders") == [("a", 3)]
 

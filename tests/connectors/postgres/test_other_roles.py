@@ -109,6 +109,26 @@ def test_a_table_with_row_level_security_for_replicators_role_is_refused(shared:
     one.open([TABLE], FIRST_EPOCH)
 
 
+def test_the_tables_of_a_history_must_belong_to_replicators_role(shared: Database) -> None:
+    """Only their owner may add and remove partitions."""
+    run(shared, "GRANT CREATE ON SCHEMA public TO ours")
+    one, kept = _ours(shared), replace(TABLE, options={**TABLE.options, "history": {"keep": "2d"}})
+    one.open([kept], FIRST_EPOCH)
+    for name in ("contract_history", "contract_history_base"):
+        run(shared, f"ALTER TABLE {name} OWNER TO mallory; GRANT ALL ON {name} TO ours")
+        (problem,) = one.check([kept])
+        assert problem.startswith(f'"public"."{name}" belongs to the role mallory')
+        run(shared, f"ALTER TABLE {name} OWNER TO ours")
+    ((partition,),) = _partitions(shared)[:1]
+    run(shared, f"ALTER TABLE {partition} OWNER TO mallory")
+    assert list(one.check([kept])) == [], "the owner of the history may remove it"
+
+
+def _partitions(database: Database) -> list[Any]:
+    with database.connect() as client:
+        return client.execute("SELECT inhrelid::regclass::text FROM pg_inherits ORDER BY 1").fetchall()
+
+
 @pytest.mark.parametrize("path", [None, "public, pg_catalog"])
 def test_no_function_in_a_schema_that_others_can_write_to_is_called(shared: Database, path: str | None) -> None:
     """Every statement of the target, with functions, operators, types and views around that fit it better."""
