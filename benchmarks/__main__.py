@@ -24,6 +24,7 @@ from benchmarks import (
     decoding,
     destination,
     dynamodb,
+    exporting,
     history,
     latency,
     memory,
@@ -43,7 +44,7 @@ from replicator.testing.servers.postgres import PostgresServer
 
 PARTS = (
     *("end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory", "latency"),
-    *("webhook", "verifying", "monitoring", "redis", "delta", "workers", "sharing", "lambda", "history"),
+    *("webhook", "verifying", "monitoring", "redis", "delta", "workers", "sharing", "lambda", "history", "export"),
 )
 PLAIN, MONITORED = "R, no hook", "R, no hook, monitored"
 NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes for the slow contenders
@@ -208,6 +209,7 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         "workers": lambda: workers.lines(given.rounds, url),
         "lambda": lambda: aws_lambda.lines(given.rounds, url, alone),
         "history": lambda: history.lines(given.rounds, url, alone),
+        "export": lambda: exporting.lines(given.rounds, alone),
         "sharing": lambda: sharing.lines(given.rounds, given.changes, url, alone),
     }
     yield from (lines[part]() for part in PARTS if given.only in (None, part))

@@ -19,6 +19,7 @@ from replicator.key import Key, KeySchema
 from replicator.source.table import SourceTable
 
 T = TypeVar("T")
+Image = TypeVar("Image", msgspec.Raw, bytes)
 
 
 def _known(shape: type[T]) -> type[T]:
@@ -46,6 +47,12 @@ def key_shape(keys: KeySchema) -> Any:
     return _known(msgspec.defstruct("Keys", fields, rename={field: a.name for field, a in by_field.items()}, gc=False))
 
 
+@lru_cache(maxsize=64)
+def _line_shape(keys: KeySchema) -> Any:
+    """The type of a line of an export with nothing but an item, of which only the key is decoded."""
+    return _known(msgspec.defstruct("Line", [("Item", key_shape(keys))], forbid_unknown_fields=True, gc=False))
+
+
 def _texts(keys: KeySchema) -> Callable[[Any], Any]:
     """A function from a key decoded to ``key_shape`` to its values as text: one by itself, two as a tuple."""
     if not _has_unsupported_name(keys):
@@ -64,6 +71,7 @@ class KeyReader:
 
     def __init__(self, keys: KeySchema) -> None:
         self.shape = key_shape(keys)
+        self.in_lines = msgspec.json.Decoder(_line_shape(keys))
         self._decoder = msgspec.json.Decoder(self.shape)
         self._texts = _texts(keys)
         self._kinds = tuple(a.kind for a in keys.attributes)
@@ -75,6 +83,13 @@ class KeyReader:
             return texts
         return tuple(canonical_number(t) if k == "N" else t for k, t in zip(self._kinds, texts, strict=True))
 
+    def each(self, decoded: Iterable[Any]) -> list[Key]:
+        """The keys from values of type ``shape``. Malformed as of ``key``."""
+        if "N" in self._kinds:
+            return [*map(self.key, decoded)]
+        texts = map(self._texts, decoded)
+        return [*texts] if len(self._kinds) > 1 else [(text,) for text in texts]
+
     def of(self, image: bytes | msgspec.Raw) -> Key:
         """The key of an image. Malformed if it has none."""
         try:
@@ -82,7 +97,7 @@ class KeyReader:
         except (*DECODE_ERRORS, KeyError) as e:
             raise Malformed(f"no key in an image: {e}") from e
 
-    def keyed(self, images: Iterable[msgspec.Raw], operation: str) -> list[tuple[Key, msgspec.Raw]]:
+    def keyed(self, images: Iterable[Image], operation: str) -> list[tuple[Key, Image]]:
         """Images with their keys. TransientError if one has none: then the response is not DynamoDB's."""
         try:
             return [(self.of(image), image) for image in images]

@@ -17,14 +17,16 @@ import hashlib
 import posixpath
 import random
 import time
-import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 import orjson
+from isal import isal_zlib
 
 from replicator.aws.client import Call, Client, completed
 from replicator.aws.errors import AwsError, decoded, failure
@@ -45,9 +47,14 @@ AVAILABLE = CLOCKS + 300.0  # seconds from the end of a window until its export 
 DELAYED = 3600.0  # seconds after that in which a refusal may mean that AWS does not have all of the window yet
 ENABLING = 900.0  # seconds after which a stream that was requested has all changes; DescribeStream does not say when
 POLL = 15.0  # seconds between DescribeExport calls
-CHUNK = 1 << 21  # bytes of a file in one GetObject request
+CHUNK = 1 << 22  # bytes of a file in one GetObject request
 LONGEST_LINE = 1 << 24  # bytes; an item has at most 400 KB, and JSON writes a byte as six at most
+PIECE = (
+    1 << 15
+)  # bytes of a file that are decompressed at once, to at most ``BLOCK``: these stay in a processor's cache
+BLOCK = 1 << 18
 PAGE = 1 << 20  # bytes of uncompressed lines in a page, as in one of Scan
+GZIP = b"\x1f\x8b"  # the first bytes of a file
 READS = 2  # how often a file that is not what the manifest says is read before that is an error
 LONGEST_BACKOFF, QUICKEST_BACKOFF = 20.0, 0.25
 START_OVER = "To start over with a new export: replicator resync CONFIG"
@@ -155,19 +162,22 @@ class _ManifestFile(msgspec.Struct, rename="camel"):
     data_file_key: str = msgspec.field(name="dataFileS3Key")
 
 
-class _Line(msgspec.Struct):
+class _Line(msgspec.Struct, gc=False):
     """A line of a data file."""
 
     Item: msgspec.Raw
 
 
-class _Changed(msgspec.Struct):
+class _Changed(msgspec.Struct, gc=False):
     """A line of a data file of an incremental export: an item that was changed, or (without an image) deleted."""
 
     Keys: msgspec.Raw
     NewImage: msgspec.Raw = msgspec.Raw()
 
 
+_BEFORE, _BEHIND = b'{"Item":', b"}"  # of an item in its line
+_BETWEEN = _BEHIND + b"\n" + _BEFORE
+_ITEM = attrgetter("Item")
 _LINES = msgspec.json.Decoder(_Line)
 _CHANGES = msgspec.json.Decoder(_Changed)
 _FILES = msgspec.json.Decoder(list[_ManifestFile])
@@ -653,7 +663,8 @@ def _retried(
         return part
 
 
-_Lines = tuple[list[tuple[Key, msgspec.Raw | bytes | None]], int]
+_Items = list[tuple[Key, msgspec.Raw | bytes | None]]
+_Lines = tuple[_Items, int]
 """Items with their keys, and the bytes they took. Without an image, the item was deleted."""
 
 
@@ -666,37 +677,70 @@ class _FileReader:
     items: int = 0
     size: int = 0
     _rest: bytes = b""
-    _inflater: Any = field(default_factory=lambda: zlib.decompressobj(wbits=31))
+    _page: _Lines = field(default_factory=lambda: ([], 0))
+    _inflater: Any = field(default_factory=lambda: isal_zlib.decompressobj(wbits=31))
 
     def feed(self, part: bytes) -> Iterator[_Lines]:
-        """Items with their keys, and the bytes they take, for the next ``part`` of the compressed file."""
+        """Full pages, for the next ``part`` of the compressed file: items with their keys, and the bytes they take."""
+        if not self.size and not GZIP.startswith(part[:2]):
+            raise _Corrupt("it is not a gzip file")
         self.size += len(part)
-        while part:
-            if self._inflater.eof:
-                self._inflater = zlib.decompressobj(wbits=31)  # gzip files may be concatenated
-            try:
-                data = self._inflater.decompress(part, PAGE)
-            except zlib.error as e:
-                raise _Corrupt(str(e)) from e
-            part = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
-            lines, newline, rest = data.rpartition(b"\n")
-            lines, self._rest = (self._rest + lines, rest) if newline else (b"", self._rest + data)
-            if len(self._rest) > LONGEST_LINE:
-                raise _Corrupt(f"a line has more than {LONGEST_LINE:,} bytes, and no item is that large")
-            if lines:
-                yield self._decoded(lines)
+        for start in range(0, len(part), PIECE):
+            for data in self._inflated(memoryview(part)[start : start + PIECE]):
+                lines = self._whole(data)
+                if len(self._rest) > LONGEST_LINE:
+                    raise _Corrupt(f"a line has more than {LONGEST_LINE:,} bytes, and no item is that large")
+                if lines:
+                    self._add(lines)
+                if self._page[1] >= PAGE:
+                    yield self._taken()
 
     def end(self, file: File) -> Iterator[_Lines]:
         """What is left: a last line need not end with a newline. _Corrupt unless all of the file was read."""
         if self.size and not self._inflater.eof:
             raise _Corrupt("it is not complete")
         if self._rest.strip():
-            yield self._decoded(self._rest)
+            self._add(self._rest)
         if self.items != file.items:
             raise _Corrupt(f"it has {self.items:,} items, and the manifest says {file.items:,}")
+        if self._page[1]:
+            yield self._taken()
 
-    def _decoded(self, lines: bytes) -> _Lines:
-        items: list[tuple[Key, msgspec.Raw | bytes | None]]
+    def _inflated(self, piece: memoryview | bytes) -> Iterator[bytes]:
+        data, most = b"", min(BLOCK, PAGE)
+        while piece or len(data) == most:  # then more may be left, even of a piece that is used up
+            if self._inflater.eof:
+                if not piece:
+                    return
+                self._inflater = isal_zlib.decompressobj(wbits=31)  # gzip files may be concatenated
+            try:
+                data = self._inflater.decompress(piece, most)
+            except isal_zlib.error as e:  # type: ignore[misc]  # a value in its stub
+                raise _Corrupt(f"it cannot be decompressed: {e}") from e
+            piece = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
+            yield data
+
+    def _whole(self, data: bytes) -> bytes:
+        """The lines that end in ``data``, without the last newline; the rest is kept."""
+        end = data.rfind(b"\n")
+        if end < 0:
+            self._rest += data
+            return b""
+        lines = b"".join((self._rest, memoryview(data)[:end]))
+        self._rest = data[end + 1 :]
+        return lines
+
+    def _add(self, lines: bytes) -> None:
+        items = self._decoded(lines)
+        self.items += len(items)
+        self._page[0].extend(items)
+        self._page = self._page[0], self._page[1] + len(lines)
+
+    def _taken(self) -> _Lines:
+        page, self._page = self._page, ([], 0)
+        return page
+
+    def _decoded(self, lines: bytes) -> _Items:
         try:
             if self.incremental:
                 changes = _CHANGES.decode_lines(lines)
@@ -704,13 +748,27 @@ class _FileReader:
                 images = [
                     change.NewImage if bytes(change.NewImage) not in (b"", b"null") else None for change in changes
                 ]
-                items = [(key, image) for (key, _), image in zip(keys, images, strict=True)]
-            else:
-                items = [*self.keys.keyed([line.Item for line in _LINES.decode_lines(lines)], "export")]
+                return [(key, image) for (key, _), image in zip(keys, images, strict=True)]
+            return self._items(lines)
         except (*DECODE_ERRORS, TransientError) as e:
             raise _Corrupt(f"a line is not an item in DynamoDB JSON: {e}") from e
-        self.items += len(items)
-        return items, len(lines)
+
+    def _items(self, lines: bytes) -> _Items:
+        """The items of lines of a full export.
+
+        Lines as DynamoDB writes them are decoded once, for their keys, and cut between their items: a newline is in no
+        string. Others take longer: they may have spaces, or further members.
+        """
+        if lines.startswith(_BEFORE) and lines.endswith(_BEHIND):
+            images = lines.split(_BETWEEN)
+            images[0] = images[0][len(_BEFORE) :]
+            images[-1] = images[-1][: -len(_BEHIND)]
+            with suppress(
+                *DECODE_ERRORS, ValueError
+            ):  # another number of lines; or the second reading says what is wrong
+                decoded = self.keys.in_lines.decode_lines(lines)
+                return [*zip(self.keys.each(map(_ITEM, decoded)), images, strict=True)]
+        return [*self.keys.keyed([line.Item for line in _LINES.decode_lines(lines)], "export")]
 
 
 def begun(state: ExportState, arn: str) -> ExportState:

@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -182,6 +183,66 @@ def test_memory_is_bounded_whatever_the_file_expands_to(db: DynamoDB) -> None:
     assert len(ids(found)) == 5_000
 
 
+def test_memory_does_not_grow_with_the_file(db: DynamoDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 8 and one of 64 MB, each compressed several times and read in many pieces."""
+    monkeypatch.setattr(export, "CHUNK", 1 << 14)
+    block = b"".join(b'{"Item":{"id":{"S":"%d"},"text":{"S":"%s"}}}\n' % (n, b"x" * 900) for n in range(8_600))
+    small = gzip.compress(block, 1)
+
+    def peak(blocks: int) -> int:
+        exported = of(db, small * blocks, 8_600 * blocks)
+        tracemalloc.start()
+        reading = answered(db, read(exported, KEYS, 0, SegmentState(1, None), random.Random(2)))
+        assert sum(len(page.items) for page in reading) == 8_600 * blocks
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    first = peak(1)
+    assert first < 12 * export.PAGE
+    assert peak(8) < 1.1 * first
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b'{"Item":{"id":{"S":"1"}}}\n{"Item":{"id":{"S":"2"}}}\n{"Item":{"id":{"S":"}\\n{\\"Item\\":"}}}\n',
+        b'{"Item":{"id":{"S":"1"}}}\n{ "Item": {"id": {"S": "2"} } }\n{"Item":{"id":{"S":"}\\n{\\"Item\\":"}}}\n',
+        b'{"Item":{"id":{"S":"1"}}} \n {"Item":{"id":{"S":"2"}}}\n{"Item":{"id":{"S":"}\\n{\\"Item\\":"}}}\n',
+        b'{"Item":{"id":{"S":"1"}},"x":1}\n{"x":{},"Item":{"id":{"S":"2"}}}\n{"Item":{"id":{"S":"}\\n{\\"Item\\":"}}}\n',
+        b'{"Item":{"id":{"S":"1"}}}\r\n{"Item":{"id":{"S":"2"}}}\r\n{"Item":{"id":{"S":"}\\n{\\"Item\\":"}}}\r\n',
+    ],
+    ids=["as DynamoDB writes them", "spaces", "spaces around", "further members", "CRLF"],
+)
+@pytest.mark.parametrize("piece", [1, 7, 1 << 15])
+def test_items_are_cut_out_of_lines_however_they_are_written(
+    db: DynamoDB, lines: bytes, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "PIECE", piece)
+    found = [item for page in pages(db, of(db, gzip.compress(lines), 3)) for item in page.items]
+
+    assert [key for key, _ in found] == [("1",), ("2",), ('}\n{"Item":',)]
+    assert [orjson.loads(bytes(image or b"")) for _, image in found] == [{"id": {"S": key}} for (key,), _ in found]
+
+
+@pytest.mark.parametrize("key", [{"N": "1.50"}, {"B": "AAE="}], ids=["number", "binary"])
+def test_keys_of_other_types_are_read_from_lines(db: DynamoDB, key: dict[str, str]) -> None:
+    exported = of(db, gzip.compress(b"".join(orjson.dumps({"Item": {"id": key}}) + b"\n" for _ in range(2))), 2)
+    (kind,) = key
+    keys = KeySchema((KeyAttribute("id", kind),))
+    found = list(answered(db, read(exported, keys, 0, SegmentState(1, None), random.Random(2))))
+
+    assert ids(found) == [{"N": "1.5", "B": "AAE="}[kind]] * 2
+
+
+@pytest.mark.parametrize("size", [export.BLOCK, 3 * export.BLOCK, export.BLOCK + 1])
+def test_what_a_piece_expands_to_beyond_a_block_is_not_left_behind(db: DynamoDB, size: int) -> None:
+    """Of lines that end where a block of decompressed bytes does, and of a piece that expands to many of them."""
+    start, end = b'{"Item":{"id":{"S":"1"},"text":{"S":"', b'"}}}\n'
+    lines = start + b"x" * (size - len(start) - len(end)) + end
+    assert ids(pages(db, of(db, gzip.compress(lines * 3), 3))) == ["1"] * 3
+
+
 def of(db: DynamoDB, body: bytes, items: int) -> Exported:
     """An export of one file."""
     db.exports.objects["exports", "data/a.json.gz"] = body
@@ -214,12 +275,13 @@ def test_an_empty_file_is_read(db: DynamoDB, body: bytes) -> None:
         (gzip.compress(LINE) + gzip.compress(LINE[:-5]), 2, "a line is not an item in DynamoDB JSON"),
         (gzip.compress(b" " * (18 << 20) + LINE), 1, "a line has more than 16,777,216 bytes"),
         (b"", 1, "it has 0 items, and the manifest says 1"),
-        (b"no gzip", 1, "Error -3 while decompressing data"),
+        (b"no gzip", 1, "it is not a gzip file"),
+        (gzip.compress(LINE)[:10] + b"\xff" * 20, 1, "it cannot be decompressed: Error -"),
         (gzip.compress(b'{"Item":{"n":{"N":"1"}}}\n'), 1, "a line is not an item in DynamoDB JSON"),
         (gzip.compress(b'$ion_1_0 {Item:{id:"1"}}\n'), 1, "a line is not an item in DynamoDB JSON"),
         (gzip.compress(LINE), 2, "it has 1 items, and the manifest says 2"),
     ],
-    ids=["cut", "cut line", "long line", "nothing", "no gzip", "no item", "ION", "another number"],
+    ids=["cut", "cut line", "long line", "nothing", "no gzip", "garbage", "no item", "ION", "another number"],
 )
 def test_a_file_that_is_not_what_the_manifest_says_is_read_twice_and_named(
     db: DynamoDB, body: bytes, items: int, reason: str
