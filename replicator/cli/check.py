@@ -77,13 +77,16 @@ def _offline(path: str, target: str | None) -> Findings:
 
 
 def _of_each(configs: Sequence[Config], findings_of: Callable[[Config], list[Finding]]) -> Findings:
-    """The findings of each target, with what keeps it from running beside the others."""
+    """The findings of each target, with what keeps it from running beside the others. On AWS Lambda each has a function
+    of its own.
+    """
+    from replicator.config.engine import Lambda
     from replicator.engine.generations import collisions
     from replicator.engine.several import needs_own_process
     from replicator.operations.finding import problem
 
     found = {config.target_name: findings_of(config) for config in configs}
-    if len(configs) > 1:
+    if len(configs) > 1 and not isinstance(configs[0].engine, Lambda):
         apart = collisions(configs)
         alone = needs_own_process(configs)
         for config in configs:

@@ -164,7 +164,10 @@ def _run_each(
 ) -> int:
     """Run the pipelines of several configs; the exit code. A config that cannot be loaded does not stop the others."""
     if how["until"] == "backfilled":
-        raise ConfigError("--until backfilled: hand over one pipeline at a time, each with a command of its own")
+        raise ConfigError(
+            "--until backfilled: hand over one pipeline at a time, each with a command of its own; with several "
+            "targets, add --target NAME"
+        )
     say_first(f"{len(paths)} pipelines" if len(paths) > 1 else paths[0], as_json)
     from replicator.cli import live_view
     from replicator.cli.monitored import audited, boards, on_board, refused, shown
@@ -201,8 +204,14 @@ def _run_each(
 
 def _in_this_process(configs: Sequence[Config]) -> Sequence[Config]:
     """ConfigError if the configs of a file want an engine that runs one pipeline for each process."""
+    from replicator.config.engine import Lambda
     from replicator.engine.several import needs_own_process
 
+    if len(configs) > 1 and isinstance(configs[0].engine, Lambda):
+        raise ConfigError(
+            f"{configs[0].path}: engine.type: AWS Lambda follows the stream, not this command: add --until backfilled "
+            "--target NAME to copy what exists, or --engine local to follow it here"
+        )
     if problem := needs_own_process(configs):
         raise ConfigError(f"{configs[0].path}: {problem}")
     return configs

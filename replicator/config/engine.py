@@ -16,7 +16,9 @@ from replicator.config.yaml_file import Problem
 from replicator.options import Options
 
 DEFAULT = "local"
-_FUNCTION = re.compile("[A-Za-z0-9_-]{1,64}")
+LONGEST_FUNCTION = 64  # characters of its name
+TARGET_NAME = "{target}"
+_FUNCTION = re.compile(f"[A-Za-z0-9_-]{{1,{LONGEST_FUNCTION}}}")
 
 
 class Local(Options):
@@ -44,7 +46,7 @@ class Ray(Options):
 
 
 def _function_name(name: str) -> str:
-    if _FUNCTION.fullmatch(name) is None:
+    if _FUNCTION.fullmatch(name.replace(TARGET_NAME, "x")) is None:
         raise ValueError("must be the name of a function: 1 to 64 letters, digits, _ or -")
     return name
 
@@ -57,8 +59,23 @@ class Lambda(Options):
     function: Annotated[str, AfterValidator(_function_name)] | None = Field(
         default=None,
         description="name of the function: `lambda template` gives it this name, and `check` reads its settings and "
-        "those of its event source mapping",
+        "those of its event source mapping; with several targets, `{target}` in it stands for the target's name",
     )
+
+    def of_target(self, name: str | None, targets: int) -> Lambda:
+        """With the function of one of the config's targets. ValueError if all would have the same, or none has it."""
+        if self.function is None or (name is not None and targets == 1 and TARGET_NAME not in self.function):
+            return self
+        if name is None and TARGET_NAME in self.function:
+            raise ValueError(f"{TARGET_NAME} stands for the name of one of several targets, and this config has one")
+        if name is not None and TARGET_NAME not in self.function:
+            raise ValueError(
+                f"each target has a function of its own: add its name, such as {self.function}-{TARGET_NAME}"
+            )
+        function = self.function.replace(TARGET_NAME, name or "")
+        if len(function) > LONGEST_FUNCTION:
+            raise ValueError(f"{function} has {len(function)} characters; a function's name has at most 64")
+        return self.model_copy(update={"function": function})
 
 
 Engine = Local | Ray | Lambda

@@ -447,11 +447,7 @@ def _configs(
     wanted = found or [TargetSections(None, file.values)]  # whatever else is wrong is reported, too
     pipelines = tuple(str(one.values.get("pipeline")) for one in every)
     configs = [_config(one, file, problems, engine_type, pipelines) for one in wanted]
-    loaded = [config for config in configs if config is not None]
-    if len(known) > 1 and any(isinstance(config.engine, Lambda) for config in loaded):
-        text = "lambda runs one pipeline, and this config has several targets: give that target a config of its own"
-        problems.append(Problem(("engine", "type"), text))
-    return loaded
+    return [config for config in configs if config is not None]
 
 
 def _config(
@@ -467,7 +463,7 @@ def _config(
     sections, wrong = validated(Sections, given, ())
     target, wrong_target = destination(given.get("target"), file.path.resolve().parent)
     checkpoints, wrong_store = keeping(given.get("checkpoints"))
-    runs_on, wrong_engine = engine(given.get("engine"), engine_type)
+    runs_on, wrong_engine = _engine(one, engine_type, len(pipelines))
     found = [*wrong, *wrong_target, *wrong_store, *wrong_engine]
     problems += [p for p in map(one.problem, found) if p.path not in reported]
     if sections is None or target is None:
@@ -505,6 +501,17 @@ def _config(
         path=file.path,
         of_targets=None if one.name is None else OfTargets(one.name, str(file.values.get("pipeline")), pipelines),
     )
+
+
+def _engine(one: TargetSections, engine_type: str | None, targets: int) -> tuple[Engine, Sequence[Problem]]:
+    """What runs the pipeline of one target, and what is wrong with it."""
+    runs_on, problems = engine(one.values.get("engine"), engine_type)
+    if not isinstance(runs_on, Lambda):
+        return runs_on, problems
+    try:
+        return runs_on.of_target(one.name, targets), problems
+    except ValueError as e:
+        return runs_on, [*problems, Problem(("engine", "function"), str(e))]
 
 
 def _together(configs: Sequence[Config]) -> Iterator[Problem]:

@@ -78,9 +78,10 @@ def read(path: Path, environ: Mapping[str, str], stand_ins: Mapping[str, str] = 
     return ConfigFile(path, values, lines, tuple(problems))
 
 
-def placeholders(path: Path) -> list[str]:
-    """What is between the braces of each placeholder of a file, once."""
-    return list(dict.fromkeys(m.group(1) for _, text in texts(path) for m in _PLACEHOLDER.finditer(text)))
+def placeholders(path: Path, counts: Callable[[PathInFile], bool] = lambda _: True) -> list[str]:
+    """What is between the braces of each placeholder of a file, once, of the texts whose place ``counts``."""
+    found = (text for place, text in texts(path) if counts(place))
+    return list(dict.fromkeys(m.group(1) for text in found for m in _PLACEHOLDER.finditer(text)))
 
 
 def texts(path: Path) -> Iterator[tuple[PathInFile, str]]:

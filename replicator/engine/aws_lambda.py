@@ -34,6 +34,7 @@ log = logging.getLogger("replicator")
 
 CONFIG = "REPLICATOR_CONFIG"  # the environment variable with the path of the config, relative to the package
 DEFAULT = "replicator.yaml"
+TARGET = "REPLICATOR_TARGET"  # the environment variable with the name of the target, if the config has several
 MARGIN = 3.0  # seconds before Lambda's timeout at which an invocation ends by itself
 QUIET = 60.0  # seconds without an invocation after which the next one has connections of its own
 
@@ -41,8 +42,8 @@ QUIET = 60.0  # seconds without an invocation after which the next one has conne
 class Container:
     """What lives from the first invocation of a container to its last. ``now``: Lambda may stop the monotonic clock."""
 
-    def __init__(self, path: str, now: Callable[[], float] = time.time) -> None:
-        self._config = settings.load(path)
+    def __init__(self, path: str, now: Callable[[], float] = time.time, target: str | None = None) -> None:
+        self._config = settings.load(path, target=target)
         if not isinstance(self._config.engine, Lambda):
             raise ConfigError(f"{path}: engine.type must be lambda: the config of another engine was packaged")
         self._deadline, self._now, self._invoked = Deadline(), now, float("-inf")
@@ -117,7 +118,8 @@ def _started() -> Container:
         logs.start(logs.JsonLines())
         logs.silence_libraries()
         root = os.environ.get("LAMBDA_TASK_ROOT", "")
-        _container = Container(os.path.join(root, os.environ.get(CONFIG, DEFAULT)))
+        path = os.path.join(root, os.environ.get(CONFIG, DEFAULT))
+        _container = Container(path, target=os.environ.get(TARGET))
     return _container
 
 

@@ -24,8 +24,9 @@ from pathlib import Path, PurePosixPath
 from replicator import __version__
 from replicator.config.engine import Lambda
 from replicator.config.settings import Config, load_offline
+from replicator.config.targets import TARGETS
 from replicator.config.yaml_file import placeholders, texts
-from replicator.engine.aws_lambda import DEFAULT
+from replicator.engine.aws_lambda import DEFAULT, TARGET
 from replicator.errors import ConfigError
 from replicator.hooks.loading import load
 from replicator.hooks.sources import imported
@@ -47,7 +48,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "site-packages"))
-
+{target}
 from replicator.engine.aws_lambda import handler as lambda_handler
 '''
 _PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
@@ -126,7 +127,7 @@ def build(path: Path, wanted: Wanted, out: Path, install: Install) -> Package:
         libraries.mkdir(parents=True)
         install(requirements(config.target.type, wanted), libraries)
         _copy_own(libraries)
-        (stage / "lambda_function.py").write_text(_ENTRY_POINT)
+        (stage / "lambda_function.py").write_text(_entry_point(config.target_name))
         _copy_files(config, files, stage)
         _check_imports(hook, stage)
         _compile(stage)
@@ -136,6 +137,18 @@ def build(path: Path, wanted: Wanted, out: Path, install: Install) -> Package:
         body = zipped.read_bytes()
         shutil.move(zipped, out)
     return Package(len(body), hashlib.sha256(body).hexdigest(), name)
+
+
+def placeholders_of(config: Config) -> Sequence[str]:
+    """What is between the braces of each placeholder of the config, but for those of its other targets."""
+    own = (TARGETS, config.target_name)
+    return placeholders(config.path, lambda place: place[:1] != own[:1] or place[:2] == own)
+
+
+def _entry_point(target: str | None) -> str:
+    """The module that Lambda imports; it says which of the config's targets the function is for."""
+    named = f'os.environ.setdefault("{TARGET}", "{target}")\n'
+    return _ENTRY_POINT.format(target="" if target is None else named)
 
 
 def requirements(extra: str, wanted: Wanted, minor: int = sys.version_info.minor) -> Requirements:
@@ -206,7 +219,7 @@ def _included(config: Config, names: Sequence[str]) -> list[Path]:
     files = [(config.base / name).resolve() for name in names]
     if missing := next((file for file in files if not file.is_file()), None):
         raise ConfigError(f"--include: no such file: {missing}")
-    read = [name.removeprefix("file:") for name in placeholders(config.path) if name.startswith("file:")]
+    read = [name.removeprefix("file:") for name in placeholders_of(config) if name.startswith("file:")]
     for name in read:
         if (config.base / name).resolve() not in files:
             raise ConfigError(

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from replicator.config.engine import Engine, Lambda
-from replicator.config.yaml_file import placeholders
+from replicator.config.settings import Config
 from replicator.errors import ConfigError
 from replicator.operations import policy
-from replicator.operations.lambda_package import HANDLER, loaded, runtime
+from replicator.operations.lambda_package import HANDLER, loaded, placeholders_of, runtime
 
 STREAM_ARN = "^arn:aws[a-z-]*:dynamodb:[a-z0-9-]+:[0-9]{12}:table/.+/stream/.+$"
 TIMEOUT, MEMORY = 300, 512  # seconds, and MB
@@ -49,7 +49,7 @@ Resource = dict[str, Any]
 def template(path: Path, architecture: str, *, keys_only: bool, target: str | None = None) -> str:
     """The template of the config's function, as YAML."""
     config = loaded(path, target)
-    names = _parameters_of(_variables(path))
+    names = _parameters_of(_variables(config))
     own = policy.policies([config], policy.PolicyContext(keys_only=keys_only, setup=False, function=True))
     document = {
         "AWSTemplateFormatVersion": "2010-09-09",
@@ -71,15 +71,15 @@ def template(path: Path, architecture: str, *, keys_only: bool, target: str | No
 _DELETED = {"DeletionPolicy": "Delete", "UpdateReplacePolicy": "Delete"}
 
 
-def _variables(path: Path) -> Iterator[str]:
+def _variables(config: Config) -> Iterator[str]:
     """The variables of the environment that the function must be given: Lambda has some of its own."""
-    for name in placeholders(path):
+    for name in placeholders_of(config):
         if name.startswith(("file:", *OWN_PREFIXES)) or name in OWN_VARIABLES:
             continue
         if _VARIABLE.fullmatch(name) is None:
             raise ConfigError(
-                f"{path}: ${{{name}}}: Lambda's variables have at least two characters, and begin with a letter: name "
-                "it otherwise"
+                f"{config.path}: ${{{name}}}: Lambda's variables have at least two characters, and begin with a "
+                "letter: name it otherwise"
             )
         yield name
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import orjson
 import pytest
+from click.testing import CliRunner
 
-from replicator.cli.run import _loaded, _may_be_several
+from replicator.cli import main
+from replicator.cli.run import _in_this_process, _loaded
 from replicator.config.settings import load_each
-from replicator.errors import ConfigError
 from tests.cli.command_line import World
 from tests.cli.test_run import _read, await_that
 
@@ -321,6 +322,10 @@ def test_another_engine_on_the_command_line_counts_before_anything_is_refused(tm
         "  a: {type: postgres, url: postgresql://127.0.0.1:1/y, table: a}\n"
         "  b: {type: postgres, url: postgresql://127.0.0.1:1/y, table: b}\n"
     )
-    with pytest.raises(ConfigError, match="lambda runs one pipeline"):
-        _may_be_several(str(path), None, None)
-    assert _may_be_several(str(path), None, "local")
+    result = CliRunner().invoke(main, ["run", str(path), "--json"])
+    assert result.exit_code == 2
+    assert "add --until backfilled --target NAME to copy what exists, or --engine local" in result.output
+    result = CliRunner().invoke(main, ["run", str(path), "--until", "backfilled", "--json"])
+    assert result.exit_code == 2
+    assert "hand over one pipeline at a time, each with a command of its own; with several targets" in result.output
+    assert len(_in_this_process(load_each(path, {}, engine="local"))) == 2

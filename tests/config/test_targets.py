@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from replicator.config import settings as config
+from replicator.config.engine import Lambda
 from replicator.config.settings import Config
 from replicator.config.targets import OF_A_TARGET, SHARED, TargetSections, expanded
 from replicator.config.yaml_file import Problem
@@ -337,13 +338,46 @@ def problems_of(path: Path, **more: Any) -> list[str]:
     return list(caught.value.problems)
 
 
-def test_lambda_runs_one_target_only(write: Write) -> None:
-    copy = WAREHOUSE.replace("warehouse:", "copy:").replace("orders:", "copies:")
-    text = BOTH.replace(SEARCH, copy) + "engine: {type: lambda}\n"
+def behind_lambda(function: str | None, first: str = "copy") -> str:
+    copy = WAREHOUSE.replace("warehouse:", f"{first}:").replace("orders:", "copies:")
+    more = "" if function is None else f", function: '{function}'"
+    return BOTH.replace(SEARCH, copy) + f"engine: {{type: lambda{more}}}\n"
 
-    for target in (None, "copy"):
-        (problem,) = problems_of(write(text), target=target)
-        assert "engine.type: lambda runs one pipeline, and this config has several targets" in problem
+
+def test_each_target_behind_lambda_has_a_function_whose_name_has_the_targets(write: Write) -> None:
+    engines = {name: one.engine for name, one in loaded(write(behind_lambda("orders-{target}"))).items()}
+    assert engines == {"copy": Lambda(function="orders-copy"), "warehouse": Lambda(function="orders-warehouse")}
+    assert [one.engine for one in loaded(write(behind_lambda(None))).values()] == [Lambda(), Lambda()]
+    (alone,) = config.load_each(write(behind_lambda("orders-{target}")), {}, target="copy")
+    assert alone.engine == Lambda(function="orders-copy")
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "said"),
+    [
+        ("orders", "copy", "each target has a function of its own: add its name, such as orders-{target}"),
+        (
+            "orders-of-the-shop-of-the-company-{target}",
+            "c" * 32,
+            f"orders-of-the-shop-of-the-company-{'c' * 32} has 66 characters; a function's name has at most 64",
+        ),
+        ("orders.{target}", "copy", "must be the name of a function: 1 to 64 letters, digits, _ or -"),
+    ],
+)
+def test_a_function_that_targets_cannot_have_is_a_problem(write: Write, function: str, name: str, said: str) -> None:
+    (problem,) = problems_of(write(behind_lambda(function, name)))
+    assert problem.endswith(f"engine.function: {said}")
+
+
+def test_the_place_of_a_name_in_that_of_a_function_needs_targets(write: Write) -> None:
+    text = f"{TOP}target: {{{PG.format('localhost/shop')}}}\nengine: {{type: lambda, function: 'orders-{{target}}'}}\n"
+    (problem,) = problems_of(write(text))
+    assert "{target} stands for the name of one of several targets, and this config has one" in problem
+
+
+def test_the_only_one_of_the_targets_may_have_a_function_of_any_name(write: Write) -> None:
+    text = BOTH.replace(SEARCH, "") + "engine: {type: lambda, function: orders-copy}\n"
+    assert loaded(write(text))["warehouse"].engine == Lambda(function="orders-copy")
 
 
 def test_a_section_of_all_targets_that_one_cannot_have_is_a_problem_of_that_one(write: Write) -> None:

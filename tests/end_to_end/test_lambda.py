@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import yaml
 
 from replicator.aws.boto import connect
 from replicator.config import settings
@@ -23,10 +24,10 @@ SCHEDULED = {"source": "aws.events", "detail-type": "Scheduled Event"}
 class Stream:
     """The stream of a real server, for the event source mapping."""
 
-    def __init__(self, copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, copy: Copy, monkeypatch: pytest.MonkeyPatch, target: str | None = None) -> None:
         for name, value in _AWS.items():
             monkeypatch.setenv(name, value)
-        self._client = connect(settings.load(copy.path).source)
+        self._client = connect(settings.load(copy.path, target=target).source)
         self._copy = copy
 
     def call(self, operation: str, request: dict[str, Any]) -> bytes:
@@ -133,3 +134,31 @@ def test_every_change_is_applied_once_whatever_happens_to_invocations_and_engine
     deliver(again, second, third)
     copy.assert_equal()
     assert copy.counts()["read"] == status["backfill"]["items"] + source.records
+
+
+def test_each_of_several_targets_is_followed_by_its_own_function(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = copy.configure(engine={"type": "lambda"}).source
+    source.fill(20)
+    config = yaml.safe_load(copy.path.read_text())
+    target = config.pop("target")
+    config["targets"] = {"one": target, "other": {**target, "table": "other"}}
+    copy.path.write_text(yaml.safe_dump(config))
+    refused = copy.command("run", "--until", "backfilled")
+    assert refused.code == 2
+    assert "with several targets, add --target NAME" in refused.err
+    environment = {**_AWS, "LAMBDA_TASK_ROOT": str(copy.folder), "REPLICATOR_CONFIG": copy.path.name}
+    with ExitStack() as containers:
+        for name in ("one", "other"):
+            assert copy.command("run", "--until", "backfilled", "--target", name).code == 0
+            function = Container(HANDLER, {**environment, "REPLICATOR_TARGET": name}, copy.folder / f"{name}.log")
+            containers.enter_context(function)
+            source.fill(30, **{name: "1"})
+            source.delete("k7")
+            mapping: Any = EventSource(Stream(copy, monkeypatch, name), source.table, batch=25)  # type: ignore[arg-type]
+            assert deliver(mapping, function) > 1
+    statuses = copy.command("status", "--json").lines
+    assert [status["pipeline"] for status in statuses] == ["copy.one", "copy.other"]
+    other = {row["pk"]: row["document"] for row in copy.query("SELECT pk, document FROM {}", "other")}
+    assert other == source.items()
+    assert set(copy.documents()) == {f"k{n}" for n in range(30)} - {"k7"}
+    assert not any("other" in document for document in copy.documents().values()), "its function was not invoked again"

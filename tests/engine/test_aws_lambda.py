@@ -133,6 +133,19 @@ def test_an_unexpected_error_shows_nothing_of_items(path: Path, monkeypatch: pyt
     assert opened.made == 0
 
 
+def test_several_targets_have_a_function_each_so_nothing_keeps_one_from_running_beside_the_others(path: Path) -> None:
+    copies = "".join(
+        f"  {name}: {{type: postgres, url: 'postgresql://127.0.0.1:1/y', table: {name}}}\n" for name in "ab"
+    )
+    several = f"pipeline: p\nsource: {{table: orders, region: eu-west-1}}\ntargets:\n{copies}"
+    path.write_text(several + "engine: {type: lambda}\n")
+    result = CliRunner().invoke(main, ["check", str(path), "--offline"])
+    assert result.exit_code == 0, result.output
+    path.write_text(several + "engine: {type: ray}\ncheckpoints: {type: postgres, url: 'postgresql://127.0.0.1:1/y'}\n")
+    result = CliRunner().invoke(main, ["check", str(path), "--offline"])
+    assert "only local runs several targets in one process" in result.output
+
+
 @pytest.mark.parametrize(
     ("config", "options", "said"),
     [

@@ -100,6 +100,42 @@ def test_a_package_starts_from_its_own_files_and_the_same_files_give_the_same_zi
     assert len(compiled) == len([name for name in names if name.endswith(".py")])
 
 
+TARGETS = """
+pipeline: orders
+source: {table: orders, region: eu-west-1}
+engine: {type: lambda}
+targets:
+  shop: {type: postgres, url: "${SHOP_URL}", table: orders, transform: "hooks.py:hook"}
+  audit: {type: postgres, url: "${file:secret.txt}", table: orders}
+"""
+NAMED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import lambda_function
+from replicator.engine import aws_lambda
+print(aws_lambda._started()._config.pipeline)
+"""
+
+
+def test_the_package_for_one_of_several_targets_is_that_targets_function(config: Path, tmp_path: Path) -> None:
+    """With the files and the variables of that target alone."""
+    config.write_text(TARGETS)
+    (tmp_path / "secret.txt").write_text("postgresql://me:secret@127.0.0.1/audit")
+    out, unpacked = tmp_path / "1.zip", tmp_path / "unpacked"
+    with pytest.raises(ConfigError, match=r"the config reads the file secret\.txt"):
+        build(config, Wanted(target="audit"), out, fake)
+    build(config, Wanted(target="shop"), out, fake)
+    with zipfile.ZipFile(out) as archive:
+        archive.extractall(unpacked)
+    assert not (unpacked / "secret.txt").exists()
+    environ = {**os.environ, "SHOP_URL": "postgresql://localhost/shop", "LAMBDA_TASK_ROOT": str(unpacked)}
+    done = subprocess.run(
+        [sys.executable, "-c", NAMED, str(unpacked)], env=environ, cwd=unpacked, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["orders.shop"]
+
+
 def test_what_is_installed_here_is_what_is_packaged() -> None:
     wanted = requirements("postgres", Wanted("arm64", requirements=("polyline==2.0",)), 12)
     assert "polyline==2.0" in wanted.names

@@ -53,6 +53,29 @@ def test_aws_own_rules_accept_the_template(config: Path) -> None:
     assert function["Timeout"] >= 30
 
 
+TARGETS = """
+pipeline: orders
+source: {table: orders, region: eu-west-1}
+engine: {type: lambda, function: "orders-{target}"}
+targets:
+  shop: {type: postgres, url: "${SHOP_URL}", table: orders}
+  audit: {type: postgres, url: "${AUDIT_URL}", table: orders}
+"""
+
+
+def test_each_of_several_targets_has_a_function_with_its_own_name_and_variables(config: Path) -> None:
+    config.write_text(TARGETS)
+    text, document = template(config, "--target", "audit")
+    assert mistakes(text) == []
+    function = document["Resources"]["Function"]["Properties"]
+    assert function["FunctionName"] == "orders-audit"
+    assert function["Environment"]["Variables"] == {"AUDIT_URL": {"Ref": "EnvAuditUrl"}}
+    assert document["Description"] == "replicator: pipeline orders.audit on AWS Lambda"
+    result = CliRunner().invoke(main, ["lambda", "template", str(config)])
+    assert result.exit_code == 2
+    assert "--target" in result.output
+
+
 def test_the_role_may_do_what_the_function_does_and_no_more(config: Path) -> None:
     allowed = statements(template(config)[1])
     actions = {
