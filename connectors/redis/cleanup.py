@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from connectors.redis.connection import Server, packed
 from connectors.redis.errors import ResponseLost
 from connectors.redis.layout import Layout, document_of
 from connectors.redis.scripts import FORGET, READ, SWEEP
-from connectors.redis.tally import Tally
+from connectors.redis.store import Store, Tallying
 from replicator.batch import DocumentId
 from replicator.errors import TransientError
 from replicator.target.in_doubt import InDoubtWindow
@@ -27,10 +27,10 @@ Pass = tuple[str, str, int]
 """One pass through a table: ``sweep`` or ``purge``, the table's name, and the version that is the limit."""
 
 
-def pages(server: Server, pattern: bytes, cursor: bytes = b"0") -> Iterator[tuple[Guards, bytes]]:
+def pages(store: Store, pattern: bytes, cursor: bytes = b"0") -> Iterator[tuple[Guards, bytes]]:
     """Keys that match, and the cursor behind them; b"0" at the end. Each key that stays is found, maybe repeatedly."""
     while True:
-        ((cursor, keys),) = server.ask(packed(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _COUNT))
+        keys, cursor = store.scan(pattern, cursor, _COUNT)
         yield keys, cursor
         if cursor == b"0":
             return
@@ -38,6 +38,15 @@ def pages(server: Server, pattern: bytes, cursor: bytes = b"0") -> Iterator[tupl
 
 def with_documents(guards: Guards) -> list[bytes]:
     return [key for guard in guards for key in (document_of(guard), guard)]
+
+
+def read(store: Store, guards: Guards, how: bytes) -> Iterator[tuple[bytes, bytes | None, Any]]:
+    """Each guard, its value, and what ``how`` reads of its document."""
+    divided = list(store.divided(guards))
+    responses = store.run_all(READ, [(with_documents(some), [how]) for some in divided])
+    for some, response in zip(divided, responses, strict=True):
+        for guard, (value, document) in zip(some, response, strict=True):
+            yield guard, value, document
 
 
 def chunks(guards: Guards) -> Iterator[Guards]:
@@ -62,9 +71,9 @@ class Cleanup:
     A pass starts over when the connection was lost, or an in-doubt window that concerns it has begun or ended.
     """
 
-    server: Server
+    store: Store
     in_doubt: InDoubtWindow
-    tally: Tally
+    tally: Tallying
     now: Callable[[], float] = time.monotonic
     _passes: dict[Pass, _Progress] = field(default_factory=dict)
 
@@ -102,36 +111,37 @@ class Cleanup:
         """The guards of lower versions whose document is gone: tombstones, and those of documents that expired."""
         found: dict[bytes, bytes] = {}
         for some in chunks(guards):
-            read = self.server.run(READ, with_documents(some), [b"EXISTS"])
-            for guard, (value, document) in zip(some, read, strict=True):
+            for guard, value, document in read(self.store, some, b"EXISTS"):
                 known = _VERSION.fullmatch(value or b"")
-                if known is not None and document is None and int(known[1]) < below:
+                if value is not None and known is not None and document is None and int(known[1]) < below:
                     found[guard] = value
         return found
 
     def _pages(self, of: Pass, progress: _Progress, layout: Layout) -> Iterator[tuple[Guards, bytes]]:
         if progress.cursor is not None:
-            for page in pages(self.server, layout.guards(), progress.cursor):
-                if self.server.opened != progress.opened:
-                    raise TransientError(f"{self.server} was reconnected while its keys were scanned; starting again")
+            for page in pages(self.store, layout.guards(), progress.cursor):
+                if self.store.opened != progress.opened:
+                    raise TransientError(f"{self.store} was reconnected while its keys were scanned; starting again")
                 yield page
 
     def _progress(self, of: Pass, window: int) -> _Progress:
-        self.server.ask(packed(b"PING"))
+        self.store.settle()
         found = self._passes.get(of)
-        if found is None or (found.opened, found.window) != (self.server.opened, window):
-            found = self._passes[of] = _Progress(self.server.opened, window)
+        if found is None or (found.opened, found.window) != (self.store.opened, window):
+            found = self._passes[of] = _Progress(self.store.opened, window)
         return found
 
     def _swept(self, guards: Guards, limit: bytes) -> int:
         """Counted as a batch is: what a sweep removed comes back if the server loses it."""
         with self._noted():
-            count: int = self.tally.run(self.server, SWEEP, with_documents(guards), [limit])
-        return count
+            calls = [(with_documents(some), [limit]) for some in self.store.divided(guards)]
+            counts: list[int] = self.tally.run_all(self.store, SWEEP, calls)
+        return sum(counts)
 
     def _forget(self, guards: Guards, doomed: Mapping[bytes, bytes]) -> None:
         with self._noted():
-            self.server.run(FORGET, with_documents(guards), [doomed[guard] for guard in guards])
+            divided = self.store.divided(guards)
+            self.store.run_all(FORGET, [(with_documents(some), [doomed[guard] for guard in some]) for some in divided])
 
     @contextmanager
     def _noted(self) -> Iterator[None]:

@@ -14,7 +14,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
-from connectors.redis.errors import ResponseLost, code_of, failure, unanswered
+from connectors.redis.cluster import Place, Seeds, seeds_of
+from connectors.redis.errors import ResponseLost, code_of, failure, redirected, unanswered
 from connectors.redis.options import RedisOptions
 from connectors.redis.scripts import Script
 from connectors.redis.sentinel import Sentinels, primary_of, sentinels_of
@@ -37,6 +38,10 @@ def call(script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> b
     return packed(b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *arguments)
 
 
+ScriptCall = tuple[Sequence[bytes], Sequence[bytes]]
+"""Keys and arguments."""
+
+
 def loading(script: Script) -> bytes:
     return packed(b"SCRIPT", b"LOAD", script.text)
 
@@ -47,12 +52,15 @@ class Unencrypted(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is, and how to log in."""
+    """Where a server is, and how to log in. ``node``: the one of a cluster that it is."""
 
     options: RedisOptions
+    node: Place | None = None
 
     def __str__(self) -> str:
         parts = split_url(self.options.url)
+        if self.node is not None:
+            return f"Redis at {self.node[0]}:{self.node[1]}"
         if self.sentinels is not None:
             return f"Redis {self.sentinels.primary} (Sentinel at {self.sentinels})"
         if parts.scheme == "unix":
@@ -64,7 +72,18 @@ class Address:
         return sentinels_of(self.options.url)
 
     @property
+    def seeds(self) -> Seeds | None:
+        return seeds_of(self.options.url)
+
+    @property
+    def follows(self) -> bool:
+        """Whether Sentinels or the other nodes say where the primary is."""
+        return self.sentinels is not None or self.node is not None
+
+    @property
     def database(self) -> int:
+        if self.seeds is not None:
+            return 0
         if self.sentinels is not None:
             return self.sentinels.database
         parts = split_url(self.options.url)
@@ -74,6 +93,8 @@ class Address:
         """Not open yet. ReplicatorError if Sentinels must say where it leads, and do not."""
         options, parts = self.options, split_url(self.options.url)
         common = {"db": self.database, **_login(options.username, options.password)}
+        if self.node is not None and self.seeds is not None:
+            return self._tcp(*self.node, self.seeds.encrypted, options.timeout, common)
         if self.sentinels is not None:
             host, port = self.primary(self.sentinels)
             return self._tcp(host, port, self.sentinels.encrypted, options.timeout, common)
@@ -142,10 +163,11 @@ class Sent:
 class Server:
     """One connection, opened at first use and again after a failure. ``opened``: how often.
 
-    ``run_id`` and ``info``: of the server it leads to.
+    ``run_id`` and ``info``: of the server it leads to. ``is_replica``: it may be one.
     """
 
     address: Address
+    is_replica: bool = False
     opened: int = 0
     run_id: str = ""
     info: Mapping[str, str] = field(default_factory=dict)
@@ -220,6 +242,8 @@ class Server:
         try:
             return self._open.read_response(disconnect_on_error=False)
         except (ResponseError, BusyLoadingError, AuthenticationError) as e:
+            if self.address.node is not None and (elsewhere := redirected(e, str(self))) is not None:
+                raise elsewhere from e
             raise failure(*code_of(e), str(self)) from e
         except (RedisError, OSError) as e:
             self.close()
@@ -243,6 +267,38 @@ class Server:
 
     def run(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
         return self.ask(loading(script), call(script, keys, arguments))[1]
+
+    def run_all(self, script: Script, calls: Sequence[ScriptCall]) -> list[Any]:
+        return self.ask(loading(script), *(call(script, *each) for each in calls))[1:]
+
+    def keyed(self, *commands: Sequence[bytes]) -> list[Any]:
+        """The responses to commands, each with a key as its second part."""
+        return self.ask(*(packed(*command) for command in commands))
+
+    @property
+    def place(self) -> str:
+        return f"database {self.address.database} of {self}"
+
+    def nodes(self) -> Sequence[Server]:
+        return [self]
+
+    def settle(self) -> None:
+        """Connect, if needed: then ``opened`` and ``scan_id`` say whether a scan may go on."""
+        self.ask(packed(b"PING"))
+
+    @property
+    def scan_id(self) -> str:
+        """Cursors of scans are valid as long as it is the same."""
+        return self.run_id
+
+    def scan(self, pattern: bytes, cursor: bytes, count: bytes) -> tuple[Sequence[bytes], bytes]:
+        """Keys that match, and the cursor behind them; b"0" at the beginning and the end."""
+        ((cursor, keys),) = self.ask(packed(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", count))
+        return keys, cursor
+
+    def divided(self, guards: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
+        """Groups of guards, each for one call of a script."""
+        return [guards]
 
     def renew(self, error: BaseException) -> None:
         """Connect again after an error that another server behind the same address would not return."""
@@ -270,7 +326,8 @@ class Server:
             connection.disconnect()
             raise self._refused(unanswered(e, str(self), sent=False)) from e
         self.info, self._logged_in = _parsed(info), True
-        if self.address.sentinels is not None and self.info.get("role") == "slave":  # they have not noticed it yet
+        is_demoted = self.address.follows and not self.is_replica and self.info.get("role") == "slave"
+        if is_demoted:  # and who named it has not noticed it yet
             connection.disconnect()
             raise failure("READONLY", "", str(self))
         self._open = connection

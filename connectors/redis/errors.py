@@ -33,19 +33,45 @@ _WAITS = {
     "NOREPLICAS": "has fewer replicas than it needs to accept writes (min-replicas-to-write); waiting for them",
     "MISCONF": "refuses writes because it cannot save its data to disk; waiting until it can. Its log says why",
     "NOSCRIPT": "has just restarted or failed over, or its scripts were removed; sending them again",
-    "CLUSTERDOWN": "belongs to a cluster that is down",
-    "TRYAGAIN": "is moving keys to another node",
+    "CLUSTERDOWN": "belongs to a cluster that is down: slots have no primary, or most primaries cannot be reached; "
+    "waiting. redis-cli --cluster check HOST:PORT says why",
+    "TRYAGAIN": "is moving keys to another node; waiting until they are there. If no resharding runs, one was "
+    "interrupted: end it with redis-cli --cluster fix HOST:PORT",
 }
 _CLUSTER = ("MOVED", "ASK", "CROSSSLOT")
 IN_CLUSTER = (
-    "is a node of a Redis Cluster, where this target cannot write: it needs all keys on one server. Name a server "
-    "without cluster mode"
+    "is a node of a Redis Cluster: write url: rediss+cluster://HOST:PORT,HOST:PORT (or redis+cluster://) with some of "
+    "its nodes"
 )
 _LOGIN = "Correct target.username and target.password"
 
 
 class ResponseLost(TransientError):
     """The commands may have been executed, or may still be."""
+
+
+class Redirected(TransientError):
+    """A node of a cluster did not execute a command: the keys are elsewhere, or on their way (then no ``place``).
+
+    ``once``: only this command; the slot is not there yet.
+    """
+
+    def __init__(self, text: str, place: tuple[str, int] | None = None, *, once: bool = False) -> None:
+        super().__init__(text)
+        self.place = place
+        self.once = once
+
+
+def redirected(error: RedisError, node: str) -> Redirected | None:
+    """None for any other error. An empty host in it is that of the ``node``."""
+    if isinstance(error, TryAgainError):
+        return Redirected(f"{node} {_WAITS['TRYAGAIN']}")
+    if isinstance(error, AskError):  # and MovedError
+        host = error.host or node.rpartition(":")[0].rpartition(" ")[2]
+        if not isinstance(error, MovedError):
+            return Redirected(f"{node} {_WAITS['TRYAGAIN']}", (host, error.port), once=True)
+        return Redirected(f"{node} has given slot {error.slot_id} to {host}:{error.port}", (host, error.port))
+    return None
 
 
 _CODES: tuple[tuple[type[RedisError], str], ...] = (

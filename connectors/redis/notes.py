@@ -11,9 +11,11 @@ from connectors.redis.cleanup import pages
 from connectors.redis.connection import Server, packed
 from connectors.redis.errors import IN_CLUSTER, failure
 from connectors.redis.layout import TABLES, Layout, note_of, overlapping
+from connectors.redis.routing import Cluster
 from connectors.redis.scripts import NOTE, WRITE
+from connectors.redis.store import Store
 from connectors.redis.tally import Opened
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, TransientError
 from replicator.identity import Identity
 
 _OLDEST = (6, 2)  # SET with EXAT
@@ -29,9 +31,9 @@ class Note:
     server: str
 
 
-def read(server: Server, layouts: Sequence[Layout]) -> list[Note | None]:
-    commands = [packed(b"HMGET", layout.note, b"pipeline", b"epoch", b"id", b"server") for layout in layouts]
-    return [_note(fields) for fields in server.ask(*commands)]
+def read(store: Store, layouts: Sequence[Layout]) -> list[Note | None]:
+    commands = [(b"HMGET", layout.note, b"pipeline", b"epoch", b"id", b"server") for layout in layouts]
+    return [_note(fields) for fields in store.keyed(*commands)]
 
 
 def _note(fields: Sequence[bytes | None]) -> Note | None:
@@ -39,43 +41,37 @@ def _note(fields: Sequence[bytes | None]) -> Note | None:
     return None if pipeline is None or epoch is None else Note(pipeline, int(epoch), id or "", run or "")
 
 
-def write(server: Server, layout: Layout, pipeline: str, epoch: int, *, trusted: bool) -> Opened:
+def write(store: Store, layout: Layout, pipeline: str, epoch: int, *, trusted: bool) -> Opened:
     """Note the epoch, unless a later one is noted. ConfigError if another pipeline's note is there.
 
     ``trusted``: the server loses nothing.
     """
-    server.connect()
-    new = uuid.uuid4().hex.encode()
-    run, trust = server.run_id.encode(), b"1" if trusted else b"0"
-    arguments = [
-        pipeline.encode(),
-        b"%d" % epoch,
-        new,
-        run,
-        layout.prefix,
-        trust,
-        b"%d" % (time.time_ns() // 1_000_000_000),
-    ]
-    owner, *found = server.run(NOTE, [layout.note, TABLES], arguments)
+    store.connect()
+    new, now = uuid.uuid4().hex.encode(), b"%d" % (time.time_ns() // 1_000_000_000)
+    run, trust = store.run_id.encode(), b"1" if trusted else b"0"
+    store.keyed((b"SADD", TABLES, layout.prefix))  # one without a note counts for nothing
+    owner, *found = store.run(NOTE, [layout.note], [pipeline.encode(), b"%d" % epoch, new, run, trust, now])
     if owner.decode() != pipeline:
         raise ConfigError(taken(layout, owner.decode()))
-    id, batches, certain = found
-    return Opened(id.decode(), batches, certain == 1)
+    id, batches, certain, begins = found
+    return Opened(id.decode(), batches, certain == 1, begins == 1)
 
 
-def identity(server: Server, layout: Layout, note: Note | None, *, trusted: bool) -> Identity:
+def identity(store: Store, layout: Layout, note: Note | None, *, trusted: bool, tallies: str = "") -> Identity:
     """A table whose server has restarted since the last batch is another one: its last writes may be missing.
 
     It has another id each time, so it stays another one until a run has confirmed, or begins to replace, what is there.
 
     Not if the server counted a batch after its restart: then it was found to have all earlier ones. ``trusted``: the
-    server loses nothing.
+    server loses nothing. ``tallies``: what tells those of a cluster apart.
     """
-    place = f"{layout.prefix.decode()}* in database {server.address.database} of {server}"
+    place = f"{layout.prefix.decode()}* in {store.place}"
     if note is None:
         return Identity(place, known=False)
-    restarted = not trusted and note.server != server.run_id
-    return Identity(place, f"{note.id} after a restart {uuid.uuid4().hex}" if restarted else note.id)
+    at = f"{layout.prefix.decode()}* in a cluster" if isinstance(store, Cluster) else ""  # whichever nodes url names
+    restarted = not trusted and note.server != store.run_id
+    id = f"{note.id} {tallies}".rstrip()
+    return Identity(place, f"{id} after a restart {uuid.uuid4().hex}" if restarted else id, at=at)
 
 
 def taken(layout: Layout, owner: str) -> str:
@@ -87,28 +83,54 @@ def taken(layout: Layout, owner: str) -> str:
     )
 
 
-def server_problems(server: Server, layouts: Sequence[Layout]) -> Iterator[str]:
-    """Why this server cannot keep the guarantee. Connects."""
-    server.inform()
-    info = server.info
-    version = info.get("redis_version", "0")
+def server_problems(store: Store, layouts: Sequence[Layout]) -> Iterator[str]:
+    """Why this server, or a node of this cluster, cannot keep the guarantee. Connects."""
+    store.connect()
+    for node in store.nodes():
+        node.inform()
+        yield from _node_problems(node, layouts, in_cluster=isinstance(store, Cluster))
+        if node.info.get("role") == "slave":
+            yield f"{node} is a read-only replica; name its primary in target.url"
+    if isinstance(store, Cluster):
+        if missing := store.view.unserved():
+            yield f"{store} has no primary for {missing} of its slots; redis-cli --cluster check HOST:PORT says why"
+        for node in store.replicas():
+            yield from _replica_problems(node, layouts)
+
+
+def _node_problems(node: Server, layouts: Sequence[Layout], *, in_cluster: bool) -> Iterator[str]:
+    version = node.info.get("redis_version", "0")
     if tuple(map(int, version.split(".")[:2])) < _OLDEST:
-        yield f"{server} has version {version}; this target needs Redis 6.2 or newer, or Valkey"
-    if info.get("cluster_enabled") == "1":
-        yield f"{server} {IN_CLUSTER}"
-    if info.get("role") == "slave":
-        yield f"{server} is a read-only replica; name its primary in target.url"
-    yield from eviction(server, info, layouts)
+        yield f"{node} has version {version}; this target needs Redis 6.2 or newer, or Valkey"
+    if node.info.get("cluster_enabled") == "1" and not in_cluster:
+        yield f"{node} {IN_CLUSTER}"
+    yield from eviction(node, node.info, layouts)
 
 
-def removals(server: Server, layouts: Sequence[Layout]) -> Iterator[str]:
-    """Why the server may remove keys by now. TransientError if it became a replica, even one that accepts writes."""
-    server.inform()
-    if server.info.get("role") == "slave":
-        error = failure("READONLY", "", str(server))
-        server.renew(error)
-        raise error
-    yield from eviction(server, server.info, layouts)
+def _replica_problems(node: Server, layouts: Sequence[Layout]) -> Iterator[str]:
+    """It may become the primary. One that does not respond is none now."""
+    try:
+        node.connect()
+        yield from _node_problems(node, layouts, in_cluster=True)
+    except TransientError:
+        return
+    finally:
+        node.close()
+
+
+def removals(store: Store, layouts: Sequence[Layout]) -> Iterator[str]:
+    """Why a server may remove keys by now. TransientError if it became a replica, even one that accepts writes."""
+    for server in store.nodes():
+        server.inform()
+        if server.info.get("role") == "slave":
+            error = failure("READONLY", "", str(server))
+            server.renew(error)
+            store.renew(error)
+            raise error
+        yield from eviction(server, server.info, layouts)
+    if isinstance(store, Cluster):
+        for server in store.replicas():
+            yield from _replica_problems(server, layouts)
 
 
 def eviction(server: Server, info: Mapping[str, str], layouts: Sequence[Layout]) -> Iterator[str]:
@@ -124,23 +146,25 @@ def eviction(server: Server, info: Mapping[str, str], layouts: Sequence[Layout])
     )
 
 
-def problems(server: Server, layouts: Sequence[Layout], pipeline: str) -> list[str]:
+def problems(store: Store, layouts: Sequence[Layout], pipeline: str) -> list[str]:
     """Everything that rules these tables out. Changes nothing."""
-    found = list(server_problems(server, layouts))
+    found = list(server_problems(store, layouts))
     if found:
         return found
-    server.run(WRITE, [], [b"0", b"0"])  # whether it may be run
-    for layout, note in zip(layouts, read(server, layouts), strict=True):
+    for node in store.nodes():  # whether they may be run
+        node.run(WRITE, [], [b"0", b"0"])
+        node.ask(packed(b"TIME"))  # which scripts ask for
+    for layout, note in zip(layouts, read(store, layouts), strict=True):
         if note is not None and note.pipeline != pipeline:
             found.append(taken(layout, note.pipeline))
-        elif note is None and (other := next(_others(server, layout), None)) is not None:
+        elif note is None and (other := next(_others(store, layout), None)) is not None:
             found.append(
-                f"{server} has keys that begin with {layout.prefix.decode()} and that no pipeline is noted for (one of "
+                f"{store} has keys that begin with {layout.prefix.decode()} and that no pipeline is noted for (one of "
                 f"them: {other.decode(errors='replace')[:100]!r}); replicator would overwrite them. Delete them, or "
                 "set another prefix under target.tables"
             )
     prefixes = [layout.prefix for layout in layouts]
-    for one, other in overlapping(prefixes, [*_noted(server), *prefixes]):
+    for one, other in overlapping(prefixes, [*_noted(store), *prefixes]):
         found.append(
             f"the prefixes {one.decode()} and {other.decode()} of two tables overlap: keys of both could be the same. "
             "Set another prefix under target.tables"
@@ -148,15 +172,15 @@ def problems(server: Server, layouts: Sequence[Layout], pipeline: str) -> list[s
     return found
 
 
-def _noted(server: Server) -> list[bytes]:
+def _noted(store: Store) -> list[bytes]:
     """The prefixes of all tables that still have a note."""
     members: Sequence[bytes]
-    (members,) = server.ask(packed(b"SMEMBERS", TABLES))
-    there = server.ask(*(packed(b"EXISTS", note_of(prefix)) for prefix in members))
+    (members,) = store.keyed((b"SMEMBERS", TABLES))
+    there = store.keyed(*((b"EXISTS", note_of(prefix)) for prefix in members))
     return [prefix for prefix, found in zip(members, there, strict=True) if found]
 
 
-def _others(server: Server, layout: Layout) -> Iterator[bytes]:
+def _others(store: Store, layout: Layout) -> Iterator[bytes]:
     for pattern in (layout.documents, layout.guards()):
-        for keys, _ in pages(server, pattern):
+        for keys, _ in pages(store, pattern):
             yield from keys

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from connectors.redis.cluster import is_of_cluster, seeds_of
 from connectors.redis.sentinel import is_of_sentinels, sentinels_of
 from replicator.options import (
     AppliedDeletes,
@@ -71,6 +72,13 @@ def _address(url: str) -> str:
                 "rediss+sentinel://host:26379/primary/0, with the name by which the Sentinels know the primary"
             )
         return url
+    if is_of_cluster(url):
+        if seeds_of(url) is None:
+            raise ValueError(
+                "must have the form rediss+cluster://host:6379,host:6379, with some of the cluster's nodes, and no "
+                "database number: a cluster has one database"
+            )
+        return url
     host = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and _number(parts.path.strip("/"))
     path = parts.scheme == "unix" and parts.path.startswith("/") and not parts.netloc
     if not (host or path) or parts.query or parts.fragment or not _has_valid_port(url):
@@ -122,12 +130,15 @@ class RedisOptions(Options):
         default=None, description="the Sentinels' password, which may differ from the server's"
     )
     url: Annotated[str, AfterValidator(_address)] = Field(
-        description="rediss://host:6379 (TLS), redis://127.0.0.1:6379/0, unix:///path/to/socket, or "
-        "rediss+sentinel://host:26379,host:26379/primary"
+        description="rediss://host:6379 (TLS), redis://127.0.0.1:6379/0, unix:///path/to/socket, "
+        "rediss+sentinel://host:26379,host:26379/primary, or rediss+cluster://host:6379,host:6379"
     )
 
     def places(self, table: str, options: Mapping[str, Any]) -> Sequence[object]:
-        """By server, or each of the Sentinels and the primary's name, database and prefix."""
+        """By server, or each of the Sentinels and the primary's name, or each node named; database and prefix."""
+        if (seeds := seeds_of(self.url)) is not None:
+            prefix = prefix_of(table, options)
+            return [("redis", ("cluster", host_name(host), port), prefix) for host, port in seeds.hosts]
         if (sentinels := sentinels_of(self.url)) is not None:
             of, prefix = (sentinels.primary, sentinels.database), prefix_of(table, options)
             return [("redis", ("sentinel", host_name(host), port, *of), prefix) for host, port in sentinels.hosts]
@@ -138,9 +149,9 @@ class RedisOptions(Options):
     @field_validator("url")
     @classmethod
     def _encrypted(cls, url: str, info: ValidationInfo) -> str:
-        parts, sentinels = split_url(url), sentinels_of(url)
-        if sentinels is not None:
-            scheme, hosts = ("rediss" if sentinels.encrypted else "redis"), [host for host, _ in sentinels.hosts]
+        parts, several = split_url(url), sentinels_of(url) or seeds_of(url)
+        if several is not None:
+            scheme, hosts = ("rediss" if several.encrypted else "redis"), [host for host, _ in several.hosts]
         else:
             scheme, hosts = parts.scheme, [parts.hostname or ""]
         if scheme == "redis" and not all(map(is_loopback, hosts)) and not info.data.get("insecure"):

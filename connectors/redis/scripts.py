@@ -174,29 +174,28 @@ return results
 
 NOTE = Script(
     b"""
--- KEYS: a table's note, the set of all prefixes. ARGV: pipeline, epoch, new id, server, prefix, whether the server
--- loses nothing, the time. Returns the pipeline that has the table; if it is this one, also its id, how many batches
--- are counted, and 1 unless batches may be missing: the server is another one than that which counted the last of this
--- epoch.
+-- KEYS: a table's note. ARGV: pipeline, epoch, new id, server, whether the server loses nothing, the time. Returns the
+-- pipeline that has the table; if it is this one, also its id, how many batches are counted, 1 unless batches may be
+-- missing (the server is another one than that which counted the last of this epoch), and 1 if the epoch begins.
 local pipeline, epoch, server = unpack(redis.call('HMGET', KEYS[1], 'pipeline', 'epoch', 'server'))
 if pipeline and pipeline ~= ARGV[1] then return {pipeline} end
-local certain = 1
+local certain, begins = 1, 0
 if tonumber(epoch or '0') < tonumber(ARGV[2]) then
   redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'epoch', ARGV[2], 'server', ARGV[4])
-elseif server ~= ARGV[4] and ARGV[6] == '1' then
+  begins = 1
+elseif server ~= ARGV[4] and ARGV[5] == '1' then
   redis.call('HSET', KEYS[1], 'server', ARGV[4])
 elseif server ~= ARGV[4] then
   certain = 0
 end
 redis.call('HSETNX', KEYS[1], 'id', ARGV[3])
-redis.call('SADD', KEYS[2], ARGV[5])
-local fields, now = redis.call('HGETALL', KEYS[1]), tonumber(ARGV[7])
+local fields, now = redis.call('HGETALL', KEYS[1]), tonumber(ARGV[6])
 for i = 1, #fields, 2 do  -- the counts of processes that have long ended
   local at = string.sub(fields[i], 1, 3) == 'of:' and string.match(fields[i + 1], ' (%d+)$')
   if at and now - tonumber(at) > 30 * 86400 then redis.call('HDEL', KEYS[1], fields[i]) end
 end
 local id, batches = unpack(redis.call('HMGET', KEYS[1], 'id', 'batches'))
-return {ARGV[1], id, tonumber(batches or '0'), certain}
+return {ARGV[1], id, tonumber(batches or '0'), certain, begins}
 """
 )
 
@@ -238,3 +237,72 @@ if count == 1 then batches = redis.call('HINCRBY', KEYS[1], 'batches', 1) end
 return {batches, own + count}
 """
 )
+
+NOTED = Script(
+    b"""
+-- KEYS: a table's note. ARGV: pipeline, epoch, the servers (empty if they may lack something). Returns 1, or -1 if the
+-- servers lost the note or the beginning of the epoch: then the table is no longer the one it was.
+local id, epoch, server = unpack(redis.call('HMGET', KEYS[1], 'id', 'epoch', 'server'))
+if not epoch then
+  redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'epoch', ARGV[2], 'id', 'emptied', 'server', ARGV[3])
+  return -1
+elseif tonumber(epoch) < tonumber(ARGV[2]) then
+  redis.call('HSET', KEYS[1], 'epoch', ARGV[2], 'id', id .. ' incomplete')
+  return -1
+end
+if ARGV[3] ~= '' and server ~= ARGV[3] then redis.call('HSET', KEYS[1], 'server', ARGV[3]) end
+return 1
+"""
+)
+
+
+def counted(script: Script) -> Script:
+    """Does what the script does on keys of one slot, and counts it in the tally of the slot, in one step.
+
+    Behind the script's own: as the last of KEYS the tally; in ARGV the tally's id, how many are certainly counted, a
+    token of the process, how many of its own are, the time, and how many to count (1, or 0 to compare). Returns the
+    script's result, and the counts: of all, and of the process. -1 instead if some are missing: then the tally has
+    another id from now on.
+    """
+    return Script(
+        b"""
+local step, now = tonumber(table.remove(ARGV)), tonumber(table.remove(ARGV))
+local least, mine = tonumber(table.remove(ARGV)), 'of:' .. table.remove(ARGV)
+local known, id, tally = tonumber(table.remove(ARGV)), table.remove(ARGV), table.remove(KEYS)
+local function count()
+  local found, batches, counts = unpack(redis.call('HMGET', tally, 'id', 'batches', mine))
+  if found and found ~= id then return -1 end
+  local own, at = string.match(counts or '0 0', '^(%d+) (%d+)$')
+  batches, own, at = tonumber(batches or '0'), tonumber(own), tonumber(at)
+  if not found or batches < known or own < least then
+    redis.call('HSET', tally, 'id', 'incomplete ' .. mine)
+    return -1
+  end
+  if step == 0 then
+    if own > 0 and now - at > 86400 then  -- still in use
+      redis.call('HSET', tally, mine, string.format('%d %d', own, now))
+    end
+    return {batches, own}
+  end
+  if own == 0 then  -- once for each process: the counts of those that have long ended
+    local fields = redis.call('HGETALL', tally)
+    for i = 1, #fields, 2 do
+      local used = string.sub(fields[i], 1, 3) == 'of:' and string.match(fields[i + 1], ' (%d+)$')
+      if used and now - tonumber(used) > 30 * 86400 then redis.call('HDEL', tally, fields[i]) end
+    end
+  end
+  redis.call('HSET', tally, mine, string.format('%d %d', own + 1, now))
+  return {redis.call('HINCRBY', tally, 'batches', 1), own + 1}
+end
+local function apply_script()
+"""
+        + script.text
+        + b"""
+end
+local result = apply_script()
+return {result, count()}
+"""
+    )
+
+
+NOTHING = Script(b"return 1\n")

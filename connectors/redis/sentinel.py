@@ -44,7 +44,7 @@ def sentinels_of(url: str) -> Sentinels | None:
     scheme, _, rest = url.partition("://")
     places, _, path = rest.partition("/")
     primary, _, database = path.partition("/")
-    hosts = [_place(place) for place in places.split(",")]
+    hosts = [place_of(place, PORT) for place in places.split(",")]
     found = tuple(host for host in hosts if host is not None)
     fits = bool(primary) and not any(mark in path for mark in "?#") and _is_number(database or "0")
     if scheme not in _ENCRYPTED or len(found) < len(hosts) or not fits:
@@ -52,10 +52,11 @@ def sentinels_of(url: str) -> Sentinels | None:
     return Sentinels(found, primary, int(database or 0), _ENCRYPTED[scheme])
 
 
-def _place(text: str) -> tuple[str, int] | None:
+def place_of(text: str, default: int) -> tuple[str, int] | None:
+    """Host and port of HOST:PORT, or of HOST with the ``default`` port; None if it is neither."""
     parts = split_url(f"//{text}")
     try:
-        port = PORT if parts.port is None else parts.port
+        port = default if parts.port is None else parts.port
     except ValueError:
         return None
     return (parts.hostname, port) if parts.hostname and parts.netloc == text and port else None

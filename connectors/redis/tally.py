@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.redis.connection import Server, call, loading
+from connectors.redis.connection import ScriptCall, Server, call, loading
 from connectors.redis.layout import TABLES, Layout
 from connectors.redis.scripts import MARK, Script
 
@@ -18,11 +18,13 @@ class Opened:
     """A table that an epoch begins or goes on in. ``batches``: how many are counted.
 
     ``certain``: False if some that were counted may be missing: the server is not the one that counted them.
+    ``begins``: whether the epoch does.
     """
 
     id: str
     batches: int
     certain: bool
+    begins: bool = False
 
 
 @dataclass(slots=True)
@@ -76,9 +78,11 @@ class Tally:
             case [*_, [int(batches), int(own)]]:
                 self.batches, self.own = max(self.batches, batches), max(self.own, own)
 
-    def run(self, server: Server, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
-        """Run a script and count it."""
+    def run_all(self, server: Any, script: Script, calls: Sequence[ScriptCall]) -> list[Any]:
+        """The results of calls of a script, which are counted once, behind all of them."""
         server.connect()
-        _, result, *counted = server.ask(loading(script), call(script, keys, arguments), *self.commands(server))
-        self.read(counted)
-        return result
+        commands = [call(script, *each) for each in calls]
+        responses = server.ask(loading(script), *commands, *self.commands(server))
+        self.read(responses[1 + len(calls) :])
+        results: list[Any] = responses[1 : 1 + len(calls)]
+        return results

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 
 from connectors.redis import notes
 from connectors.redis.cleanup import Cleanup
-from connectors.redis.connection import Address, Server
+from connectors.redis.cluster import seeds_of
+from connectors.redis.deployment import OnCluster, OneServer
 from connectors.redis.encode import Encoded, Encoder, encode
 from connectors.redis.layout import Layout, layout, layouts
 from connectors.redis.options import RedisOptions, RedisTable
-from connectors.redis.tally import Tally
+from connectors.redis.store import Store
 from connectors.redis.verification import TableVerification
-from connectors.redis.writer import Writer
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
-from replicator.errors import ConfigError, GapFound, TransientError
+from replicator.errors import ConfigError, GapFound
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Table
 from replicator.target.in_doubt import InDoubtWindow
@@ -23,7 +23,7 @@ from replicator.target.verification import ComparesByTable
 
 
 class Redis(ComparesByTable):
-    """Tables in one database of a server. A script compares each document's version and stores it in one step."""
+    """Tables in one database of a server, or in a cluster. A script compares a document's version and stores it."""
 
     Options = RedisOptions
     TableOptions = RedisTable
@@ -31,13 +31,16 @@ class Redis(ComparesByTable):
     def __init__(self, options: RedisOptions, pipeline: str) -> None:
         self._options = options
         self._pipeline = pipeline
-        address = Address(options)
-        self._batches, self._server = Server(address), Server(address)  # a batch may be in flight on the first
         self._in_doubt = InDoubtWindow()
-        self._tally = Tally()
-        self._writer = Writer(self._batches, self._in_doubt, self._tally)
-        self._cleanup = Cleanup(self._server, self._in_doubt, self._tally)
+        seeds = seeds_of(options.url)
+        self._on: OneServer | OnCluster = OneServer(options) if seeds is None else OnCluster(options, seeds)
+        self._writer = self._on.writer(self._in_doubt)
+        self._cleanup = Cleanup(self._on.store, self._in_doubt, self._on.tally)
         self._encoders: Mapping[str, Encoder] = {}
+
+    @property
+    def _server(self) -> Store:
+        return self._on.store
 
     @property
     def in_doubt(self) -> InDoubtWindow:
@@ -67,8 +70,12 @@ class Redis(ComparesByTable):
 
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
         wanted, trusted = self._wanted(tables), self._options.trust_restarts
-        pairs = zip(wanted, notes.read(self._server, wanted), strict=True)
-        return {of.name: notes.identity(self._server, of, note, trusted=trusted) for of, note in pairs}
+        found = notes.read(self._server, wanted)
+        tallies = self._on.digest(self._pipeline) if any(found) else ""
+        return {
+            of.name: notes.identity(self._server, of, note, trusted=trusted, tallies=tallies)
+            for of, note in zip(wanted, found, strict=True)
+        }
 
     def parts(self, table: Table) -> Parts:
         of = layout(table)
@@ -88,7 +95,7 @@ class Redis(ComparesByTable):
             raise ConfigError(*problems)
         trusted = self._options.trust_restarts
         opened = [notes.write(self._server, one, self._pipeline, epoch, trusted=trusted) for one in wanted]
-        self._tally.begin(wanted, opened, self._pipeline, epoch)
+        self._on.begin(wanted, opened, self._pipeline, epoch)
         self._encoders = _encoders(tables)
 
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
@@ -97,23 +104,16 @@ class Redis(ComparesByTable):
         If it restarted and has lost nothing, it is noted as the server that has everything. TransientError if Sentinels
         know another primary, which the next call and all writes go to.
         """
-        self._server.connect()
-        primary = self._server.address.moved_to()
-        if self._batches.is_elsewhere(primary):
-            self._batches.close()
-        if self._server.is_elsewhere(primary):
-            self._server.close()
-            raise TransientError(f"{self._server} has another primary now; connecting to it")
+        self._on.locate()
         problems = list(notes.removals(self._server, self._wanted(tables)))
-        self._server.connect()
-        self._tally.read(self._server.ask(*self._tally.commands(self._server, 0)))
-        if not self._tally.complete:
+        self._on.compare()
+        if not self._on.tally.complete:
             raise GapFound(
                 f"{self._server} has lost changes that it had stored: it was emptied, it restarted without its last "
                 "writes (appendfsync, save), or a replica without them took over",
                 of_target=True,
             )
-        if not self._tally.certain:
+        if not self._on.tally.certain:
             raise GapFound(
                 f"{self._server} restarted while this run began, and may have lost the last changes of the run before; "
                 "trust_restarts: true if it cannot",
@@ -149,12 +149,11 @@ class Redis(ComparesByTable):
 
     def _verification(self, table: Table) -> TableVerification:
         of = layout(table)
-        return TableVerification(self._server, of, Encoder(of), self._tally)
+        return TableVerification(self._server, of, Encoder(of), self._on.tally)
 
     def close(self) -> None:
         self._writer.drop()
-        self._batches.close()
-        self._server.close()
+        self._on.close()
 
     def _wanted(self, tables: Sequence[Table]) -> list[Layout]:
         return list(layouts(tables).values())

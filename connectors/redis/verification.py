@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from connectors.redis.cleanup import Guards, chunks, pages, with_documents
-from connectors.redis.connection import Server, packed
+from connectors.redis.cleanup import Guards, chunks, pages, read
 from connectors.redis.encode import Encoder, fields_of
 from connectors.redis.layout import Layout, guard_of
-from connectors.redis.scripts import READ, REPAIR
-from connectors.redis.tally import Tally
+from connectors.redis.scripts import REPAIR
+from connectors.redis.store import Store, Tallying
 from replicator.batch import Delete, DocumentId, Upsert
+from replicator.errors import TransientError
 from replicator.items.attributes import Malformed
 from replicator.items.to_json import Unfit
 from replicator.target.verification import CHANGED, UNVERSIONED, Comparison, CursorExpired, Walked
@@ -32,10 +32,10 @@ _raws = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class TableVerification:
     """Comparison and repair of one table. ``now``: wall clock."""
 
-    server: Server
+    store: Store
     layout: Layout
     encoder: Encoder
-    tally: Tally
+    tally: Tallying
     now: Callable[[], float] = time.time
 
     def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
@@ -59,12 +59,12 @@ class TableVerification:
         return [stored[id][0] if id in stored else None for id in ids]
 
     def walk(self, cursor: str | None, within: DocumentId) -> Walked:
-        """By SCAN: its cursors are valid as long as the server runs."""
-        self.server.ask(packed(b"PING"))
-        reached = b"0"
+        """By SCAN: its cursors are valid as long as the server runs, and as no keys move in a cluster."""
+        self.store.settle()
+        reached, scan = b"0", self.store.scan_id
         if cursor is not None:
-            run, _, text = cursor.partition(" ")
-            if run != self.server.run_id:
+            of, _, text = cursor.partition(" ")
+            if of != scan:
                 raise CursorExpired
             reached = text.encode()
         try:
@@ -72,10 +72,12 @@ class TableVerification:
         except UnicodeEncodeError:
             return Walked((), None)
         found: list[DocumentId] = []
-        for guards, after in pages(self.server, pattern, reached):
+        for guards, after in pages(self.store, pattern, reached):
             found += self._live(guards)
+            if self.store.scan_id != scan:
+                raise TransientError(f"{self.store} was reconnected while its keys were scanned; starting again")
             if len(found) >= _PIECE and after != b"0":
-                return Walked(found, f"{self.server.run_id} {after.decode()}")
+                return Walked(found, f"{scan} {after.decode()}")
         return Walked(list(dict.fromkeys(found)), None)
 
     def _live(self, guards: Guards) -> list[DocumentId]:
@@ -100,15 +102,15 @@ class TableVerification:
         return [self._repaired(self.layout.key(write.id), [b"%d" % write.version, b"delete", b""]) for write in writes]
 
     def _repaired(self, key: bytes, arguments: Sequence[bytes]) -> str:
-        return "" if self.tally.run(self.server, REPAIR, [key, guard_of(key)], arguments) == 1 else CHANGED
+        (done,) = self.tally.run_all(self.store, REPAIR, [([key, guard_of(key)], arguments)])
+        return "" if done == 1 else CHANGED
 
     def _read(self, ids: Sequence[DocumentId], how: bytes) -> dict[DocumentId, tuple[int, Any]]:
         """Version and content of the documents that are there, with a guard: others are not replicator's."""
         keys = {guard_of(key): id for id in ids if (key := self._key(id)) is not None}
         found: dict[DocumentId, tuple[int, Any]] = {}
         for some in chunks(list(keys)):
-            results = self.server.run(READ, with_documents(some), [how])
-            for guard, (value, document) in zip(some, results, strict=True):
+            for guard, value, document in read(self.store, some, how):
                 known = _VERSION.fullmatch(value or b"")
                 if known is not None and known[2] != b"d" and document is not None:
                     found[keys[guard]] = int(known[1]), document

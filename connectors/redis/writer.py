@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
-from connectors.redis.connection import Sent, Server, call, is_late_since, loading
+from connectors.redis.connection import ScriptCall, Sent, Server, call, is_late_since, loading
 from connectors.redis.encode import Encoded, Entry, grouped
 from connectors.redis.errors import ResponseLost, code_in, failure
 from connectors.redis.scripts import WRITE
@@ -19,8 +19,8 @@ from replicator.target.acks import AckTracker, Place, place
 from replicator.target.guarded_writes import GuardedWriter
 from replicator.target.in_doubt import TOO_LATE, InDoubtWindow
 
-_MOST = 64  # documents in one call of the script, during which the server does nothing else
-_MOST_BYTES = 1 << 17
+MOST = 64  # documents in one call of the script, during which the server does nothing else
+MOST_BYTES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,39 @@ STORED = Verdict("stored")
 Result = guarded_writes.Result[Entry, Verdict]
 
 
+S = TypeVar("S")
+
+
+class VersionedWriter(GuardedWriter[Entry, Verdict, Encoded, S]):
+    """What the responses of the script mean. ``name``: of the server."""
+
+    def __init__(self, name: str, in_doubt: InDoubtWindow) -> None:
+        super().__init__(in_doubt, AckTracker())
+        self._name = name
+
+    def _verdicts(self, group: Sequence[Entry], response: Any) -> Sequence[Result]:
+        if isinstance(response, ReplicatorError):
+            verdicts = [Verdict("unsure" if isinstance(response, ResponseLost) else "failed", response)] * len(group)
+        else:
+            verdicts = [self._verdict(one) for one in response]
+        return [guarded_writes.Result(entry, verdict) for entry, verdict in zip(group, verdicts, strict=True)]
+
+    def _verdict(self, response: Any) -> Verdict:
+        if response == 1:
+            return STORED
+        text = bytes(response).decode(errors="replace")
+        if text[0] == "V":
+            return Verdict("conflict", version=text[1:])
+        return Verdict("failed", failure(*code_in(text[1:]), self._name))
+
+    def _is_in_doubt(self, verdict: Verdict) -> bool:
+        return verdict.kind == "unsure"
+
+    def _own(self, conflicts: Sequence[Result]) -> set[Place]:
+        places = ((place(entry.write), verdict.version) for entry, verdict, _ in conflicts)
+        return {at for at, version in places if at in self._acks.lost and version == str(at[2])}
+
+
 @dataclass(slots=True)
 class _Sent:
     groups: Sequence[Sequence[Entry]]
@@ -44,11 +77,11 @@ class _Sent:
     responses: list[Any] = field(default_factory=list)
 
 
-class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
+class Writer(VersionedWriter[_Sent]):
     """Writes to one server. A batch is stored when the tally has counted it on the connection that stored all of it."""
 
     def __init__(self, server: Server, in_doubt: InDoubtWindow, tally: Tally) -> None:
-        super().__init__(in_doubt, AckTracker())
+        super().__init__(str(server), in_doubt)
         self._server = server
         self._tally = tally
         self._opened = 0  # the connection on which writes were acknowledged
@@ -64,9 +97,10 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
             self._acks.doubt()
             self._opened = self._server.opened
         pending = self._acks.unfinished(encoded.entries, tombstones=tombstones)
-        groups = list(grouped(pending, _MOST, _MOST_BYTES))
-        head = b"1" if encoded.batch.replaces_same else b"0", b"1" if tombstones else b"0"
-        commands = [loading(WRITE), *(_call(group, head) for group in groups), *self._tally.commands(self._server)]
+        groups = list(grouped(pending, MOST, MOST_BYTES))
+        head = head_of(encoded, tombstones=tombstones)
+        calls = (call(WRITE, *script_call(group, head)) for group in groups)
+        commands = [loading(WRITE), *calls, *self._tally.commands(self._server)]
         return _Sent(groups, self._server.start(commands, is_late_since(time.time())))
 
     def _is_done(self, sent: _Sent) -> bool:
@@ -101,28 +135,6 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
         pairs = zip(sent.groups, self._of_groups(sent), strict=False)
         return list(chain.from_iterable(self._verdicts(group, response) for group, response in pairs))
 
-    def _verdicts(self, group: Sequence[Entry], response: Any) -> Sequence[Result]:
-        if isinstance(response, ReplicatorError):
-            verdicts = [Verdict("unsure" if isinstance(response, ResponseLost) else "failed", response)] * len(group)
-        else:
-            verdicts = [self._verdict(one) for one in response]
-        return [guarded_writes.Result(entry, verdict) for entry, verdict in zip(group, verdicts, strict=True)]
-
-    def _verdict(self, response: Any) -> Verdict:
-        if response == 1:
-            return STORED
-        text = bytes(response).decode(errors="replace")
-        if text[0] == "V":
-            return Verdict("conflict", version=text[1:])
-        return Verdict("failed", failure(*code_in(text[1:]), str(self._server)))
-
-    def _is_in_doubt(self, verdict: Verdict) -> bool:
-        return verdict.kind == "unsure"
-
-    def _own(self, conflicts: Sequence[Result]) -> set[Place]:
-        places = ((place(entry.write), verdict.version) for entry, verdict, _ in conflicts)
-        return {at for at, version in places if at in self._acks.lost and version == str(at[2])}
-
     def _failure(self, sent: _Sent, results: Sequence[Result]) -> ReplicatorError | None:
         error = super()._failure(sent, results) or self._error(sent) or sent.sent.unsent
         if error is None:
@@ -133,6 +145,11 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
         return error
 
 
-def _call(group: Sequence[Entry], head: Sequence[bytes]) -> bytes:
+def head_of(encoded: Encoded, *, tombstones: bool) -> Sequence[bytes]:
+    """The first arguments of the script."""
+    return b"1" if encoded.batch.replaces_same else b"0", b"1" if tombstones else b"0"
+
+
+def script_call(group: Sequence[Entry], head: Sequence[bytes]) -> ScriptCall:
     keys = [key for entry in group for key in entry.keys]
-    return call(WRITE, keys, [*head, *(argument for entry in group for argument in entry.arguments)])
+    return keys, [*head, *(argument for entry in group for argument in entry.arguments)]

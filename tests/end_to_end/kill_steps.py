@@ -124,7 +124,7 @@ _DELIVER = "connectors.search.bulk:Bulk._deliver"
 _ANSWERED = "connectors.dynamodb.sender:Sender._take"
 _POSTED = "connectors.webhook.client:Client.send"
 _TRANSMIT = "connectors.redis.connection:Server._transmit"  # sent, and not answered: the server carries it out later
-_SCRIPT = "connectors.redis.connection:Server.run"
+_SCRIPT = "connectors.redis.connection:Server.run_all"
 _COMMIT = "connectors.delta.writer:TableWriter._store"  # writes files, and commits
 COLLECT: Mapping[str, str] = {
     "postgres": "connectors.postgres.target:Postgres.collect",
@@ -132,6 +132,7 @@ COLLECT: Mapping[str, str] = {
     "dynamodb": "connectors.dynamodb.target:DynamoDB.collect",
     "webhook": "connectors.webhook.target:Webhook.write",
     "redis": "connectors.redis.target:Redis.collect",
+    "redis-cluster": "connectors.redis.target:Redis.collect",
     "delta": "connectors.delta.target:Delta.write",
 }
 
@@ -181,8 +182,15 @@ TARGETS: Mapping[str, Mapping[str, Step]] = {
         **_stored("redis"),
         "mid scan batch": Step(_TRANSMIT, "after", lambda p: p.scene.scans),
         "between requests of a batch": Step(_TRANSMIT, "after", lambda p: p.scene.streams),
-        "during sweep": Step("connectors.redis.tally:Tally.run", "after", lambda p: p.scene.cleanup == "sweep"),
+        "during sweep": Step("connectors.redis.tally:Tally.run_all", "after", lambda p: p.scene.cleanup == "sweep"),
         "during purge": Step(_SCRIPT, "after", lambda p: p.scene.cleanup == "purge"),
+    },
+    "redis-cluster": {
+        **_stored("redis-cluster"),
+        "mid scan batch": Step(_TRANSMIT, "after", lambda p: p.scene.scans),  # to one of the nodes
+        "between requests of a batch": Step(_TRANSMIT, "after", lambda p: p.scene.streams),
+        "during sweep": Step("connectors.redis.slots:SlotTally.run_all", "after", lambda p: p.scene.cleanup == "sweep"),
+        "during purge": Step("connectors.redis.routing:Cluster.run_all", "after", lambda p: p.scene.cleanup == "purge"),
     },
     "delta": {
         **_stored("delta"),
@@ -218,6 +226,7 @@ SENDS = {
     "search": "SearchTarget.send",
     "dynamodb": "DynamoDB.send",
     "redis": "Redis.send",
+    "redis-cluster": "Redis.send",
     "webhook": "Webhook.write",
     "delta": "Delta.write",
 }

@@ -77,7 +77,7 @@ def watched(target: str) -> Scene:
 
         return noted
 
-    wrapped(f"connectors.{target}.target:{SENDS[target]}", sends)
+    wrapped(f"connectors.{target.partition('-')[0]}.target:{SENDS[target]}", sends)
     if target == "search":
         wrapped("connectors.search.bulk:Bulk._deliver", delivers)
     for phase in ("sweep", "purge"):

@@ -25,7 +25,7 @@ from tests.end_to_end.pipeline import Pipeline, Run
 from tests.end_to_end.world import Load, Source
 from tests.security.canary import SECRET
 from tests.servers.dynamodb_local import DynamoDBLocal
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisCluster, RedisServer
 from tests.servers.search_fixtures import Search
 
 PROVE = bool(os.environ.get("REPLICATOR_PROVE"))
@@ -259,18 +259,15 @@ class Lake(Mirror):
 
 @dataclass
 class Keys(Mirror):
-    """Into a Redis server."""
+    """Into a Redis server, or a cluster."""
 
-    server: RedisServer
+    server: RedisServer | RedisCluster
 
     def target(self) -> Mapping[str, Any]:
         return {"type": "redis", "url": self.server.url}
 
     def documents(self) -> dict[str, dict[str, Any]]:
-        with self.server.client() as client:
-            keys = client.keys(f"{self.table}:*")
-            texts = client.mget(keys) if keys else []
-        found = [json.loads(text, parse_float=Decimal) for text in texts]
+        found = [json.loads(text, parse_float=Decimal) for text in self._values(f"{self.table}:*")]
         return {document["pk"]: document for document in found}
 
     def tombstones(self) -> int:
@@ -286,9 +283,16 @@ class Keys(Mirror):
         self.server.start()
 
     def _guards(self) -> list[bytes]:
-        with self.server.client() as client:
-            keys = client.keys(f"replicator:{{{self.table}:*")
-            return client.mget(keys) if keys else []
+        return self._values(f"replicator:{{{self.table}:*")
+
+    def _values(self, pattern: str) -> list[bytes]:
+        found: list[bytes] = []
+        for node in self.server.nodes:
+            with node.client() as client, client.pipeline(transaction=False) as pipeline:
+                for key in client.keys(pattern):
+                    pipeline.get(key)
+                found += pipeline.execute()
+        return found
 
 
 def _is_tombstone(item: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from tests.end_to_end.world import Copy, Source
 from tests.servers.dynamodb_fixtures import StartLocal
 from tests.servers.dynamodb_local import DynamoDBLocal
 from tests.servers.postgres_fixtures import database
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisCluster, RedisServer
 from tests.servers.search import SearchServer
 from tests.servers.search_fixtures import SERVERS, indices
 from tests.servers.starting import started
@@ -125,6 +125,17 @@ def into_redis(
     with its_source(local) as source:
         keys = Keys(tmp_path_factory.mktemp("kills"), source, redis_server)
         yield Story(keys, source, local, "redis", "sqlite").begin()
+
+
+@pytest.fixture(scope="module")
+def into_a_cluster(
+    local: DynamoDBLocal, credentials: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
+    """Checkpoints are in a file."""
+    with its_source(local) as source:
+        for cluster in started("Redis", lambda: RedisCluster(replicas=0), ServerMissing):
+            keys = Keys(tmp_path_factory.mktemp("kills"), source, cluster, name="cluster")
+            yield Story(keys, source, local, "redis-cluster", "sqlite").begin()
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +251,14 @@ def test_after_a_kill_redis_has_what_the_hook_makes_and_a_batch_at_most_is_appli
 ) -> None:
     """The steps of the target; those of the pipeline and the store are the same everywhere."""
     survives(into_redis, step, KILLS if PROVE else 1)
+
+
+@pytest.mark.parametrize("step", sorted(TARGETS["redis-cluster"]))
+def test_after_a_kill_a_redis_cluster_has_what_the_hook_makes_and_a_batch_at_most_is_applied_again(
+    into_a_cluster: Story, step: str
+) -> None:
+    """The steps of the target; those of the pipeline and the store are the same everywhere."""
+    survives(into_a_cluster, step, KILLS if PROVE else 1)
 
 
 @pytest.mark.parametrize("step", sorted(TARGETS["delta"]))

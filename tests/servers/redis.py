@@ -6,12 +6,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
 from redis import Redis
+from redis import RedisCluster as Cluster
 from redis.exceptions import RedisError
 
 from replicator.testing.servers.programs import ServerMissing, await_ready, free_port
@@ -40,6 +43,10 @@ class RedisServer:
         own = ["--port", str(self.port), "--dir", str(self.folder), "--bind", "127.0.0.1", "--unixsocket", self.socket]
         self._command: Sequence[str] = [program, *own, "--save", "", "--appendonly", "no", *options]
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def nodes(self) -> Sequence[RedisServer]:
+        return [self]
 
     @property
     def socket(self) -> str:
@@ -72,6 +79,10 @@ class RedisServer:
         if process is not None:
             process.kill()
             process.wait()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
 
     def pause(self) -> None:
         assert self._process is not None
@@ -139,3 +150,196 @@ class Sentinel:
                 return bool(client.ping())
         except RedisError as e:
             return "Authentication" in str(e)
+
+
+class RedisCluster:
+    """Three primaries and their replicas on loopback, which elect a new primary a second or two after one is gone.
+
+    ``options``: further ones of each node's command line.
+    """
+
+    def __init__(self, *options: str, primaries: int = 3, replicas: int = 1, program: str | None = None) -> None:
+        self._resources = ExitStack()
+        own = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"]
+        own += ["--cluster-allow-replica-migration", "no", "--repl-ping-replica-period", "1"]
+        self.ids: dict[RedisServer, str] = {}
+        self._options, self._program = (*own, *options), program
+        self._primaries, self._replicas = primaries, replicas
+        self.nodes = [self._made() for _ in range(primaries * (1 + replicas))]
+
+    def _made(self) -> RedisServer:
+        """Its bus has a port of its own: that of the server plus 10000 may be none."""
+        return RedisServer("--cluster-port", str(free_port()), *self._options, program=self._program)
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
+
+    def __enter__(self) -> RedisCluster:
+        try:
+            for node in self.nodes:
+                self._resources.enter_context(node)
+                self.ids[node] = self._id(node)
+            self._form()
+        except BaseException:
+            self._resources.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+
+    def _form(self) -> None:
+        own, first = self._primaries, self.nodes[0]
+        for index, node in enumerate(self.nodes):
+            with node.client() as client:
+                if index < own:
+                    low, high = 16384 * index // own, 16384 * (index + 1) // own - 1
+                    client.execute_command("CLUSTER", "ADDSLOTSRANGE", low, high)
+                    client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+        for node in self.nodes[1:]:
+            self.meet(node, first)
+        self.until("all nodes know each other", lambda: all(self._known(n) == len(self.nodes) for n in self.nodes))
+        for index, node in enumerate(self.nodes[own:]):
+            self.replicate(node, self.nodes[index % own])
+        self.until("the cluster is up", self.is_up)
+
+    def empty(self) -> None:
+        for node in self.primaries():
+            with node.client() as client:
+                client.flushall()
+
+    def cut(self) -> None:
+        """All connections of clients."""
+        for node in self.nodes:
+            with node.client() as client:
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+
+    def restart(self) -> None:
+        """All nodes, as after a crash."""
+        self.kill()
+        self.start()
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.start()
+        self.until("the cluster is up", self.is_up)
+
+    def add(self) -> RedisServer:
+        """A further node without slots."""
+        node = self._resources.enter_context(self._made())
+        self.ids[node] = self._id(node)
+        self.meet(node, self.nodes[0])
+        self.nodes.append(node)
+        self.until("all nodes know it", lambda: all(self._known(n) == len(self.nodes) for n in self.nodes))
+        self.until("it is up, too", self.is_up)
+        return node
+
+    def meet(self, node: RedisServer, other: RedisServer) -> None:
+        with node.client() as client:
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port, self._bus(other))
+
+    def _bus(self, node: RedisServer) -> int:
+        with node.client() as client:
+            return int(client.config_get("cluster-port")["cluster-port"])
+
+    def replicate(self, node: RedisServer, primary: RedisServer) -> None:
+        """As soon as the node knows its primary."""
+        of = self.ids[primary]
+
+        def begun() -> bool:
+            try:
+                with node.client() as client:
+                    client.execute_command("CLUSTER", "REPLICATE", of)
+                return True
+            except RedisError:
+                return False
+
+        self.until("it replicates", begun)
+
+    def _id(self, node: RedisServer) -> str:
+        with node.client() as client:
+            id: Any = client.execute_command("CLUSTER", "MYID")
+        return bytes(id).decode()
+
+    def _known(self, node: RedisServer) -> int:
+        lines = [line for line in self._lines(node) if "handshake" not in line]
+        return len(lines)
+
+    def _lines(self, node: RedisServer) -> list[str]:
+        with node.client() as client:
+            text: Any = client.execute_command("CLUSTER", "NODES")  # as two words, lest the client take it apart
+        return bytes(text).decode().splitlines()
+
+    def is_up(self) -> bool:
+        """Every node agrees, and every replica follows its primary."""
+        living = [node for node in self.nodes if node.is_running]
+        for node in living:
+            with node.client() as client:
+                info: Any = client.execute_command("CLUSTER", "INFO")
+                replication: Any = client.info("replication")
+            if b"cluster_state:ok" not in info or replication.get("master_link_status", "up") != "up":
+                return False
+        return all(len(self.primaries(of)) == self._primaries for of in living)
+
+    def primaries(self, seen_by: RedisServer | None = None) -> list[RedisServer]:
+        """Those that have slots."""
+        of = seen_by or next(node for node in self.nodes if node.is_running)
+        ids = {f[0] for f in map(str.split, self._lines(of)) if "master" in f[2] and len(f) > 8}
+        return [node for node in self.nodes if self.ids[node] in ids]
+
+    def slots(self, primary: RedisServer) -> list[tuple[int, int]]:
+        """The first and last of each range that it has."""
+        (fields,) = (f for f in map(str.split, self._lines(primary)) if "myself" in f[2])
+        pairs = [text.partition("-") for text in fields[8:] if not text.startswith("[")]
+        return [(int(first), int(last or first)) for first, _, last in pairs]
+
+    def replica_of(self, primary: RedisServer) -> RedisServer:
+        lines = map(str.split, self._lines(primary))
+        (id,) = {f[0] for f in lines if f[3] == self.ids[primary] and "fail" not in f[2]}
+        return next(node for node in self.nodes if self.ids[node] == id)
+
+    def client(self) -> Cluster:
+        """A plain client of the whole cluster."""
+        return Cluster(host="127.0.0.1", port=self.primaries()[0].port, protocol=2)
+
+    def move(self, slots: Sequence[int], source: RedisServer, destination: RedisServer) -> None:
+        """Move slots with their keys, as redis-cli --cluster reshard does."""
+        for slot in slots:
+            self.open_slot(slot, source, destination)
+            self.move_keys(slot, source, destination)
+            self.close_slot(slot, source, destination)
+
+    def open_slot(self, slot: int, source: RedisServer, destination: RedisServer) -> None:
+        with source.client() as one, destination.client() as other:
+            other.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self.ids[source])
+            one.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", self.ids[destination])
+
+    def move_keys(self, slot: int, source: RedisServer, destination: RedisServer, count: int = 1000) -> None:
+        with source.client() as one:
+            keys: Any = one.execute_command("CLUSTER", "GETKEYSINSLOT", slot, count)
+            if keys:
+                one.execute_command("MIGRATE", "127.0.0.1", destination.port, "", 0, 10_000, "KEYS", *keys)
+
+    def close_slot(self, slot: int, source: RedisServer, destination: RedisServer) -> None:
+        to = self.ids[destination]
+        for node in (destination, source, *(n for n in self.primaries() if n not in (source, destination))):
+            with node.client() as client:
+                client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to)
+
+    def fail_over(self, primary: RedisServer) -> RedisServer:
+        """The primary is killed, and its replica takes over."""
+        replica = self.replica_of(primary)
+        primary.kill()
+        self.until("the replica takes over", lambda: replica in self.primaries(replica))
+        return replica
+
+    def until(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline, f"not within 30 s: {what}"
+            time.sleep(0.02)

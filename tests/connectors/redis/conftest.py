@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from replicator.testing.servers.programs import ServerMissing
-from tests.servers.redis import RedisServer, valkey
+from tests.servers.redis import RedisCluster, RedisServer, valkey
 from tests.servers.starting import started
 
 
@@ -28,3 +28,16 @@ def server(one_server: RedisServer) -> RedisServer:
     with one_server.client() as client:
         client.flushall()
     return one_server
+
+
+@pytest.fixture(scope="session")
+def one_cluster() -> Iterator[RedisCluster]:
+    """Three primaries that keep all they acknowledged, also when they are killed."""
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    yield from started("Redis", lambda: RedisCluster(*options, replicas=0), ServerMissing)
+
+
+@pytest.fixture
+def cluster(one_cluster: RedisCluster) -> RedisCluster:
+    one_cluster.empty()
+    return one_cluster

@@ -17,7 +17,7 @@ from replicator.testing.contract.moves import Remade
 from replicator.testing.proxy import Proxy
 from replicator.version import FIRST_EPOCH
 from tests.connectors.redis import redis_kit as kit
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisCluster, RedisServer
 
 
 class OnAServer(TargetContract):
@@ -101,3 +101,70 @@ class TestOnValkey(OnAServer):
         with valkey_server.client() as client:
             client.flushall()
         return valkey_server
+
+
+class TestOnACluster(TargetContract):
+    """Three primaries. ``proxied``: a node that has all slots, and says that it is where the proxy is."""
+
+    many = 6000
+    races = 10
+    seeds = 5
+
+    @pytest.fixture
+    def config(self, cluster: RedisCluster) -> Mapping[str, Any]:
+        return kit.options(cluster)
+
+    @pytest.fixture
+    def unreachable(self) -> Mapping[str, Any]:
+        return {"type": "redis", "url": "redis+cluster://127.0.0.1:1"}
+
+    alone: RedisCluster | None = None
+
+    @pytest.fixture
+    def stored(self, cluster: RedisCluster) -> Callable[[Table], Any]:
+        return lambda table: kit.documents(self.alone or cluster, table)
+
+    @pytest.fixture
+    def sever(self, cluster: RedisCluster) -> Callable[[], None]:
+        return cluster.cut
+
+    def test_recovers_from_a_cut_connection(self, opened: Target, sever: Callable[[], None], stored: Any) -> None:
+        """As on one server: it is reopened before anything is sent."""
+        opened.write(batch(put({"pk": "a"}, 1)))
+        sever()
+        assert opened.write(batch(put({"pk": "b"}, 2))) == Outcome()
+        assert set(stored(table())) == {("a",), ("b",)}
+
+    @pytest.fixture
+    def restart(self, cluster: RedisCluster) -> Callable[[], None]:
+        return cluster.restart
+
+    @pytest.fixture
+    def proxied(self) -> Iterator[Proxied]:
+        with RedisCluster(primaries=1, replicas=0) as alone, Proxy("127.0.0.1", alone.nodes[0].port) as proxy:
+            with alone.nodes[0].client() as client:
+                client.config_set("cluster-announce-port", proxy.port)
+            self.alone = alone
+            yield {"type": "redis", "url": f"redis+cluster://127.0.0.1:{proxy.port}", "timeout": 5}, proxy
+
+    @pytest.fixture
+    def otherwise(self, cluster: RedisCluster) -> Mapping[str, Any]:
+        return {"type": "redis", "url": f"redis+cluster://localhost:{cluster.nodes[2].port}"}
+
+    @pytest.fixture
+    def dropped(self, cluster: RedisCluster) -> Callable[[Table], None]:
+        return lambda _: cluster.empty()
+
+    @pytest.fixture
+    def remade(self, dropped: Callable[[Table], None]) -> Remade:
+        return dropped
+
+    @pytest.fixture
+    def recreated(self, cluster: RedisCluster, dropped: Callable[[Table], None]) -> Remade:
+        def recreate(of: Table) -> None:
+            dropped(of)
+            other = built(kit.options(cluster))
+            other.open([table()], FIRST_EPOCH)
+            other.close()
+
+        return recreate

@@ -13,6 +13,7 @@ import pytest
 
 from connectors.redis import Redis
 from connectors.redis.connection import Address
+from connectors.redis.deployment import OneServer
 from connectors.redis.options import RedisOptions
 from connectors.redis.sentinel import Sentinels, sentinels_of
 from replicator.batch import Batch, Outcome
@@ -164,7 +165,8 @@ def test_a_sentinel_that_is_cut_off_beside_the_old_primary_does_not_keep_a_run_t
         client.execute_command("SENTINEL", "MONITOR", "Orders", "127.0.0.1", f"{watched.primary.port}", "1")
     others = watched.resources.enter_context(Sentinel(watched.replica, "Orders", "sentinel config-epoch Orders 7"))
     url = watched.url().replace("/Orders", f",127.0.0.1:{others.port}/Orders")
-    for server in (target._batches, target._server):
+    assert isinstance(target._on, OneServer)
+    for server in (target._on.batches, target._on.store):
         server.address = Address(RedisOptions(url=url))
     with pytest.raises(TransientError, match="has another primary now; connecting to it"):
         target.recheck([table()])
@@ -178,7 +180,8 @@ def test_sentinels_that_never_respond_hold_a_run_that_has_its_primary_for_a_seco
     target = watched.opened()
     silent = [watched.resources.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
     hosts = ",".join(f"127.0.0.1:{one.getsockname()[1]}" for one in silent)
-    for server in (target._batches, target._server):
+    assert isinstance(target._on, OneServer)
+    for server in (target._on.batches, target._on.store):
         server.address = Address(RedisOptions(url=f"redis+sentinel://{hosts}/Orders"))
     began = time.monotonic()
     assert target.recheck([table()]) == []

@@ -1,0 +1,85 @@
+"""What differs between one server and a cluster: connections, counting, and what a run asks each minute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from connectors.redis.cluster import Seeds
+from connectors.redis.cluster_writer import ClusterWriter
+from connectors.redis.connection import Address, Server
+from connectors.redis.layout import Layout
+from connectors.redis.options import RedisOptions
+from connectors.redis.routing import Cluster
+from connectors.redis.slots import SlotTally, digest
+from connectors.redis.tally import Opened, Tally
+from connectors.redis.writer import Writer
+from replicator.errors import TransientError
+from replicator.target.in_doubt import InDoubtWindow
+
+
+class OneServer:
+    """A server, or the primary that Sentinels name. ``batches``: a batch may be in flight there."""
+
+    def __init__(self, options: RedisOptions) -> None:
+        address = Address(options)
+        self.batches, self.store = Server(address), Server(address)
+        self.tally = Tally()
+
+    def writer(self, in_doubt: InDoubtWindow) -> Writer:
+        return Writer(self.batches, in_doubt, self.tally)
+
+    def digest(self, pipeline: str) -> str:
+        """What tells tallies apart: a table's note has its own."""
+        return ""
+
+    def begin(self, tables: Sequence[Layout], notes: Sequence[Opened], pipeline: str, epoch: int) -> None:
+        self.tally.begin(tables, notes, pipeline, epoch)
+
+    def locate(self) -> None:
+        """TransientError if Sentinels know another primary."""
+        self.store.connect()
+        primary = self.store.address.moved_to()
+        if self.batches.is_elsewhere(primary):
+            self.batches.close()
+        if self.store.is_elsewhere(primary):
+            self.store.close()
+            raise TransientError(f"{self.store} has another primary now; connecting to it")
+
+    def compare(self) -> None:
+        self.store.connect()
+        self.tally.read(self.store.ask(*self.tally.commands(self.store, 0)))
+
+    def close(self) -> None:
+        self.batches.close()
+        self.store.close()
+
+
+class OnCluster:
+    """A cluster. ``batches``: a batch may be in flight there."""
+
+    def __init__(self, options: RedisOptions, seeds: Seeds) -> None:
+        self.batches, self.store = Cluster(options, seeds), Cluster(options, seeds)
+        self.tally = SlotTally()
+
+    def writer(self, in_doubt: InDoubtWindow) -> ClusterWriter:
+        return ClusterWriter(self.batches, in_doubt, self.tally)
+
+    def digest(self, pipeline: str) -> str:
+        return digest(self.store, pipeline)
+
+    def begin(self, tables: Sequence[Layout], notes: Sequence[Opened], pipeline: str, epoch: int) -> None:
+        self.tally.begin(self.store, tables, notes, pipeline, epoch)
+
+    def locate(self) -> None:
+        """Let batches go where the slots are by now, also if a primary does not know that it was replaced."""
+        self.store.refresh()
+        self.store.connect()
+        self.batches.follow(self.store.view)
+
+    def compare(self) -> None:
+        self.tally.compare(self.store, time.time())
+
+    def close(self) -> None:
+        self.batches.close()
+        self.store.close()

@@ -1,0 +1,349 @@
+"""Sends commands to the nodes of a Redis Cluster that have their keys, and follows the keys where they go.
+
+Without the client's RedisCluster: it sends again by itself after a lost connection, so what may be applied late, and
+whether another run has taken over meanwhile, would be unknown here; and its pipeline waits for responses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from connectors.redis.cluster import SLOTS, Place, Seeds, View, latest, slot_of, view
+from connectors.redis.connection import Address, ScriptCall, Sent, Server, call, loading, packed
+from connectors.redis.errors import Redirected, failure, unanswered
+from connectors.redis.options import RedisOptions
+from connectors.redis.scripts import Script
+from replicator.errors import ConfigError, ReplicatorError, TransientError
+from replicator.options import is_loopback
+from replicator.target.in_doubt import TOO_LATE
+
+_FOLLOWING = 2.0  # seconds for which keys that move are followed, before the engine retries
+_PAUSE = 0.02
+_VIEW = packed(b"CLUSTER", b"SLOTS"), packed(b"CLUSTER", b"NODES")
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCall:
+    """A packed command whose keys are all in one slot."""
+
+    slot: int
+    command: bytes
+
+
+@dataclass(slots=True)
+class Round:
+    """Calls that were sent. ``parts``: to each node, which of them. ``responses``: errors among them are not raised."""
+
+    calls: Sequence[SlotCall]
+    script: Script | None
+    responses: list[Any]
+    parts: list[tuple[Server, Sequence[int], Sent]] = field(default_factory=list)
+
+
+class Cluster:
+    """The primaries of a cluster, a connection to each; opened at first use and again after a failure."""
+
+    def __init__(self, options: RedisOptions, seeds: Seeds) -> None:
+        self._options = options
+        self._seeds = seeds
+        self._nodes: dict[Place, Server] = {}
+        self._view: View | None = None
+        self._owners: list[Place | None] = [None] * SLOTS
+        self._primaries: Sequence[Place] = ()
+        self._is_stale = True
+        self._changes = 0
+
+    def __str__(self) -> str:
+        return f"Redis Cluster at {self._seeds}"
+
+    @property
+    def place(self) -> str:
+        return str(self)
+
+    # which nodes there are
+
+    @property
+    def opened(self) -> int:
+        """Changes when a connection is opened, a slot has moved, or another node has become the primary."""
+        return self._changes + sum(node.opened for node in self._nodes.values())
+
+    @property
+    def run_id(self) -> str:
+        """Of all primaries that have slots."""
+        return ",".join(sorted(node.run_id for node in self.nodes()))
+
+    @property
+    def scan_id(self) -> str:
+        """A scan may go on as long as it is the same: which primary has which slots, and since when."""
+        known = self._view
+        text = repr((known.ranges, known.epoch, self.run_id) if known is not None else ())
+        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    @property
+    def view(self) -> View:
+        assert self._view is not None, "not connected yet"
+        return self._view
+
+    def nodes(self) -> Sequence[Server]:
+        """The primaries that have slots, in a fixed order."""
+        return [self._node(place) for place in self._primaries]
+
+    def connect(self) -> None:
+        """Connect to every primary, also where a connection was closed meanwhile. No response may be awaited."""
+        if self._is_stale:
+            self.refresh()
+        try:
+            for node in self.nodes():
+                node.connect()
+        except TransientError:
+            self._is_stale = True
+            raise
+
+    def refresh(self) -> None:
+        """Ask the nodes which of them has which slots."""
+        views: list[View] = []
+        for node in self.nodes():
+            try:
+                views.append(_view_of(node.ask(*_VIEW), node.address.node or ("", 0)))
+            except TransientError:
+                break
+        if not views or len(views) < len(self._nodes):
+            views = self._discovered()
+        self._adopt(latest(views))
+
+    def _discovered(self) -> list[View]:
+        """What all nodes that respond see: those of the url, and those that are known. ReplicatorError if none does."""
+        known = [*self._view.primaries, *self._view.replicas] if self._view is not None else []
+        places = list(dict.fromkeys([*self._seeds.hosts, *known]))
+        with ThreadPoolExecutor(min(len(places), 16)) as pool:
+            answers = list(pool.map(self._answer, places))
+        views = [answer for answer in answers if isinstance(answer, View)]
+        if not views:
+            errors = [answer for answer in answers if isinstance(answer, ReplicatorError)]
+            raise next((e for e in errors if not isinstance(e, ConfigError)), errors[0])
+        return views
+
+    def _answer(self, place: Place) -> View | ReplicatorError:
+        """What one node sees, or why it does not say."""
+        address = Address(self._options, place)
+        try:
+            connection = address.connection()
+            try:
+                connection.connect()
+                connection.send_packed_command([b"".join(_VIEW)], check_health=False)
+                return _view_of([connection.read_response(), connection.read_response()], place)
+            finally:
+                connection.disconnect()
+        except ResponseError as e:
+            if "cluster support disabled" in str(e):
+                return ConfigError(f"{address} is not a node of a cluster; write url: redis://… or rediss://… for it")
+            return unanswered(e, str(address), sent=False)
+        except (RedisError, OSError) as e:
+            return unanswered(e, str(address), sent=False)
+
+    def follow(self, seen: View) -> None:
+        """What another connection to the same cluster has learned."""
+        if self._view is not None and (seen.ranges, seen.epoch) != (self._view.ranges, self._view.epoch):
+            self._adopt(seen)
+
+    def _adopt(self, seen: View) -> None:
+        for place in [*seen.primaries, *seen.replicas]:
+            self._require_encrypted(place)
+        if self._view is None or (seen.ranges, seen.epoch) != (self._view.ranges, self._view.epoch):
+            self._changes += 1
+        for place in self._nodes.keys() - set(seen.primaries):
+            node = self._nodes.pop(place)
+            self._changes += node.opened
+            node.close()
+        self._view, self._owners, self._primaries = seen, seen.owners(), seen.primaries
+        self._is_stale = False
+
+    def _require_encrypted(self, place: Place) -> None:
+        if not (self._seeds.encrypted or self._options.insecure or is_loopback(place[0])):
+            raise ConfigError(
+                f"{self} has a node at {place[0]}, and without TLS items would be sent there unencrypted; use "
+                "rediss+cluster://, or set insecure: true"
+            )
+
+    def _node(self, place: Place) -> Server:
+        if place not in self._nodes:
+            self._require_encrypted(place)
+            self._nodes[place] = Server(Address(self._options, place))
+        return self._nodes[place]
+
+    def replicas(self) -> Iterable[Server]:
+        """Not connected, and not to be kept."""
+        return [Server(Address(self._options, place), is_replica=True) for place in self.view.replicas]
+
+    def renew(self, error: BaseException) -> None:
+        """Ask the nodes again after an error that another primary would not return."""
+        if isinstance(error, TransientError):
+            self._is_stale = True
+
+    def close(self) -> None:
+        for node in self._nodes.values():
+            node.close()
+
+    # commands
+
+    def start(
+        self, calls: Sequence[SlotCall], script: Script | None = None, is_late: Callable[[], bool] = lambda: False
+    ) -> Round:
+        """Send calls, of one ``script``, to the nodes that have their slots, without waiting for responses."""
+        sent = Round(calls, script, [None] * len(calls))
+        by_place: dict[Place, list[int]] = {}
+        for index, one in enumerate(calls):
+            place = self._owners[one.slot]
+            if place is None:
+                sent.responses[index] = failure("CLUSTERDOWN", "", str(self))
+            else:
+                by_place.setdefault(place, []).append(index)
+        head = [] if script is None else [loading(script)]
+        for place, indexes in by_place.items():
+            node = self._node(place)
+            commands = [*head, *(calls[index].command for index in indexes)]
+            late = Sent(0, TransientError(TOO_LATE)) if sent.parts and is_late() else None
+            sent.parts.append((node, indexes, late or node.start(commands, is_late)))
+        return sent
+
+    def is_ready(self, sent: Round) -> bool:
+        """Whether a response of each node has begun to arrive."""
+        return all(part.left == 0 or node.is_ready() for node, _, part in sent.parts)
+
+    def finish(self, sent: Round, is_late: Callable[[], bool] = lambda: False) -> None:
+        """Wait for the responses, and send to other nodes what has moved there, unless it ``is_late``."""
+        for node, indexes, part in sent.parts:
+            _receive(sent, node, indexes, part)
+        sent.parts.clear()
+        until = time.monotonic() + _FOLLOWING
+        while moved := [i for i, response in enumerate(sent.responses) if isinstance(response, Redirected)]:
+            if time.monotonic() > until or is_late():
+                break
+            self._follow(sent, moved)
+        if any(isinstance(response, TransientError) for response in sent.responses):
+            self._is_stale = True
+
+    def _follow(self, sent: Round, moved: Sequence[int]) -> None:
+        errors: dict[int, Redirected] = {index: sent.responses[index] for index in moved}
+        if any(error.place is None for error in errors.values()):
+            time.sleep(_PAUSE)
+        for index, error in errors.items():
+            if error.place is not None and not error.once:
+                self._owners[sent.calls[index].slot], self._is_stale = error.place, True
+        asking = [index for index, error in errors.items() if error.once]
+        for place in {error.place for error in errors.values() if error.once and error.place is not None}:
+            self._ask(sent, place, [index for index in asking if errors[index].place == place])
+        again = [index for index in moved if not errors[index].once]
+        if again:
+            other = self.start([sent.calls[index] for index in again], sent.script)
+            for node, indexes, part in other.parts:
+                _receive(other, node, indexes, part)
+            for index, response in zip(again, other.responses, strict=True):
+                sent.responses[index] = response
+
+    def _ask(self, sent: Round, place: Place, indexes: Sequence[int]) -> None:
+        """Send calls to the node to which their slot is being moved, one by one: this is rare."""
+        node = self._node(place)
+        head = [] if sent.script is None else [loading(sent.script)]
+        for index in indexes:
+            part = node.start([*head, packed(b"ASKING"), sent.calls[index].command])
+            skipped = part.left - 1 if part.unsent is None else part.left
+            for _ in range(skipped):
+                _response(node)
+            sent.responses[index] = part.unsent if part.unsent is not None else _response(node)
+
+    def _all(self, calls: Sequence[SlotCall], script: Script | None = None) -> list[Any]:
+        """The responses. The first error is raised."""
+        self.connect()
+        sent = self.start(calls, script)
+        self.finish(sent)
+        for response in sent.responses:
+            if isinstance(response, ReplicatorError):
+                self.renew(response)
+                raise response
+        return sent.responses
+
+    def keyed(self, *commands: Sequence[bytes]) -> list[Any]:
+        """The responses to commands, each with a key as its second part."""
+        return self._all([SlotCall(slot_of(command[1]), packed(*command)) for command in commands])
+
+    def run(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+        (result,) = self.run_all(script, [(keys, arguments)])
+        return result
+
+    def run_all(self, script: Script, calls: Sequence[ScriptCall]) -> list[Any]:
+        """The results of calls of a script, each on keys of one slot."""
+        return self._all([SlotCall(slot_of(keys[0]), call(script, keys, given)) for keys, given in calls], script)
+
+    # scans
+
+    def settle(self) -> None:
+        """Connect, and learn of every change. TransientError while keys move: a scan could miss them."""
+        self.refresh()
+        self.connect()
+        if self.view.moving:
+            self._changes += 1
+            raise TransientError(
+                f"{self} is moving slots (now {_some(self.view.moving)}): what goes through all keys waits until that "
+                "is done. If no resharding runs, one was interrupted: end it with redis-cli --cluster fix HOST:PORT"
+            )
+
+    def scan(self, pattern: bytes, cursor: bytes, count: bytes) -> tuple[Sequence[bytes], bytes]:
+        """Keys that match on one of the nodes, and the cursor behind them; b"0" at the beginning and the end."""
+        at, _, within = cursor.partition(b":")
+        nodes, index = self.nodes(), int(at)
+        if index >= len(nodes):
+            raise TransientError(f"{self} has fewer primaries than when the scan began; starting again")
+        node = nodes[index]
+        ((after, keys),) = node.ask(packed(b"SCAN", within or b"0", b"MATCH", pattern, b"COUNT", count))
+        if after != b"0":
+            return keys, b"%d:%b" % (index, after)
+        if index + 1 < len(nodes):
+            return keys, b"%d:0" % (index + 1)
+        self.settle()
+        return keys, b"0"
+
+    def divided(self, guards: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
+        """Groups of guards, each in one slot."""
+        found: dict[int, list[bytes]] = {}
+        for guard in guards:
+            found.setdefault(slot_of(guard), []).append(guard)
+        return list(found.values())
+
+
+def _view_of(responses: Sequence[Any], place: Place) -> View:
+    slots, nodes = responses
+    return view(slots, bytes(nodes).decode(errors="replace"), place[0])
+
+
+def _response(node: Server) -> Any:
+    try:
+        return node.receive()
+    except ReplicatorError as e:
+        return e
+
+
+def _receive(sent: Round, node: Server, indexes: Sequence[int], part: Sent) -> None:
+    """Read the responses of one node; the reason for one that is missing is in its place."""
+    received = []
+    while part.left:
+        part.left -= 1
+        received.append(_response(node))
+    head = received.pop(0) if sent.script is not None and received else None
+    if isinstance(head, ReplicatorError):
+        received = [head] * len(received)
+    missing = [part.unsent] * (len(indexes) - len(received))
+    for index, response in zip(indexes, [*received, *missing], strict=True):
+        sent.responses[index] = response
+
+
+def _some(slots: Iterable[int]) -> str:
+    found = sorted(slots)
+    return ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")

@@ -1,0 +1,701 @@
+"""A real Redis Cluster: slots that move, primaries that are replaced and lose writes, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import count
+from typing import Any
+
+import pytest
+
+from connectors.redis import Redis
+from connectors.redis.cluster import SLOTS, Seeds, View, latest, seeds_of, slot_of, tags, view
+from connectors.redis.connection import Server
+from connectors.redis.deployment import OnCluster
+from connectors.redis.slots import SlotTally, tallies
+from replicator.batch import Batch, Outcome
+from replicator.config.target import destination
+from replicator.errors import ConfigError, GapFound, NotAuthenticated, NotPermitted, TransientError, Unfinished
+from replicator.identity import recreated_tables
+from replicator.target.contract import Table
+from replicator.target.in_doubt import TRUSTED
+from replicator.target.verification import Comparison, CursorExpired
+from replicator.testing.contract import at, batch, put, remove, table
+from replicator.testing.contract.kit import PK, built, exhaust
+from replicator.testing.servers.programs import ServerMissing, free_port
+from replicator.version import FIRST_EPOCH
+from tests.connectors.redis import redis_kit as kit
+from tests.end_to_end.pipeline import eventually
+from tests.servers.redis import RedisCluster, RedisServer
+from tests.servers.starting import not_tested
+
+Build = Callable[..., Redis]
+
+
+@pytest.fixture
+def build() -> Iterator[Build]:
+    """Of a cluster or a server, and further options."""
+    with ExitStack() as resources:
+
+        def make(of: RedisCluster | RedisServer, **options: Any) -> Redis:
+            target = built({**kit.options(of), **options})
+            assert isinstance(target, Redis)
+            resources.callback(target.close)
+            return target
+
+        yield make
+
+
+@pytest.fixture
+def replicated() -> Iterator[RedisCluster]:
+    """Three primaries, each with a replica, however old what it has received is."""
+    with ExitStack() as resources:
+        try:
+            options = ("--cluster-replica-validity-factor", "0")
+            yield resources.enter_context(RedisCluster(*options))
+        except ServerMissing as e:
+            not_tested(f"Redis is missing: {e}")
+
+
+@pytest.fixture
+def alone() -> Iterator[RedisCluster]:
+    """One primary that has all slots."""
+    with ExitStack() as resources:
+        try:
+            yield resources.enter_context(RedisCluster(primaries=1, replicas=0))
+        except ServerMissing as e:
+            not_tested(f"Redis is missing: {e}")
+
+
+def opened(target: Redis, epoch: int = FIRST_EPOCH) -> Redis:
+    target.open([table()], epoch)
+    return target
+
+
+def ids_of(cluster: RedisCluster, primary: RedisServer, number: int, without: Sequence[str] = ()) -> list[str]:
+    """Keys of items whose documents are on this primary."""
+    held = {slot for first, last in cluster.slots(primary) for slot in range(first, last + 1)}
+    names = (str(n) for n in count())
+    return [next(n for n in names if slot_of(b"contract:%b" % n.encode()) in held) for _ in range(number)]
+
+
+def slot(pk: str) -> int:
+    return slot_of(f"contract:{pk}".encode())
+
+
+def until_written(target: Redis, given: Batch) -> Outcome:
+    """As the engine does it: transient errors are retried."""
+
+    def attempt() -> Outcome | None:
+        try:
+            return target.write(given)
+        except TransientError:
+            return None
+
+    outcome = eventually(attempt, "the batch is written")
+    assert outcome is not None
+    return outcome
+
+
+def lost(target: Redis) -> str:
+    with pytest.raises(GapFound) as gap:
+        target.recheck([table()])
+    return gap.value.reason
+
+
+def received(primary: RedisServer) -> None:
+    """Until its replica has everything."""
+    with primary.client() as client:
+        assert client.wait(1, 30_000) == 1
+
+
+# failovers
+
+
+def test_what_a_new_primary_has_received_is_complete_and_the_run_goes_on_there(
+    replicated: RedisCluster, build: Build
+) -> None:
+    target = opened(build(replicated))
+    target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(100))))
+    for primary in replicated.primaries():
+        received(primary)
+    replicated.fail_over(replicated.primaries()[0])
+    given = batch(*(put({"pk": f"{n}"}, 2) for n in range(50, 150)))
+    assert until_written(target, given) == Outcome()
+    assert len(kit.documents(replicated, table())) == 150
+    before = build(replicated).identities([table()])
+    assert target.recheck([table()]) == []
+    after = build(replicated).identities([table()])
+    assert list(recreated_tables(before, after)), "until the run has compared, a replaced primary may lack writes"
+    assert after == target.identities([table()])
+
+
+def test_what_one_new_primary_had_not_received_is_a_gap_although_the_others_have_theirs(
+    replicated: RedisCluster, build: Build
+) -> None:
+    """For this run and for the next; the primary had acknowledged it."""
+    target = opened(build(replicated))
+    first, second, third = replicated.primaries()
+    here, there = ids_of(replicated, first, 2), ids_of(replicated, second, 2)
+    target.write(batch(put({"pk": here[0]}, 1), put({"pk": there[0]}, 1)))
+    received(first)
+    before = target.identities([table()])
+    replica = replicated.replica_of(first)
+    replica.pause()
+    with first.client() as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+    assert target.write(batch(put({"pk": here[1]}, 2), put({"pk": there[1]}, 2))) == Outcome()
+    first.kill()
+    replica.resume()
+    replicated.until("the replica takes over", lambda: replica in replicated.primaries(third))
+    assert until_written(target, batch(put({"pk": here[0]}, 3))) == Outcome()
+    assert set(kit.documents(replicated, table())) == {(pk,) for pk in (here[0], *there)}
+    assert "a replica without them took over" in lost(target)
+    later = build(replicated, trust_restarts=True)
+    assert list(recreated_tables(before, later.identities([table()])))
+
+
+def test_a_primary_that_was_replaced_between_two_runs_is_another_one_unless_it_is_trusted(
+    replicated: RedisCluster, build: Build
+) -> None:
+    first = opened(build(replicated))
+    first.write(batch(put({"pk": "a"}, 1)))
+    before = first.identities([table()])
+    for primary in replicated.primaries():
+        received(primary)
+    replicated.fail_over(replicated.primaries()[2])
+    trusting = build(replicated, trust_restarts=True)
+    assert trusting.identities([table()]) == before
+    assert list(recreated_tables(before, build(replicated).identities([table()])))
+    opened(trusting)
+    assert build(replicated).identities([table()]) == before, "the run has noted the new primary"
+
+
+def test_a_slot_that_moved_to_a_primary_whose_replica_had_not_received_it_is_a_gap(
+    replicated: RedisCluster, build: Build
+) -> None:
+    """Its writes were counted while another primary had it: the count moves with the slot, and is lost with it."""
+    target = opened(build(replicated))
+    source, destination, witness = replicated.primaries()
+    (pk,) = ids_of(replicated, source, 1)
+    target.write(batch(put({"pk": pk}, 1)))
+    assert target.recheck([table()]) == []
+    received(destination)
+    replica = replicated.replica_of(destination)
+    replica.pause()
+    with destination.client() as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+    replicated.move([slot(pk)], source, destination)
+    destination.kill()
+    replica.resume()
+    replicated.until("the replica takes over", lambda: replica in replicated.primaries(witness))
+    given = batch(*(put({"pk": f"{n}"}, 2) for n in range(20) if f"{n}" != pk))
+    until_settled(replicated, slot(pk), replica)
+    assert until_written(target, given) == Outcome()
+    assert (pk,) not in kit.documents(replicated, table())
+    assert "a replica without them took over" in lost(target)
+
+
+def until_settled(cluster: RedisCluster, number: int, owner: RedisServer) -> None:
+    """All primaries name this owner of a slot, as after redis-cli --cluster fix."""
+    for node in cluster.primaries(owner):
+        with node.client() as client:
+            client.execute_command("CLUSTER", "SETSLOT", number, "NODE", cluster.ids[owner])
+
+
+# slots that move
+
+
+def test_writes_follow_slots_that_have_moved_and_nothing_is_missing(cluster: RedisCluster, build: Build) -> None:
+    target = opened(build(cluster))
+    source, destination, _ = cluster.primaries()
+    names = ids_of(cluster, source, 5)
+    target.write(batch(*(put({"pk": pk}, 1) for pk in names)))
+    before = target.identities([table()])
+    moved = [slot(pk) for pk in names[:3]]
+    cluster.move(moved, source, destination)
+    try:
+        assert target.write(batch(*(put({"pk": pk, "n": 2}, 2) for pk in names))) == Outcome()
+        assert target.recheck([table()]) == []
+        assert set(kit.documents(cluster, table())) == {(pk,) for pk in names}
+        assert build(cluster).identities([table()]) == before
+        assert exhaust(lambda: target.sweep(table(), at(3), [])) == 5
+    finally:
+        cluster.move(moved, destination, source)
+
+
+def test_while_the_keys_of_a_slot_are_on_two_nodes_its_writes_wait_and_others_do_not(
+    cluster: RedisCluster, build: Build
+) -> None:
+    target = opened(build(cluster))
+    source, destination, _ = cluster.primaries()
+    moving, stays = ids_of(cluster, source, 2)
+    target.write(batch(put({"pk": moving}, 1), put({"pk": stays}, 1)))
+    cluster.open_slot(slot(moving), source, destination)
+    try:
+        assert target.write(batch(put({"pk": moving}, 2))) == Outcome(), "all its keys are where they were"
+        cluster.move_keys(slot(moving), source, destination, count=1)
+        with pytest.raises(TransientError, match=r"is moving keys to another node; waiting .*redis-cli --cluster fix"):
+            target.write(batch(put({"pk": moving}, 3), put({"pk": stays}, 3)))
+        assert target.compare(table(), [put({"pk": stays}, 3)]) == [Comparison(at(3))]
+        cluster.move_keys(slot(moving), source, destination)
+        given = batch(put({"pk": moving, "n": 3}, 3), put({"pk": stays}, 3))
+        assert target.write(given) == Outcome(), "all of them are at the other node, which is asked"
+        assert target.compare(table(), [put({"pk": moving, "n": 3}, 3)]) == [Comparison(at(3))]
+    finally:
+        cluster.move_keys(slot(moving), source, destination)
+        cluster.close_slot(slot(moving), source, destination)
+    assert target.recheck([table()]) == []
+    assert target.write(batch(put({"pk": moving}, 4))) == Outcome()
+    cluster.move([slot(moving)], destination, source)
+
+
+def test_what_goes_through_all_keys_waits_while_slots_move(cluster: RedisCluster, build: Build) -> None:
+    target = opened(build(cluster))
+    source, destination, _ = cluster.primaries()
+    target.write(batch(put({"pk": "a"}, 1)))
+    cluster.open_slot(77, source, destination)
+    try:
+        for walk in (lambda: target.sweep(table(), at(2), []), lambda: target.walk(table(), None)):
+            with pytest.raises(TransientError, match=r"is moving slots \(now 77\): what goes through all keys waits"):
+                walk()
+        assert target.recheck([table()]) == []
+    finally:
+        for node in (source, destination):
+            with node.client() as client:
+                client.execute_command("CLUSTER", "SETSLOT", 77, "STABLE")
+    assert exhaust(lambda: target.sweep(table(), at(2), [])) == 1
+
+
+def test_a_sweep_misses_nothing_that_moves_to_a_node_where_it_has_been(
+    cluster: RedisCluster, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slot moves when the sweep is done with the first node, and is at the second."""
+    target = opened(build(cluster))
+    first, *others = sorted(cluster.primaries(), key=lambda node: node.port)
+    (pk,) = ids_of(cluster, others[1], 1)
+    target.write(batch(put({"pk": pk}, 1)))
+    scans: list[bytes] = []
+    store = target._on.store
+    plain = store.scan
+
+    def moving(pattern: bytes, cursor: bytes, number: bytes) -> Any:
+        if cursor.startswith(b"1:") and not scans:
+            scans.append(cursor)
+            cluster.move([slot(pk)], others[1], first)
+        return plain(pattern, cursor, number)
+
+    monkeypatch.setattr(store, "scan", moving)
+    try:
+        assert exhaust(lambda: swept(target)) == 1
+        assert scans
+        assert kit.documents(cluster, table()) == {}
+    finally:
+        cluster.move([slot(pk)], first, others[1])
+
+
+def swept(target: Redis) -> int:
+    try:
+        return target.sweep(table(), at(9), [])
+    except TransientError:
+        return swept(target)
+
+
+def test_a_cursor_of_before_slots_moved_has_expired(
+    cluster: RedisCluster, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connectors.redis.verification._PIECE", 1)
+    target = opened(build(cluster))
+    target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(50))))
+    walked = target.walk(table(), None)
+    assert walked.cursor is not None
+    assert target.walk(table(), walked.cursor).ids
+    source, destination, _ = cluster.primaries()
+    cluster.move([9], source, destination)
+    try:
+        with pytest.raises(CursorExpired):
+            target.walk(table(), walked.cursor)
+    finally:
+        cluster.move([9], destination, source)
+
+
+def test_a_node_that_joins_during_a_run_gets_slots_and_writes(alone: RedisCluster, build: Build) -> None:
+    target = opened(build(alone))
+    target.write(batch(put({"pk": "a"}, 1)))
+    before = target.identities([table()])
+    (first,) = alone.primaries()
+    second = alone.add()
+    alone.move([slot("a"), slot("b")], first, second)
+    assert target.write(batch(put({"pk": "a", "n": 2}, 2), put({"pk": "b"}, 2), put({"pk": "c"}, 2))) == Outcome()
+    assert target.recheck([table()]) == []
+    assert not list(recreated_tables(before, build(alone).identities([table()])))
+    with second.client() as client:
+        assert sorted(client.keys("contract:*")) == [b"contract:a", b"contract:b"]
+
+
+# a cluster that is down
+
+
+def test_a_cluster_that_is_down_is_waited_for_and_nothing_is_lost(cluster: RedisCluster, build: Build) -> None:
+    target = opened(build(cluster))
+    gone, other, _ = cluster.primaries()
+    (pk,) = ids_of(cluster, other, 1)
+    target.write(batch(put({"pk": pk}, 1)))
+    gone.kill()
+
+    def is_down() -> bool:
+        with other.client() as client:
+            info: Any = client.execute_command("CLUSTER", "INFO")
+        return b"cluster_state:fail" in info
+
+    try:
+        cluster.until("the cluster is down", is_down)
+        with pytest.raises(TransientError, match="cannot be reached"):
+            target.write(batch(put({"pk": pk}, 2)))
+        assert isinstance(target._on, OnCluster)
+        target._on.batches.nodes()[1].connect()
+    finally:
+        gone.start()
+    cluster.until("the cluster is up", cluster.is_up)
+    assert until_written(target, batch(put({"pk": pk}, 3))) == Outcome()
+    assert target.recheck([table()]) == []
+
+
+def test_slots_without_a_primary_are_named_by_check_and_waited_for_by_a_run(alone: RedisCluster, build: Build) -> None:
+    target = opened(build(alone))
+    with alone.nodes[0].client() as client:
+        client.execute_command("CLUSTER", "DELSLOTS", slot("a"))
+        assert "has no primary for 1 of its slots" in str(build(alone).check([table()]))
+        with pytest.raises(TransientError, match="belongs to a cluster that is down: slots have no primary"):
+            target.write(batch(put({"pk": "a"}, 1)))
+        client.execute_command("CLUSTER", "ADDSLOTS", slot("a"))
+    assert until_written(target, batch(put({"pk": "a"}, 1))) == Outcome()
+
+
+# what primaries lose
+
+
+@pytest.mark.parametrize("during", [True, False])
+def test_one_primary_that_is_emptied_is_a_gap_also_between_two_runs(
+    cluster: RedisCluster, build: Build, during: bool
+) -> None:
+    target = opened(build(cluster))
+    target.write(batch(put({"pk": "a"}, 1)))
+    assert target.recheck([table()]) == []
+    before = target.identities([table()])
+    emptied = next(n for n in cluster.primaries() if not holds(n, layout_note()))
+    with emptied.client() as client:
+        client.flushall()
+    if during:
+        assert "it was emptied" in lost(target)
+    later = build(cluster)
+    assert list(recreated_tables(before, later.identities([table()])))
+    opened(later, FIRST_EPOCH + 1)
+    assert later.recheck([table()]) == []
+    assert later.identities([table()]) == build(cluster).identities([table()])
+
+
+def layout_note() -> bytes:
+    return b"replicator:table:contract:"
+
+
+def holds(node: RedisServer, key: bytes) -> bool:
+    with node.client() as client:
+        return key in client.keys("replicator:table:*")
+
+
+def test_a_primary_that_lost_a_tables_note_is_a_gap_and_the_note_is_made_again(
+    cluster: RedisCluster, build: Build
+) -> None:
+    target = opened(build(cluster))
+    target.write(batch(put({"pk": "a"}, 1)))
+    before = target.identities([table()])
+    with cluster.client() as client:
+        client.delete(layout_note())
+    assert "it was emptied" in lost(target)
+    later = build(cluster)
+    assert later.check([table()]) == []
+    assert later.epoch([table()]) == FIRST_EPOCH
+    assert list(recreated_tables(before, later.identities([table()])))
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_primary_that_lost_its_last_writes_is_a_gap_for_this_run_and_the_next(
+    alone: RedisCluster, build: Build, quiet: bool
+) -> None:
+    target, node = opened(build(alone)), alone.nodes[0]
+    target.write(batch(put({"pk": "a"}, 1)))
+    assert target.recheck([table()]) == []
+    before, earlier = target.identities([table()]), kit.kept(node)
+    target.write(batch(put({"pk": "b"}, 2)))
+    kit.go_back(node, earlier)
+    if not quiet:
+        assert until_written(target, batch(put({"pk": "b", "n": 3}, 3))) == Outcome()
+    assert "a replica without them took over" in lost(target)
+    assert list(recreated_tables(before, build(alone).identities([table()])))
+
+
+def test_a_loss_is_a_gap_also_if_another_process_has_written_to_the_slot_since(
+    alone: RedisCluster, build: Build
+) -> None:
+    run, repair, node = opened(build(alone)), build(alone), alone.nodes[0]
+    run.write(batch(put({"pk": "a"}, 1)))
+    earlier = kit.kept(node)
+    run.write(batch(put({"pk": "a", "n": 2}, 2)))
+    kit.go_back(node, earlier)
+    opened(repair)
+    for n in range(3, 6):
+        repair.write(batch(put({"pk": "a", "n": n}, n)))
+    assert "a replica without them took over" in lost(run)
+
+
+def test_what_the_run_before_had_stored_and_a_primary_lost_since_is_a_gap(alone: RedisCluster, build: Build) -> None:
+    """Before the new run has stored anything."""
+    first, node = opened(build(alone)), alone.nodes[0]
+    earlier = kit.kept(node)
+    first.write(batch(put({"pk": "a"}, 1)))
+    second = opened(build(alone))
+    kit.go_back(node, earlier)
+    until_written(second, batch(put({"pk": "b"}, 2)))
+    assert "a replica without them took over" in lost(second)
+
+
+def test_what_a_primary_acknowledged_of_a_batch_is_sent_again_if_it_may_have_lost_it(
+    alone: RedisCluster, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is cut behind the first half of the responses. Nothing is a gap: the batch was not stored yet."""
+    target, node = opened(build(alone)), alone.nodes[0]
+    earlier, receive, responses = kit.kept(node), Server.receive, count(1)
+
+    def cut_off(self: Server) -> object:
+        if next(responses) > 50:
+            self.close()
+        return receive(self)
+
+    writes = batch(*(put({"pk": f"{n}"}, 1) for n in range(100)))
+    with monkeypatch.context() as patched:
+        patched.setattr(Server, "receive", cut_off)
+        with pytest.raises(TransientError, match="closed the connection"):
+            target.write(writes)
+    kit.go_back(node, earlier)
+    assert until_written(target, writes) == Outcome()
+    assert len(kit.documents(alone, table())) == 100
+    assert target.recheck([table()]) == []
+
+
+def test_what_is_acknowledged_of_a_batch_is_not_sent_again_on_the_same_connections(
+    alone: RedisCluster, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that takes long goes on where it was, once this run is known to own the pipeline."""
+    target = opened(build(alone))
+    writes = batch(*(put({"pk": pk, "text": "x" * 100_000}, 1) for pk in "abc"))
+    times = iter([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2 * TRUSTED])
+    with monkeypatch.context() as patched:
+        patched.setattr("connectors.redis.connection.time.time", lambda: next(times, 2 * TRUSTED))
+        with pytest.raises(Unfinished):
+            target.write(writes)
+    stored = len(kit.documents(alone, table()))
+    assert 0 < stored < 3
+    assert target.write(writes) == Outcome()
+    assert len(kit.documents(alone, table())) == 3
+    assert isinstance(target._on.tally, SlotTally)
+    assert sum(target._on.tally.own) == 3
+
+
+@pytest.mark.parametrize("removal", ["sweep", "repair"])
+def test_documents_that_come_back_because_their_removal_was_lost_are_a_gap(
+    alone: RedisCluster, build: Build, removal: str
+) -> None:
+    target, node = opened(build(alone)), alone.nodes[0]
+    target.write(batch(put({"pk": "a"}, 1)))
+    earlier = kit.kept(node)
+    if removal == "sweep":
+        assert exhaust(lambda: target.sweep(table(), at(2), [])) == 1
+    else:
+        assert target.remove(table(), [remove("a", 1)]) == [""]
+    kit.go_back(node, earlier)
+    assert set(kit.documents(alone, table())) == {("a",)}
+    eventually(lambda: _rechecked(target), "the loss is noticed")
+
+
+def _rechecked(target: Redis) -> bool:
+    try:
+        target.recheck([table()])
+    except TransientError:
+        return False
+    except GapFound:
+        return True
+    return False
+
+
+def test_the_counts_of_processes_that_have_long_ended_are_removed(alone: RedisCluster, build: Build) -> None:
+    first = opened(build(alone))
+    first.write(batch(put({"pk": "a"}, 1)))
+    assert isinstance(first._on.tally, SlotTally)
+    key = tallies(first._on.tally.pipeline)[slot("a")]
+    with alone.nodes[0].client() as client:
+        (own,) = (name for name in client.hkeys(key) if name.startswith(b"of:"))
+        client.hset(key, own, "1 1000")
+        opened(build(alone)).write(batch(put({"pk": "a"}, 2)))
+        assert own not in client.hkeys(key)
+
+
+# what is refused
+
+
+def test_a_node_of_a_cluster_without_the_form_for_one_is_refused_by_name(cluster: RedisCluster, build: Build) -> None:
+    target = build(cluster.nodes[0])
+    problem = r"is a node of a Redis Cluster: write url: rediss\+cluster://HOST:PORT,HOST:PORT"
+    with pytest.raises(ConfigError, match=problem):
+        target.open([table()], FIRST_EPOCH)
+
+
+def test_a_server_without_cluster_mode_is_refused_as_a_cluster(server: RedisServer, build: Build) -> None:
+    target = build(server, url=f"redis+cluster://127.0.0.1:{server.port}")
+    with pytest.raises(ConfigError, match="is not a node of a cluster; write url: redis://"):
+        target.check([table()])
+
+
+def test_nodes_that_do_not_respond_are_told_from_those_that_do(cluster: RedisCluster, build: Build) -> None:
+    ports = f"127.0.0.1:{free_port()},127.0.0.1:{cluster.nodes[1].port}"
+    assert build(cluster, url=f"redis+cluster://{ports}").check([table()]) == []
+    with pytest.raises(TransientError, match="cannot be reached"):
+        build(cluster, url=f"redis+cluster://127.0.0.1:{free_port()}").check([table()])
+
+
+def test_check_and_run_ask_every_node_whether_it_removes_keys(replicated: RedisCluster, build: Build) -> None:
+    """A replica, too: it may become the primary."""
+    target = opened(build(replicated))
+    for node in (replicated.primaries()[1], replicated.replica_of(replicated.primaries()[0])):
+        with node.client() as client:
+            client.config_set("maxmemory", "1gb")
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            (problem,) = build(replicated).check([table()])
+            assert problem.startswith(f"Redis at 127.0.0.1:{node.port} removes keys when its memory is full")
+            assert list(target.recheck([table()])) == [problem]
+            client.config_set("maxmemory-policy", "noeviction")
+    assert target.recheck([table()]) == []
+
+
+@pytest.fixture
+def known(cluster: RedisCluster) -> Iterator[RedisCluster]:
+    """A user on every node."""
+    rules = kit.granted_in_cluster()
+    for node in cluster.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "SETUSER", "replicator", "on", ">secret", *rules)
+    yield cluster
+    for node in cluster.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "DELUSER", "replicator")
+
+
+def test_the_permissions_of_the_page_are_enough(known: RedisCluster, build: Build) -> None:
+    expiring = Table("contract", PK, {"expires": "until"})
+    target = build(known, username="replicator", password="secret")
+    assert target.check([expiring]) == []
+    target.open([expiring], FIRST_EPOCH)
+    target.write(batch(put({"pk": "a", "until": 4_000_000_000}, 2), put({"pk": "b"}, 1), tombstones=True))
+    target.write(batch(put({"pk": "a"}, 1), remove("b", 2), tombstones=True))
+    assert target.recheck([expiring]) == []
+    source, destination, _ = known.primaries()
+    (pk,) = ids_of(known, source, 1)
+    known.open_slot(slot(pk), source, destination)
+    known.move_keys(slot(pk), source, destination)
+    try:
+        with pytest.raises(TransientError, match="is moving keys"):
+            target.write(batch(put({"pk": pk}, 3)))
+    finally:
+        known.close_slot(slot(pk), source, destination)
+    assert until_written(target, batch(put({"pk": pk}, 3))) == Outcome()
+    known.move([slot(pk)], destination, source)
+    assert exhaust(lambda: swept(target)) > 0
+    assert target.walk(expiring, None).ids == []
+
+
+@pytest.mark.parametrize("missing", ["-time", "-evalsha", "-cluster|nodes"])
+def test_a_permission_that_one_node_does_not_grant_is_found_by_check(
+    known: RedisCluster, build: Build, missing: str
+) -> None:
+    with known.nodes[2].client() as client:
+        client.execute_command("ACL", "SETUSER", "replicator", missing)
+    with pytest.raises(NotPermitted, match=f"127.0.0.1:{known.nodes[2].port} does not permit what replicator does"):
+        build(known, username="replicator", password="secret").check([table()])
+
+
+def test_a_user_that_one_node_does_not_know_is_found_by_check(known: RedisCluster, build: Build) -> None:
+    with known.nodes[2].client() as client:
+        client.execute_command("ACL", "DELUSER", "replicator")
+    with pytest.raises(NotAuthenticated, match=f"127.0.0.1:{known.nodes[2].port} refuses the login"):
+        build(known, username="replicator", password="secret").check([table()])
+
+
+def test_a_node_on_another_host_gets_nothing_unencrypted(alone: RedisCluster, build: Build) -> None:
+    with alone.nodes[0].client() as client:
+        client.config_set("cluster-announce-ip", "192.0.2.1")
+    with pytest.raises(ConfigError, match=r"has a node at 192\.0\.2\.1, and without TLS items would be sent there"):
+        build(alone).check([table()])
+
+
+# pure
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("redis+cluster://a:1,B", Seeds((("a", 1), ("b", 6379)), encrypted=False)),
+        ("rediss+cluster://[::1]:6379/", Seeds((("::1", 6379),), encrypted=True)),
+        ("redis://a:1", None),
+        ("redis+cluster://a:x", None),
+        ("redis+cluster://a,", None),
+        ("redis+cluster:///", None),
+        ("redis+cluster://a/2", None),
+    ],
+)
+def test_a_url_names_nodes(url: str, found: Seeds | None) -> None:
+    assert seeds_of(url) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"url": "redis+cluster://127.0.0.1/2"}, "must have the form rediss+cluster://host:6379,host:6379"),
+        ({"url": "redis+cluster://me:secret@127.0.0.1"}, "contains a login"),
+        ({"url": "redis+cluster://127.0.0.1,example.com"}, "is redis:// to another host"),
+        ({"url": "redis+cluster://127.0.0.1", "sentinel_password": "x"}, "url names no Sentinel"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: Mapping[str, Any], problem: str) -> None:
+    found, problems = destination({"type": "redis", "table": "contract", **options})
+    assert found is None
+    assert problem in str(problems)
+
+
+def test_every_slot_has_a_key() -> None:
+    assert [slot_of(b"replicator:slot:{%b}:x" % tag) for tag in tags()] == list(range(SLOTS))
+
+
+NODES = """
+a1 10.0.0.1:6379@16379 myself,master - 0 0 4 connected 0-5460 [77->-b2] [78-<-b2]
+b2 10.0.0.2:6379@16379,two.example.com master - 0 1 9 connected 5461-16383
+c3 10.0.0.3:6379@16379 slave b2 0 1 9 connected
+"""
+
+
+def test_a_view_is_what_a_node_says_and_an_unknown_host_is_the_nodes_own() -> None:
+    slots = [
+        [5461, 16383, [b"two.example.com", 6379, b"b2"], [b"10.0.0.3", 6379, b"c3", []]],
+        [0, 5460, [b"", 6379, b"a1"]],
+    ]
+    ranges = ((0, 5460, ("one", 6379)), (5461, 16383, ("two.example.com", 6379)))
+    seen = view(slots, NODES, "one")
+    assert seen == View(ranges, (("10.0.0.3", 6379),), 9, frozenset({77, 78}))
+    assert seen.unserved() == 0
+
+
+def test_the_latest_view_counts_and_every_node_says_which_of_its_slots_move() -> None:
+    here, there = ("a", 1), ("b", 1)
+    old = View(((0, 16383, here),), (), 3, frozenset({5}))
+    new = View(((0, 16383, there),), (here,), 4)
+    assert latest([old, new]) == latest([new, old]) == View(((0, 16383, there),), (here,), 4, frozenset({5}))
