@@ -20,7 +20,6 @@ from replicator.change import Listing
 from replicator.checkpoints.contract import Claimed, Slotted
 from replicator.engine import preexisting
 from replicator.engine.context import Environment, RunContext
-from replicator.engine.coordinator import COORDINATOR
 from replicator.engine.lane_run import LaneRun, has_gap
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.startup import check_tables
@@ -29,6 +28,7 @@ from replicator.engine.worker import Post
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import lanes, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.coordination import COORDINATOR
 from replicator.pipeline.discovery import Discovery, News
 from replicator.pipeline.lineage import readable
 from replicator.pipeline.pipeline import needed_since, resumed_discovery

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,6 +55,14 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "replicator.yaml"
     path.write_text(LAMBDA)
     return path
+
+
+def test_a_function_that_starts_imports_neither_boto3_nor_what_only_a_run_needs() -> None:
+    needless = "boto3 s3transfer multiprocessing replicator.engine.local replicator.engine.coordinator rich click"
+    look = f"print(*[m for m in '{needless}'.split() if m in sys.modules])"
+    code = f"import sys, replicator.engine.aws_lambda, connectors.postgres; {look}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_connections_are_kept_while_invocations_follow_each_other_and_a_late_one_has_its_own(
