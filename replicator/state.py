@@ -427,7 +427,8 @@ class Heartbeat:
     at that time; a later retry may have emptied tables. ``in_doubt``: seconds for which requests without a response
     may still be applied; None or 0 if none can be. ``repair``: the token of the ``Repair`` for which every delete
     leaves a tombstone, "" if there is none. ``restarts``: of a run's workers, by slot, and of its coordinator.
-    ``unknown``: of a worker, shards that the endpoint does not know, without any loss.
+    ``unknown``: of a worker, shards that the endpoint does not know, without any loss. ``orphaned``: behind AWS Lambda,
+    shards that listings show without their parent, and since when.
     """
 
     at: float
@@ -443,6 +444,7 @@ class Heartbeat:
     repair: str = ""
     restarts: Mapping[str, int] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
+    orphaned: Mapping[str, float] = field(default_factory=dict)
 
 
 FULL, SAMPLE, BY_RUN = "", "sample", "run"

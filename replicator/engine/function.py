@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -29,7 +29,7 @@ from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import lanes, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.coordination import COORDINATOR
-from replicator.pipeline.discovery import Discovery, News
+from replicator.pipeline.discovery import YOUNG_ORPHAN_LIMIT, Discovery, News
 from replicator.pipeline.lineage import readable
 from replicator.pipeline.pipeline import needed_since, resumed_discovery
 from replicator.source.decoding import RecordsDecoder
@@ -406,9 +406,8 @@ class Function:
 
         No other process can add any at the same time, nor move the stage: the pipeline's entry is part of the save.
         """
-        now = self._environment.now
         view = CheckpointView(self._claim_listing(run))
-        discovery = replace(resumed_discovery(view), orphan_time=0.0)
+        discovery = resumed_discovery(view)
         gap: GapFound | None = None
         news = News()
         try:
@@ -422,27 +421,37 @@ class Function:
         saves += [view.put("shard", id, None)[0] for id in news.forgotten - given.keys()]
         if gap is not None and not has_gap(gap.shard, view):
             saves.append(self._noted(gap, view))
-        assert view.pipeline is not None
-        phase = "live" if view.pipeline.stage == stages.FOLLOWING else "backfill"
-        beat = Heartbeat(now(), phase, listed=discovery.listed, who=self._owner.who)
-        saves += [view.put("pipeline", "", view.pipeline)[0], Save("pulse", "", None, encode(beat))]
-        self._retrying(lambda: self._context.checkpoints.save(saves), asks="checkpoints")
+        self._save_listed(view, discovery, saves)
         return view.shards
+
+    def _save_listed(self, view: CheckpointView, discovery: Discovery, saves: Sequence[Save] = ()) -> None:
+        """Store what listings have shown, unless the stage has moved meanwhile."""
+        state = view.pipeline
+        assert state is not None
+        phase, now = "live" if state.stage == stages.FOLLOWING else "backfill", self._environment.now()
+        beat = Heartbeat(now, phase, listed=discovery.listed, who=self._owner.who, orphaned=discovery.orphaned)
+        everything = [*saves, view.put("pipeline", "", state)[0], Save("pulse", "", None, encode(beat))]
+        self._retrying(lambda: self._context.checkpoints.save(everything), asks="checkpoints")
 
     def _behind_gap(self, shard: str | None, view: CheckpointView) -> News:
         """The shards to follow behind a gap: all new ones if only what an export lacks is lost, else the given one."""
         if needed_since(view.pipeline) is not None:
             with suppress(GapFound):
-                return self._listed(shard, view, replace(resumed_discovery(view), orphan_time=0.0, needed_since=None))
+                return self._listed(shard, view, replace(resumed_discovery(view), needed_since=None))
         return News({} if shard is None else _root(shard, view, self._environment.now()))
 
     def _listed(self, shard: str | None, view: CheckpointView, discovery: Discovery) -> News:
-        """What listings show. GapFound if the given shard's ancestors remain missing."""
+        """What listings show. GapFound if the given shard's ancestors remain missing; TransientError until that is
+        certain, which takes longer than an invocation may.
+        """
         assert view.pipeline is not None
         while True:
             news = discovery.news(view.shards, self._list(view.pipeline.stream_arn))
             if shard is None or shard in news.shards:
                 return news
+            if discovery.waits[shard] >= YOUNG_ORPHAN_LIMIT:
+                self._save_listed(view, discovery)
+                raise TransientError(f"shard {shard}: its parent is missing from listings: Lambda retries")
             if self._environment.stop.wait(RELIST):
                 raise Stopped
 

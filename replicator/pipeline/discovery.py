@@ -37,8 +37,7 @@ class Discovery:
     """Remembers past listings, because a single one may be stale, partial or contradictory.
 
     ``needed_since``: the time of an existing export whose items the epoch copies. Shards of before the epoch are needed
-    if they may have records of later: all of those that its first listing had. ``orphan_time``: for how long a parent
-    must be missing, in seconds, if only listings that contradict each other explain that.
+    if they may have records of later: all of those that its first listing had.
     """
 
     misses: Counter[str] = field(default_factory=Counter)
@@ -52,7 +51,6 @@ class Discovery:
     listed: float | None = None  # when the last complete listing was requested
     begun: float | None = None  # when the epoch began: no record of before is needed
     needed_since: float | None = None
-    orphan_time: float = field(default_factory=lambda: ORPHAN_TIME)
 
     def news(self, known: Mapping[str, ShardState], listing: Listing) -> News:
         """What the listing adds to ``known``. GapFound if a needed shard, or a parent, is missing for too long."""
@@ -120,7 +118,7 @@ class Discovery:
         self.orphaned = {id: self.orphaned.get(id, now) for id in self.waits}
         bound = self._bound(now)
         young = bound is not None and now - bound < retention.SAFE_AGE
-        limit, time = (YOUNG_ORPHAN_LIMIT, self.orphan_time) if young else (ORPHAN_LIMIT, 0.0)
+        limit, time = (YOUNG_ORPHAN_LIMIT, ORPHAN_TIME) if young else (ORPHAN_LIMIT, 0.0)
         for id, waited in self.waits.items():
             if waited >= limit and now - self.orphaned[id] >= time:
                 raise GapFound(f"the shard's parent is missing from {waited} listings: its records are lost", id)

@@ -758,6 +758,7 @@ def resumed_discovery(view: CheckpointView) -> Discovery:
     since = needed_since(state)
     return Discovery(
         listed=None if heartbeat is None else heartbeat.listed,
+        orphaned={} if heartbeat is None else dict(heartbeat.orphaned),
         begun=None if state is None else _bound(state.started, since),
         needed_since=since,
     )

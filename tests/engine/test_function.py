@@ -19,8 +19,9 @@ from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.hooks.hook import Hook
 from replicator.items.item import Item
 from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.discovery import ORPHAN_TIME
 from replicator.pipeline.progress import progress
-from replicator.state import ExportState, ResyncRequest, Save, ShardState, decode, decode_pipeline, encode
+from replicator.state import ExportState, Heartbeat, ResyncRequest, Save, ShardState, decode, decode_pipeline, encode
 from replicator.testing.dynamodb import DynamoDB
 from tests.engine.cluster import TABLE
 from tests.engine.event_source import EventSource
@@ -421,6 +422,67 @@ def test_a_shard_that_the_first_listing_lacked_after_an_export_is_a_gap_and_all_
     assert isinstance(state, ShardState)
     assert state.parent == parent
     assert stack.stored == stack.wanted
+
+
+def without_its_parent(stack: Stack) -> dict[str, Any]:
+    """A batch of a shard whose parent listings omit, until they are healed."""
+    stack.source.roll_all(TABLE)
+    (parent,) = stack.source.open_shards(TABLE)
+    stack.source.roll_all(TABLE)
+    stack.write("k1", 700)
+    batch = next(b for s in stack.mapping.newest() if (b := stack.mapping.event(s)) is not None)
+    stack.source.misreport(lambda shards: [s for s in shards if s.id != parent])
+    return batch
+
+
+def fails_for(stack: Stack, seconds: float, batch: dict[str, Any]) -> None:
+    """Lambda repeats an invocation that fails, in whichever container."""
+    since = stack.clock.now
+    while stack.clock.now - since < seconds:
+        stack.until_over()
+        with pytest.raises(TransientError, match="its parent is missing from listings: Lambda retries"):
+            stack.container().invoke(batch)
+        stack.clock.now += 10
+
+
+def test_a_parent_that_listings_omit_for_a_few_minutes_is_no_gap() -> None:
+    stack = filled(shards=1)
+    batch = without_its_parent(stack)
+    fails_for(stack, ORPHAN_TIME - 60, batch)
+    stack.source.heal()
+    stack.until_over()
+    stack.container().invoke(batch)
+    assert stack.gaps == []
+    assert stack.stored == stack.wanted
+
+
+def test_a_parent_that_listings_omit_for_longer_is_a_gap_and_its_child_is_followed() -> None:
+    stack = filled(shards=1)
+    batch = without_its_parent(stack)
+    fails_for(stack, ORPHAN_TIME - 30, batch)
+    stack.clock.now += 60
+    stack.until_over()
+    stack.container().invoke(batch)
+    assert [gap.reason for gap in stack.gaps] == [
+        "the shard's parent is missing from 10 listings: its records are lost"
+    ]
+    assert stack.stored == stack.wanted
+
+
+def test_minutes_between_two_absences_of_a_parent_do_not_count() -> None:
+    """It was listed between them, for an invocation of another shard."""
+    stack = filled(shards=1)
+    batch = without_its_parent(stack)
+    fails_for(stack, 60, batch)
+    stack.source.heal()
+    stack.container()._add(None, stack.database.entries["owner", ""][0])
+    assert decode_heartbeat(stack).orphaned == {}
+
+
+def decode_heartbeat(stack: Stack) -> Heartbeat:
+    found = decode("pulse", "", stack.database.entries["pulse", ""][1])
+    assert isinstance(found, Heartbeat)
+    return found
 
 
 def test_a_shard_that_cannot_be_read_does_not_keep_the_schedule_from_others() -> None:
