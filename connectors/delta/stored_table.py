@@ -193,7 +193,8 @@ def rows(table: DeltaTable, columns: Sequence[str], where: str = "") -> Iterator
     """
     query = ["SELECT", ", ".join(map(quoted, columns)), "FROM seen", f"WHERE {where}" if where else ""]
     try:
-        yield from map(pa.record_batch, QueryBuilder().register("seen", table).execute(" ".join(query)))
+        reader = QueryBuilder().register("seen", table).execute(" ".join(query))
+        yield from pa.RecordBatchReader.from_stream(reader)  # unlike the client's, lets other threads run meanwhile
     except Exception as e:  # what the client raises where a file cannot be read
         raise failure(str(e), table.table_uri.removeprefix("file://").rstrip("/")) from e
 

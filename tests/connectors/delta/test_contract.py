@@ -154,7 +154,6 @@ class TestInS3(InALake):
     def test_a_lost_response_opens_the_in_doubt_window_and_the_write_is_retried(
         self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
     ) -> None:
-        """Into an empty table: the proxy is in this process, and a query of the client lets no other thread run."""
         config, proxy = proxied
         target = build(config)
         assert isinstance(target, Delta)
@@ -167,3 +166,15 @@ class TestInS3(InALake):
         proxy.heal()
         assert target.write(again) == Outcome()
         assert set(stored(table())) == {("b",)}
+
+    def test_other_threads_run_while_versions_are_looked_up(
+        self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
+    ) -> None:
+        """Otherwise the proxy, which is in this process, could not pass on what S3 answers."""
+        config, proxy = proxied
+        target = build(config)
+        target.open([table()], FIRST_EPOCH)
+        assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
+        proxy.slow(0.05)
+        assert target.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 2))).superseded == {"shard:contract": 1}
+        assert set(stored(table())) == {("a",), ("b",)}
