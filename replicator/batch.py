@@ -15,6 +15,15 @@ DocumentId = tuple[str, ...]
 """A document's id within its table: the item's key, or (key text of its item, id chosen by the hook)."""
 
 
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """What a target wants whose batches cost much, however small: ``rows`` (changes) in each, or what came in
+    ``seconds``."""
+
+    rows: int
+    seconds: float
+
+
 class Upsert(msgspec.Struct, frozen=True, gc=False):
     """Store ``body`` under ``id``, replacing the document, unless the target has this version or a newer one.
 

@@ -13,6 +13,7 @@ from replicator.options import WEB_PORTS, Access, AppliedDeletes, ColumnOptions,
 S3 = "s3://"
 _PLAIN_TYPES = ("string", "bigint", "double", "boolean", "timestamp", "date", "binary", "json", "array<string>")
 _MOST_DIGITS = 38
+_MOST_SECONDS = 8.0  # between commits: from 10 on, a copy would count as behind
 
 
 def decimal_digits(type: str) -> tuple[int, int] | None:
@@ -96,6 +97,13 @@ class DeltaOptions(Access):
         description="folder of the tables, each in a folder of its own name: /data/lake, or s3://bucket/prefix"
     )
     endpoint_url: str | None = Field(default=None, description="endpoint of another service with the API of S3")
+    commit_rows: int = Field(default=20_000, ge=1, description="changes in a commit, while there are as many to store")
+    commit_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        le=_MOST_SECONDS,
+        description="seconds to wait for as many changes, so that commits are few; 0: commit what there is",
+    )
     compact_hours: float = Field(
         default=1.0, ge=0, description="hours between compactions of small files into larger ones; 0: never"
     )

@@ -18,7 +18,7 @@ from connectors.delta.tombstones import FOLDER, SCHEMA, Tombstones
 from connectors.delta.verification import TableVerification
 from connectors.delta.writer import TableWriter
 from replicator.aws.permissions import Needed
-from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Rejection, Write
+from replicator.batch import Batch, BatchSize, Delete, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, NotPermitted, TransientError, Unfinished
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Denied, Table
@@ -64,6 +64,10 @@ class Delta(ComparesByTable):
     @property
     def in_doubt(self) -> InDoubtWindow:
         return self._in_doubt
+
+    @property
+    def batch_size(self) -> BatchSize:
+        return BatchSize(self._options.commit_rows, self._options.commit_seconds)
 
     @staticmethod
     def permissions(options: DeltaOptions, tables: Sequence[Table], *, keep_expired: bool) -> Sequence[Needed]:

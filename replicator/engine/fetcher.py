@@ -59,6 +59,7 @@ class Fetcher:
     _ask_at: float = 0.0
     _list_at: float = 0.0
     _list_rest: float = MIN_RELIST
+    _gathers_since: float | None = None  # when the batch that is waited for had its first change
     _history_from: float = 0.0  # for which a listing was made: of when the scan ended
 
     def __post_init__(self) -> None:
@@ -130,6 +131,16 @@ class Fetcher:
                 break
             result = self.steps.get(0.0)
         return True
+
+    def gathers(self) -> bool:
+        """Whether the next batch should wait, for a target that wants large ones: it is not full, and not late."""
+        now = self.now()
+        if self.pages.rows and not self.pages.has_batch and self.pages.seconds:
+            self._gathers_since = now if self._gathers_since is None else self._gathers_since
+            if now - self._gathers_since < self.pages.seconds:
+                return True
+        self._gathers_since = None
+        return False
 
     @property
     def finished(self) -> bool:
@@ -264,7 +275,7 @@ def fetcher_for(
 def send(fetcher: Fetcher, delivery: Delivery) -> bool:
     """Start reads, and deliver the next batch. Returns whether there was one."""
     fetcher.advance()
-    batch = None if delivery.full else delivery.taken()
+    batch = None if delivery.full or fetcher.gathers() else delivery.taken()
     if batch is not None:
         delivery.offer(batch)
     return batch is not None

@@ -37,7 +37,7 @@ from replicator.source.stream import listing
 from replicator.source.table import SourceTable, describe_table, find_table
 from replicator.state import ExportState, Owner, PipelineState, ResyncRequest, Save, SegmentState, encode
 from replicator.target import in_doubt
-from replicator.target.contract import AppliesLate, Transactional, caution_of, marks_of
+from replicator.target.contract import AppliesLate, Transactional, batch_size_of, caution_of, marks_of
 
 log = logging.getLogger("replicator")
 
@@ -60,7 +60,7 @@ class Driver:
         claimed = starting(lambda: self._claim(owner), asks="checkpoints")
         environment.confirm()
         self._retrying = RetryPolicy(stop, self._report, self._now, random, retried)
-        self._pages = PageBuffer()
+        self._pages = PageBuffer(batch_size_of(context.target))
         self.pipeline = Pipeline(
             context.mapping,
             claimed,

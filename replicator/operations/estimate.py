@@ -38,7 +38,12 @@ _MONTH = 30 * _DAY
 _READ_UNIT, _WRITE_UNIT, _PAGE, _GB = 4096, 1024, 1 << 20, 1 << 30  # bytes
 _STALE = 0.1  # a table's statistics are up to six hours old: how much it may have grown since, as a guess
 _IDLE_POLL = (0.95, 1.1)  # seconds between the requests of an idle shard, with the time a response takes
-_SPEEDS = {"postgres": (5_000, 80_000), "elasticsearch": (2_000, 40_000), "opensearch": (2_000, 40_000)}
+_SPEEDS = {
+    "postgres": (5_000, 80_000),
+    "elasticsearch": (2_000, 40_000),
+    "opensearch": (2_000, 40_000),
+    "delta": (2_000, 40_000),
+}
 _SPEED = (500, 5_000)  # items per second to other targets, which answer each write
 _OWN_BYTES = 40  # what replicator adds to an item in DynamoDB
 

@@ -3,7 +3,7 @@
 The fetcher starts a request only while the buffer is not ``full``. This bounds what is read but not stored, whatever
 the number of shards: BUFFER_BYTES, plus one page per request in flight, plus BATCH_BYTES and one page per batch that is
 encoded or in flight. With KEYS_ONLY streams, keys that are still to be looked up, and what a throttled lookup has
-returned so far, come on top.
+returned so far, come on top. For targets that want large batches, BATCH_BYTES count LARGE times.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
+from replicator.batch import BatchSize
 from replicator.change import Page, ScanPage
 
-BATCH_ROWS = 2000  # changes; larger batches are not faster
+BATCH_ROWS = 2000  # changes; larger batches are not faster, but for some targets
 BATCH_BYTES = 8 << 20
 BUFFER_BYTES = 24 << 20  # of pages read ahead, in total
 SOURCE_PAGES = 4  # pages read ahead per shard or segment
+LARGE = 2  # times BATCH_BYTES, for targets that say how many changes they want; less than BUFFER_BYTES
+LARGE_PAGES = 64  # the same of SOURCE_PAGES: a page of a quiet shard has few changes
 
 
 Pages = Sequence[tuple[str, list[Page | ScanPage]]]
@@ -24,9 +27,10 @@ Pages = Sequence[tuple[str, list[Page | ScanPage]]]
 
 
 class PageBuffer:
-    """One queue of pages per source, named ``shard:ID`` or ``segment:N``."""
+    """One queue of pages per source, named ``shard:ID`` or ``segment:N``. ``size``: see ``contract.Gathering``."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: BatchSize | None = None) -> None:
+        self._wanted = size
         self._queues: dict[str, deque[Page | ScanPage]] = {}
         self._returned: deque[Pages] = deque()
         self._rows = self._size = 0
@@ -45,7 +49,19 @@ class PageBuffer:
 
     def room(self, source: str) -> bool:
         """Whether one more page of ``source`` may be fetched."""
-        return self._size < BUFFER_BYTES and len(self._queues.get(source, ())) < SOURCE_PAGES
+        most = SOURCE_PAGES if self._wanted is None else LARGE_PAGES
+        return self._size < BUFFER_BYTES and len(self._queues.get(source, ())) < most
+
+    @property
+    def seconds(self) -> float:
+        """For how long to wait for a full batch."""
+        return 0.0 if self._wanted is None else self._wanted.seconds
+
+    def _fills(self, rows: int, size: int) -> bool:
+        """Whether that makes a full batch."""
+        if self._wanted is None:
+            return rows >= BATCH_ROWS or size >= BATCH_BYTES
+        return rows >= self._wanted.rows or size >= LARGE * BATCH_BYTES
 
     @property
     def rows(self) -> int:
@@ -60,7 +76,7 @@ class PageBuffer:
     @property
     def has_batch(self) -> bool:
         """Whether there are enough pages for a full batch."""
-        return self._rows >= BATCH_ROWS or self._size >= BATCH_BYTES
+        return self._fills(self._rows, self._size)
 
     def heads(self) -> list[Page | ScanPage]:
         """The oldest page of each source."""
@@ -82,11 +98,11 @@ class PageBuffer:
     def _of(self, sources: Iterable[str]) -> Iterator[tuple[str, list[Page | ScanPage]]]:
         rows, size = 0, 0
         for source in sources:
-            if rows >= BATCH_ROWS or size >= BATCH_BYTES:
+            if self._fills(rows, size):
                 return
             pages: list[Page | ScanPage] = []
             queue = self._queues.pop(source)
-            while queue and rows < BATCH_ROWS and size < BATCH_BYTES:
+            while queue and not self._fills(rows, size):
                 page = queue.popleft()
                 pages.append(page)
                 rows += _rows(page)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from replicator.aws.client import Client
 from replicator.aws.permissions import Needed
-from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
+from replicator.batch import Batch, BatchSize, DocumentId, Outcome, Rejection, Write
 from replicator.checkpoints.contract import Checkpoints
 from replicator.errors import TransientError
 from replicator.identity import Change, Identity, Parts
@@ -340,6 +340,19 @@ class Rechecking(Protocol):
 
         Called about once a minute during a run, with no batch in flight.
         """
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """A target for which a batch costs much, however small: it gets fewer and larger ones."""
+
+    @property
+    def batch_size(self) -> BatchSize: ...
+
+
+def batch_size_of(target: object) -> BatchSize | None:
+    """How large its batches should be; None: the usual size, and as soon as there is anything."""
+    return target.batch_size if isinstance(target, Gathering) else None
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from replicator.target.contract import Table
 from replicator.testing.contract.kit import PK
 from tests.connectors.delta.delta_kit import documents
 from tests.connectors.webhook.receiver_kit import Receiver
+from tests.end_to_end.kills import PAGE
 from tests.end_to_end.pipeline import Pipeline, Run
 from tests.end_to_end.world import Load, Source
 from tests.security.canary import SECRET
@@ -234,7 +235,7 @@ class Lake(Mirror):
     lake: Path
 
     def target(self) -> Mapping[str, Any]:
-        return {"type": "delta", "path": str(self.lake)}
+        return {"type": "delta", "path": str(self.lake), "commit_rows": PAGE, "commit_seconds": 0}
 
     def documents(self) -> dict[str, dict[str, Any]]:
         found = Table(self.table, PK)

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from replicator.aws.client import AT_ONCE, Client, answered
-from replicator.batch import Batch, Outcome
+from replicator.batch import Batch, BatchSize, Outcome
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.local import Driver
 from replicator.engine.scheduler import StepResult
 from replicator.pipeline import batching
-from replicator.pipeline.batching import BATCH_BYTES, BUFFER_BYTES
+from replicator.pipeline.batching import BATCH_BYTES, BUFFER_BYTES, LARGE
 from replicator.source import keys_only
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.shard_reader import read
@@ -121,6 +121,20 @@ class Slow(Overlaps):
         return not self._not_yet
 
 
+class Gathers(Overlaps):
+    """Wants large batches. ``sizes``: of those it got."""
+
+    def __init__(self, client: Weighing, expected: int, stop: threading.Event, size: BatchSize) -> None:
+        super().__init__(client, expected, stop)
+        self.batch_size = size
+        self.sizes: list[int] = []
+
+    def write(self, batch: Batch) -> Outcome:
+        if batch.parts:
+            self.sizes.append(sum(part.counts.read for part in batch.parts))
+        return super().write(batch)
+
+
 class InTurn(VirtualSteps):
     """Answers each call at once. Resting generators advance only when no other can and the caller may wait."""
 
@@ -168,6 +182,42 @@ def test_a_full_batch_does_not_wait_for_further_pages(monkeypatch: pytest.Monkey
     run(client, target, stop, steps=InTurn)
     assert target.stored == 300
     assert target.most <= 3 * (10 + PAGE // ITEM + 1)  # one is stored, the next waits, and one is not whole
+
+
+def test_a_target_that_wants_large_batches_gets_them_while_there_are_changes_enough() -> None:
+    client, stop = Weighing(filled(4, 400)), threading.Event()
+    target = Gathers(client, 400, stop, BatchSize(rows=200, seconds=5.0))
+    run(client, target, stop, steps=InTurn, monotonic=Clock())
+    assert sum(target.sizes) == 400
+    assert 200 <= target.sizes[0] <= 250
+    assert len(target.sizes) <= 3
+
+
+def test_what_there_is_is_stored_after_the_time_for_which_a_target_waits() -> None:
+    client, stop, clock = Weighing(filled(4, 100)), threading.Event(), Clock()
+    target = Gathers(client, 100, stop, BatchSize(rows=1000, seconds=5.0))
+    run(client, target, stop, steps=InTurn, monotonic=clock)
+    assert target.sizes == [100]
+    assert 5.0 <= clock.at < 20.0
+
+
+@pytest.mark.usefixtures("small")
+def test_memory_of_unstored_pages_is_bounded_for_large_batches_too() -> None:
+    client, stop = Weighing(filled(200, 500)), threading.Event()
+    target = Gathers(client, 500, stop, BatchSize(rows=1_000_000, seconds=0.05))
+    run(client, target, stop)
+    assert target.stored == 500
+    assert target.most * ITEM <= MOST + 2 * (LARGE - 1) * BATCH
+
+
+class Clock:
+    """A monotonic clock that goes on by itself, whenever it is looked at."""
+
+    at = 0.0
+
+    def __call__(self) -> float:
+        self.at += 0.01
+        return self.at
 
 
 class Remembering:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from replicator.batch import BatchSize
 from replicator.change import Page, Record, ScanPage
 from replicator.pipeline import batching
 from replicator.pipeline.batching import PageBuffer, Pages
@@ -34,6 +35,17 @@ def test_a_batch_is_full_by_rows_or_by_bytes(rows: int, size: int, full: bool) -
         buffer = PageBuffer()
         buffer.add(source, one)
         assert buffer.has_batch == full
+
+
+@pytest.mark.parametrize(("rows", "size", "full"), [(39, 199, False), (40, 0, True), (0, 200, True)])
+def test_a_batch_of_a_target_that_says_how_many_changes_it_wants_is_larger(rows: int, size: int, full: bool) -> None:
+    buffer = PageBuffer(BatchSize(rows=40, seconds=1.0))
+    for _ in range(10):
+        buffer.add("shard:s", page(0, 0))
+    assert buffer.room("shard:s")
+    buffer.add("shard:s", page(rows, size))
+    assert buffer.has_batch == full
+    assert [len(pages) for _, pages in buffer.next()] == [11]
 
 
 def test_the_counts_stay_correct_whatever_is_taken_and_returned() -> None:
