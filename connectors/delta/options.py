@@ -83,11 +83,19 @@ class DeltaTableOptions(Options):
 def _place(path: str, info: ValidationInfo) -> str:
     if "://" not in path:
         base: Path = (info.context or {}).get("base", Path())
-        return str((base / path).absolute())
+        return _as_it_is(str((base / path).absolute()))
     parts = split_url(path)
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("must be a folder, or have the form s3://bucket/prefix")
-    return path.rstrip("/")
+    return _as_it_is(path.rstrip("/"))
+
+
+def _as_it_is(path: str) -> str:
+    """Clients of Delta Lake take a path for part of an address: some of them write to one folder, and read another."""
+    for mark in "%\\":
+        if mark in path:
+            raise ValueError(f"{path} contains {mark}, which clients of Delta Lake read as part of an address")
+    return path
 
 
 class DeltaOptions(Access):

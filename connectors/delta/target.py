@@ -105,10 +105,12 @@ class Delta(ComparesByTable):
         return max(catalog.epoch(table) for _, table in found) if len(found) == len(stored) else None
 
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
-        stored = {name: self._stored(of) for name, of in shapes(tables).items()}
-        found = {name: one.found() for name, one in stored.items()}
-        ids = {name: "" if table is None else id_of(table) for name, table in found.items()}
-        return {name: Identity(one.place, ids[name]) for name, one in stored.items()}
+        return {name: Identity(self._stored(of).place, self._id(of)) for name, of in shapes(tables).items()}
+
+    def _id(self, of: TableSchema) -> str:
+        """Of a table with its tombstones, which a run that resumes in the middle of a scan needs; empty without one."""
+        table, tombstones = self._stored(of).found(), self._tombstones(of).stored.found()
+        return "" if table is None else f"{id_of(table)} {'' if tombstones is None else id_of(tombstones)}"
 
     def empty(self, tables: Sequence[Table]) -> Sequence[str]:
         return [name for name, of in shapes(tables).items() if self._is_empty(of)]

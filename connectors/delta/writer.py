@@ -24,7 +24,7 @@ from replicator.state import FORGOTTEN, Save
 from replicator.target.in_doubt import TOO_LATE
 
 _ATTEMPTS = 5  # at a commit, while others change the table
-_ANY_POSITION = 1 << 62  # a revision that is later than any
+_BEHIND = 1 << 62  # added to a revision: the run that noted it has not reached the version yet
 _OF_PARKED = ("parked", "dropped", "item")
 
 Superseded = Counter[str]
@@ -164,18 +164,29 @@ class TableWriter:
         return [row for row in rows if row.write.version < reached.get(row.source, -1)]
 
     def _reached(self, table: DeltaTable, source: str, save: Save) -> int:
-        """The last version of a shard that is stored although its position does not say so; -1 if it does."""
+        """The last version of a shard that is stored although its position does not say so; -1 if it does.
+
+        That is the work of the batch that would have made the next revision, and of no other: if checkpoints went back
+        further, a batch that parked changes may be among those that are repeated, and a fixed hook makes documents.
+        """
         revision = self.stored.transaction(table, f"{source} revision")
-        if revision is None or save.expected is None or revision <= save.expected:
+        expected = save.expected
+        if revision is None or expected is None:
+            return -1
+        if revision != expected + 1 and revision <= _BEHIND:
             return -1
         return self.stored.transaction(table, f"{source} version") or -1
 
     def _progress(self, batch: Batch, table: DeltaTable, rows: Sequence[Row]) -> dict[str, int]:
         """What to note of each shard: the last version that is stored, and the revision of the position that says so.
 
-        While a killed run got further, what that noted stays until it is reached, whatever the size of batches.
+        While a killed run got further, what that noted stays until it is reached, whatever the size of batches, or
+        until one parks changes.
         """
         found: dict[str, int] = {}
+        if _parks(batch):
+            behind = [source for source in _saved_shards(batch) if self._is_behind(table, source)]
+            return {f"{source} revision": 0 for source in behind}
         last = _last_versions(rows)
         for source, save in _of_shards(batch).items():
             if source not in last or save.expected is None:
@@ -183,8 +194,11 @@ class TableWriter:
             reached = self._reached(table, source, save)
             is_behind = last[source] < reached
             found[f"{source} version"] = max(last[source], reached)
-            found[f"{source} revision"] = _ANY_POSITION if is_behind else save.expected + 1
+            found[f"{source} revision"] = save.expected + 1 + (_BEHIND if is_behind else 0)
         return found
+
+    def _is_behind(self, table: DeltaTable, source: str) -> bool:
+        return (self.stored.transaction(table, f"{source} revision") or 0) > _BEHIND
 
 
 def _judged(
@@ -223,8 +237,14 @@ def _weights(rows: Iterable[Row]) -> Superseded:
 
 def _of_shards(batch: Batch) -> dict[str, Save]:
     """The saves of shards' positions, by source; none if the batch does more than follow shards."""
-    if batch.replaces_same or any(save.kind in _OF_PARKED for save in batch.saves):
-        return {}
+    return {} if batch.replaces_same or _parks(batch) else _saved_shards(batch)
+
+
+def _parks(batch: Batch) -> bool:
+    return any(save.kind in _OF_PARKED for save in batch.saves)
+
+
+def _saved_shards(batch: Batch) -> dict[str, Save]:
     return {f"{FORGOTTEN}{save.id}": save for save in batch.saves if save.kind == "shard" and save.text is not None}
 
 

@@ -19,12 +19,15 @@ _PASSWORD = re.compile(r"\bpassword\s*=", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class TargetKind:
-    """What a config of this target type needs to begin with. ``url``: the placeholder to propose; ``more``: lines."""
+    """What a config of this target type needs to begin with. ``url``: the placeholder to propose; ``more``: lines;
+    ``instead``: what it has if it has no address.
+    """
 
     title: str
     url: str | None
     example: str = ""
     more: tuple[str, ...] = ()
+    instead: str = "a region and credentials"
 
 
 _STORE = (
@@ -78,6 +81,7 @@ KINDS: Mapping[str, TargetKind] = {
         "Delta Lake",
         None,
         more=("  path: lake                            # a folder, or s3://bucket/prefix",),
+        instead="a path, which is written as target.path: lake. Change it in the config that init writes without --url",
     ),
 }
 
@@ -105,7 +109,7 @@ class Answers:
                 f"{self.kind.url or 'an environment variable'} instead"
             )
         if self.url is not None and self.kind.url is None:
-            raise ConfigError(f"--url: a {self.target} target has no address; it has a region and credentials")
+            raise ConfigError(f"--url: a {self.target} target has no address; it has {self.kind.instead}")
 
     @property
     def kind(self) -> TargetKind:

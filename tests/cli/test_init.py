@@ -156,6 +156,7 @@ def test_no_file_is_overwritten(init: Init) -> None:
         (["--url", "postgresql://me:topsecret@localhost/x"], "--url: contains a password, which does not belong in"),
         (["--url", "host=localhost password=topsecret"], "--url: contains a password, which does not belong in"),
         (["--target", "dynamodb", "--url", "https://x"], "--url: a dynamodb target has no address; it has a region"),
+        (["--target", "delta", "--url", "s3://b/x"], "--url: a delta target has no address; it has a path"),
         (["--target-table", "t" * 64], "has 64 bytes, but Postgres keeps only 63; choose a shorter one"),
         (["--endpoint-url", "ftp://x"], "source.endpoint_url: must have the form https://host"),
     ],

@@ -23,7 +23,7 @@ from connectors.delta.writer import TableWriter
 from replicator.batch import Batch, Outcome, Part, Upsert
 from replicator.config.target import destination
 from replicator.errors import ConfigError, GapFound, NotAuthenticated, NotPermitted, TransientError, Unfinished
-from replicator.identity import changes
+from replicator.identity import changes, recreated_tables
 from replicator.key import KeyAttribute, KeySchema
 from replicator.state import Save
 from replicator.target.contract import Table
@@ -405,6 +405,38 @@ def test_a_batch_that_parked_something_is_stored_again_because_it_may_have_more(
     assert [row["pk"] for row in rows(folder)] == ["a", "b"]
 
 
+def test_a_change_that_was_parked_is_stored_by_a_fixed_hook_although_the_checkpoints_went_back(
+    folder: Path, build: Build
+) -> None:
+    """They are of before the change was parked; what was stored after it is stored already, and noted as such."""
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    first.write(page(put({"pk": "a"}, 1), expected=5))
+    first.write(page(put({"pk": "c"}, 3), expected=6, saves=[shard("parked", 0, kind="parked")]))
+    first.write(page(put({"pk": "d"}, 4), expected=7))
+    later = build()
+    later.open([table()], FIRST_EPOCH)
+    again = page(put({"pk": "a"}, 1), put({"pk": "b"}, 2), put({"pk": "c"}, 3), put({"pk": "d"}, 4), expected=5)
+    assert later.write(again).superseded == {"shard:1": 3}
+    assert [row["pk"] for row in rows(folder)] == ["a", "b", "c", "d"]
+
+
+def test_a_change_that_was_parked_while_batches_were_repeated_is_stored_by_a_fixed_hook(
+    folder: Path, build: Build
+) -> None:
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    first.write(page(put({"pk": "a"}, 1), put({"pk": "d"}, 4), expected=5))  # its position was not saved
+    second = build()
+    second.open([table()], FIRST_EPOCH)
+    second.write(page(put({"pk": "a"}, 1), expected=5))
+    second.write(page(put({"pk": "c"}, 3), expected=6, saves=[shard("parked", 0, kind="parked")]))
+    later = build()
+    later.open([table()], FIRST_EPOCH)
+    assert later.write(page(put({"pk": "b"}, 2), put({"pk": "d"}, 4), expected=6)).superseded == {"shard:1": 1}
+    assert [row["pk"] for row in rows(folder)] == ["a", "b", "c", "d"]
+
+
 def test_documents_of_one_change_in_two_batches_are_all_stored(folder: Path, build: Build) -> None:
     first = build()
     first.open([table()], FIRST_EPOCH)
@@ -781,6 +813,21 @@ def test_a_table_is_known_by_its_last_number(build: Build, opened: Delta) -> Non
     assert stored.last_number(stored.current()) == stored.number
 
 
+def test_a_path_that_clients_read_as_another_one_is_refused(tmp_path: Path) -> None:
+    """Clients would write to one folder and read another. A folder may have any other name."""
+    for path in ("a%20b", "100%", "s3://bucket/a%2Fb", "a\\b", str(tmp_path / "%61" / "lake")):
+        found, problems = destination({"type": "delta", "path": path, "table": "orders"}, tmp_path)
+        assert found is None
+        assert "which clients of Delta Lake read" in problems[0].text
+    for path in ("a b", "a+b", "ü#?", "a:b;c&d='"):
+        found, problems = destination({"type": "delta", "path": path, "table": "contract"}, tmp_path)
+        assert found is not None, problems
+        target = found.build("contract")
+        target.open([table()], FIRST_EPOCH)
+        target.write(batch(put({"pk": "a"}, 1)))
+        assert len(kit.rows(f"{tmp_path}/{path}/contract")) == 1
+
+
 def test_the_policy_has_the_bucket_and_the_prefix_and_nothing_for_a_folder() -> None:
     found, _ = destination({"type": "delta", "path": "s3://bucket/lake", "table": "orders"})
     assert found is not None
@@ -869,6 +916,20 @@ def test_a_walk_begins_again_if_a_file_is_gone_and_waits_if_it_cannot_be_read(fo
     file.unlink()
     with pytest.raises(CursorExpired):
         opened.walk(table(), None)
+
+
+def test_tombstones_that_are_removed_or_replaced_between_two_runs_make_it_another_table(
+    folder: Path, opened: Delta, build: Build
+) -> None:
+    """A run that resumed in the middle of a scan would store what was deleted meanwhile."""
+    before = opened.identities([table()])
+    opened.close()
+    assert build().identities([table()]) == before
+    shutil.rmtree(folder / "contract" / "_tombstones")
+    removed = build().identities([table()])
+    assert list(recreated_tables(before, removed)) == [f"{folder}/contract"]
+    build().open([table()], FIRST_EPOCH)
+    assert list(recreated_tables(before, build().identities([table()]))) == [f"{folder}/contract"]
 
 
 def test_tombstones_that_are_removed_during_a_run_are_a_gap(folder: Path, opened: Delta) -> None:
