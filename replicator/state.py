@@ -126,9 +126,10 @@ class GapRepair:
     """An epoch that repairs a gap from incremental exports, instead of rescanning the table.
 
     ``since``: what was written to the source before is in the copy. ``above``: the ``Floor.version`` of that time.
-    ``windows``: of the exports that come after the one that is read, newest first. ``looking_up``: all exports are
-    stored, and the documents with versions above ``above`` that no export has are looked up; ``table`` (the number of
-    one) and ``cursor``: how far the target was walked for them. ``done``: nothing is left to look up.
+    ``windows``: of the exports that come after the one that is read, newest first. ``arns``: theirs, "" for one that is
+    not requested yet; none before any is. ``looking_up``: all exports are stored, and the documents with versions above
+    ``above`` that no export has are looked up; ``table`` (the number of one) and ``cursor``: how far the target was
+    walked for them. ``done``: nothing is left to look up.
     """
 
     since: float
@@ -138,6 +139,12 @@ class GapRepair:
     table: int = 0
     cursor: str | None = None
     done: bool = False
+    arns: tuple[str, ...] = ()
+
+    @property
+    def following(self) -> tuple[tuple[tuple[float, float], str], ...]:
+        """The windows with the ARNs of their exports."""
+        return tuple(zip(self.windows, self.arns or [""] * len(self.windows), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,10 +90,15 @@ class Fetcher:
             self.steps.add(_EXPORT, self.exporting(state))
         return False
 
-    def _process_export(self, step: export.Exporting | export.Exported) -> None:
+    def _process_export(self, step: export.Requested | export.Exporting | export.Exported) -> None:
         stored = self.pipeline.view.pipeline
         assert stored is not None
         assert stored.export is not None
+        if isinstance(step, export.Requested):
+            assert stored.repair is not None
+            self.pipeline.change(replace(stored, repair=replace(stored.repair, arns=step.arns)))
+            self.steps.again(_EXPORT)
+            return
         if step.arn and step.arn != stored.export.arn:
             self.pipeline.change(replace(stored, export=export.begun(stored.export, step.arn)))
         if isinstance(step, export.Exported):
@@ -156,7 +161,7 @@ class Fetcher:
             self._page(result.name, result.value)
         elif isinstance(result.value, ScanPage):
             self._scan_page(result.name, result.value)
-        elif isinstance(result.value, export.Exporting | export.Exported):
+        elif isinstance(result.value, export.Requested | export.Exporting | export.Exported):
             self._process_export(result.value)
 
     def _page(self, source: str, page: Page) -> None:
@@ -253,10 +258,15 @@ def fetcher_for(
 
     def exporting(state: PipelineState) -> Iterator[Any]:
         assert state.export is not None
-        window = state.export.window
-        token = export.token(config.pipeline, state.table_id, state.epoch, state.started, window)
-        wanted = config.destination(token, incremental=window is not None)
-        return export.prepare(table, state.export, wanted, environment.random, environment.now)
+
+        def wanted(window: export.Window | None) -> export.Destination | None:
+            token = export.token(config.pipeline, state.table_id, state.epoch, state.started, window)
+            return config.destination(token, incremental=window is not None)
+
+        following = () if state.repair is None else state.repair.following
+        ahead = [export.Ahead(window, arn, wanted(window)) for window, arn in following]
+        to = wanted(state.export.window)
+        return export.prepare(table, state.export, to, environment.random, environment.now, ahead)
 
     return Fetcher(
         pipeline,

@@ -183,8 +183,9 @@ class Repairs:
         """
         fetcher.next_export()
         if repair.windows:
-            window, *others = repair.windows
-            after = replace(state, export=ExportState(window=window), repair=replace(repair, windows=tuple(others)))
+            (window, arn), *_ = repair.following
+            rest = replace(repair, windows=repair.windows[1:], arns=repair.arns[1:])
+            after = replace(state, export=ExportState(arn, window=window), repair=rest)
             self._read(after, stages.segments(self.segments))
             return
         parked = self.retrying(lambda: parked_keys(self.checkpoints, {}))

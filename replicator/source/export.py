@@ -81,6 +81,22 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """An export that is read after the one that is prepared. ``arn``: "" if it was not requested yet."""
+
+    window: tuple[float, float]
+    arn: str
+    wanted: Destination | None
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """The ARNs of the exports that are read later, "" for one that DynamoDB did not accept yet."""
+
+    arns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Exporting:
     """The export is not complete. ``arn``: "" until it is known. ``waiting_for``: its end, or why a call failed."""
 
@@ -261,13 +277,18 @@ def prepare(
     wanted: Destination | None,
     chance: random.Random,
     now: Callable[[], float] = time.time,
-) -> Generator[Call | Exporting | Exported, Any, None]:
+    ahead: Sequence[Ahead] = (),
+) -> Generator[Call | Requested | Exporting | Exported, Any, None]:
     """Yields calls, ``Exporting`` while the export is not complete, and in the end one ``Exported``.
+
+    Those ``ahead`` that are not requested yet are first, so that DynamoDB makes all of them at the same time; then one
+    ``Requested`` follows. What it does not accept now is requested in its turn.
 
     ConfigError if the export failed, or must not be read; GapFound if the table is another one by now. The epoch's
     positions must be stored. An incremental export is requested once its window has passed.
     """
     arn, failures = state.arn, 0
+    yield from _requested(table, ahead, now)
     if not arn:
         yield Exporting("", SETTLED, "the export to begin")
     while not arn and state.window is not None and (left := state.window[1] + AVAILABLE - now()) > 0:
@@ -351,6 +372,27 @@ def _start(
             raise (yield from _refused_window(table, window, now())) from e
         raise _failed(e, "ExportTableToPointInTime", table.arn or table.name) from e
     return decoded(body, _DescribeExport, "ExportTableToPointInTime").ExportDescription.ExportArn
+
+
+def _requested(
+    table: SourceTable, ahead: Sequence[Ahead], now: Callable[[], float]
+) -> Generator[Call | Requested, Any, None]:
+    if all(one.arn for one in ahead):
+        return
+    arns = []
+    for one in ahead:
+        arns.append(one.arn or (yield from _started(table, one, now)))
+    yield Requested(tuple(arns))
+
+
+def _started(table: SourceTable, one: Ahead, now: Callable[[], float]) -> Generator[Call, bytes, str]:
+    """The ARN of an export that is requested now; "" if that must wait for its turn."""
+    if one.wanted is None:
+        return ""
+    try:
+        return (yield from _start(table, one.wanted, one.window, now))
+    except TransientError:  # such as too many exports at the same time
+        return ""
 
 
 def _refused_window(table: SourceTable, window: Window, now: float) -> Generator[Call, bytes, ReplicatorError]:

@@ -72,6 +72,12 @@ def windows(world: World) -> list[tuple[float, float]]:
     return [(one["ExportFromTime"], one["ExportToTime"]) for one in times]
 
 
+def read_in_order(world: World) -> list[tuple[float, float]]:
+    """The windows of the exports, in the order in which they were waited for and read."""
+    asked = dict.fromkeys(r["ExportArn"] for _, name, r in world.client.asked if name == "DescribeExport")
+    return [window for arn in asked if (window := world.db.exports.known[arn].window) is not None]
+
+
 def looked_up(world: World) -> set[str]:
     """The keys of the items that were looked up."""
     asked = [r for _, name, r in world.client.asked if name == "BatchGetItem"]
@@ -107,10 +113,57 @@ def test_a_gap_of_several_days_takes_several_exports_of_which_the_newest_is_read
     lose(faults, "k2", removed=("k1", "short"), hours=30)
     repaired(faults)
 
-    found = windows(faults)
+    found = read_in_order(faults)
     assert len(found) == 3
+    assert sorted(found) == sorted(windows(faults))
     assert all(newer[0] == older[1] for newer, older in itertools.pairwise(found))
     assert all(15 * MINUTE <= end - start <= DAY for start, end in found)
+
+
+def test_the_exports_of_a_gap_of_several_days_are_requested_at_once(faults: World) -> None:
+    """But for the newest, whose window has not passed. DynamoDB makes them while that is waited for."""
+    copied(faults)
+    lose(faults, "k1", hours=30)
+    lose(faults, "k2", removed=("k1",), hours=30)
+    began = faults.clock()
+    repaired(faults)
+
+    *older, newest = zip(faults.client.times("ExportTableToPointInTime"), windows(faults), strict=True)
+    assert [at - began < 2 * MINUTE for at, _ in older] == [True, True]
+    assert newest[1] == max(windows(faults))
+    assert newest[0] - began > 30 * MINUTE
+
+
+def test_exports_that_were_requested_are_not_requested_again_by_the_next_run(faults: World) -> None:
+    copied(faults)
+    lose(faults, "k1", hours=30)
+    lose(faults, "k2", removed=("k1",), hours=30)
+    live(faults, 20 * MINUTE)
+    assert len(windows(faults)) == 2, "the newest is not requested yet"
+    after(faults, 9 * HOUR)  # no token holds that long
+    live(faults, 5 * MINUTE)
+
+    assert len(windows(faults)) == len(set(windows(faults))) == 3
+    faults.copied()
+    assert not faults.gaps
+
+
+def test_an_export_that_dynamodb_does_not_make_at_the_same_time_is_requested_in_its_turn(faults: World) -> None:
+    copied(faults)
+    lose(faults, "k1", hours=30)
+    lose(faults, "k2", removed=("k1",), hours=30)
+    call, busy = faults.client.call, [True]
+
+    def limited(operation: str, request: dict[str, Any]) -> bytes:
+        if operation == "ExportTableToPointInTime" and busy:
+            busy.pop()
+            raise AwsError("LimitExceededException", "too many exports at the same time", 400)
+        body: bytes = call(operation, request)
+        return body
+
+    faults.client.call = limited
+    repaired(faults)
+    assert len(read_in_order(faults)) == 3
 
 
 def test_the_windows_begin_before_the_last_change_stored_and_end_after_the_positions(faults: World) -> None:
