@@ -45,6 +45,7 @@ from replicator.hooks.loading import load
 from replicator.monitoring.health import Verdict
 from replicator.monitoring.monitor import Monitor
 from replicator.pipeline.progress import Progress, WorkerProgress
+from tests.end_to_end.pipeline import eventually
 from tests.monitoring.phases import NOW, SUBJECT, Clock
 
 PLAN = Plan(
@@ -201,6 +202,70 @@ def test_a_restarted_coordinator_is_not_asked_again_and_may_sweep_no_more_than_t
     actor = CoordinatorActor(replace(PLAN, allowed=Allowed(resync=True, sweep=False)))
     assert allowed.get(timeout=60) == Allowed(resync=new, sweep=False)
     actor.end()
+
+
+class Claims:
+    """Coordinators of a process in their order: each is fenced by another process after its claim, or at it."""
+
+    is_new_run, read_at, caught_up = False, 0.0, False
+    pipeline = SimpleNamespace(parked=())
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, fenced_at: int, refused_at: int) -> None:
+        self.made, self._fenced_at, self._refused_at = 0, fenced_at, refused_at
+        self.fenced = threading.Event()
+        patch.setattr(actors, "Coordinator", self._claim)
+        patch.setattr(actors, "connected", lambda *_: contextlib.nullcontext())
+        patch.setattr(actors, "tune_allocator", lambda: None)
+        patch.setattr(actors, "AGAIN", 0.01)
+
+    def _claim(self, *_: Any) -> Claims:
+        self.made += 1
+        if self.made == self._refused_at:
+            raise Fenced("another run owns this pipeline")
+        return self
+
+    def start(self, _: Allowed) -> None: ...
+    def end(self) -> None: ...
+    def restarted(self, _: Any) -> None: ...
+    def news(self) -> dict[str, Any]:
+        return {}
+
+    def step(self) -> None:
+        if self.made <= self._fenced_at:
+            self.fenced.set()
+            raise Fenced("another process claimed the coordinator's entry")
+
+
+def test_a_coordinator_that_is_fenced_by_one_that_it_replaced_goes_on_if_the_driver_asks_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that was stopped before its claim, and goes on later."""
+    claims = Claims(monkeypatch, fenced_at=1, refused_at=0)
+    actor = CoordinatorActor(PLAN)
+    assert claims.fenced.wait(60)
+    eventually(lambda: actor.report({}, {}) and claims.made == 2, "it claims its entry again")
+    assert actor.report({}, {}).ended is None
+    actor.end()
+    eventually(lambda: actor.report({}, {}).ended == Ended(), "it ends as it is told to")
+
+
+def test_a_coordinator_that_was_replaced_claims_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = Claims(monkeypatch, fenced_at=1, refused_at=0)
+    actor = CoordinatorActor(PLAN)
+    assert claims.fenced.wait(60)
+    actor._stop.wait(0.1)  # ten times as long as it waits before it looks whether it is asked
+    assert claims.made == 1
+    actor.end()
+
+
+def test_a_coordinator_ends_the_run_if_another_run_has_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = Claims(monkeypatch, fenced_at=1, refused_at=2)
+    actor = CoordinatorActor(PLAN)
+    eventually(lambda: actor.report({}, {}).ended is not None, "it ends")
+    ended = actor.report({}, {}).ended
+    assert ended is not None
+    assert isinstance(ended.failure, Fenced)
+    assert claims.made == 2
 
 
 def test_what_is_parked_is_known_although_the_coordinator_does_not_end_in_time() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import threading
@@ -38,7 +39,7 @@ from replicator.engine.retry import Stopped
 from replicator.engine.run import tune_allocator
 from replicator.engine.startup import Allowed
 from replicator.engine.worker import Post, Worker
-from replicator.errors import ConfigError, ReplicatorError
+from replicator.errors import ConfigError, Fenced, ReplicatorError
 from replicator.hooks import redaction
 from replicator.hooks.hook import Hook
 from replicator.hooks.loading import load
@@ -50,6 +51,7 @@ log = logging.getLogger("replicator")
 
 EXCHANGE_INTERVAL = 0.5  # seconds between two messages of a worker to the coordinator
 RESPONSE_TIMEOUT = 5.0  # seconds that it waits for the response
+AGAIN = 0.5  # seconds after which a coordinator that was fenced may begin again
 
 
 def guarded(work: Callable[[], None]) -> Ended:
@@ -163,6 +165,8 @@ class CoordinatorActor:
         self._parked = 0
         self._told_of = 0.0  # when what the last news are of was read
         self._ended: Ended | None = None
+        self._asked = -math.inf  # when the driver last asked for a report
+        self._claimed = False
         threading.Thread(target=self._run, daemon=True, name="coordinator").start()
 
     # Called by others
@@ -186,7 +190,7 @@ class CoordinatorActor:
         """What is new since the last report. ``logged``: by process, the number of its last event that was logged.
         ``restarts``: of each actor, by its slot.
         """
-        self._restarts = restarts
+        self._restarts, self._asked = restarts, time.monotonic()
         ended = self._ended  # first: the events that led to it are there
         with self._lock:
             measured, self._measured, self._logged, now = self._measured, [], logged, time.monotonic()
@@ -215,13 +219,29 @@ class CoordinatorActor:
     # On the coordinator's own thread
 
     def _run(self) -> None:
-        self._ended = guarded(self._work)
+        ended = guarded(self._work)
+        while isinstance(ended.failure, Fenced) and self._claimed and self._is_asked():
+            self._claimed = False
+            ended = guarded(self._work)
+        self._ended = ended
+
+    def _is_asked(self) -> bool:
+        """Whether the driver asks this process, although it was fenced: by one that it replaced, and that was stopped
+        before its claim. That one is not asked any more, and waits here. If another run has taken over, the next claim
+        says so.
+        """
+        fenced = time.monotonic()
+        while not self._stop.wait(AGAIN):
+            if self._asked > fenced:
+                return True
+        return False
 
     def _work(self) -> None:
         plan, config, hook = self._plan, self._plan.config, hook_of(self._plan)
         environment = Environment(self._stop, self._observe, measurements=self._recorder)
         with contextlib.suppress(Stopped), connected(config, hook, environment) as context:
             coordinator = Coordinator(context, self._owner, environment, plan.slots, plan.run)
+            self._claimed = True
             again = Allowed(sweep=plan.allowed.sweep)  # what was asked for is done once
             coordinator.start(plan.allowed if coordinator.is_new_run else again)
             tune_allocator()
