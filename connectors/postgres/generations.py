@@ -19,7 +19,7 @@ from connectors.postgres.migrations import exists
 from connectors.postgres.table_schema import DELETED, LONGEST_NAME, VERSION, TableSchema
 from replicator.errors import ConfigError, Fenced, TransientError
 from replicator.state import Save
-from replicator.target.contract import Exchange, TablesBusy
+from replicator.target.contract import Continued, Exchange, TablesBusy
 
 Connection = psycopg.Connection[Any]
 
@@ -42,6 +42,13 @@ _SUCCEED: tuple[LiteralString, ...] = (
     "UPDATE replicator.checkpoints SET pipeline = %s WHERE pipeline = %s",
     "UPDATE replicator.counts SET pipeline = %s WHERE pipeline = %s",
 )
+_SPANS = """
+UPDATE replicator.checkpoints SET pipeline = %(second)s WHERE pipeline = %(first)s AND kind = 'history'"""
+_EARLIER = """
+DELETE FROM replicator.checkpoints WHERE pipeline = %(second)s AND kind = 'history' AND id::int < %(epoch)s"""
+_SPAN = """
+UPDATE replicator.checkpoints SET value = %s::json, revision = revision + 1
+WHERE pipeline = %s AND kind = 'history' AND id = %s AND revision = %s"""
 _OWNERS = (
     "SELECT coalesce(max(revision), 0) + 1 FROM replicator.checkpoints WHERE pipeline = ANY (%s) AND kind = 'owner'"
 )
@@ -152,6 +159,11 @@ def problems(connection: Connection, live: Sequence[TableSchema], new: Sequence[
         table = catalog.found(connection, shape)
         if table is not None:
             yield from bound(connection, shape, table)
+    yield from existing(connection, new)
+
+
+def existing(connection: Connection, new: Sequence[TableSchema]) -> Iterator[str]:
+    """Why these tables cannot be created."""
     for shape in new:
         if len(shape.name.encode()) > LONGEST_NAME:
             yield f"the name {shape.name} is longer than Postgres' {LONGEST_NAME} bytes"
@@ -439,6 +451,16 @@ def remove(connection: Connection, shape: TableSchema, pipeline: str) -> None:
                 f"{shape.label} cannot be dropped, as other objects depend on it: {e.diag.message_detail}"
             ) from e
     connection.execute(cleanup.FORGET, (shape.label,))
+
+
+def continue_spans(connection: Connection, first: str, second: str, how: Continued) -> None:
+    """Give the second pipeline what is known of the first one's history. Before the first is forgotten."""
+    connection.execute(_EARLIER, {"second": second, "epoch": how.epoch})
+    connection.execute(_SPANS, {"first": first, "second": second})
+    for span in how.spans:
+        changed = connection.execute(_SPAN, (span.text, second, span.id, span.expected))
+        if changed.rowcount != 1:
+            raise Fenced("the history of the new copy has begun another epoch in the meantime: finish again")
 
 
 def forget(connection: Connection, pipeline: str) -> None:

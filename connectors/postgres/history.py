@@ -225,8 +225,7 @@ def remove_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> li
     names["last"] = last_of(sql.SQL("known"), [key.name for key in shape.keys])
     for statement in (_FOLD, _GONE, "DROP TABLE {part}"):
         connection.execute(sql.SQL(statement).format(**names))
-    kept = sql.Literal(f"{_SINCE}{oldest.last:.0f}")
-    connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(base_of(shape).qualified, kept))
+    note_kept_since(connection, shape, oldest.last)
     note_partitions(connection, shape, rest, [oldest.oid])
     return rest
 
@@ -268,6 +267,12 @@ def sweep(
     )
     allow_joins(connection)
     connection.execute(statement)
+
+
+def note_kept_since(connection: psycopg.Connection[Any], shape: TableSchema, time: float) -> None:
+    """Note the time before which changes have been removed."""
+    text = sql.Literal(f"{_SINCE}{time:.0f}")
+    connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(base_of(shape).qualified, text))
 
 
 def kept_since(connection: psycopg.Connection[Any], shape: TableSchema) -> float | None:
@@ -397,11 +402,3 @@ def _now(connection: psycopg.Connection[Any]) -> float:
     row = connection.execute("SELECT pg_catalog.date_part('epoch', pg_catalog.now())").fetchone()
     assert row is not None
     return float(row[0])
-
-
-def unlike_rebuild(shape: TableSchema) -> str:
-    """Why a table with a history is not rebuilt."""
-    return (
-        f"target.tables.{shape.name}.history: a rebuild would keep the history of its new copy only, from then on. Use "
-        "replicator resync CONFIG, which keeps the history"
-    )

@@ -17,6 +17,7 @@ from psycopg import sql
 
 from connectors.postgres import catalog
 from connectors.postgres.table_schema import BASE, DELETED, VERSION, TableSchema, history_of
+from replicator.target.contract import SECOND
 from replicator.version import FIRST_EPOCH, version
 
 _PREFIX = "replicator: "
@@ -99,7 +100,7 @@ def noted(connection: psycopg.Connection[Any], table: catalog.Found) -> Note | N
 def latest_epoch(connection: psycopg.Connection[Any], shape: TableSchema, pipeline: str) -> int:
     """The latest epoch in which ``pipeline`` has opened the history; 0 if there is none of it."""
     table = catalog.found(connection, history_of(shape))
-    if table is None or table.pipeline not in (None, pipeline):
+    if table is None or table.pipeline not in (None, pipeline, pipeline.removesuffix(SECOND)):
         return 0
     return catalog.epoch(connection, history_of(shape), table)
 

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 from connectors.postgres.options import Column, ColumnType, Extra, PostgresTable
 from replicator.errors import ConfigError
 from replicator.key import KeySchema
-from replicator.target.contract import Table
+from replicator.target.contract import Generation, Table
 
 VERSION = "_version"
 DOCUMENT = "document"
 DELETED = "deleted_at"  # with deletes: mark; NULL in rows that have an item
 
 _HISTORY = "_history"
+_BUILT = "_new"  # of the history of a copy that a rebuild makes, until it ends
 BASE = "_base"  # of the name of the table with the states from before the retained time
 _LONGEST_SUFFIX = len("_20260131")  # of a partition's name
 HISTORY_COLUMNS = {  # the type of each column after the key, and whether it is NOT NULL
@@ -65,7 +66,11 @@ class BodyColumn:
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
-    """A table as the config describes it. ``name``: in the database."""
+    """A table as the config describes it. ``name``: in the database.
+
+    ``history_name``: of its history, if that does not follow from its own. During a rebuild tables exchange their
+    names, and their histories do not.
+    """
 
     name: str
     schema: str
@@ -76,6 +81,7 @@ class TableSchema:
     marks: bool = False  # rows whose item is gone stay, and have a time in the column DELETED
     history: bool = False  # every change is kept in another table
     keep: int | None = None  # days for which it is; None: for good
+    history_name: str = ""
 
     def keys_are(self, keys: KeySchema) -> bool:
         return tuple((key.name, key.kind) for key in self.keys) == tuple((a.name, a.kind) for a in keys.attributes)
@@ -92,7 +98,7 @@ class TableSchema:
 
 def history_of(shape: TableSchema) -> TableSchema:
     """The table with the history; only its name and its key are those of the schema."""
-    return TableSchema(shape.name + _HISTORY, shape.schema, shape.keys, ())
+    return TableSchema(shape.history_name or shape.name + _HISTORY, shape.schema, shape.keys, ())
 
 
 def shapes(tables: Sequence[Table], schema: str) -> dict[str, TableSchema]:
@@ -111,7 +117,7 @@ def _names_of_histories(found: Sequence[TableSchema]) -> Iterator[str]:
     """Tables that have the name of a table of another one's history."""
     names = {shape.name for shape in found}
     for shape in found:
-        history = shape.name + _HISTORY
+        history = history_of(shape).name
         for name in sorted(names & {history, f"{history}{BASE}"} if shape.history else ()):
             yield f"target.tables.{name}: the history of {shape.name} has a table of this name; rename one of the two"
 
@@ -129,7 +135,8 @@ def _shape(table: Table, schema: str) -> TableSchema:
     given, marks = options.history, options.deletes == "mark"
     keep = None if given is None else given.keep
     columns = tuple(_columns(options))
-    return TableSchema(name, schema, keys, columns, extra, options.adopt, marks, given is not None, keep)
+    beside = table.name + _HISTORY + (_BUILT if table.generation is Generation.NEW else "")
+    return TableSchema(name, schema, keys, columns, extra, options.adopt, marks, given is not None, keep, beside)
 
 
 def _columns(options: PostgresTable) -> Iterator[BodyColumn]:
@@ -160,7 +167,9 @@ def _problems(shape: TableSchema) -> Iterator[str]:
 def _without_room(shape: TableSchema) -> Iterator[str]:
     """What leaves no room for the names of a history's tables and columns."""
     where, longest = f"target.tables.{shape.name}.history", LONGEST_NAME - len(_HISTORY) - _LONGEST_SUFFIX
-    if len(shape.name.encode(errors="replace")) > longest:
+    name = history_of(shape).name
+    if len(name.encode(errors="replace")) > LONGEST_NAME - _LONGEST_SUFFIX:
+        longest -= len(_BUILT) if name.endswith(_HISTORY + _BUILT) else 0
         yield f"{where}: the names of its tables would be too long; the name of the table may have {longest} bytes"
     for key in shape.keys:
         if key.name in HISTORY_COLUMNS:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 
-from connectors.postgres import bisection, catalog, cleanup, generations, history, history_note, history_queries
+from connectors.postgres import (
+    bisection,
+    catalog,
+    cleanup,
+    generations,
+    history,
+    history_merge,
+    history_note,
+    history_queries,
+)
 from connectors.postgres.checkpoints import PostgresCheckpoints
 from connectors.postgres.cleanup import Sweep
 from connectors.postgres.encode import Encoded, Encoder, Statement
@@ -24,7 +34,7 @@ from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, SweepRefused, TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.state import Save
-from replicator.target.contract import Exchange, Table, with_history
+from replicator.target.contract import Continued, Exchange, Generation, Table, keeps_history, with_history
 from replicator.target.observed import Field, Proposal
 from replicator.target.past import Change as PastChange
 from replicator.target.past import Extent, Period, State
@@ -274,6 +284,10 @@ class Postgres(ComparesByTable):
             kept = [shape for shape in self._shapes(tables) if shape.history]
             return max((history_note.latest_epoch(connection, shape, self._pipeline) for shape in kept), default=0)
 
+    def history_epoch_beside(self, tables: Sequence[Table]) -> int:
+        old = [replace(table, generation=Generation.ONLY) for table in tables if table.generation is Generation.NEW]
+        return self.history_epoch(old)
+
     def history_losses(self, tables: Sequence[Table], epoch: int, *, scanned: bool) -> Sequence[str]:
         with self._session.connection() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")  # beside a run's retention
@@ -300,10 +314,12 @@ class Postgres(ComparesByTable):
             yield from history_queries.as_of(connection, shape, keys, chosen, at, epochs)
 
     def rebuild_problems(self, live: Sequence[Table], new: Sequence[Table]) -> Sequence[str]:
-        if kept := [shape for shape in (*self._shapes(live), *self._shapes(new)) if shape.history]:
-            return [history.unlike_rebuild(shape) for shape in kept[:1]]
         with self._session.connection() as connection:
-            return list(generations.problems(connection, self._shapes(live), self._shapes(new)))
+            beside = [part for shape in self._shapes(new) for part in history_note.tables_of(shape)]
+            return [
+                *generations.problems(connection, self._shapes(live), self._shapes(new)),
+                *generations.existing(connection, beside),
+            ]
 
     def prepare(self, live: Sequence[Table], new: Sequence[Table], pipeline: str, save: Save) -> Sequence[str]:
         with self._exclusively() as connection:
@@ -325,12 +341,27 @@ class Postgres(ComparesByTable):
             generations.save(connection, self._pipeline, save)
             for shape in self._shapes(tables):
                 generations.remove(connection, shape, pipeline)
+                history_merge.discard(connection, shape, pipeline)
             generations.forget(connection, pipeline)
 
-    def succeed(self, retired: Sequence[Table], live: Sequence[Table], pipeline: str, save: Save) -> None:
+    def succeed(
+        self,
+        retired: Sequence[Table],
+        live: Sequence[Table],
+        pipeline: str,
+        save: Save,
+        continued: Continued | None = None,
+    ) -> None:
         with self._exclusively() as connection:
             generations.hold(connection, pipeline)
             generations.save(connection, self._pipeline, save)
+            if continued is not None:
+                generations.hold(connection, self._pipeline)  # its last batch adds to the history
+                kept = [table for table in live if keeps_history(table.options)]
+                for table in kept:
+                    (new,), (old,) = self._shapes([table]), self._shapes([replace(table, generation=Generation.ONLY)])
+                    history_merge.continue_with(connection, old, new, self._pipeline, continued)
+                generations.continue_spans(connection, self._pipeline, pipeline, continued)
             for shape in self._shapes(retired):
                 generations.remove(connection, shape, self._pipeline)
             generations.succeed(connection, self._shapes(live), self._pipeline, pipeline)

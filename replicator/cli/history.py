@@ -42,13 +42,14 @@ def history(
     a gap, or before a resync had read everything (exit code 2).
     """
     from replicator.config import settings
+    from replicator.engine.generations import resolved
     from replicator.operations import history as operation
 
     if key is None and at is None:
         raise ConfigError("give --key KEY for the changes of an item, or --at TIME for the tables as of then")
     if at is not None and (since, until, limit) != (None, None, None):
         raise ConfigError("--since, --until and --limit choose changes of an item: they do not go with --at")
-    loaded = settings.load(config, target=target)
+    loaded = resolved(settings.load(config, target=target))
     operation.tables_of(loaded)
     for line in _lines(loaded, key, at, since, until, limit):
         if as_json:

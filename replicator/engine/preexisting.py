@@ -59,6 +59,7 @@ def inspect(
         generation=tables[0].generation if tables else Generation.ONLY,
         aliased=isinstance(target, Aliased),
         history_epoch=target.history_epoch(tables) if isinstance(target, KeepsHistory) else 0,
+        history_beside=target.history_epoch_beside(tables) if isinstance(target, KeepsHistory) else 0,
         history_losses=_history_losses(view, target, tables),
     )
 

@@ -61,7 +61,8 @@ class StartupState:
     definition, None if that requires a resync. ``emptied``: tables that are empty now and were not when the last run
     stopped. ``adopted``: tables with rows that no pipeline wrote, to be taken over. ``generation``: which copy it is.
     ``aliased``: readers use an alias, which a rebuild can move to other tables. ``history_epoch``: the latest one in
-    the histories of the tables, 0 without any. ``history_losses``: what these lack, in sentences.
+    the histories of the tables, 0 without any. ``history_beside``: the same of the old copy, if this is the new
+    one of a rebuild. ``history_losses``: what these lack, in sentences.
     """
 
     state: PipelineState | None
@@ -81,6 +82,7 @@ class StartupState:
     generation: Generation = Generation.ONLY
     aliased: bool = False
     history_epoch: int = 0
+    history_beside: int = 0
     history_losses: Sequence[str] = ()
 
     @property
@@ -399,6 +401,7 @@ def new_epoch(found: StartupState, *, enabled: bool, now: float) -> PipelineStat
             "newer could overwrite them. Empty the table, or use another one"
         )
     again = last >= FIRST_EPOCH or bool(found.adopted)
+    last = max(last, found.history_beside)  # the history of this copy will continue that one
     assert found.table.stream_arn is not None
     return PipelineState(
         epoch=max(FIRST_EPOCH, last + 1),

@@ -5,24 +5,26 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
-from replicator.checkpoints.contract import Checkpoints
+from replicator.checkpoints.contract import Claimed
 from replicator.config.settings import Config
 from replicator.engine.assembly import ends
 from replicator.errors import ConfigError
 from replicator.pipeline import lineage
 from replicator.pipeline.checkpoint_view import CheckpointView
-from replicator.pipeline.past import known_through, unsettled_from
+from replicator.pipeline.past import known_before, known_through, unsettled_from
 from replicator.state import HistorySpan
-from replicator.target.contract import UNKNOWN_KEYS, Table, keeps_history
+from replicator.target.contract import UNKNOWN_KEYS, Continued, Table, keeps_history
 from replicator.target.past import Change, Extent, KeepsHistory, Period, State
 from replicator.version import LAST_EPOCH
+
+MARGIN = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +51,39 @@ class Reign:
     end: int = LAST_EPOCH + 1
 
 
-def known(checkpoints: Checkpoints) -> Known:
+def known(stored: Claimed) -> Known:
     """What the checkpoints say of the history."""
-    view = CheckpointView(checkpoints.read())
+    view = CheckpointView(stored)
     pipeline, epoch = view.pipeline, 0 if view.pipeline is None else view.pipeline.repairing
     gaps = [gap for gap in view.gaps.values() if gap.repaired is None and gap.epoch >= epoch]
     childless = lineage.childless(view.shards)
     through = known_through(view.shards, childless, gaps, pipeline)
-    spans = {int(id): span for id, span in view.histories.items()}
     unsettled = unsettled_from(pipeline, view.shards, childless)
-    return Known(spans, through, gaps[0].reason if gaps else None, unsettled)
+    return Known(view.histories_by_epoch, through, gaps[0].reason if gaps else None, unsettled)
+
+
+def continued(old: Claimed, new: Claimed, tables: Collection[str]) -> Continued | None:
+    """How the history of a rebuilt copy continues that of the old one; None if there is none.
+
+    From a minute before the new copy tells the state, only its own changes count: by the clocks of DynamoDB and of the
+    run, the scan may have begun somewhat earlier or later. Until then the old copy tells it, as far as it was read.
+    """
+    before, after = known(old), CheckpointView(new)
+    found = [reign for table in sorted(tables) for reign in reigns(after.histories_by_epoch, table, 0)]
+    if not found:
+        return None
+    last_of_old = max(before.spans, default=0)
+    first = min(found, key=lambda reign: (reign.epoch <= last_of_old, reign.epoch))
+    since = first.start - MARGIN
+    earlier = before.spans.get(last_of_old)
+    last = None if earlier is None else known_before(earlier, before.through, before.unsettled)
+    spans = [
+        after.put("history", str(epoch), replace(span, known=None if last is None else min(last, since)))[0]
+        for epoch, span in after.histories_by_epoch.items()
+        if epoch == first.epoch or (epoch > first.epoch and span.known is None)
+    ]
+    rescanned = first.epoch > min(after.histories_by_epoch)
+    return Continued(first.epoch, rescanned, first.start, since, spans)
 
 
 def reigns(spans: Mapping[int, HistorySpan], table: str, created: int) -> list[Reign]:
@@ -158,7 +183,7 @@ def as_of(config: Config, key: str | None, at: float) -> Iterator[bytes]:
     """The documents as of a time, a JSON line each."""
     with ends(config) as (target, checkpoints):
         assert isinstance(target, KeepsHistory)
-        knows, tables = known(checkpoints), tables_of(config)
+        knows, tables = known(checkpoints.read()), tables_of(config)
         if lost := target.history_losses(tables, max(knows.spans, default=0), scanned=False):
             raise ConfigError(*lost)
         for table in tables:
@@ -171,7 +196,7 @@ def as_of(config: Config, key: str | None, at: float) -> Iterator[bytes]:
 def read_through(config: Config) -> float | None:
     """The time up to which the stream is read; None if that is unknown."""
     with ends(config) as (_, checkpoints):
-        return known(checkpoints).through
+        return known(checkpoints.read()).through
 
 
 def _extent(target: KeepsHistory, table: Table) -> Extent:

@@ -25,7 +25,7 @@ from replicator.engine.generations import (
     second_of,
 )
 from replicator.errors import ConfigError
-from replicator.operations import rebuild_by_alias
+from replicator.operations import history, rebuild_by_alias
 from replicator.operations.cutover import Criteria, Standing, incomplete, ready, standing
 from replicator.operations.rebuild_checks import (
     EXPIRED,
@@ -49,7 +49,7 @@ from replicator.operations.rebuild_checks import (
     verifying,
 )
 from replicator.state import Entry, Rebuild, Save, encode
-from replicator.target.contract import SECOND, Exchange, Rebuilding, Table, TablesBusy
+from replicator.target.contract import SECOND, Exchange, Rebuilding, Table, TablesBusy, with_history
 
 ATTEMPTS = 60  # to lock the tables
 PAUSE = 0.5  # seconds between two, in which readers get their turn
@@ -178,8 +178,9 @@ def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
         if found:
             return refusing(found)
         retired = tables_of(replace(config, target=replace(config.target, suffix=RETIRED)))
-        save = Save(entry.kind, entry.id, entry.revision, None)
-        target.succeed(retired, tables_of(second_of(config, rebuild)), config.pipeline + SECOND, save)
+        save, live = Save(entry.kind, entry.id, entry.revision, None), tables_of(second_of(config, rebuild))
+        continued = history.continued(claimed, second, with_history(live))
+        target.succeed(retired, live, config.pipeline + SECOND, save, continued)
         return Outcome()
 
 

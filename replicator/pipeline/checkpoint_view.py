@@ -111,6 +111,11 @@ class CheckpointView:
         return self._values["history"]
 
     @property
+    def histories_by_epoch(self) -> Mapping[int, HistorySpan]:
+        """The same by the epoch's number."""
+        return {int(epoch): span for epoch, span in self.histories.items()}
+
+    @property
     def slots(self) -> Mapping[str, Slot]:
         return self._values["slot"]
 

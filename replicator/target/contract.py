@@ -391,6 +391,22 @@ class Exchange:
     save: Save
 
 
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """How the history of a rebuilt copy continues that of the old one.
+
+    ``epoch``: the first one whose scan tells the state, from ``began`` on, and that is later than those of the old
+    copy. ``rescanned``: the new copy had epochs before it. ``since``: a time shortly before, from which only what the
+    new copy has counts; both in seconds since 1970. ``spans``: entries of the new pipeline to change.
+    """
+
+    epoch: int
+    rescanned: bool
+    began: float
+    since: float
+    spans: Sequence[Save]
+
+
 class TablesBusy(TransientError):
     """Readers hold the tables, so they were not exchanged. Trying again may help."""
 
@@ -422,9 +438,18 @@ class Rebuilding(Protocol):
     def discard(self, tables: Sequence[Table], pipeline: str, save: Save) -> None:
         """Remove tables that ``pipeline`` wrote, and all that is stored of it. ConfigError if they are not its own."""
 
-    def succeed(self, retired: Sequence[Table], live: Sequence[Table], pipeline: str, save: Save) -> None:
+    def succeed(
+        self,
+        retired: Sequence[Table],
+        live: Sequence[Table],
+        pipeline: str,
+        save: Save,
+        continued: Continued | None = None,
+    ) -> None:
         """Remove the ``retired`` tables of the first pipeline and all that is stored of it; ``pipeline``, which wrote
-        the ``live`` ones, takes its name."""
+        the ``live`` ones, takes its name. ``continued``: how their history continues that of the first, if they keep
+        one.
+        """
 
 
 @runtime_checkable

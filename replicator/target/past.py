@@ -73,6 +73,9 @@ class KeepsHistory(Protocol):
     def history_epoch(self, tables: Sequence[Table]) -> int:
         """The latest epoch that any of their histories has; 0 if there is none."""
 
+    def history_epoch_beside(self, tables: Sequence[Table]) -> int:
+        """For the new copy of a rebuild: the latest epoch in the histories of the old one. 0: there are none."""
+
     def history_losses(self, tables: Sequence[Table], epoch: int, *, scanned: bool) -> Sequence[str]:
         """Why the histories lack changes of what the tables have, a sentence each; tables not opened in ``epoch`` have
         nothing yet. ``scanned``: whether they began with a scan, so that the history has all of their documents.

@@ -247,17 +247,6 @@ def test_wrong_options_are_explained(world: World, options: str, expected: str) 
     assert (code, expected in err) == (2, True), err
 
 
-def test_a_table_with_a_history_is_not_rebuilt(world: World) -> None:
-    keep_history(world)
-    world.db.create_table("orders")
-    world.catch_up()
-    old = world.folder / "orders-old.yaml"
-    old.write_text(Path(world.config).read_text())
-    world.change("pipeline: orders", "replaces: orders-old.yaml\npipeline: orders")
-    code, _, err = world.call("rebuild", "start", world.config, "--human")
-    assert (code, "a rebuild would keep the history of its new copy only" in err) == (2, True), err
-
-
 def test_the_documented_commands_show_what_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     keep_history(world)
     world.db.create_table("orders")

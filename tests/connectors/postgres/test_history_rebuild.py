@@ -1,0 +1,171 @@
+"""A rebuild of a table that keeps a history: each copy has its own, and in the end one continues the other."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from replicator.operations import history as operation
+from tests.cli.command_line import World
+from tests.cli.test_rebuild import done, phases, running, use
+from tests.cli.test_run import await_that
+from tests.connectors.postgres.history_kit import as_of, changes, keep_history, resync, soon
+
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(300)]
+
+OLD = "def hook(item):\n    return {'made': 'old', 'n': int(item['n'])}\n"
+NEW = "def hook(item):\n    return {'made': 'new', 'n': int(item['n']) * 10} if item['n'] % 2 == 0 else None\n"
+
+REQUESTS = "SELECT 1 FROM replicator.checkpoints WHERE kind = 'request'"
+
+
+@pytest.fixture
+def orders(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A copy with a history, that the old hook made, and the config of a new one, whose hook omits odd numbers."""
+    monkeypatch.setattr(operation, "MARGIN", 1.0)
+    world.db.create_table("orders")
+    for id, n in {"even": 2, "odd": 1, "removed": 2, "untouched": 2}.items():
+        world.db.put("orders", {"id": id, "n": n})
+    world.hook(OLD)
+    keep_history(world)
+    world.catch_up()
+    world.db.put("orders", {"id": "even", "n": 4})
+    world.db.put("orders", {"id": "odd", "n": 3})
+    world.db.delete("orders", {"id": "removed"})
+    world.catch_up()
+    use(world, NEW)
+    return world
+
+
+def after(moment: datetime, seconds: float = 0.0) -> datetime:
+    """Now, which is at least so many seconds later."""
+    while (now := datetime.now(UTC)).timestamp() <= moment.timestamp() + seconds:
+        pass
+    return now
+
+
+def live(world: World, process: subprocess.Popen[str], copies: Sequence[str] = ("live", "live")) -> None:
+    await_that(lambda: phases(world) == list(copies), process)
+
+
+def stored(world: World, table: str, id: str) -> bool:
+    return bool(world.rows(f"SELECT 1 FROM {table} WHERE id = '{id}'"))  # noqa: S608
+
+
+def put(world: World, process: subprocess.Popen[str], id: str, n: int, *tables: str) -> None:
+    world.db.put("orders", {"id": id, "n": n})
+    await_that(lambda: all(stored(world, table, id) for table in tables), process)
+
+
+def switched(world: World) -> None:
+    assert world.call("verify", world.config)[0] == 0
+    done(world, "switch")
+
+
+def at(world: World, moment: datetime) -> dict[str, Any]:
+    lines = world.lines("history", world.config, "--at", moment.isoformat())
+    return {line["key"]["id"]: (line["document"]["made"], line["document"]["n"]) for line in lines}
+
+
+def test_the_history_of_a_rebuilt_copy_continues_that_of_the_old_one(orders: World) -> None:
+    built = after(soon())
+    after(built, 3.0)
+    done(orders, "start")
+    with running(orders) as process:
+        live(orders, process)
+        put(orders, process, "during", 6, "orders", "orders_new")
+        during = after(soon())
+        assert at(orders, during) == {"even": ("new", 40), "untouched": ("new", 20), "during": ("new", 60)}
+        orders.db.delete("orders", {"id": "untouched"})
+        switched(orders)
+        live(orders, process)
+        put(orders, process, "after", 8, "orders", "orders_old")
+        orders.db.put("orders", {"id": "even", "n": 5})
+        orders.db.put("orders", {"id": "even", "n": 8})
+        put(orders, process, "before the end", 10, "orders", "orders_old")
+        done(orders, "finish")
+        put(orders, process, "last", 12, "orders")
+    orders.change("replaces: orders-old.yaml\n", "")
+    orders.catch_up()
+    assert at(orders, built) == {"even": ("old", 4), "odd": ("old", 3), "untouched": ("old", 2)}
+    assert at(orders, during) == {"even": ("new", 40), "untouched": ("new", 20), "during": ("new", 60)}
+    latest = {"even": 80, "during": 60, "after": 80, "before the end": 100, "last": 120}
+    assert at(orders, soon()) == {id: ("new", n) for id, n in latest.items()}
+    assert [change for change in changes(orders, "even") if change != ("scan", None, 2)] == [
+        ("insert", None, 2),
+        ("modify", 2, 4),
+        ("scan", None, 40),
+        ("remove", 40, None),
+        ("insert", None, 80),
+    ]
+    assert changes(orders, "odd")[-1] == ("remove", None, None)
+    for name in ("orders_history_new", "orders_history_new_base", "orders_old"):
+        assert not orders.has_table(name)
+    assert orders.call("check", orders.config)[0] == 0
+    resync(orders)
+    assert at(orders, built) == {"even": ("old", 4), "odd": ("old", 3), "untouched": ("old", 2)}
+    assert at(orders, soon()) == {id: ("new", n) for id, n in latest.items()}
+
+
+def test_a_canceled_rebuild_leaves_the_history_as_it_was(orders: World) -> None:
+    done(orders, "start")
+    with running(orders) as process:
+        live(orders, process)
+        put(orders, process, "during", 6, "orders", "orders_new")
+        switched(orders)
+        live(orders, process)
+        put(orders, process, "after", 7, "orders_old")
+        await_that(lambda: orders.call("rebuild", "rollback", orders.config)[0] == 0, process)
+        put(orders, process, "back", 7, "orders")
+        live(orders, process)
+        done(orders, "cancel")
+        put(orders, process, "last", 9, "orders")
+    for name in ("orders_history_new", "orders_history_new_base", "orders_new"):
+        assert not orders.has_table(name)
+    (orders.folder / "orders.yaml").write_text((orders.folder / "orders-old.yaml").read_text())
+    assert as_of(orders, soon()) == {"even": 4, "odd": 3, "untouched": 2, "during": 6, "after": 7, "back": 7, "last": 9}
+    assert changes(orders, "even")[-1] == ("modify", 2, 4)
+    assert orders.call("check", orders.config)[0] == 0
+
+
+def test_a_history_of_a_later_epoch_than_the_new_copys_is_not_continued(orders: World) -> None:
+    done(orders, "start")
+    old = str(orders.folder / "orders-old.yaml")
+    with running(orders) as process:
+        live(orders, process)
+        for _ in range(2):
+            assert orders.call("resync", old)[0] == 0
+            await_that(lambda: not orders.rows(REQUESTS), process)
+            live(orders, process)
+        switched(orders)
+        live(orders, process)
+        code, _, err = orders.call("rebuild", "finish", orders.config, "--human")
+        assert (code, "the old copy was scanned again after the new one was begun" in err) == (2, True), err
+        assert orders.call("resync", orders.config)[0] == 0
+        await_that(lambda: not orders.rows(REQUESTS), process)
+        live(orders, process)
+        done(orders, "finish")
+        put(orders, process, "last", 12, "orders")
+    assert at(orders, soon()) == {"even": ("new", 40), "untouched": ("new", 20), "last": ("new", 120)}
+
+
+def test_a_rebuild_may_add_a_history(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "a", "n": 2})
+    world.hook(OLD)
+    world.catch_up()
+    use(world, NEW)
+    keep_history(world)
+    done(world, "start")
+    with running(world) as process:
+        live(world, process)
+        switched(world)
+        live(world, process)
+        done(world, "finish")
+        put(world, process, "last", 12, "orders")
+    assert at(world, soon()) == {"a": ("new", 20), "last": ("new", 120)}
+    assert world.call("check", world.config)[0] == 0
