@@ -336,13 +336,17 @@ class Server:
         return connection
 
     def _refused(self, error: ReplicatorError) -> ReplicatorError:
-        """A login that worked before is transient: its password is being rotated."""
-        if self._logged_in and isinstance(error, NotAuthenticated):
-            return TransientError(
-                f"{self} refuses the login. It was accepted before, so the password was probably changed: restart the "
-                "run with the new one"
-            )
-        return error
+        return refused_again(error, str(self)) if self._logged_in else error
+
+
+def refused_again(error: ReplicatorError, server: str) -> ReplicatorError:
+    """A login that worked before is transient: its password is being rotated."""
+    if isinstance(error, NotAuthenticated):
+        return TransientError(
+            f"{server} refuses the login. It was accepted before, so the password was probably changed: restart the "
+            "run with the new one"
+        )
+    return error
 
 
 def is_late_since(start: float) -> Callable[[], bool]:

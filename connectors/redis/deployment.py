@@ -33,8 +33,14 @@ class OneServer:
         """What tells tallies apart: a table's note has its own."""
         return ""
 
+    def prepare(self, pipeline: str, *, begins: bool) -> None:
+        """``begins``: whether the epoch does. A table's note is its tally."""
+
     def begin(self, tables: Sequence[Layout], notes: Sequence[Opened], pipeline: str, epoch: int) -> None:
+        """Counted once at once: if the server loses the end of what was there before, it loses this, too."""
         self.tally.begin(tables, notes, pipeline, epoch)
+        self.store.connect()
+        self.tally.read(self.store.ask(*self.tally.commands(self.store)))
 
     def locate(self) -> None:
         """TransientError if Sentinels know another primary."""
@@ -68,8 +74,11 @@ class OnCluster:
     def digest(self, pipeline: str) -> str:
         return digest(self.store, pipeline)
 
+    def prepare(self, pipeline: str, *, begins: bool) -> None:
+        self.tally.prepare(self.store, pipeline, begins=begins)
+
     def begin(self, tables: Sequence[Layout], notes: Sequence[Opened], pipeline: str, epoch: int) -> None:
-        self.tally.begin(self.store, tables, notes, pipeline, epoch)
+        self.tally.begin(tables, notes, epoch)
 
     def locate(self) -> None:
         """Let batches go where the slots are by now, also if a primary does not know that it was replaced."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
@@ -53,6 +54,23 @@ class RedisTable(Options):
 
 
 _PORTS: Mapping[str, int] = {"redis": 6379, "rediss": 6379}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPlace:
+    """Where a table's keys are: the server or cluster, and how they begin."""
+
+    server: tuple[object, ...]
+    prefix: str
+
+    def overlap(self, other: object) -> str:
+        """Why both could have the same keys, although they are not equal; empty if they cannot."""
+        if not isinstance(other, KeyPlace) or self.server != other.server:
+            return ""
+        short, long = sorted((self.prefix, other.prefix), key=len)
+        if not long.startswith(short):
+            return ""
+        return f"keys that begin with {long} begin with {short}, too; set another prefix under tables"
 
 
 def prefix_of(table: str, options: Mapping[str, Any]) -> str:
@@ -138,13 +156,13 @@ class RedisOptions(Options):
         """By server, or each of the Sentinels and the primary's name, or each node named; database and prefix."""
         if (seeds := seeds_of(self.url)) is not None:
             prefix = prefix_of(table, options)
-            return [("redis", ("cluster", host_name(host), port), prefix) for host, port in seeds.hosts]
+            return [KeyPlace(("cluster", host_name(host), port), prefix) for host, port in seeds.hosts]
         if (sentinels := sentinels_of(self.url)) is not None:
             of, prefix = (sentinels.primary, sentinels.database), prefix_of(table, options)
-            return [("redis", ("sentinel", host_name(host), port, *of), prefix) for host, port in sentinels.hosts]
+            return [KeyPlace(("sentinel", host_name(host), port, *of), prefix) for host, port in sentinels.hosts]
         host, port, path = server_of(self.url, _PORTS)
         server = ("unix", path, 0) if host == "" else (host, port, int(path.strip("/") or 0))
-        return [("redis", server, prefix_of(table, options))]
+        return [KeyPlace(server, prefix_of(table, options))]
 
     @field_validator("url")
     @classmethod

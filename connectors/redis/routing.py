@@ -16,7 +16,7 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from connectors.redis.cluster import SLOTS, Place, Seeds, View, latest, slot_of, view
-from connectors.redis.connection import Address, ScriptCall, Sent, Server, call, loading, packed
+from connectors.redis.connection import Address, ScriptCall, Sent, Server, call, loading, packed, refused_again
 from connectors.redis.errors import Redirected, failure, unanswered
 from connectors.redis.options import RedisOptions
 from connectors.redis.scripts import Script
@@ -127,7 +127,8 @@ class Cluster:
         views = [answer for answer in answers if isinstance(answer, View)]
         if not views:
             errors = [answer for answer in answers if isinstance(answer, ReplicatorError)]
-            raise next((e for e in errors if not isinstance(e, ConfigError)), errors[0])
+            error = next((e for e in errors if not isinstance(e, ConfigError)), errors[0])
+            raise error if self._view is None else refused_again(error, str(self))
         return views
 
     def _answer(self, place: Place) -> View | ReplicatorError:

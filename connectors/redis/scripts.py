@@ -175,14 +175,13 @@ return results
 NOTE = Script(
     b"""
 -- KEYS: a table's note. ARGV: pipeline, epoch, new id, server, whether the server loses nothing, the time. Returns the
--- pipeline that has the table; if it is this one, also its id, how many batches are counted, 1 unless batches may be
--- missing (the server is another one than that which counted the last of this epoch), and 1 if the epoch begins.
+-- pipeline that has the table; if it is this one, also its id, how many batches are counted, and 1 unless batches may
+-- be missing: the server is another one than that which counted the last of this epoch.
 local pipeline, epoch, server = unpack(redis.call('HMGET', KEYS[1], 'pipeline', 'epoch', 'server'))
 if pipeline and pipeline ~= ARGV[1] then return {pipeline} end
-local certain, begins = 1, 0
+local certain = 1
 if tonumber(epoch or '0') < tonumber(ARGV[2]) then
   redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'epoch', ARGV[2], 'server', ARGV[4])
-  begins = 1
 elseif server ~= ARGV[4] and ARGV[5] == '1' then
   redis.call('HSET', KEYS[1], 'server', ARGV[4])
 elseif server ~= ARGV[4] then
@@ -195,7 +194,7 @@ for i = 1, #fields, 2 do  -- the counts of processes that have long ended
   if at and now - tonumber(at) > 30 * 86400 then redis.call('HDEL', KEYS[1], fields[i]) end
 end
 local id, batches = unpack(redis.call('HMGET', KEYS[1], 'id', 'batches'))
-return {ARGV[1], id, tonumber(batches or '0'), certain, begins}
+return {ARGV[1], id, tonumber(batches or '0'), certain}
 """
 )
 
@@ -260,13 +259,14 @@ def counted(script: Script) -> Script:
     """Does what the script does on keys of one slot, and counts it in the tally of the slot, in one step.
 
     Behind the script's own: as the last of KEYS the tally; in ARGV the tally's id, how many are certainly counted, a
-    token of the process, how many of its own are, the time, and how many to count (1, or 0 to compare). Returns the
-    script's result, and the counts: of all, and of the process. -1 instead if some are missing: then the tally has
-    another id from now on.
+    token of the process, how many of its own are, the time, and what to count: 1; 0 to compare only; "own" among its
+    own only, by a process that does not know whether all that others counted is still there: it would hide that from
+    a run that has yet to compare. Returns the script's result, and the counts: of all, and of the process. -1 instead
+    if some are missing: then the tally has another id from now on.
     """
     return Script(
         b"""
-local step, now = tonumber(table.remove(ARGV)), tonumber(table.remove(ARGV))
+local step, now = table.remove(ARGV), tonumber(table.remove(ARGV))
 local least, mine = tonumber(table.remove(ARGV)), 'of:' .. table.remove(ARGV)
 local known, id, tally = tonumber(table.remove(ARGV)), table.remove(ARGV), table.remove(KEYS)
 local function count()
@@ -278,7 +278,7 @@ local function count()
     redis.call('HSET', tally, 'id', 'incomplete ' .. mine)
     return -1
   end
-  if step == 0 then
+  if step == '0' then
     if own > 0 and now - at > 86400 then  -- still in use
       redis.call('HSET', tally, mine, string.format('%d %d', own, now))
     end
@@ -292,7 +292,8 @@ local function count()
     end
   end
   redis.call('HSET', tally, mine, string.format('%d %d', own + 1, now))
-  return {redis.call('HINCRBY', tally, 'batches', 1), own + 1}
+  if step == '1' then batches = redis.call('HINCRBY', tally, 'batches', 1) end
+  return {batches, own + 1}
 end
 local function apply_script()
 """

@@ -64,13 +64,14 @@ class SlotTally:
     staged: dict[int, tuple[int, int]] = field(default_factory=dict)
     _compared: tuple[int, float] = (-1, 0.0)
 
-    def begin(
-        self, cluster: Cluster, tables: Sequence[Layout], notes: Sequence[Opened], pipeline: str, epoch: int
-    ) -> None:
-        """Read every slot's tally, and make those that are missing: if the epoch goes on, what they counted is lost."""
-        self.tables, self.pipeline, self.epoch = tables, pipeline, epoch
+    def prepare(self, cluster: Cluster, pipeline: str, *, begins: bool) -> None:
+        """Read every slot's tally, and make those that are missing: if the epoch goes on, what they counted is lost.
+
+        Before the tables are noted: a run that is killed in between makes them again.
+        """
+        self.pipeline, self.tables = pipeline, ()
         self.token, self.own, self.staged = uuid.uuid4().hex[:16], [0] * SLOTS, {}
-        new = (b"" if notes[0].begins else b"emptied ") + self.token.encode()
+        new = (b"" if begins else b"emptied ") + self.token.encode()
         keys = tallies(pipeline)
         found = _read(cluster, keys)
         missing = [slot for slot, (id, _) in enumerate(found) if id is None]
@@ -78,12 +79,15 @@ class SlotTally:
         for slot, one in zip(missing, _read(cluster, [keys[slot] for slot in missing]), strict=True):
             found[slot] = one
         self.ids, self.batches = [id or b"" for id, _ in found], [int(batches or 0) for _, batches in found]
-        self.complete = notes[0].begins or new not in self.ids
-        self.certain, self._compared = all(note.certain for note in notes), (-1, 0.0)
+        self.complete, self._compared = begins or not missing, (-1, 0.0)
+
+    def begin(self, tables: Sequence[Layout], notes: Sequence[Opened], epoch: int) -> None:
+        self.tables, self.epoch = tables, epoch
+        self.certain = all(note.certain for note in notes)
 
     def counted(self, slot: int, keys: Sequence[bytes], arguments: Sequence[bytes]) -> ScriptCall:
         """Keys and arguments of the ``counting`` script."""
-        return self._call(slot, keys, arguments, b"1", b"%d" % int(time.time()))
+        return self._call(slot, keys, arguments, b"1" if self.certain else b"own", b"%d" % int(time.time()))
 
     def _call(self, slot: int, keys: Sequence[bytes], given: Sequence[bytes], step: bytes, now: bytes) -> ScriptCall:
         counts = self.ids[slot], b"%d" % self.batches[slot], self.token.encode(), b"%d" % self.own[slot]

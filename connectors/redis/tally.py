@@ -18,13 +18,11 @@ class Opened:
     """A table that an epoch begins or goes on in. ``batches``: how many are counted.
 
     ``certain``: False if some that were counted may be missing: the server is not the one that counted them.
-    ``begins``: whether the epoch does.
     """
 
     id: str
     batches: int
     certain: bool
-    begins: bool = False
 
 
 @dataclass(slots=True)

@@ -93,7 +93,8 @@ class Redis(ComparesByTable):
         wanted = self._wanted(tables)
         if problems := notes.problems(self._server, wanted, self._pipeline):
             raise ConfigError(*problems)
-        trusted = self._options.trust_restarts
+        trusted, first = self._options.trust_restarts, notes.read(self._server, wanted[:1])[0]
+        self._on.prepare(self._pipeline, begins=first is None or first.epoch < epoch)
         opened = [notes.write(self._server, one, self._pipeline, epoch, trusted=trusted) for one in wanted]
         self._on.begin(wanted, opened, self._pipeline, epoch)
         self._encoders = _encoders(tables)

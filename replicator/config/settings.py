@@ -524,10 +524,19 @@ def _together(configs: Sequence[Config]) -> Iterator[Problem]:
             if same:
                 text = f"the target {one.target_name} has the table {min(same)} in the same place; each needs its own"
                 yield Problem(place, text)
+            elif reasons := [reason for found in target.places().items() for reason in _overlaps(*found, others)]:
+                yield Problem(place, f"the target {one.target_name} and {reasons[0]}")
             path = _file(later)
             if path is not None and path == _file(one):
                 text = f"the target {one.target_name} keeps its checkpoints in the same file; leave out the path"
                 yield Problem((*place, "checkpoints"), text)
+
+
+def _overlaps(name: str, places: Sequence[object], others: Sequence[object]) -> Iterator[str]:
+    """Why a table could share documents with another one, as its connector's places say."""
+    for found in places:
+        reasons = (found.overlap(other) for other in others if hasattr(found, "overlap"))
+        yield from (f"the table {name} overlap: {reason}" for reason in reasons if reason)
 
 
 def _file(config: Config) -> Path | None:

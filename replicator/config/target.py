@@ -44,6 +44,8 @@ class Destination:
     def places(self) -> Mapping[str, Sequence[object]]:
         """Where each table is, by name: each way of saying it. What two targets share, both would write to.
 
+        A place may have ``overlap(other)``: why it shares some documents with a place that is not equal, or "".
+
         A connector's ``Options`` may have ``places(table, options)``, which knows the spellings of an address. Without
         it, tables are in the same place if they have the same name and all options are the same.
         """

@@ -284,6 +284,24 @@ def test_two_targets_in_one_place_are_refused_however_it_is_spelled(write: Write
 @pytest.mark.parametrize(
     ("one", "other"),
     [
+        ("url: 'redis://localhost', table: t", "url: 'redis://127.0.0.1', tables: {s: {prefix: 't:a'}}"),
+        ("url: 'redis://localhost', tables: {s: {prefix: 't:a'}}", "url: 'redis://127.0.0.1', table: t"),
+        (
+            "url: 'redis+cluster://127.0.0.1:1', table: t",
+            "url: 'redis+cluster://[::1]:2,localhost:1', tables: {s: {prefix: 't:a'}}",
+        ),
+    ],
+)
+def test_prefixes_of_two_targets_that_begin_alike_are_refused(write: Write, one: str, other: str) -> None:
+    """As a run does when both have opened; and so does check."""
+    (problem,) = problems_of(write(f"{TOP}targets:\n  a: {{type: redis, {one}}}\n  b: {{type: redis, {other}}}\n"))
+    assert ": targets.b: the target a and the table " in problem
+    assert " overlap: keys that begin with t:a begin with t:, too; set another prefix under tables" in problem
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
         (PG.format("localhost/shop"), PG.format("localhost/shop") + ", schema: other"),
         (PG.format("localhost/shop"), PG.format("localhost:5433/shop")),
         (PG.format("localhost/shop"), PG.format("localhost/stock")),

@@ -12,7 +12,6 @@ import pytest
 from connectors.redis import Redis
 from connectors.redis.cluster import SLOTS, Seeds, View, latest, seeds_of, slot_of, tags, view
 from connectors.redis.connection import Server
-from connectors.redis.deployment import OnCluster
 from connectors.redis.slots import SlotTally, tallies
 from replicator.batch import Batch, Outcome
 from replicator.config.target import destination
@@ -353,8 +352,6 @@ def test_a_cluster_that_is_down_is_waited_for_and_nothing_is_lost(cluster: Redis
         cluster.until("the cluster is down", is_down)
         with pytest.raises(TransientError, match="cannot be reached"):
             target.write(batch(put({"pk": pk}, 2)))
-        assert isinstance(target._on, OnCluster)
-        target._on.batches.nodes()[1].connect()
     finally:
         gone.start()
     cluster.until("the cluster is up", cluster.is_up)
@@ -448,6 +445,41 @@ def test_a_loss_is_a_gap_also_if_another_process_has_written_to_the_slot_since(
     for n in range(3, 6):
         repair.write(batch(put({"pk": "a", "n": n}, n)))
     assert "a replica without them took over" in lost(run)
+
+
+def test_a_loss_is_a_gap_for_a_run_that_has_stored_nothing_although_a_command_has_written_since(
+    alone: RedisCluster, build: Build
+) -> None:
+    """The command does not know whether the primary, which restarted, has everything: it hides nothing from the run."""
+    first, node = opened(build(alone)), alone.nodes[0]
+    earlier = kit.kept(node)
+    first.write(batch(put({"pk": "a"}, 1)))
+    run = opened(build(alone, trust_restarts=True))
+    alone.restart()
+    kit.go_back(node, earlier)
+    command = opened(build(alone))
+    for version in range(2, 5):
+        command.write(batch(put({"pk": "a", "n": version}, version)))
+    assert "a replica without them took over" in lost(run)
+
+
+def test_a_run_that_is_killed_before_it_has_noted_its_tables_is_no_gap(alone: RedisCluster, build: Build) -> None:
+    killed = build(alone)
+    killed._on.prepare("contract", begins=True)
+    target = opened(build(alone))
+    assert target.recheck([table()]) == []
+
+
+def test_a_password_that_is_changed_during_a_run_is_waited_for(known: RedisCluster, build: Build) -> None:
+    target = opened(build(known, username="replicator", password="secret"))
+    target.write(batch(put({"pk": "a"}, 1)))
+    for node in known.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "SETUSER", "replicator", "resetpass", ">other")
+    known.cut()
+    for _ in range(2):
+        with pytest.raises(TransientError, match="It was accepted before, so the password was probably changed"):
+            target.write(batch(put({"pk": "a"}, 2)))
 
 
 def test_what_the_run_before_had_stored_and_a_primary_lost_since_is_a_gap(alone: RedisCluster, build: Build) -> None:

@@ -390,6 +390,23 @@ def test_a_loss_is_a_gap_for_the_run_also_if_another_process_has_stored_somethin
     assert list(recreated_tables(before, build().identities([table()]))) != []
 
 
+def test_a_loss_is_a_gap_for_a_run_that_has_stored_nothing_although_a_command_has_counted_since(
+    server: RedisServer, build: Build
+) -> None:
+    """What the run before had stored is gone, and the command has stored more than that."""
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    earlier = kit.kept(server)
+    first.write(batch(put({"pk": "a"}, 1)))
+    run, command = build(), build()
+    run.open([table()], FIRST_EPOCH)
+    kit.go_back(server, earlier)
+    command.open([table()], FIRST_EPOCH)
+    for pk in "xyz":
+        command.write(batch(put({"pk": pk}, 3)))
+    assert "a replica without them took over" in lost(run)
+
+
 def test_two_processes_that_count_by_turns_and_lose_nothing_are_no_gap(server: RedisServer, build: Build) -> None:
     one, other = build(), build()
     for target in (one, other):
