@@ -28,7 +28,7 @@ from replicator.items.item import Item
 from replicator.target.contract import Table
 from replicator.version import FIRST_EPOCH, version
 
-ITEMS, PAGE = 20_000, 2000  # a page is a batch of a run
+ITEMS, PAGE = 100_000, 20_000  # a page is a batch of a run that has enough to store
 APPEND, MERGE, OURS = "append", "merge", "replicator"
 _OF = Table(data.TABLE, destination.KEYS)
 

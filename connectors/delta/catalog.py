@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
 
+from connectors.delta.probe import has_files
 from connectors.delta.schema import VERSION, TableSchema
 from connectors.delta.stored_table import EPOCH, PIPELINE, StoredTable
 from replicator.version import epoch_of
@@ -42,10 +43,11 @@ def taken(stored: StoredTable, table: DeltaTable) -> str:
 
 def _in_the_way(stored: StoredTable) -> Iterator[str]:
     """What keeps a table from being created in a folder."""
-    if stored.storage.config.in_s3:
-        return
-    if os.path.isdir(stored.place) and any(not name.startswith("_") for name in os.listdir(stored.place)):
+    in_s3 = stored.storage.config.in_s3
+    if (in_s3 or os.path.isdir(stored.place)) and has_files(stored.storage, stored.place):
         yield f"{stored.place} has files, and is not a Delta table. Choose another table or path"
+    if in_s3:
+        return
     parent = _existing(stored.place)
     if not os.path.isdir(parent):
         yield f"{parent} is a file, not a folder. Correct target.path"

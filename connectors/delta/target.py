@@ -11,6 +11,7 @@ from connectors.delta.encode import Encoded, Encoder, encode
 from connectors.delta.errors import Conflict
 from connectors.delta.maintenance import Maintenance
 from connectors.delta.options import S3, DeltaOptions, DeltaTableOptions
+from connectors.delta.probe import keeps_commits
 from connectors.delta.schema import VERSION, TableSchema, added, parts, shape, shapes
 from connectors.delta.storage import Storage
 from connectors.delta.stored_table import EPOCH, KEEP, PIPELINE, StoredTable, id_of, ids_and_versions, quoted, rows
@@ -84,11 +85,22 @@ class Delta(ComparesByTable):
         try:
             wanted = shapes(tables).values()
             pairs = [(self._stored(of), of) for of in wanted]
-            return [text for stored, of in pairs for text in catalog.problems(stored, of, stored.found())]
+            found = [text for stored, of in pairs for text in catalog.problems(stored, of, stored.found())]
+            return found or self._store_problems()
         except NotPermitted as e:
             return [Denied(str(e))]
         except ConfigError as e:
             return e.problems
+
+    def _store_problems(self) -> Sequence[str]:
+        """What a run needs of a store that is not S3 itself."""
+        endpoint = self._storage.endpoint()
+        if not self._options.in_s3 or endpoint is None or keeps_commits(self._storage):
+            return []
+        return [
+            f"{endpoint} lets one commit replace another (it ignores If-None-Match), so that rows would be lost. Use a "
+            "store that has conditional writes, as S3 does, or a folder"
+        ]
 
     def plan(self, tables: Sequence[Table]) -> Sequence[str]:
         pairs = [(self._stored(of), of) for of in shapes(tables).values()]

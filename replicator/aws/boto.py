@@ -41,6 +41,7 @@ from replicator.aws.client import Call, Calls, require_whole
 from replicator.aws.endpoint import Endpoint, require_safe
 from replicator.aws.errors import UNNAMED, AwsError, failure, refusal, without_login
 from replicator.aws.http_client import HttpClient, Route
+from replicator.aws.objects import Objects
 from replicator.aws.sigv4 import Keys
 from replicator.aws.threaded import Divided, Threads
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError
@@ -142,6 +143,20 @@ class Boto:
                 self._s3 = self._session.create_client("s3", region_name=self.region, config=_config(self._access))
                 require_safe(self._s3.meta.endpoint_url, "source", insecure=self._access.insecure)
             return self._s3
+
+    @contextmanager
+    def objects_in(self, bucket: str, endpoint: str | None) -> Iterator[Objects]:
+        """The objects of a bucket of S3, or of another service at ``endpoint``. Raises AwsError."""
+        assert self._access is not None
+        config = _config(self._access)
+        if endpoint is not None:
+            config = config.merge(BotoConfig(s3={"addressing_style": "path"}))
+        client = self._session.create_client("s3", region_name=self.region, endpoint_url=endpoint, config=config)
+        try:
+            with _aws_errors("S3"):
+                yield Objects(client, bucket)
+        finally:
+            client.close()
 
     @property
     def server(self) -> str:
