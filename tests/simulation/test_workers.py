@@ -20,7 +20,7 @@ from replicator.engine.coordinator import COORDINATOR, Coordinator
 from replicator.pipeline import coordination, lineage, stages
 from replicator.pipeline.coordination import Claimant
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import Counts, Owner, PipelineState, Save, Slot
+from replicator.state import Counts, Entry, Owner, PipelineState, Save, Slot
 from replicator.testing.memory import MemoryCheckpoints
 from tests.simulation import workers
 from tests.simulation.mutants.scenarios import Shape, as_drawn
@@ -161,6 +161,17 @@ def purged_by_old_news(patch: Patch) -> None:
     patch.setattr(Coordinator, "_may_purge", lambda self: self._notice_doubt() and not self._in_doubt)
 
 
+def vacancy_by_clock(patch: Patch) -> None:
+    """How long a slot has had no worker is told by the clocks of nodes, of which any may be set meanwhile."""
+
+    def notice(self: Coordinator, entries: Sequence[Entry]) -> None:
+        owners = {e.id: (e.revision, self._owners[e.id]) for e in entries if e.kind == "owner" and e.id in self._owners}
+        began = self._environment.monotonic() - self._now()
+        self._vacant = {id: (revision, began + of.started) for id, (revision, of) in owners.items() if not of.run}
+
+    patch.setattr(Coordinator, "_notice_vacant", notice)
+
+
 def forgotten_early(patch: Patch) -> None:
     """The coordinator purges what a repair needed while workers still leave tombstones for it."""
     patch.setattr(Coordinator, "_forgotten", lambda self, token: True)
@@ -265,6 +276,7 @@ WRONG: Mapping[Apply, int] = {
     without_a_common_lock: 28,
     purged_unasked: 16,
     purged_by_old_news: 80,
+    vacancy_by_clock: 19,
     swept_once: 6,
     forgotten_early: 71,
     others_forgotten: 35,
@@ -273,7 +285,7 @@ WRONG: Mapping[Apply, int] = {
     ordinals_anew: 4,
     begun_early: 94,
     end_untold: 1,
-    closed_unknown: 88,
+    closed_unknown: 235,
     fences_first: 47,
     parked_twice: 106,
 }
@@ -315,6 +327,14 @@ def absent(drawn: Scenario) -> Scenario:
     return replace(
         drawn, steps=1000, index=True, forgetful=True, keys=3, segments=1, pace=0.1, refuses=False, rates=rates
     )
+
+
+def misjudging(drawn: Scenario) -> Scenario:
+    """Workers are away when a stage begins, what they have sent arrives late, and clocks are set meanwhile."""
+    rates = {"write": 0.1, "leak": 0.03, "cut off": 0.01, "suspend": 0.01, "set clock": 0.01}
+    rates |= {"request items": 0.006, "page": 0.05}
+    more = replace(drawn, steps=800, index=True, forgetful=True, keys=6, pace=0.1, refuses=False, rates=rates)
+    return replace(more, segments=2)
 
 
 def rescanned(drawn: Scenario) -> Scenario:
@@ -376,6 +396,7 @@ SHAPES: Mapping[Apply, Shape] = {
     without_a_common_lock: racing,
     purged_unasked: doubtful,
     purged_by_old_news: dozing,
+    vacancy_by_clock: misjudging,
     swept_once: absent,
     forgotten_early: repairing,
     others_forgotten: outlived,

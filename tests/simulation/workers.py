@@ -98,6 +98,7 @@ RATES: Mapping[str, float] = {
     "kill coordinator": 0.003,
     "cut off": 0.008,
     "suspend": 0.006,
+    "set clock": 0.002,
     "second worker": 0.004,
     "second coordinator": 0.003,
     "new run": 0.001,
@@ -581,6 +582,13 @@ def suspend(world: Swarm, act: Act) -> None:
             world.clock.now += 1000 * (act.luck[1] - 0.8)
 
 
+def set_clock(world: Swarm, act: Act) -> None:
+    """The clock of a process' node, which was slow or fast, is set, and is fast or slow then."""
+    if (actor := _one(world, act)) is not None:
+        world.skewed = TOLERATED
+        actor.skew = math.copysign(TOLERATED, -actor.skew if actor.skew else act.luck[1] - 0.5)
+
+
 def _replace_perhaps(world: Swarm, actor: Actor, act: Act) -> None:
     if act.luck[1] < 0.5 or actor.run != world.claimed or len(world.actors) >= MOST_ACTORS:
         return
@@ -726,6 +734,7 @@ ACTS: Mapping[str, Callable[[Swarm, Act], None]] = {
     "kill coordinator": kill_coordinator,
     "cut off": cut_off,
     "suspend": suspend,
+    "set clock": set_clock,
     "second worker": second_worker,
     "second coordinator": second_coordinator,
     "new run": new_run,
