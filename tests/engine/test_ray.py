@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import pickle
 import queue
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -642,8 +643,12 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("error", "raised", "said"),
     [
-        (ConnectionError("nobody\nthere"), TransientError, "engine.address: no Ray cluster answers at h:1234: nobody$"),
-        (RuntimeError("Version mismatch"), ConfigError, "cannot join the Ray cluster at h:1234: Version mismatch"),
+        (
+            ConnectionError("nobody\nthere"),
+            TransientError,
+            "engine.address: no Ray cluster answers at auto: nobody. Start this command on a node of a cluster;",
+        ),
+        (RuntimeError("Version mismatch"), ConfigError, "cannot join the Ray cluster at auto: Version mismatch"),
     ],
 )
 def test_a_cluster_that_cannot_be_joined_is_named(
@@ -654,8 +659,22 @@ def test_a_cluster_that_cannot_be_joined_is_named(
 
     fake = SimpleNamespace(init=init)
     monkeypatch.setattr("replicator.engine.ray.cluster.importlib.import_module", lambda _: fake)
-    with pytest.raises(raised, match=said), cluster(Ray(address="h:1234")):
+    with pytest.raises(raised, match=said), cluster(Ray(address="auto")):
         pass
+
+
+def test_an_address_where_nothing_listens_is_named_before_ray_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise AssertionError("Ray waits for more than a minute")
+
+    fake = SimpleNamespace(init=init)
+    monkeypatch.setattr("replicator.engine.ray.cluster.importlib.import_module", lambda _: fake)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        said = f"engine.address: no Ray cluster answers at {address}: .*refused"
+        with pytest.raises(TransientError, match=said), cluster(Ray(address=address)):
+            pass
 
 
 def test_a_ray_that_does_not_start_on_this_machine_leaves_no_folder(

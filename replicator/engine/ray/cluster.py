@@ -10,17 +10,20 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from replicator.config.engine import Ray
+from replicator.config.monitoring import Address
 from replicator.errors import ConfigError, TransientError
 
 OLDEST, BELOW = (2, 60), (3, 0)  # versions of Ray, as in pyproject.toml
 STORE = 80_000_000  # bytes of Ray's object store on this machine; nothing of ours goes through it
 NAMESPACE = "replicator"
 _INSTALL = "pip install 'replicator[ray]'"
+KNOCK = 5.0  # seconds that a head gets to accept a connection
 _NUMBER = re.compile(r"\d+")
 
 
@@ -87,12 +90,22 @@ def _on_this_machine(workers: int, resources: contextlib.ExitStack) -> Any:
 def _at(address: str) -> Any:
     ray = _imported()
     try:
+        if address != "auto":
+            _knock(Address.parsed(address))
         _init(ray, address=address)
-    except (ConnectionError, TimeoutError) as e:
-        raise TransientError(f"engine.address: no Ray cluster answers at {address}: {_first_line(e)}") from e
+    except (ConnectionError, TimeoutError, socket.gaierror) as e:
+        raise TransientError(
+            f"engine.address: no Ray cluster answers at {address}: {_first_line(e)}. Start this command on a node of a "
+            "cluster; without the option, the run starts Ray on this machine"
+        ) from e
     except (RuntimeError, ValueError, OSError) as e:  # other versions of Ray or Python, or a wrong token
         raise ConfigError(f"engine.address: cannot join the Ray cluster at {address}: {_first_line(e)}") from e
     return ray
+
+
+def _knock(address: Address) -> None:
+    """OSError if nothing listens there: Ray itself would wait for more than a minute, and write warnings of its own."""
+    socket.create_connection((address.host, address.port), KNOCK).close()
 
 
 def _imported() -> Any:
