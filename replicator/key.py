@@ -72,16 +72,20 @@ class KeySchema:
         if not isinstance(values, dict):
             raise ValueError("a key is a JSON object such as " + json.dumps(dict.fromkeys(self.names, "...")))
         binary = {a.name for a in self.attributes if a.kind == "B"}
-        try:
-            return self.parse({n: base64.b64decode(v, validate=True) if n in binary else v for n, v in values.items()})
-        except TypeError as e:
-            raise ValueError(str(e)) from e
+        return self.parse({n: _decoded(n, v) if n in binary else v for n, v in values.items()})
 
     def parse(self, given: Mapping[str, object]) -> Key:
         """A key from plain Python values; ValueError says which attribute is missing or of the wrong kind."""
         if set(given) != set(self.names):
             raise ValueError(f"the key has the attributes {', '.join(self.names)}, not {', '.join(given) or 'none'}")
         return self.key({a.name: _typed(a, given[a.name]) for a in self.attributes})
+
+
+def _decoded(name: str, given: object) -> bytes:
+    try:
+        return base64.b64decode(given, validate=True)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'key attribute {name} is binary: write it in base64, such as "AP8="') from e
 
 
 def _typed(attribute: KeyAttribute, given: object) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def changes(
     """An item's changes, oldest first."""
     query = sql.SQL(_CHANGES).format(keys=_texts(keys), history=history_of(shape).qualified, matches=chosen.matches)
     given = {"since": period.since, "until": period.until, "limit": period.limit}
-    for row in connection.execute(query, given):
+    for row in _pieces(connection, query, given):
         id, (version, at, operation, old, new, problem, sequence) = row[: len(keys)], row[len(keys) :]
         yield Change(_key(keys, id), version, _utc(at), operation, old, new, problem, sequence)
 
@@ -169,11 +169,20 @@ def as_of(
         same_as_next=_same(keys, "n"),
     )
     given = {"at": at, "first": epochs[0], "end": epochs[1]}
+    for row in _pieces(connection, query, given, joins=True):
+        yield State(_key(keys, row[: len(keys)]), *row[len(keys) :])
+
+
+def _pieces(
+    connection: psycopg.Connection[Any], query: sql.Composed, given: Mapping[str, Any], *, joins: bool = False
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of a query, some at a time, however long what is done with them takes: a pager may wait for a person."""
     with connection.transaction(), psycopg.ServerCursor(connection, "history") as cursor:
-        allow_joins(connection)
+        connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        if joins:
+            allow_joins(connection)
         cursor.itersize = _PIECE
-        for row in cursor.execute(query, given):
-            yield State(_key(keys, row[: len(keys)]), *row[len(keys) :])
+        yield from cursor.execute(query, given)
 
 
 def _texts(keys: Sequence[KeyColumn]) -> sql.Composed:

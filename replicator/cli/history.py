@@ -51,11 +51,15 @@ def history(
         raise ConfigError("--since, --until and --limit choose changes of an item: they do not go with --at")
     loaded = resolved(settings.load(config, target=target))
     operation.tables_of(loaded)
+    shown = False
     for line in _lines(loaded, key, at, since, until, limit):
+        shown = True
         if as_json:
             put_json(line.decode())
         else:
             _print(line)
+    if key is not None and not shown:
+        note("no change of this item is kept" if at is None else "this item had no document then")
 
 
 def _lines(
@@ -68,6 +72,8 @@ def _lines(
     if moment is None:
         assert key is not None
         period = Period(operation.parsed("--since", since), operation.parsed("--until", until), limit)
+        if period.since is not None and period.until is not None and period.since > period.until:
+            raise ConfigError("--since: must not be later than --until")
         yield from operation.changes(config, key, period)
         return
     through = operation.read_through(config)  # before the documents are: what is read meanwhile may be missing in them

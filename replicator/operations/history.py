@@ -221,6 +221,7 @@ def _change(table: Table, change: Change) -> bytes:
         "version": change.version,
         "at": change.at,
         "operation": change.operation,
+        "sequence": change.sequence or None,
         "old": _document(change.old),
         "new": _document(change.new),
     }

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 import signal
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from connectors.postgres import session
 from replicator.errors import TransientError
 from replicator.key import KeyAttribute, KeySchema
 from replicator.target.contract import Table
+from replicator.target.past import Period
 from tests.cli.command_line import World
 from tests.connectors.postgres.history_kit import as_of, changes, keep_history, n_of, resync, soon
 from tests.connectors.postgres.postgres_kit import target as made_target
@@ -218,6 +221,9 @@ def test_commands_refuse_what_a_history_cannot_say(world: World) -> None:
         ("--key", "{"): "--key: invalid JSON",
         ("--at", "2026-01-31"): "--at: must be a time with an offset, such as 2026-01-31T12:00:00Z",
         ("--at", "2026-01-31T00:00:00Z", "--limit", "1"): "they do not go with --at",
+        ("--key", '{"id": "a"}', "--since", "2026-01-31T00:00:00+01:00", "--until", "2026-01-30T22:00:00Z"): (
+            "--since: must not be later than --until"
+        ),
         ("--at", "2001-01-31T00:00:00Z"): "--at: the history begins at",
     }.items():
         code, _, err = world.call("history", world.config, *arguments, "--human")
@@ -438,3 +444,63 @@ def test_a_table_with_the_name_of_anothers_history_is_refused(world: World) -> N
         code, out, err = world.call("check", world.config, "--human")
         assert (code, "the history of orders has a table of this name" in out + err) == (2, True), out + err
         world.change(new, old)
+
+
+def test_each_line_has_the_documented_fields(world: World) -> None:
+    """And keys of any type are found by what a person would write, and shown so."""
+    keep_history(world)
+    world.db.create_table("orders", keys={"id": "N", "part": "B"})
+    world.db.put("orders", {"id": Decimal("1.50"), "part": b"\x00\xff", "n": 0})
+    world.catch_up()
+    world.db.put("orders", {"id": Decimal("1.5"), "part": b"\x00\xff", "n": 1})
+    world.catch_up()
+    for key in ('{"id": 1.5, "part": "AP8="}', '{"part": "AP8=", "id": 1.500}', '{"id": 15e-1, "part": "AP8="}'):
+        change = world.lines("history", world.config, "--key", key)[-1]
+        assert list(change) == ["table", "key", "version", "at", "operation", "sequence", "old", "new"]
+        assert change["key"] == {"id": "1.5", "part": "AP8="}
+        assert change["sequence"].isdigit()
+        assert datetime.fromisoformat(change["at"]).utcoffset() == timedelta(0)
+        (state,) = world.lines("history", world.config, "--at", soon().isoformat(), "--key", key)
+        assert list(state) == ["table", "key", "document", "version"]
+        assert (state["key"], state["document"]["n"]) == (change["key"], 1)
+    for key, expected in {
+        '{"id": "1.5", "part": "AP8="}': "key attribute id is of type N",
+        '{"id": 1.5, "part": "AP8"}': "key attribute part is binary: write it in base64",
+        '{"id": 1.5, "part": 5}': "key attribute part is binary: write it in base64",
+        '{"id": 1.5}': "--key: the key has the attributes id, part, not id",
+    }.items():
+        code, _, err = world.call("history", world.config, "--key", key, "--human")
+        assert (code, expected in err) == (2, True), err
+    text = (Path(__file__).parents[3] / "docs" / "history.md").read_text()
+    assert all(f"`{field}`" in text for field in {*change, *state, "problem"})
+
+
+def test_an_item_of_which_nothing_is_kept_is_said_to_have_none(world: World) -> None:
+    keep_history(world)
+    world.db.create_table("orders")
+    world.catch_up()
+    code, out, err = world.call("history", world.config, "--key", '{"id": "no such"}')
+    assert (code, out, "no change of this item is kept" in err) == (0, "", True)
+    code, out, err = world.call("history", world.config, "--key", '{"id": "no such"}', "--at", soon().isoformat())
+    assert (code, out, "this item had no document then" in err) == (0, "", True)
+
+
+def test_an_answer_is_read_in_pieces_for_as_long_as_its_reader_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_history(world)
+    world.db.create_table("orders")
+    world.catch_up()
+    with world.postgres.connect() as client:
+        client.execute(
+            "INSERT INTO orders_history SELECT 'a', now(), n, 1024::bigint << 48, 'modify', NULL, '{}' "
+            "FROM generate_series(1, 5000) AS n"
+        )
+    monkeypatch.setattr(session, "_SETTINGS", session._SETTINGS.replace("'60s'", "'100ms'"))
+    target = made_target(world.postgres, "orders")
+    table = Table("orders", KeySchema((KeyAttribute("id", "S"),)), {"history": {}})
+    shown = target.history_changes(table, '{"id": "a"}', Period())
+    next(shown)
+    assert world.rows("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'FETCH FORWARD 1000 %'") != []
+    world.rows("SELECT pg_sleep(0.5)")
+    assert len(list(shown)) == 4999
