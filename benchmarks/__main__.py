@@ -20,6 +20,7 @@ import psycopg
 from benchmarks import (
     aws_lambda,
     backlog,
+    checkpoints,
     data,
     decoding,
     destination,
@@ -44,7 +45,19 @@ from replicator.testing.servers.postgres import PostgresServer
 
 PARTS = (
     *("end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory", "latency"),
-    *("webhook", "verifying", "monitoring", "redis", "delta", "workers", "sharing", "lambda", "history", "export"),
+    *(
+        "webhook",
+        "verifying",
+        "monitoring",
+        "redis",
+        "delta",
+        "workers",
+        "checkpoints",
+        "sharing",
+        "lambda",
+        "history",
+        "export",
+    ),
 )
 PLAIN, MONITORED = "R, no hook", "R, no hook, monitored"
 NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes for the slow contenders
@@ -207,6 +220,7 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         "redis": lambda: _redis_lines(given.rounds),
         "delta": lambda: _delta_lines(given.rounds),
         "workers": lambda: workers.lines(given.rounds, url),
+        "checkpoints": lambda: checkpoints.lines(),
         "lambda": lambda: aws_lambda.lines(given.rounds, url, alone),
         "history": lambda: history.lines(given.rounds, url, alone),
         "export": lambda: exporting.lines(given.rounds, alone),

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError
 from replicator.checkpoints.dynamodb import snapshot
+from replicator.checkpoints.dynamodb import store as store_module
 from replicator.checkpoints.dynamodb.store import DynamodbCheckpoints, DynamodbOptions
 from replicator.checkpoints.dynamodb.table import CheckpointTable
 from replicator.errors import ConfigError, Fenced, NotPermitted, TransientError
@@ -351,6 +352,184 @@ def test_large_texts_of_parked_entries_are_read_only_on_request(db: DynamoDB) ->
     assert counting.calls["GetItem"] <= 12 * 6 + 2
 
 
+# heads of slots
+
+
+class Recording:
+    """Records what each transaction changes or checks, by sort key."""
+
+    def __init__(self, db: DynamoDB) -> None:
+        self._db, self.calls, self.transactions = db, Counter[str](), list[set[str]]()
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        self.calls[operation] += 1
+        if operation == "TransactWriteItems":
+            actions = [next(iter(one.values())) for one in request["TransactItems"]]
+            self.transactions.append({str((a.get("Item") or a["Key"])["entry"]["S"]) for a in actions})
+        return self._db.call(operation, request)
+
+
+def shard(slot: str, position: str = "1") -> str:
+    return encode(ShardState(None, position, whole=True, since=0.0, slot=slot))
+
+
+def with_workers(db: DynamoDB, *slots: str) -> tuple[DynamodbCheckpoints, dict[str, DynamodbCheckpoints]]:
+    """A coordinator, and workers that have a shard each, and have stored something of it."""
+    store(db).claim(owner())
+    coordinator, workers = store(db), {slot: store(db) for slot in slots}
+    coordinator.claim_slot(owner("coordinator"), "coordinator", 1)
+    for slot, worker in workers.items():
+        worker.claim_slot(owner(f"worker of {slot}"), slot, 1)
+    coordinator.save([Save("shard", f"of {slot}", 0, shard(slot)) for slot in slots])
+    for slot, worker in workers.items():
+        worker.save([Save("shard", f"of {slot}", 1, shard(slot, "2")), Save("slot", slot, 0, "1")], read_of(slot))
+    return coordinator, workers
+
+
+def read_of(slot: str) -> Mapping[str, Counts]:
+    return {f"shard:of {slot}": Counts(read=1, applied=1)}
+
+
+def batch(slot: str, revision: int) -> list[Save]:
+    text = shard(slot, f"{revision}")
+    return [
+        Save("shard", f"of {slot}", revision, text),
+        Save("slot", slot, revision - 1, f"{revision}"),
+        Save("pulse", slot, None, f"{revision}"),
+    ]
+
+
+def test_workers_that_save_what_belongs_to_their_slots_have_no_item_in_common(db: DynamoDB) -> None:
+    """Not one that is only checked, either: transactions that do that conflict as well."""
+    _, workers = with_workers(db, "0", "1")
+    recorded = {}
+    for slot, worker in workers.items():
+        worker.save(batch(slot, 2), read_of(slot))
+        worker._client = recorded[slot] = Recording(db)
+        worker.save(batch(slot, 3), read_of(slot))
+        assert recorded[slot].calls == {"TransactWriteItems": 1}
+        assert recorded[slot].transactions == [
+            {f"h#{slot}", f"e#shard#of {slot}", f"e#slot#{slot}", f"e#pulse#{slot}", f"c#shard:of {slot}"}
+        ]
+    assert counts(store(db)) == {f"shard:of {slot}": Counts(read=3, applied=3) for slot in workers}
+
+
+def test_one_process_has_one_head_also_after_a_run_with_workers(db: DynamoDB) -> None:
+    with_workers(db, "0", "1")
+    one = store(db)
+    one.claim(owner("later"))
+    one._client = recording = Recording(db)
+    one.save([Save("shard", "of 0", 2, shard("0", "9")), Save("pipeline", "", 0, "1")], read_of("0"))
+    assert recording.calls == {"TransactWriteItems": 1}
+    assert recording.transactions == [{"h", "e#shard#of 0", "e#pipeline#", "c#shard:of 0"}]
+
+
+def test_what_any_process_may_change_moves_the_common_head_too(db: DynamoDB) -> None:
+    _, workers = with_workers(db, "0", "1")
+    (worker, other) = workers.values()
+    worker._client = recording = Recording(db)
+    worker.save([*batch("0", 2), Save("parked", "k", 0, parked("k"))], {"shard:of 1": Counts(parked=-1, applied=1)})
+    assert {key for key in recording.transactions[-1] if key[0] == "h"} == {"h", "h#0", "h#1"}
+    other.save(batch("1", 2), read_of("1"))
+    assert counts(store(db))["shard:of 1"] == Counts(read=2, applied=3, parked=-1)
+
+
+def test_a_worker_whose_head_is_held_waits_a_moment_and_not_for_ever(db: DynamoDB) -> None:
+    _, workers = with_workers(db, "0")
+    worker = workers["0"]
+    store(db)._states().hold(["0"], "someone")
+    for _ in range(store_module.HELD_TRIES):
+        with pytest.raises(TransientError, match="another process is about to change this slot's checkpoints"):
+            worker.save(batch("0", 2))
+    worker.save(batch("0", 2))
+    worker.save(batch("0", 3))
+    assert entries(store(db))["slot", "0"] == (3, "3")
+
+
+def test_a_coordinator_takes_slots_away_whose_workers_save_all_the_time(db: DynamoDB) -> None:
+    """They are made to wait; otherwise one of them would always have saved since it looked."""
+    coordinator, workers = with_workers(db, *"0123")
+    revisions, rests = dict.fromkeys(workers, 2), {slot: n for n, slot in enumerate(workers)}
+
+    class Beside(Trouble):
+        """Each worker saves once in four requests of the coordinator; after an error it pauses for forty."""
+
+        def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+            for slot, worker in workers.items():
+                rests[slot] -= 1
+                if rests[slot] <= 0:
+                    rests[slot] = 4 if saved(slot, worker) else 40
+            return super().call(operation, request)
+
+    def saved(slot: str, worker: DynamodbCheckpoints) -> bool:
+        try:
+            worker.save(batch(slot, revisions[slot]))
+        except (TransientError, Fenced):
+            return False
+        revisions[slot] += 1
+        return True
+
+    coordinator._client = Beside(db, lambda n: "fine")
+    taken = [Save("owner", slot, None, encode(owner("coordinator"))) for slot in workers]
+    coordinator.save([*taken, Save("pipeline", "", 0, '"sweeping"')])
+    for slot, worker in workers.items():
+        with pytest.raises(Fenced, match=f"another worker owns slot {slot}"):
+            retrying(partial(worker.save, batch(slot, revisions[slot])))
+    assert min(revisions.values()) > 2
+
+
+def test_more_slots_than_fit_in_a_transaction_share_the_common_head(db: DynamoDB) -> None:
+    slots = [f"{n:03}" for n in range(120)]
+    coordinator, workers = with_workers(db, *slots)
+    for slot, worker in workers.items():
+        worker.save(batch(slot, 2), read_of(slot))
+    heads = [str(item["entry"]) for item in db.items("checkpoints") if str(item["entry"]).startswith("h#")]
+    assert len(heads) == 90
+    taken = [Save("owner", slot, None, encode(owner("coordinator"))) for slot in slots]
+    coordinator.save([*taken, Save("pipeline", "", 0, '"sweeping"')])
+    for slot in (slots[0], slots[-1]):
+        with pytest.raises(Fenced, match=f"another worker owns slot {slot}"):
+            workers[slot].save(batch(slot, 3))
+    again = store(db)
+    found = again.claim_slot(owner("again"), slots[-1], 1)
+    assert (found.revision, found.counts[f"shard:of {slots[-1]}"]) == (3, Counts(read=2, applied=2))
+
+
+def test_checkpoints_of_an_older_replicator_are_read_and_go_on(db: DynamoDB) -> None:
+    """Format 1, with shards of slots, and the journal of a large save that a killed run has left."""
+    one = begun(db)
+    one.save([Save("shard", "of 0", 0, shard("0"))], read_of("0"))
+    one._client = Trouble(db, lambda n: "fine" if n < 4 else "lost")  # two pieces of the journal, and the head
+    with pytest.raises(TransientError):
+        one.save(LARGE[:1] + LARGE[5:], MORE)
+    (head,) = (item for item in db.items("checkpoints") if str(item["entry"]).startswith("h"))
+    assert head.keys() == {"pipeline", "entry", "owner", "claim", "commit", "last", "journal", "format"}
+    assert head["format"] == 1
+    (later := store(db)).claim(owner("later"))
+    worker = store(db)
+    worker.claim_slot(owner("worker"), "0", 2)
+    worker.save([Save("shard", "of 0", 1, shard("0", "2"))], read_of("0"))
+    later.save([Save("shard", "a", 2, '"3"')], MORE)
+    found = entries(store(db))
+    assert (found["shard", "of 0"], found["shard", "a"]) == ((2, shard("0", "2")), (3, '"3"'))
+    assert sum(id.startswith("new") for _, id in found) == 150
+    assert counts(store(db))["shard:of 0"] == Counts(read=2, applied=2)
+
+
+def test_the_format_is_that_of_older_replicators_until_a_slot_is_claimed(db: DynamoDB) -> None:
+    def format() -> object:
+        return next(item for item in db.items("checkpoints") if item["entry"] == "h")["format"]
+
+    one = begun(db)
+    one.save(LARGE, MORE)
+    store(db).save([Save("request", "", 0, "1")])
+    assert format() == 1
+    store(db).claim_slot(owner("worker"), "0", 1)
+    assert format() == 2
+    store(db).claim(owner("later"))
+    assert format() == 2
+
+
 # the table
 
 
@@ -404,7 +583,7 @@ def test_a_permission_that_a_transaction_lacks_is_named() -> None:
             raise AwsError("AccessDeniedException", "User: x is not authorized to perform: dynamodb:PutItem on r", 400)
 
     with pytest.raises(NotPermitted, match=re.escape(f"dynamodb:PutItem on {TABLE} is not permitted")):
-        CheckpointTable(Refusing(), "checkpoints", TABLE, "p").transact({}, [])
+        CheckpointTable(Refusing(), "checkpoints", TABLE, "p").transact([], [])
 
 
 def test_throttled_requests_are_retried(db: DynamoDB) -> None:
@@ -425,9 +604,9 @@ def test_a_newer_format_and_a_modified_text_are_refused(db: DynamoDB) -> None:
         DamagedCheckpoint, match="its entry shard 'a' does not match its checksum; something else changed"
     ):
         store(db).read()
-    db.put("checkpoints", {**head, "format": 2})
+    db.put("checkpoints", {**head, "format": 3})
     for act in (store(db).read, partial(store(db).claim, owner())):
-        with pytest.raises(DamagedCheckpoint, match="have format 2, but this replicator reads up to 1: use a newer"):
+        with pytest.raises(DamagedCheckpoint, match="have format 3, but this replicator reads up to 2: use a newer"):
             act()
 
 

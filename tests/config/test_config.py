@@ -15,6 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from replicator.checkpoints.dynamodb.layout import MOST_HEADS
 from replicator.config import settings as config
 from replicator.config.engine import Lambda, Local, Ray
 from replicator.config.target import destination
@@ -509,12 +510,13 @@ class TestEngine:
         with pytest.raises(ConfigError, match=r"engine.type: webhook is written by one process only"):
             config.load(write(text + "engine: {type: ray}\n"), {})
 
-    def test_few_workers_share_checkpoints_in_dynamodb_because_one_saves_at_a_time(self, write: Write) -> None:
+    def test_as_many_workers_share_checkpoints_in_dynamodb_as_have_a_head_each(self, write: Write) -> None:
         text = RIGHT.replace("type: postgres\n  url: postgresql://me@127.0.0.1:5432/shop", "type: dynamodb")
         text += "checkpoints: {type: dynamodb, table: kept}\n"
-        assert config.load(write(text + "engine: {type: ray, workers: 2}\n"), {})
-        with pytest.raises(ConfigError, match=r"engine.workers: at most 2 with checkpoints in DynamoDB.*in Postgres"):
-            config.load(write(text + "engine: {type: ray, workers: 3}\n"), {})
+        assert config.load(write(text + "engine: {type: ray, workers: 64}\n"), {})
+        assert config.IN_DYNAMODB < MOST_HEADS - 10
+        with pytest.raises(ConfigError, match=r"engine.workers: at most 64 with checkpoints in DynamoDB.*in Postgres"):
+            config.load(write(text + "engine: {type: ray, workers: 65}\n"), {})
 
     def test_lambda_needs_a_target_with_transactions(self, write: Write) -> None:
         postgres = "type: postgres\n  url: postgresql://me@127.0.0.1:5432/shop"

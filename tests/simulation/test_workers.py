@@ -52,7 +52,9 @@ def test_whatever_happens_to_workers_and_coordinators_the_target_converges() -> 
 
 
 @pytest.mark.parametrize("seed", FAILED_ONCE)
-def test_a_seed_that_failed_once_holds(seed: int) -> None:
+def test_a_seed_that_failed_once_holds(seed: int, monkeypatch: Patch) -> None:
+    """As it was when it failed: claims of slots read all at once then."""
+    monkeypatch.setattr(workers, "CLAIMS_IN_PAGES", 0.0)
     simulate(seed)
 
 
@@ -275,18 +277,18 @@ WRONG: Mapping[Apply, int] = {
     two_that_give: 0,
     without_a_common_lock: 28,
     purged_unasked: 16,
-    purged_by_old_news: 80,
+    purged_by_old_news: 78,
     vacancy_by_clock: 19,
     swept_once: 6,
     forgotten_early: 71,
-    others_forgotten: 35,
+    others_forgotten: 1,
     replacement_forgotten: 256,
     child_given_early: 13,
     ordinals_anew: 4,
     begun_early: 94,
     end_untold: 1,
     closed_unknown: 235,
-    fences_first: 47,
+    fences_first: 959,
     parked_twice: 106,
 }
 """Each with the seed that notices it: after a change of the code another one may be the first."""

@@ -20,7 +20,8 @@ from typing import Any
 from msgspec import structs
 
 from replicator.batch import Batch
-from replicator.checkpoints.contract import Claimed
+from replicator.checkpoints.contract import Claimed, Slotted
+from replicator.checkpoints.dynamodb import layout
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.coordinator import Coordinator
 from replicator.engine.startup import Allowed
@@ -46,6 +47,7 @@ from tests.simulation.world import Universe
 MOST_SLOTS = 4
 MOST_ACTORS = 9  # with those that were replaced and do not know it yet
 LONGEST_ABSENCE = 60  # steps
+CLAIMS_IN_PAGES = 0.5  # of the seeds with checkpoints apart from the target
 PATIENCE = 30_000  # steps within which a run that nothing disturbs has caught up
 REFUSES_WHEN_CUT_OFF = ("write", "save", "chore", "repair", "read", "claim")
 
@@ -157,6 +159,7 @@ class Swarm(Universe):
         self.target = transactions.target_of(scenario)
         self.chance = random.Random(f"workers {seed}")
         self.slots = self._new_slots()
+        self.claims_in_pages = random.Random(f"claims {seed}").random() < CLAIMS_IN_PAGES
         self.skewed = self.chance.choice([0.0, 0.0, 2.0, TOLERATED])
         self.gaps: dict[tuple[str, str], float] = {}  # that are stored, and since when
         for act in acts:
@@ -349,8 +352,13 @@ class Swarm(Universe):
     def context(self) -> RunContext:
         """What a process works with; it may stop before each request to the checkpoints."""
         context = runs.copy_in(self)
+        checkpoints = context.checkpoints
+        assert isinstance(checkpoints, Slotted)
         if self.scenario.index:
-            context.checkpoints.read = partial(self._read_in_pages, context.checkpoints.read)  # type: ignore[method-assign]
+            checkpoints.read = partial(self._read_in_pages, checkpoints.read)  # type: ignore[method-assign]
+        if self.scenario.index and self.claims_in_pages:
+            claim = partial(self._claim_in_pages, checkpoints, checkpoints.claim_slot)
+            checkpoints.claim_slot = claim  # type: ignore[method-assign]
         for name in ("claim", "claim_slot", "read", "pipeline"):
             kind = "claim" if name.startswith("claim") else "read"
             setattr(context.checkpoints, name, partial(self._touched, kind, getattr(context.checkpoints, name)))
@@ -366,6 +374,29 @@ class Swarm(Universe):
         found = self._pages(lambda kind: kind not in ("item", "parked"))
         revision = next((e.revision for e in found if (e.kind, e.id) == ("owner", "")), 0)
         return Claimed(revision, [*parks, *parked, *found], counts)
+
+    def _claim_in_pages(
+        self,
+        checkpoints: Slotted,
+        right: Callable[[Owner, str, int], Claimed],
+        owner: Owner,
+        slot: str,
+        run: int,
+    ) -> Claimed:
+        """As the store on DynamoDB claims a slot: what other slots have, it then reads while their workers save."""
+        claimed = right(owner, slot, run)
+        if self.calmed:
+            return claimed
+        while True:
+            before = self._guarded(slot)
+            found = self._read_in_pages(checkpoints.read)
+            if self._guarded(slot) == before:
+                return replace(found, revision=claimed.revision)
+
+    def _guarded(self, slot: str) -> Mapping[tuple[str, str], tuple[int, str]]:
+        """What the head of the slot guards."""
+        entries = self.database.entries.items()
+        return {at: of for at, of in entries if layout.slot_in(at[0], of[1]) == slot or at in _own(slot)}
 
     def _pages(self, wanted: Callable[[str], bool]) -> Sequence[Entry]:
         found, size, after = list[Entry](), 1 + int(self.answers.random() * 8), ("", "")
@@ -553,6 +584,10 @@ class Swarm(Universe):
             repairing.end(self)
             self.end_command()
             self.end_all()
+
+
+def _own(slot: str) -> Sequence[tuple[str, str]]:
+    return [("owner", slot), ("slot", slot), ("pulse", slot)]
 
 
 def kill_worker(world: Swarm, act: Act) -> None:

@@ -2,14 +2,20 @@
 
 entry (sort key)     item
 h                    Head: the owner, and the number of the last save
+h#SLOT               Head of a slot, see below
 e#KIND#ID            an entry; p#ID for parked ones
 c#SOURCE             the counts of a source
 b#TOKEN#NUMBER       a piece of a blob: a text too large for one item, or the journal of a large save
+
+Each entry, and the counts of each source, have one head as their guard: that of their slot if the run has one for it
+(``Head.slots``), otherwise ``h``. A change is conditional on its guard's number and moves it. So workers that change
+what belongs to their slots have no item in common: they do not wait for one another. Who changes anything else moves
+``h`` as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,8 +29,9 @@ from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Save, forgott
 Item = dict[str, dict[str, str]]
 Place = tuple[str, str]
 
-FORMAT = 1
+FORMAT = 2  # with heads of slots; without any, checkpoints have the format 1
 HEAD = "h"
+MOST_HEADS = 90  # of slots: all of them, and ``h``, fit in a transaction. Further slots are guarded by ``h``
 INLINE = 200_000  # bytes; larger texts are stored as blobs
 _COUNTS = ("read", "applied", "stale", "dropped", "parked")  # attributes, in the order of the fields of Counts
 
@@ -47,8 +54,11 @@ _decode_blob = msgspec.json.Decoder(Blob).decode
 class Head:
     """The item that serializes saves: each one requires that ``commit`` is still the number that it started from.
 
-    ``claim``: number of runs so far. ``last``: name of the current run's last save. ``journal``: a large save that is
-    committed, but whose items are not all written yet; any process that finds it completes it.
+    ``last``: name of the last save of the run, or of the worker, that claimed it. ``journal``: a large save that is
+    committed, but whose items are not all written yet; any process that finds it completes it. ``held``: another
+    process is about to change what this head guards, so the slot's worker waits a moment; "" if none is.
+
+    Of ``h`` only: ``claim``: number of runs so far. ``slots``: those that have a head in this run.
     """
 
     owner: str = ""
@@ -56,28 +66,92 @@ class Head:
     commit: int = 0
     last: str = "-"
     journal: Blob | None = None
-    format: int = FORMAT
+    format: int = 1
+    slots: tuple[str, ...] = ()
+    held: str = ""
+
+
+Heads = Mapping[str, Head]
+"""Heads by slot; ``h`` is that of ""."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An entry without its text. ``sum``: the text's checksum. ``blob``: set for large texts."""
+    """An entry without its text. ``sum``: the text's checksum. ``blob``: set for large texts.
+
+    ``slot``: which a shard or segment belongs to.
+    """
 
     revision: int
     sum: str
     blob: Blob | None = None
+    slot: str = ""
 
 
 @dataclass(slots=True)
 class Known:
-    """The state that a save builds on: the head, and at least the entries and counts that it touches."""
+    """The state that a save builds on: heads, and the entries and counts that were read after them.
 
-    head: Head
+    What a head guards is as it was read while that head's ``commit`` is the same. ``complete``: everything was read;
+    otherwise ``read`` has the keys of what was, whether it exists or not. ``slots``: those that have a head.
+    """
+
+    heads: dict[str, Head]
+    slots: tuple[str, ...] = ()
     entries: dict[Place, Stored] = field(default_factory=dict)
     counts: dict[str, Counts] = field(default_factory=dict)
+    complete: bool = False
+    read: set[str] = field(default_factory=set)
 
     def rows(self) -> Mapping[Place, Row]:
         return {place: Row(stored.revision, stored.sum) for place, stored in self.entries.items()}
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        return [] if self.complete else [key for key in dict.fromkeys(keys) if key not in self.read]
+
+    def guard(self, place: Place, slot: str = "") -> str:
+        """The slot whose head guards an entry; ``slot``: of a shard or segment that exists."""
+        kind, id = place
+        found = id if kind in _BY_ID else slot if kind in _BY_SLOT else ""
+        return found if found in self.slots else ""
+
+    def guard_now(self, place: Place) -> str:
+        stored = self.entries.get(place)
+        return self.guard(place, "" if stored is None else stored.slot)
+
+    def guard_of_counts(self, source: str) -> str:
+        place = counted_by(source)
+        return "" if place is None else self.guard_now(place)
+
+
+_BY_ID, _BY_SLOT = ("owner", "slot", "pulse"), ("shard", "segment")
+
+
+def counted_by(source: str) -> Place | None:
+    """The entry with which the counts of a source are guarded; None if there is none."""
+    kind, _, id = source.partition(":")
+    return (kind, id) if kind in _BY_SLOT and id else None
+
+
+class _InSlot(msgspec.Struct):
+    slot: str = ""
+
+
+_decode_slot = msgspec.json.Decoder(_InSlot).decode
+
+
+def slot_in(kind: str, text: str | None) -> str:
+    """The slot of a shard or segment. What is too large to be stored in its item counts as having none."""
+    if text is None or kind not in _BY_SLOT or '"slot":"' not in text or is_large(text):
+        return ""
+    try:
+        return _decode_slot(text).slot
+    except msgspec.DecodeError:
+        return ""
+
+
+def is_large(text: str) -> bool:
+    return len(text) > INLINE or len(text.encode()) > INLINE
 
 
 class Action(msgspec.Struct, frozen=True):
@@ -103,6 +177,10 @@ def text_sum(text: str) -> str:
     return seal(text).hex()
 
 
+def head_key(slot: str) -> str:
+    return f"{HEAD}#{slot}" if slot else HEAD
+
+
 def entry_item(revision: int, text: str, blob: Blob | None) -> Item:
     where = {"text": {"S": text}} if blob is None else {"blob": {"S": msgspec.json.encode(blob).decode()}}
     return {"revision": {"N": str(revision)}, "sum": {"S": text_sum(text)}, **where}
@@ -112,14 +190,20 @@ def counts_item(counts: Counts) -> Item:
     return {name: {"N": str(n)} for name, n in zip(_COUNTS, structs.astuple(counts), strict=True)}
 
 
-def head_item(head: Head) -> Item:
-    numbers = {name: {"N": str(getattr(head, name))} for name in ("claim", "commit", "format")}
+def head_item(head: Head, slot: str = "") -> Item:
     journal = {} if head.journal is None else {"journal": {"S": msgspec.json.encode(head.journal).decode()}}
-    return {"owner": {"S": head.owner}, "last": {"S": head.last}, **numbers, **journal}
+    held = {"held": {"S": head.held}} if head.held else {}
+    common = {"commit": {"N": str(head.commit)}, "last": {"S": head.last}, **journal, **held}
+    if slot:
+        return common
+    numbers = {name: {"N": str(getattr(head, name))} for name in ("claim", "format")}
+    slots = {"slots": {"S": msgspec.json.encode(head.slots).decode()}} if head.slots else {}
+    return {"owner": {"S": head.owner}, **common, **numbers, **slots}
 
 
-def stored_of(item: Mapping[str, Any]) -> Stored:
-    return Stored(int(item["revision"]["N"]), item["sum"]["S"], _blob(item.get("blob")))
+def stored_of(item: Mapping[str, Any], kind: str) -> Stored:
+    slot = slot_in(kind, item["text"]["S"]) if kind in _BY_SLOT and "text" in item else ""
+    return Stored(int(item["revision"]["N"]), item["sum"]["S"], _blob(item.get("blob")), slot)
 
 
 def counts_of(item: Mapping[str, Any]) -> Counts:
@@ -127,14 +211,25 @@ def counts_of(item: Mapping[str, Any]) -> Counts:
 
 
 def head_of(item: Mapping[str, Any], place: str) -> Head:
-    format = int(item["format"]["N"])
+    format = int(item["format"]["N"]) if "format" in item else 1
     if format > FORMAT:
         raise DamagedCheckpoint(
             f"the checkpoints in {place} have format {format}, but this replicator reads up to {FORMAT}: "
             "use a newer one"
         )
-    numbers = {name: int(item[name]["N"]) for name in ("claim", "commit", "format")}
-    return Head(owner=item["owner"]["S"], last=item["last"]["S"], journal=_blob(item.get("journal")), **numbers)
+    return Head(
+        owner=item["owner"]["S"] if "owner" in item else "",
+        claim=int(item["claim"]["N"]) if "claim" in item else 0,
+        commit=int(item["commit"]["N"]),
+        last=item["last"]["S"],
+        journal=_blob(item.get("journal")),
+        format=format,
+        slots=_decode_slots(item["slots"]["S"]) if "slots" in item else (),
+        held=item["held"]["S"] if "held" in item else "",
+    )
+
+
+_decode_slots = msgspec.json.Decoder(tuple[str, ...]).decode
 
 
 def _blob(attribute: Mapping[str, str] | None) -> Blob | None:
@@ -169,7 +264,27 @@ def _totals(known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -
     return {**totals, **dict.fromkeys(gone)}
 
 
-def after(known: Known, head: Head, done: Sequence[Action]) -> Known:
+def touched(saves: Sequence[Save], sources: Iterable[str]) -> list[str]:
+    """The keys of all that a save may depend on."""
+    gone = forgotten(saves)
+    sources = list(dict.fromkeys([*sources, *gone, *([FORGOTTEN] if gone else ())]))
+    places = [(save.kind, save.id) for save in saves]
+    places += [place for source in sources if (place := counted_by(source)) is not None]
+    return [*(entry_key(*place) for place in dict.fromkeys(places)), *(f"c#{source}" for source in sources)]
+
+
+def guards(known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> set[str]:
+    """The slots whose heads guard what a save changes, before it or after it."""
+    if not known.slots:
+        return {""}
+    found = {known.guard_of_counts(source) for source in _totals(known, saves, counts)}
+    for save in saves:
+        place = (save.kind, save.id)
+        found |= {known.guard_now(place), known.guard(place, slot_in(save.kind, save.text))}
+    return found
+
+
+def after(known: Known, heads: Heads, done: Sequence[Action]) -> Known:
     """``known`` after a save."""
     entries, counts = known.entries, known.counts
     for action in done:
@@ -180,9 +295,21 @@ def after(known: Known, head: Head, done: Sequence[Action]) -> Known:
         elif action.item is None:
             entries.pop(place_of(action.key), None)
         else:
-            entries[place_of(action.key)] = stored_of(action.item)
-    return Known(head, entries, counts)
+            place = place_of(action.key)
+            entries[place] = stored_of(action.item, place[0])
+    known.heads.update(heads)
+    if not known.complete:
+        known.read.update(action.key for action in done)
+    return known
 
 
-def committed(head: Head, token: str, journal: Blob | None) -> Head:
-    return replace(head, commit=head.commit + 1, last=token, journal=journal)
+def guarded_by(known: Known, slot: str) -> Known:
+    """What of ``known`` the head of a slot guards, and nothing else."""
+    entries = {place: stored for place, stored in known.entries.items() if known.guard_now(place) == slot}
+    counts = {source: found for source, found in known.counts.items() if known.guard_of_counts(source) == slot}
+    read = {entry_key(*place) for place in entries} | {f"c#{source}" for source in counts}
+    return Known({slot: known.heads[slot]}, (slot,) if slot else known.slots, entries, counts, read=read)
+
+
+def committed(head: Head, last: str, journal: Blob | None) -> Head:
+    return replace(head, commit=head.commit + 1, last=last, journal=journal, held="")

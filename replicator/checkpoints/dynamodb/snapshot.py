@@ -1,28 +1,49 @@
 """Consistent reads of the table as of one save, and atomic saves of any size.
 
-A save that fits is a single transaction. A larger one is written as a journal first, and is committed once the head
-refers to that journal. From then on its items are written before anything else happens, by any process that needs to
-save; processes that only read apply the journal to what they read.
+A save that fits is a single transaction. A larger one is written as a journal first, and is committed once the heads of
+all that it changes refer to that journal. From then on its items are written before anything else happens to what these
+heads guard, by any process that needs to save; processes that only read apply the journal to what they read.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import msgspec
 
 from replicator.checkpoints.dynamodb import layout as layout
-from replicator.checkpoints.dynamodb.layout import HEAD, Action, Blob, Head, Item, Known, Place
+from replicator.checkpoints.dynamodb.layout import FORMAT, MOST_HEADS, Action, Blob, Head, Item, Known, Place, head_key
 from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable, absent, is_, portions
 from replicator.errors import TransientError
-from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Entry, Save, forgotten, shard_of
+from replicator.state import Counts, DamagedCheckpoint, Entry, Save
 
 TRIES = 30  # attempts of a save or a read while other processes change the table
 EXACT_TRIES = 3  # of these, how many reads without a claim must be as of one save
+EXACT_TRIES_BESIDE_WORKERS = 1  # the same where several save all the time
+FEW = 50  # items to read one by one rather than read all
 _LISTED = ("revision", "sum", "blob")
 _ITEM_ENTRIES = layout.entry_key("item", "")
 _actions = msgspec.json.Decoder(list[Action])
+
+
+class Name(NamedTuple):
+    """Of a save: ``token`` of its blobs; ``last``: as the worker's or run's own head records it, "" if not at all."""
+
+    token: str
+    last: str
+
+
+class Journal(msgspec.Struct, frozen=True):
+    """A save that more than ``h`` refers to. In the format 1, and where only ``h`` does, it is its actions alone."""
+
+    slots: list[str]
+    actions: list[Action]
+
+
+_journal = msgspec.json.Decoder(Journal)
 
 
 class States:
@@ -34,51 +55,83 @@ class States:
 
     # Reading
 
-    def head(self) -> Head:
-        found = self._table.get(HEAD)
+    def head(self, slot: str = "") -> Head:
+        found = self._table.get(head_key(slot))
         return Head() if found is None else layout.head_of(found, self._place)
 
-    def settled_head(self) -> Head:
+    def settled_head(self, slot: str = "") -> Head:
         """The head, after completing a pending journal."""
-        while (head := self.head()).journal is not None:
-            self.finish(head)
+        while (head := self.head(slot)).journal is not None:
+            self.finish(head.journal)
         return head
 
-    def all(self, *, settled: bool) -> tuple[Known, dict[Place, str]]:
+    def heads(self, *, settled: bool) -> dict[str, Head]:
+        """``h``, then those of the run's slots. ``settled``: after completing pending journals."""
+        while True:
+            main = self.settled_head() if settled else self.head()
+            found = {"": main, **(self._heads_of_slots(main) if main.slots else {})}
+            pending = _journals(found) if settled else ()
+            for journal in pending:
+                self.finish(journal)
+            if not pending:
+                return found
+
+    def _heads_of_slots(self, main: Head) -> dict[str, Head]:
+        prefix = head_key("") + "#"
+        listed = {key.removeprefix(prefix): item for key, item in self._table.query(prefix)}
+        return {s: layout.head_of(listed[s], self._place) if s in listed else Head() for s in main.slots}
+
+    def all(self, *, settled: bool, own: str | None = None) -> tuple[Known, dict[Place, str]]:
         """All entries and counts, and the texts of entries that are not parked.
 
-        ``settled``: as of one save, after completing a pending journal. If not, that is tried a few times only: while
-        others save all the time, what was read may be of several saves.
+        ``settled``: as of one save, after completing pending journals. If not, or with a slot of one's ``own``, that is
+        tried a few times only: while others save all the time, what was read may be of several saves. What the own
+        slot's head guards is as of one even then.
         """
         for attempt in range(TRIES):
-            before = self.settled_head() if settled else self.head()
+            before = self.heads(settled=settled)
             # Parked entries before the notes of what commands have made of them, as a run that knows what was made must
             # know that it was; what workers compare to park an item once comes before it, as they must know the entry.
             items = self._items({_ITEM_ENTRIES: (), "p#": _LISTED, "c#": (), "e#": ()}, before)
             known, texts = None, None
             if items is not None:
                 known, texts = self._known(before, items), self._texts(items)
-            now = self.head()
-            exact = settled or attempt < EXACT_TRIES
-            quiet = now.commit == before.commit if exact else now.journal == before.journal
-            if known is not None and texts is not None and quiet:
+            now = self.heads(settled=False)
+            tries = min(EXACT_TRIES, EXACT_TRIES_BESIDE_WORKERS) if before[""].slots else EXACT_TRIES
+            exact = attempt < tries or (settled and own is None)
+            must_rest = before if exact else () if own is None else (own,)
+            if known is not None and texts is not None and _is_quiet(before, now, must_rest):
                 return known, texts
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
-    def touched(self, head: Head, saves: Sequence[Save], sources: Iterable[str]) -> Known:
-        """The state that a save builds on, read item by item."""
-        known = Known(head)
-        sources = [*sources, FORGOTTEN, *forgotten(saves)]
-        shards = [("shard", shard) for source in sources if (shard := shard_of(source)) is not None]
-        for kind, id in dict.fromkeys([*((save.kind, save.id) for save in saves), *shards]):
-            item = self._table.get(layout.entry_key(kind, id))
-            if item is not None:
-                known.entries[kind, id] = layout.stored_of(item)
-        for source in dict.fromkeys(sources):
-            item = self._table.get(f"c#{source}")
-            if item is not None:
-                known.counts[source] = layout.counts_of(item)
-        return known
+    def begin(self, slot: str | None) -> Known:
+        """The heads that a save builds on, before anything else is read: that of one slot, or all."""
+        if slot is not None:
+            head = self.settled_head(slot)
+            return Known({slot: head}, (slot,) if slot else head.slots)
+        heads = self.heads(settled=True)
+        return Known(heads, heads[""].slots)
+
+    def have_moved(self, known: Known, slots: Iterable[str]) -> bool:
+        """Whether any of these heads has, since it was read."""
+        return any(self.head(slot).commit != known.heads[slot].commit for slot in slots)
+
+    def fill(self, known: Known, saves: Sequence[Save], sources: Iterable[str]) -> None:
+        """Add to ``known`` what the save may depend on."""
+        missing = known.missing(layout.touched(saves, sources))
+        if len(missing) > FEW:
+            listed = self._items({"p#": _LISTED, "c#": (), "e#": ()}, {}) or {}
+            everything = self._known(known.heads, listed)
+            known.entries, known.counts, known.complete = everything.entries, everything.counts, True
+            return
+        for key in missing:
+            item = self._table.get(key)
+            if item is not None and key.startswith("c#"):
+                known.counts[key[2:]] = layout.counts_of(item)
+            elif item is not None:
+                place = layout.place_of(key)
+                known.entries[place] = layout.stored_of(item, place[0])
+            known.read.add(key)
 
     def parked(self, prefix: str, wanted: Collection[str] | None) -> Iterator[tuple[str, str]]:
         """Ids and texts of parked entries, in order; only those ``wanted``, if given.
@@ -89,7 +142,7 @@ class States:
         while True:
             page, after = self._parked_page(f"p#{prefix}", after)
             items = {k: item for k, item in page.items() if wanted is None or layout.place_of(k)[1] in wanted}
-            small = {key: item for key, item in items.items() if layout.stored_of(item).blob is None}
+            small = {key: item for key, item in items.items() if layout.stored_of(item, "").blob is None}
             texts = self._texts(small, "p#") or {}
             for key in sorted(items):
                 place = layout.place_of(key)
@@ -138,15 +191,15 @@ class States:
                 item = {action.key: action.item for action in self._journal(before.journal) or ()}.get(key, item)
             texts = self._texts({} if item is None else {key: item}, key[:2])
             if texts and item is not None:
-                return Entry(kind, id, layout.stored_of(item).revision, texts[kind, id])
+                return Entry(kind, id, layout.stored_of(item, kind).revision, texts[kind, id])
             if texts is not None and self.head().journal == before.journal:
                 return None
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
-    def _items(self, wanted: Mapping[str, Sequence[str]], head: Head) -> dict[str, Item] | None:
-        """The items under each prefix (all or some of their attributes), with a pending journal applied.
+    def _items(self, wanted: Mapping[str, Sequence[str]], heads: layout.Heads) -> dict[str, Item] | None:
+        """The items under each prefix (all or some of their attributes), with pending journals applied.
 
-        None if the journal was completed in the meantime.
+        None if a journal was completed in the meantime.
         """
         found: dict[str, Item] = {}
         read = list[str]()
@@ -158,17 +211,20 @@ class States:
             read.append(prefix)
             if prefix == "p#":
                 self.parked_pages = pages
-        if head.journal is None:
-            return found
-        journal = self._journal(head.journal)
-        for action in journal or ():
-            if action.key.startswith(tuple(wanted)):
-                _see(found, action)
-        return None if journal is None else found
+        for blob in _journals(heads):
+            journal = self._journal(blob)
+            if journal is None:
+                return None
+            for action in journal:
+                if action.key.startswith(tuple(wanted)):
+                    _see(found, action)
+        return found
 
-    def _known(self, head: Head, items: Mapping[str, Item]) -> Known:
-        entries = {layout.place_of(k): layout.stored_of(item) for k, item in items.items() if k[0] in "ep"}
-        return Known(head, entries, {k[2:]: layout.counts_of(item) for k, item in items.items() if k[0] == "c"})
+    def _known(self, heads: layout.Heads, items: Mapping[str, Item]) -> Known:
+        places = {layout.place_of(k): item for k, item in items.items() if k[0] in "ep"}
+        entries = {place: layout.stored_of(item, place[0]) for place, item in places.items()}
+        counts = {k[2:]: layout.counts_of(item) for k, item in items.items() if k[0] == "c"}
+        return Known(dict(heads), heads[""].slots if "" in heads else (), entries, counts, complete=True)
 
     def _texts(self, items: Mapping[str, Item], prefix: str = "e#") -> dict[Place, str] | None:
         """Texts by place; None if one was replaced in the meantime."""
@@ -185,7 +241,7 @@ class States:
         return found
 
     def _text(self, item: Item) -> str | None:
-        blob = layout.stored_of(item).blob
+        blob = layout.stored_of(item, "").blob
         return item["text"]["S"] if blob is None else self._table.read_blob(blob)
 
     def _damaged(self, what: str) -> DamagedCheckpoint:
@@ -197,74 +253,160 @@ class States:
 
     # Writing
 
-    def commit(self, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts], name: tuple[str, str]) -> Known:
-        """Save if the head is still the ``known`` one; Changed if it is not.
+    def commit(
+        self, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts], name: Name, own: str | None
+    ) -> Known:
+        """Save if the heads of all that it changes are still the ``known`` ones; Changed if one is not.
 
-        ``name``: a token for the save's blobs, and the name that the head records for it.
+        ``own``: the slot of this process, whose head moves, too; None for a command. If another one moves, ``h`` does.
         """
-        token, last = name
-        blobs = self._blobs(saves, token)
+        slots = heads_of(known, saves, counts, own)
+        blobs = self._blobs(saves, name.token)
         actions = layout.actions(known, saves, counts, blobs)
         obsolete = [b for s in saves if (e := known.entries.get((s.kind, s.id))) is not None and (b := e.blob)]
+        before = {slot: known.heads[slot] for slot in slots}
+        new = {
+            slot: layout.committed(head, name.last if slot == own and name.last else head.last, None)
+            for slot, head in before.items()
+        }
         try:
-            head = self._committed(known.head, actions, token, last)
+            heads = self._committed(before, new, actions, name.token)
         except Changed:
             self._forget(blobs.values())
             raise
         self._forget(obsolete)
-        return layout.after(known, head, actions)
+        return layout.after(known, heads, actions)
 
-    def _committed(self, head: Head, actions: Sequence[Action], token: str, last: str) -> Head:
-        (first, *more) = portions(actions)
+    def _committed(
+        self, before: layout.Heads, new: layout.Heads, actions: Sequence[Action], token: str
+    ) -> layout.Heads:
+        (first, *more) = portions(actions, len(new))
         if not more:
-            new = layout.committed(head, last, None)
-            self._table.transact(self._table.putting(HEAD, layout.head_item(new), _unchanged(head)), first)
+            self._table.transact(self._moved(before, new), first)
             return new
-        journal = self._table.write_blob(f"{token}-journal", msgspec.json.encode(actions).decode())
-        new = layout.committed(head, last, journal)
+        listed = list(actions)
+        content = listed if list(new) == [""] else Journal(list(new), listed)
+        journal = self._table.write_blob(f"{token}-journal", msgspec.json.encode(content).decode())
         try:
-            self._table.put(HEAD, layout.head_item(new), _unchanged(head))
+            self._move(before, {slot: replace(head, journal=journal) for slot, head in new.items()})
         except Changed:
             self._forget([journal])
             raise
-        return self.finish(new)
+        self.finish(journal)
+        return new
+
+    def _move(self, before: layout.Heads, new: layout.Heads) -> None:
+        """Change heads, of which one is a single write, and several are a transaction."""
+        if len(new) > 1:
+            return self._table.transact(self._moved(before, new))
+        for slot, head in new.items():
+            self._table.put(head_key(slot), layout.head_item(head, slot), _unchanged(before[slot]))
+        return None
+
+    def _moved(self, before: layout.Heads, new: layout.Heads) -> list[dict[str, object]]:
+        return [
+            self._table.putting(head_key(slot), layout.head_item(head, slot), _unchanged(before[slot]))
+            for slot, head in new.items()
+        ]
 
     def _blobs(self, saves: Sequence[Save], token: str) -> dict[Place, Blob]:
-        large = [(n, s) for n, s in enumerate(saves) if s.text is not None and len(s.text.encode()) > layout.INLINE]
+        large = [(n, s) for n, s in enumerate(saves) if s.text is not None and layout.is_large(s.text)]
         return {(s.kind, s.id): self._table.write_blob(f"{token}-{n}", s.text or "") for n, s in large}
 
-    def finish(self, head: Head) -> Head:
-        """Complete the journal that ``head`` refers to, unless that has been done. Returns the head without it."""
-        assert head.journal is not None
+    def finish(self, journal: Blob) -> None:
+        """Complete the journal that heads refer to, unless that has been done."""
         for _ in range(TRIES):
-            actions = self._journal(head.journal)
-            if actions is None and self.head().journal == head.journal:
-                raise self._damaged("a journal is missing")
+            content = self._content(journal)
+            if content is None:
+                if any(self.head(slot).journal == journal for slot in self._refer(journal)):
+                    raise self._damaged("a journal is missing")
+                return None
+            heads = {slot: self.head(slot) for slot in content.slots}
+            if all(head.journal != journal for head in heads.values()):
+                return None
             try:
-                return self._carried_out(head, head.journal, actions or ())
+                return self._carried_out(journal, content, heads)
             except Changed:  # another process is completing the journal, but may not finish
-                if self.head().journal != head.journal:
-                    return replace(head, journal=None)
+                continue
         raise TransientError(f"the checkpoints in {self._place} keep being changed by other processes")
 
-    def _carried_out(self, head: Head, journal: Blob, actions: Sequence[Action]) -> Head:
+    def _refer(self, journal: Blob) -> list[str]:
+        """The slots whose heads may refer to a journal that cannot be read."""
+        return [slot for slot, head in self.heads(settled=False).items() if head.journal == journal]
+
+    def _carried_out(self, journal: Blob, content: Journal, heads: layout.Heads) -> None:
         pending = is_("journal", msgspec.json.encode(journal).decode())
-        for portion in portions([_unconditional(a) for a in actions]):
-            self._table.transact(self._table.checking(HEAD, pending), portion)
-        done = replace(head, journal=None)
-        self._table.put(HEAD, layout.head_item(done), pending)
+        check = self._table.checking(head_key(content.slots[0]), pending)
+        for portion in portions([_unconditional(a) for a in content.actions]):
+            self._table.transact([check], portion)
+        done = {slot: layout.head_item(replace(head, journal=None), slot) for slot, head in heads.items()}
+        if len(done) > 1:
+            self._table.transact([self._table.putting(head_key(s), item, pending) for s, item in done.items()])
+        else:
+            for slot, item in done.items():
+                self._table.put(head_key(slot), item, pending)
         self._forget([journal])
-        return done
+
+    def _content(self, blob: Blob) -> Journal | None:
+        text = self._table.read_blob(blob)
+        if text is None:
+            return None
+        return Journal([""], _actions.decode(text)) if text.startswith("[") else _journal.decode(text)
 
     def _journal(self, blob: Blob) -> list[Action] | None:
-        text = self._table.read_blob(blob)
-        return None if text is None else _actions.decode(text)
+        content = self._content(blob)
+        return None if content is None else content.actions
 
     def take_over(self, head: Head, owner: str) -> Head:
-        """Make ``owner`` the only run that may save; Changed if ``head`` is outdated."""
-        new = replace(head, owner=owner, claim=head.claim + 1, commit=head.commit + 1, last="-")
-        self._table.put(HEAD, layout.head_item(new), _unchanged(head))
-        return new
+        """Make ``owner`` the only run that may save; Changed if ``head`` is outdated.
+
+        First no worker of another run can claim a slot, and their saves fail once the head of their slot has moved.
+        Until all have, the run has not begun. It begins without heads of slots: ``h`` guards everything again.
+        """
+        new = replace(head, owner=owner, claim=head.claim + 1, commit=head.commit + 1, last="-", held="")
+        self._move({"": head}, {"": new})
+        if not head.slots:
+            return new
+        for slot in head.slots:
+            self._depose(slot)
+        alone = replace(new, commit=new.commit + 1, slots=())
+        self._move({"": new}, {"": alone})
+        return alone
+
+    def _depose(self, slot: str) -> None:
+        """Move the head of a slot, so that the save that its worker has in flight fails."""
+        for _ in range(TRIES):
+            head = self.settled_head(slot)
+            with contextlib.suppress(Changed):
+                return self._move({slot: head}, {slot: layout.committed(head, "-", None)})
+        raise TransientError(f"the checkpoints in {self._place} keep being changed by other processes")
+
+    def take_slot(self, main: Head, head: Head, slot: str, claim: Save, known: Known) -> str:
+        """Make the owner in ``claim`` the only worker of a slot; Changed if a head is outdated.
+
+        Returns the slot whose head guards what is the worker's: "" if there are too many for one each.
+        """
+        (action,) = layout.actions(known, [claim], {}, {})
+        new = {slot: layout.committed(head, "-", None)}
+        if slot not in main.slots:
+            more = (*main.slots, slot) if len(main.slots) < MOST_HEADS else main.slots
+            new = {
+                "": replace(layout.committed(main, main.last, None), slots=more, format=FORMAT),
+                **(new if slot in more else {}),
+            }
+        self._table.transact(self._moved({"": main, slot: head}, new), [action])
+        return slot if slot in new else ""
+
+    def hold(self, slots: Iterable[str], token: str) -> None:
+        """Have the workers of these slots wait a moment, as this process could not change what is theirs beside them.
+
+        Nothing depends on it: a worker that waits too long goes on.
+        """
+        for slot in slots:
+            head = self.settled_head(slot)
+            if not head.held:
+                with contextlib.suppress(Changed):
+                    self._move({slot: head}, {slot: replace(head, commit=head.commit + 1, held=token)})
 
     def pieces(self) -> list[str]:
         """The keys of all blob pieces. A takeover after this call makes saves in progress fail."""
@@ -295,6 +437,24 @@ def _unconditional(action: Action) -> Action:
 def _unchanged(head: Head) -> dict[str, object]:
     """The condition that nothing was saved since, and no journal is pending."""
     return is_("commit", head.commit, without="journal") if head.commit else absent()
+
+
+def _journals(heads: layout.Heads) -> list[Blob]:
+    """The pending journals, each once: several heads may refer to one."""
+    return list({head.journal.token: head.journal for head in heads.values() if head.journal is not None}.values())
+
+
+def _is_quiet(before: layout.Heads, now: layout.Heads, slots: Iterable[str]) -> bool:
+    """Whether nothing that the heads of ``slots`` guard was saved between two looks, and no journal was completed."""
+    if set(_journals(before)) != set(_journals(now)):
+        return False
+    return all(slot in now and before[slot].commit == now[slot].commit for slot in slots if slot in before)
+
+
+def heads_of(known: Known, saves: Sequence[Save], counts: Mapping[str, Counts], own: str | None) -> list[str]:
+    """The slots whose heads a save moves; "" comes first, as any process can find what that refers to."""
+    slots = layout.guards(known, saves, counts) | ({own} if own is not None else set())
+    return sorted(slots if slots == {own} else slots | {""})
 
 
 def _keys(blobs: Iterable[Blob]) -> Iterator[str]:

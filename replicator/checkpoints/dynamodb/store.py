@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,13 @@ from replicator.checkpoints.compare_and_set import Row, check_owned, saved_alrea
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.checkpoints.dynamodb import layout as layout
 from replicator.checkpoints.dynamodb import setup as setup
-from replicator.checkpoints.dynamodb.layout import Head, Known
+from replicator.checkpoints.dynamodb.layout import Known
 from replicator.checkpoints.dynamodb.setup import DynamodbOptions as DynamodbOptions
-from replicator.checkpoints.dynamodb.snapshot import TRIES, States
+from replicator.checkpoints.dynamodb.snapshot import TRIES, Name, States, heads_of
 from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable
 from replicator.errors import Fenced, TransientError
 from replicator.state import (
+    FORGOTTEN,
     Counts,
     Entry,
     Owner,
@@ -35,10 +36,14 @@ from replicator.state import (
 _PER_PAGE = 10  # parked entries to read one by one rather than read a page of all of them, which is 1 MB
 
 
+HELD_TRIES = 3  # attempts of a save, with pauses, for which a worker heeds that its head is held
+
+
 class DynamodbCheckpoints:
     """``Checkpoints`` of one pipeline in a table, whatever their size.
 
-    Every save is conditional on the number of the save before it, so it happens once, in turn, or not at all.
+    Every save is conditional on the number of the last save of what it changes (``layout``), so it happens once, in
+    turn, or not at all.
     """
 
     Options = DynamodbOptions
@@ -47,9 +52,13 @@ class DynamodbCheckpoints:
         self._options, self._pipeline = options, pipeline
         self._client: Client | None = None
         self._claims: dict[str, int] = {}
+        self._own: str | None = None  # the slot whose head names this process' saves; "": that of the run
         self._parked_pages = 1  # that all parked entries made when they were last listed
-        self._known: Known | None = None  # everything, as this run's last save left it
+        self._known: Known | None = None  # what the own head guards, as this process' last save left it
         self._unsure: tuple[list[Save], Mapping[str, Counts], str] | None = None
+        self._wide = False  # whether the last attempt of a save moved more than the own head, and was too late
+        self._in_the_way: set[str] = set()  # slots whose workers have saved before this process could
+        self._heeded = ("", 0)  # by whom the own head is held, and how often that was heeded
 
     @property
     def place(self) -> str:
@@ -69,43 +78,63 @@ class DynamodbCheckpoints:
         for _ in range(TRIES):
             head, pieces = states.settled_head(), states.pieces()
             try:
-                self._claims, self._unsure = {"": states.take_over(head, encode(owner)).claim}, None
+                head = states.take_over(head, encode(owner))
             except Changed:
                 continue
-            known, texts = self._everything(states)
-            states.collect_garbage(pieces, known)
-            return _claimed(known, texts)
+            self._begin({"": head.claim}, "")
+            self._known, texts = states.all(settled=True)
+            self._check_owned(states, self._known)
+            states.collect_garbage(pieces, self._known)
+            return _claimed(self._known, texts)
         raise self._busy()
 
     def claim_slot(self, owner: Owner, slot: str, run: int) -> Claimed:
         states = self._states()
+        place = ("owner", slot)
         for _ in range(TRIES):
-            known, texts = states.all(settled=True)
-            check_owned(_owners(known, [""]), {"": run})
-            place = ("owner", slot)
-            revision, text = known.rows().get(place, Row()).revision, encode(owner)
-            claim = [Save(*place, revision, text)]
+            # The slot's head before the run's claim: a later run first claims the pipeline, and then moves that head.
+            head = states.settled_head(slot)
+            known = states.begin("")
+            states.fill(known, [Save(*place, None, "")], ())
+            check_owned({"": known.heads[""].claim}, {"": run})
+            revision = known.rows().get(place, Row()).revision
             try:
-                self._known = states.commit(known, claim, NO_COUNTS, (uuid.uuid4().hex, known.head.last))
+                own = states.take_slot(known.heads[""], head, slot, Save(*place, revision, encode(owner)), known)
             except Changed:
                 continue
-            self._claims, self._unsure = {"": run, slot: revision + 1}, None
-            return replace(_claimed(self._known, {**texts, place: text}), revision=revision + 1)
+            self._begin({"": run, slot: revision + 1}, own)
+            known, texts = states.all(settled=True, own=own)
+            # Where the slot was taken away since, the first save is refused. The run's claim is read after the head,
+            # which a later run moves after its claim: what is remembered of a head is saved without another look.
+            if known.rows()[place].revision == revision + 1 and states.head().claim == run:
+                self._remember(known)
+            return replace(_claimed(known, texts), revision=revision + 1)
         raise self._busy()
+
+    def _begin(self, claims: dict[str, int], own: str) -> None:
+        self._claims, self._own = claims, own
+        self._known, self._unsure = None, None
+        self._wide, self._in_the_way = False, set()
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         states = self._states()
+        if not (saves or counts):
+            return self._check_owned(states, states.begin("")) if self._claims else None
         for _ in range(TRIES):
             known = self._current(states, saves, counts)
-            if not (saves or counts):
-                return
-            if self._is_made(known, saves, counts):
+            try:
+                made = self._is_made(known, saves, counts)
+            except Fenced:
+                if self._claims and states.have_moved(known, heads_of(known, saves, counts, self._own)):
+                    continue  # what was read is of several saves, perhaps of this one, which was applied late
+                raise
+            if made:
                 self._unsure = None
-                return
+                return None
             if not self._claims:
                 counts = counted(counts, partial(_is_known, known))
             if self._saved(states, known, saves, counts):
-                return
+                return None
         raise self._busy()
 
     def read(self) -> Claimed:
@@ -131,62 +160,90 @@ class DynamodbCheckpoints:
 
     def close(self) -> None:
         client, self._client = self._client, None
-        self._known, self._claims = None, {}
+        self._known, self._claims, self._own = None, {}, None
         if isinstance(client, boto.Boto):
             client.close()
 
     def _current(self, states: States, saves: Sequence[Save], counts: Mapping[str, Counts]) -> Known:
-        """The state that the save builds on: the remembered one if it is certain, otherwise the table's."""
-        if not self._claims:
-            return states.touched(states.settled_head(), saves, counts)
-        if self._known is not None and (saves or counts) and self._unsure is None and _fits(self._known, saves):
-            return self._known
-        if not (saves or counts):  # only checks the ownership
-            return self._mine(self._owned(states))
-        return self._everything(states)[0]
+        """The state that the save builds on: the remembered one if it is certain and enough, otherwise the table's."""
+        known, own = self._known, self._own
+        if known is not None and self._unsure is None:
+            states.fill(known, saves, counts)
+            if _fits(known, saves) and self._is_enough(known, saves, counts):
+                return known
+        self._known = None
+        if own and not self._wide:
+            known = states.begin(own)
+            self._heed(known.heads[own].held)
+            self._check_owned(states, known)
+            states.fill(known, saves, counts)
+            if self._is_enough(known, saves, counts):
+                return known
+        states.hold(sorted(self._in_the_way), uuid.uuid4().hex)
+        known = states.begin(None)
+        if self._claims:
+            self._check_owned(states, known)
+        states.fill(known, saves, counts if self._claims else (*counts, FORGOTTEN))
+        return known
 
-    def _everything(self, states: States) -> tuple[Known, Mapping[layout.Place, str]]:
-        self._known, texts = states.all(settled=True)
-        return self._mine(self._known), texts
+    def _is_enough(self, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> bool:
+        """Whether the heads that the save moves are known."""
+        return known.heads.keys() >= set(heads_of(known, saves, counts, self._own))
 
-    def _owned(self, states: States) -> Known:
-        """The owner entries of what this process claimed, and nothing else."""
-        owners = [Save("owner", slot, None, "") for slot in self._claims if slot]
-        return states.touched(states.settled_head(), owners, ())
+    def _heed(self, held: str) -> None:
+        """TransientError if another process is about to change what is this slot's; it must not wait for ever."""
+        by, tries = self._heeded
+        self._heeded = (held, tries + 1 if held == by else 1)
+        if held and self._heeded[1] <= HELD_TRIES:
+            raise TransientError(f"another process is about to change this slot's checkpoints in {self.place}")
 
-    def _mine(self, known: Known) -> Known:
+    def _check_owned(self, states: States, known: Known) -> None:
+        """Fenced unless this process still owns what it claimed. ``known``: read before, if that was changed since."""
+        slots = [Save("owner", slot, None, "") for slot in self._claims if slot]
+        states.fill(known, slots, ())
+        rows, head = known.rows(), known.heads.get("") or states.head()
+        owners = {slot: rows.get(("owner", slot), Row()).revision if slot else head.claim for slot in self._claims}
         try:
-            check_owned(_owners(known, self._claims), self._claims)
+            check_owned(owners, self._claims)
         except Fenced:
             self._known = None
             raise
-        return known
 
     def _is_made(self, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> bool:
         """Whether this save was already made: the last one, whose response was lost, or judging by its entries."""
-        if self._unsure is not None and self._claims:
+        if self._unsure is not None and self._own is not None:
             before, more, token = self._unsure
-            if known.head.last == token and (before, more) == (list(saves), counts):
+            if known.heads[self._own].last == token and (before, more) == (list(saves), counts):
                 return True
         rows = known.rows()
         found = {(s.kind, s.id): rows.get((s.kind, s.id), Row()) for s in saves}
         summed = [Save(s.kind, s.id, s.expected, None if s.text is None else layout.text_sum(s.text)) for s in saves]
-        return saved_already(summed, found, _owners(known, self._claims), self._claims)
+        return saved_already(summed, found, self._claims, self._claims)
 
     def _saved(self, states: States, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> bool:
         """Try the save; False if another process saved first."""
         token = uuid.uuid4().hex
-        mine = bool(self._claims)
+        mine = self._own is not None
         again = self._unsure is not None and (self._unsure[0], self._unsure[1]) == (list(saves), counts)
         name = self._unsure[2] if self._unsure is not None and again else token
         self._unsure = (list(saves), counts, name) if mine else None
-        remembered, self._known = self._known, None
+        self._known = None
+        slots = set(heads_of(known, saves, counts, self._own))
         try:
-            known = states.commit(known, saves, counts, (token, name if mine else known.head.last))
+            known = states.commit(known, saves, counts, Name(token, name if mine else ""), self._own)
         except Changed:
+            self._wide, self._in_the_way = slots != {self._own}, slots - {"", self._own}
             return False
-        self._known, self._unsure = (known if remembered is not None else None), None
+        self._remember(known)
+        self._unsure, self._wide, self._in_the_way = None, False, set()
         return True
+
+    def _remember(self, known: Known) -> None:
+        """Keep what the own head guards; a command keeps nothing."""
+        if self._own is None:
+            self._known = None
+        else:
+            self._known = known if known.heads.keys() == {self._own} else layout.guarded_by(known, self._own)
 
     def _states(self) -> States:
         options = self._options
@@ -211,17 +268,12 @@ def _fits(known: Known, saves: Sequence[Save]) -> bool:
     return all(s.expected in (None, rows.get((s.kind, s.id), Row()).revision) for s in saves)
 
 
-def _owners(known: Known, slots: Iterable[str]) -> dict[str, int]:
-    rows = known.rows()
-    return {slot: rows.get(("owner", slot), Row()).revision if slot else known.head.claim for slot in slots}
-
-
 def _is_known(known: Known, shard: str) -> bool:
     return ("shard", shard) in known.entries
 
 
 def _claimed(known: Known, texts: Mapping[layout.Place, str]) -> Claimed:
-    head: Head = known.head
+    head = known.heads[""]
     owner = [Entry("owner", "", head.claim, head.owner)] if head.claim else []
     places = sorted(known.entries.items())
     entries = [Entry(*place, stored.revision, texts.get(place, "")) for place, stored in places]

@@ -14,7 +14,8 @@ from replicator.aws.errors import AwsError, decoded, failure
 from replicator.checkpoints.dynamodb.layout import Action, Blob, Item
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 
-ACTIONS = 80  # per transaction, besides the head; DynamoDB allows 100
+ITEMS = 100  # per transaction
+ACTIONS = 80  # of these, at most, besides the heads
 BYTES = 2_500_000  # per transaction; DynamoDB allows 4 MB
 _PIECE = 90_000  # characters per piece of a blob, at most four bytes each: below the 400 KB limit of an item
 _CONFLICTS = ("ConditionalCheckFailed", "TransactionConflict", "DuplicateItem")
@@ -75,9 +76,9 @@ class CheckpointTable:
         """Put one item if ``condition`` (from ``is_`` or ``absent``) holds; Changed if it does not."""
         self.call("PutItem", {"TableName": self._table, "Item": self._whole(key, item), **condition})
 
-    def transact(self, first: Mapping[str, Any], actions: Sequence[Action]) -> None:
+    def transact(self, first: Sequence[Mapping[str, Any]], actions: Sequence[Action] = ()) -> None:
         """Execute ``first`` and all ``actions`` atomically; Changed if a condition does not hold."""
-        self.call("TransactWriteItems", {"TransactItems": [first, *(self._action(a) for a in actions)]})
+        self.call("TransactWriteItems", {"TransactItems": [*first, *(self._action(a) for a in actions)]})
 
     def putting(self, key: str, item: Item, condition: Mapping[str, Any]) -> dict[str, Any]:
         return {"Put": {"TableName": self._table, "Item": self._whole(key, item), **condition}}
@@ -166,13 +167,14 @@ def absent() -> dict[str, Any]:
     return {"ConditionExpression": "attribute_not_exists(#n)", "ExpressionAttributeNames": {"#n": "entry"}}
 
 
-def portions(actions: Sequence[Action]) -> Iterator[list[Action]]:
-    """``actions``, split into transactions within DynamoDB's limits."""
+def portions(actions: Sequence[Action], heads: int = 1) -> Iterator[list[Action]]:
+    """``actions``, split into transactions within DynamoDB's limits, each with so many ``heads``."""
+    most = min(ACTIONS, ITEMS - heads)
     portion: list[Action] = []
     size = 0
     for action in actions:
         length = len(orjson.dumps(action.item)) + 200
-        if portion and (len(portion) >= ACTIONS or size + length > BYTES):
+        if portion and (len(portion) >= most or size + length > BYTES):
             yield portion
             portion, size = [], 0
         portion.append(action)
