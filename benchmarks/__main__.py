@@ -241,10 +241,10 @@ def _search_lines(rounds: int) -> Iterator[str]:
 
 def _redis_lines(rounds: int) -> Iterator[str]:
     from benchmarks import redis  # only this needs the extra "redis"
-    from tests.servers.redis import RedisServer
+    from tests.servers.redis import RedisCluster, RedisServer
 
-    with RedisServer() as server:
-        yield from redis.lines(rounds, server.url, alone)
+    with RedisServer() as server, RedisCluster(replicas=0) as cluster:
+        yield from redis.lines(rounds, server, cluster, alone)
 
 
 def _delta_lines(rounds: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -24,9 +24,11 @@ from replicator.items.attributes import image
 from replicator.items.item import Item
 from replicator.target.contract import Table
 from replicator.version import FIRST_EPOCH, version
+from tests.servers.redis import RedisCluster, RedisServer
 
 ITEMS, PAGE = 10_000, 1000
 LOOP = "pipelined SET"
+CLUSTER = "replicator, json, a cluster"
 
 
 def plain(url: str) -> Result:
@@ -47,10 +49,11 @@ def _plain(value: object) -> object:
     return sorted(value, key=str) if isinstance(value, set | frozenset) else float(str(value))
 
 
-def product(url: str, store: str) -> Result:
-    """Whole items, as a scan delivers them; building the batches is not measured."""
-    with Client.from_url(url) as client:
-        client.flushall()
+def product(url: str, store: str, nodes: Sequence[str] = ()) -> Result:
+    """Whole items, as a scan delivers them; building the batches is not measured. ``nodes``: all, of a cluster."""
+    for node in nodes or (url,):
+        with Client.from_url(node) as client:
+            client.flushall()
     writes = [_upsert(item, number) for number, item in enumerate(data.initial(ITEMS))]
     made = [Batch([Part("shard:1", writes[start : start + PAGE])]) for start in range(0, ITEMS, PAGE)]
     target = Redis(RedisOptions(url=url), "benchmark")
@@ -69,13 +72,15 @@ def _upsert(item: dict[str, Any], number: int) -> Upsert:
     return Upsert(data.TABLE, key, Item(image(item)), version(FIRST_EPOCH, number), key)
 
 
-def lines(rounds: int, url: str, alone: Callable[..., Result]) -> Iterator[str]:
+def lines(rounds: int, server: RedisServer, cluster: RedisCluster, alone: Callable[..., Result]) -> Iterator[str]:
     """The result table. ``alone`` calls a function in a separate process."""
-    found: dict[str, list[Result]] = {LOOP: [], "replicator, json": [], "replicator, hash": []}
+    url, nodes = server.url, [node.url for node in cluster.nodes]
+    found: dict[str, list[Result]] = {LOOP: [], "replicator, json": [], "replicator, hash": [], CLUSTER: []}
     for _ in range(rounds):
         found[LOOP].append(alone(plain, url))
         for store in ("json", "hash"):
             found[f"replicator, {store}"].append(alone(product, url, store))
+        found[CLUSTER].append(alone(product, cluster.url, "json", nodes))
     yield f"| to Redis | documents/s | client CPU, us/document | x {LOOP} |"
     yield "|---|---|---|---|"
     loop = [r.rate for r in found[LOOP]]

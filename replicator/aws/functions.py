@@ -111,12 +111,26 @@ class Functions:
             raise failure(e, f"lambda:{operation}", resource) from e
 
 
+_HOURS = {"minute": 1 / 60, "hour": 1.0, "day": 24.0}
+
+
 class Schedule(msgspec.Struct, frozen=True):
-    """What invokes a function by time. ``rule``: of EventBridge; otherwise of EventBridge Scheduler."""
+    """What invokes a function by time. ``rule``: of EventBridge; otherwise of EventBridge Scheduler.
+
+    ``expression``: such as rate(15 minutes); empty if it is not known, as of a schedule of EventBridge Scheduler.
+    """
 
     name: str
     enabled: bool
     rule: bool
+    expression: str = ""
+
+    @property
+    def hours(self) -> float | None:
+        """The time between two invocations of a rate; None for any other expression."""
+        number, _, unit = self.expression.removeprefix("rate(").removesuffix(")").partition(" ")
+        of = _HOURS.get(unit.removesuffix("s"))
+        return None if of is None or not number.isdecimal() else int(number) * of
 
 
 class Schedules:
@@ -130,8 +144,8 @@ class Schedules:
         for arn in dict.fromkeys(arns):
             for rule in self._paged(self._events, LIST_RULES, "RuleNames", TargetArn=arn):
                 found = self._call(self._events, DESCRIBE_RULE, Name=rule)
-                if found.get("ScheduleExpression"):
-                    yield Schedule(rule, found.get("State") != "DISABLED", rule=True)
+                if expression := found.get("ScheduleExpression"):
+                    yield Schedule(rule, found.get("State") != "DISABLED", rule=True, expression=expression)
         for each in self._paged(self._scheduler, LIST_SCHEDULES, "Schedules"):
             if _is_of(str(each.get("Target", {}).get("Arn", "")), name):
                 yield Schedule(str(each.get("Name", "")), each.get("State") != "DISABLED", rule=False)

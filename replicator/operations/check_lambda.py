@@ -18,6 +18,7 @@ from replicator.options import aws_options
 
 SHORTEST, LEAST = 30, 256  # seconds of the timeout, and MB of memory
 LONGEST_BATCHING = 10  # seconds
+RAREST = 12.0  # hours between two invocations by the schedule: records are gone after 24
 PARTIAL = "ReportBatchItemFailures"
 _AGAIN = "create it again, with the settings in docs/lambda.md"
 _NO_FILTER = "--filter-criteria '{}'"
@@ -81,8 +82,18 @@ def of_concurrency(reserved: int | None, asked: Asked) -> Iterator[Finding]:
 
 def of_schedules(schedules: Sequence[Schedule], asked: Asked) -> Iterator[Finding]:
     """A problem unless one is enabled: no event tells of a shard without records, or of a stream that was disabled."""
-    if enabled := [schedule.name for schedule in schedules if schedule.enabled]:
-        yield Finding("schedule", "ok", f"{enabled[0]} invokes {asked.function}")
+    enabled = [schedule for schedule in schedules if schedule.enabled]
+    if often := [schedule for schedule in enabled if (schedule.hours or 0) <= RAREST]:
+        yield Finding("schedule", "ok", f"{often[0].name} invokes {asked.function}")
+        return
+    if enabled:
+        yield Finding(
+            "schedule",
+            "problem",
+            f"{enabled[0].name} invokes {asked.function} too rarely, with {enabled[0].expression}: what it has to read "
+            "is gone after a day",
+            asked.command("put-rule", f"--name {enabled[0].name} --schedule-expression 'rate(15 minutes)'", "events"),
+        )
         return
     without = "a shard without records looks like a gap after a day, and a stream that was disabled is not noticed"
     if not schedules:

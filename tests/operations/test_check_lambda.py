@@ -295,6 +295,23 @@ def test_a_function_that_no_schedule_invokes_is_a_problem(schedules: list[Schedu
     assert list(of_schedules(schedules, ASKED)) == [Finding("schedule", "problem", f"{text}: {WITHOUT}", do)]
 
 
+@pytest.mark.parametrize("expression", ["rate(7 days)", "rate(1 day)", "rate(13 hours)", "rate(721 minutes)"])
+def test_a_schedule_that_is_rarer_than_what_it_reads_lasts_is_a_problem(expression: str) -> None:
+    (found,) = of_schedules([Schedule("week", True, rule=True, expression=expression)], ASKED)
+    assert found.verdict == "problem"
+    assert found.text == (
+        f"week invokes orders-copy too rarely, with {expression}: what it has to read is gone after a day"
+    )
+    assert "events put-rule" in found.do
+    assert "--name week --schedule-expression 'rate(15 minutes)'" in found.do
+
+
+@pytest.mark.parametrize("expression", ["rate(1 minute)", "rate(12 hours)", "cron(0 * * * ? *)", ""])
+def test_a_schedule_that_is_often_enough_or_whose_times_are_not_known_is_none(expression: str) -> None:
+    found = of_schedules([Schedule("each-quarter", True, rule=True, expression=expression)], ASKED)
+    assert list(found) == [SCHEDULED]
+
+
 def test_one_of_several_schedules_is_enough() -> None:
     assert list(of_schedules([Schedule("off", False, rule=True), RULE], ASKED)) == [SCHEDULED]
 
@@ -320,8 +337,8 @@ def test_rules_and_schedules_of_the_function_and_its_versions_are_found() -> Non
         schedules.add_response("list_schedules", {"Schedules": summaries}, {})
         found = list(Schedules((events, scheduler)).of("orders-copy", [FUNCTION, f"{FUNCTION}:live", FUNCTION]))
     assert found == [
-        Schedule("one", True, rule=True),
-        Schedule("live", False, rule=True),
+        Schedule("one", True, rule=True, expression="rate(15 minutes)"),
+        Schedule("live", False, rule=True, expression="cron(0 * * * ? *)"),
         Schedule("four", True, rule=False),
     ]
 

@@ -17,7 +17,7 @@ from replicator.testing.contract.kit import built
 from replicator.testing.servers.programs import ServerMissing, free_port
 from replicator.version import FIRST_EPOCH
 from tests.certificates import Pair, certificate_in, pair_in
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisCluster, RedisServer
 from tests.servers.starting import started
 
 
@@ -62,6 +62,26 @@ def test_a_certificate_that_is_not_trusted_ends_the_run(secure: Secure) -> None:
     with pytest.raises(ConfigError, match=r"has a certificate that is not trusted: .*Set target.ca_certs"):
         target.check([table()])
     target.close()
+
+
+def test_a_cluster_is_reached_with_tls(tmp_path: Path) -> None:
+    """Its nodes name the ports for TLS to whoever asks with TLS."""
+    port, certificate = free_port(), certificate_in(tmp_path)
+    files = ("--tls-cert-file", certificate, "--tls-key-file", certificate, "--tls-ca-cert-file", certificate)
+    options = ("--tls-port", str(port), "--tls-auth-clients", "no", "--tls-cluster", "yes", *map(str, files))
+    for cluster in started("Redis", lambda: RedisCluster(*options, primaries=1, replicas=0), ServerMissing):
+        url = {"type": "redis", "url": f"rediss+cluster://127.0.0.1:{port}"}
+        target, untrusting = built({**url, "ca_certs": str(certificate)}), built(url)
+        try:
+            target.open([table()], FIRST_EPOCH)
+            target.write(batch(put({"pk": "a"}, 1)))
+            with pytest.raises(ConfigError, match=r"has a certificate that is not trusted: .*Set target.ca_certs"):
+                untrusting.check([table()])
+        finally:
+            target.close()
+            untrusting.close()
+        with cluster.nodes[0].client() as client:
+            assert client.get("contract:a") == b'{"pk":"a"}'
 
 
 @pytest.mark.parametrize("with_one", [False, True])
