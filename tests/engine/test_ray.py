@@ -438,7 +438,7 @@ def test_workers_that_ray_has_not_started_are_what_the_run_waits_for() -> None:
     ray = Simulated([report(workers={"0": Heard(HERE)})], stops_after=100)
     ray.run()
     assert ray.observed[0].waiting_for is None
-    assert ray.observed[-1].waiting_for == "Ray: 1 of 2 workers have no node with a free CPU"
+    assert ray.observed[-1].waiting_for == "Ray: 1 of 2 workers have not started: no CPU is free, or nodes are slow"
 
 
 def test_restarts_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -289,7 +289,9 @@ class Run:
     def _missing(self) -> str | None:
         """What to say of workers that Ray has not started yet."""
         missing = sum(w.where is None and self._now() - w.begun > STARTING for w in self._works.values())
-        return f"Ray: {missing} of {len(self._works)} workers have no node with a free CPU" if missing else None
+        if not missing:
+            return None
+        return f"Ray: {missing} of {len(self._works)} workers have not started: no CPU is free, or nodes are slow"
 
     def _ended_worker(self) -> Ended | None:
         """How a worker ended that must not be started again; those that were fenced are."""
