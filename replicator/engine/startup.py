@@ -40,6 +40,7 @@ _RECOMPUTE = {
     "a rebuild needs what it was made with: keep the new hook and definition in the new config only",
 }
 """How documents become those of a changed hook or definition, for each of the copies that a rebuild keeps."""
+_IN_PLACE = "recompute all documents in place (replicator resync CONFIG)"
 _BESIDE = (
     "To build the other index while readers keep this one, and switch at once, name it in a second config "
     "(docs/rebuilding.md): replicator rebuild start NEW_CONFIG"
@@ -80,6 +81,7 @@ class StartupState:
     adopted: Sequence[str] = ()
     stripped: Stripped | None = None
     generation: Generation = Generation.ONLY
+    rebuilds: bool = True  # whether the target can keep two copies
     aliased: bool = False
     history_epoch: int = 0
     history_beside: int = 0
@@ -372,9 +374,13 @@ def check_hook(found: StartupState) -> None:
         what = "changed" if state.hook and found.hook else "was removed" if state.hook else "was added"
         raise ConfigError(
             f"transform: the hook {what} since the last run. Either resume and leave existing documents as they are "
-            f"(run --accept-hook-change), or {_RECOMPUTE[found.generation]}"
+            f"(run --accept-hook-change), or {_recompute(found)}"
             + ("" if found.hook else ". To keep the documents' shape, restore transform: in the config")
         )
+
+
+def _recompute(found: StartupState) -> str:
+    return _RECOMPUTE[found.generation] if found.rebuilds else _IN_PLACE
 
 
 def _redefined(found: StartupState, additions: Sequence[str] | None) -> ConfigError:
@@ -383,11 +389,12 @@ def _redefined(found: StartupState, additions: Sequence[str] | None) -> ConfigEr
     if additions is None:
         return ConfigError(
             f"target.tables: {changed} since the last run, so existing documents do not match the definition. "
-            f"Undo the change, or {_RECOMPUTE[found.generation]}"
+            f"Undo the change, or {_recompute(found)}"
         )
     statements = "".join(f"\n{statement}" for statement in additions)
+    anew = _ANEW[found.generation] if found.rebuilds else ""
     return ConfigError(
-        f"target.tables: {changed} since the last run. {_ANEW[found.generation]}To apply this and fill it with a new "
+        f"target.tables: {changed} since the last run. {anew}To apply this and fill it with a new "
         f"scan of the source: {APPLY_SCHEMA}{', which executes:' if statements else ''}{statements}"
     )
 

@@ -236,6 +236,16 @@ def test_an_added_column_is_offered_with_its_statement_and_added_if_allowed() ->
     assert mode(startup.Allowed(schema_changes=True), parts=parts, additions=statements) is startup.StartMode.BEGIN
 
 
+@pytest.mark.parametrize("additions", [["ALTER TABLE copy"], None])
+def test_a_rebuild_is_offered_only_where_the_target_can_keep_two_copies(additions: list[str] | None) -> None:
+    parts = {"copy": {**PARTS["copy"], "columns.city": "text from city"}}
+    for changed in ({"parts": parts, "additions": additions}, {"hook": "changed"}):
+        for rebuilds in (True, False):
+            with pytest.raises(ConfigError) as refused:
+                mode(rebuilds=rebuilds, **changed)
+            assert ("replicator rebuild start" in str(refused.value)) == rebuilds
+
+
 def test_there_is_no_epoch_after_the_last_one() -> None:
     with pytest.raises(ConfigError, match=f"{LAST_EPOCH} is the highest possible epoch"):
         startup.new_epoch(startup_state(epochs={"copy": LAST_EPOCH}), enabled=True, now=5.0)
