@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
@@ -102,6 +105,23 @@ def test_a_store_that_does_not_keep_one_commit_from_replacing_another_is_refused
 def test_check_leaves_nothing_in_a_store_that_has_what_is_needed(s3: Bucket, build: Build, s3_endpoint: str) -> None:
     assert build(s3_endpoint).check([table()]) == []
     assert keys(s3) == []
+
+
+def test_the_client_prints_no_warnings_where_there_is_no_metadata_of_an_instance(s3: Bucket, s3_endpoint: str) -> None:
+    target = {**kit.in_s3(s3, s3_endpoint), "table": "contract"}
+    code = (
+        "from replicator.config.target import destination\n"
+        "from replicator.testing.contract import table\n"
+        f"print(destination({target!r})[0].build('contract').check([table()]))"
+    )
+    login = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+    left_out = ("RUST_LOG", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED")
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    nowhere = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, **login, **nowhere}, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 @pytest.mark.parametrize("key", ["a.parquet", "folder/a"])
