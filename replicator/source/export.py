@@ -370,7 +370,7 @@ def _start(
     except AwsError as e:
         if e.code == "InvalidExportTimeException" and window is not None:
             raise (yield from _refused_window(table, window, now())) from e
-        raise _failed(e, "ExportTableToPointInTime", table.arn or table.name) from e
+        raise _failed(e, "ExportTableToPointInTime", table.arn or table.name, _named(table)) from e
     return decoded(body, _DescribeExport, "ExportTableToPointInTime").ExportDescription.ExportArn
 
 
@@ -442,9 +442,15 @@ _REFUSED = {
 }
 
 
-def _failed(error: AwsError, operation: str, resource: str) -> ReplicatorError:
+def _named(table: SourceTable) -> str:
+    """The table as options of a command of the AWS CLI."""
+    region = (table.arn or "").split(":")[3:4]
+    return f"{table.name} --region {region[0]}" if region else table.name
+
+
+def _failed(error: AwsError, operation: str, resource: str, named: str = "TABLE") -> ReplicatorError:
     if error.code in _REFUSED:
-        return ConfigError(f"backfill: {operation} on {resource}: {_REFUSED[error.code]}")
+        return ConfigError(f"backfill: {operation} on {resource}: {_REFUSED[error.code].replace('TABLE', named)}")
     meant = failure(error, operation, resource)
     return ConfigError(f"backfill: {meant}") if type(meant) is ReplicatorError else meant
 

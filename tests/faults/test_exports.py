@@ -151,6 +151,7 @@ def test_without_point_in_time_recovery_the_error_says_how_to_enable_it(faults: 
 
     assert ended.code == 2
     assert "point-in-time recovery is off, which an export needs; enable it: aws dynamodb" in ended.err
+    assert "--table-name orders --region us-east-1" in ended.err
 
 
 def test_a_backfill_whose_export_is_not_started_does_not_turn_into_another_one(faults: World) -> None:
