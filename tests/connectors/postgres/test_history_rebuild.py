@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from connectors.postgres.table_schema import shapes
+from replicator.errors import ConfigError
 from replicator.operations import history as operation
+from replicator.target.contract import Generation, Table
 from tests.cli.command_line import World
 from tests.cli.test_rebuild import done, phases, running, use
 from tests.cli.test_run import await_that
 from tests.connectors.postgres.history_kit import as_of, changes, keep_history, resync, soon
+from tests.connectors.postgres.postgres_kit import PK
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(300)]
 
@@ -169,3 +173,33 @@ def test_a_rebuild_may_add_a_history(world: World) -> None:
         put(world, process, "last", 12, "orders")
     assert at(world, soon()) == {"a": ("new", 20), "last": ("new", 120)}
     assert world.call("check", world.config)[0] == 0
+
+
+def test_states_from_before_what_is_kept_move_with_the_history(orders: World) -> None:
+    """As if the rebuild had taken longer than changes are kept: retention has moved a document's last change."""
+    done(orders, "start")
+    with running(orders) as process:
+        live(orders, process)
+        with orders.postgres.connect() as client:
+            client.execute(
+                "WITH moved AS (DELETE FROM orders_history_new WHERE id = 'untouched' RETURNING *) "
+                "INSERT INTO orders_history_new_base SELECT * FROM moved ORDER BY _version DESC LIMIT 1"
+            )
+            client.execute(
+                "COMMENT ON TABLE orders_history_new_base IS 'replicator: changes are kept since 1000000000'"
+            )
+        switched(orders)
+        live(orders, process)
+        done(orders, "finish")
+        put(orders, process, "last", 12, "orders")
+    assert at(orders, soon()) == {"even": ("new", 40), "untouched": ("new", 20), "last": ("new", 120)}
+    code, _, err = orders.call("history", orders.config, "--at", "2001-01-01T00:00:00Z", "--human")
+    assert (code, "--at: the history begins at" in err) == (2, True), err
+
+
+def test_a_name_must_leave_room_for_the_history_of_a_new_copy() -> None:
+    options: dict[str, Any] = {"history": {}}
+    for length, generation in ((46, Generation.ONLY), (46, Generation.OLD), (42, Generation.NEW)):
+        shapes([Table("x" * length, PK, options, generation=generation)], "public")
+        with pytest.raises(ConfigError, match=f"the name of the table may have {length} bytes"):
+            shapes([Table("x" * (length + 1), PK, options, generation=generation)], "public")
