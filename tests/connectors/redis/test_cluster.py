@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -26,8 +27,8 @@ from replicator.testing.servers.programs import ServerMissing, free_port
 from replicator.version import FIRST_EPOCH
 from tests.connectors.redis import redis_kit as kit
 from tests.end_to_end.pipeline import eventually
-from tests.servers.redis import RedisCluster, RedisServer
-from tests.servers.starting import not_tested
+from tests.servers.redis import RedisCluster, RedisServer, valkey
+from tests.servers.starting import not_tested, started
 
 Build = Callable[..., Redis]
 
@@ -222,6 +223,20 @@ def test_writes_follow_slots_that_have_moved_and_nothing_is_missing(cluster: Red
         assert exhaust(lambda: target.sweep(table(), at(3), [])) == 5
     finally:
         cluster.move(moved, destination, source)
+
+
+def test_the_same_holds_on_valkey(build: Build) -> None:
+    for cluster in started("Valkey", lambda: RedisCluster(replicas=0, program=valkey()), ServerMissing):
+        target = opened(build(cluster))
+        source, destination, _ = cluster.primaries()
+        names = ids_of(cluster, source, 5)
+        target.write(batch(*(put({"pk": pk}, 1) for pk in names)))
+        cluster.move([slot(pk) for pk in names[:3]], source, destination)
+        assert target.write(batch(*(put({"pk": pk, "n": 2}, 2) for pk in names))) == Outcome()
+        assert target.recheck([table()]) == []
+        assert sorted(target.walk(table(), None).ids) == sorted((pk,) for pk in set(names))
+        assert exhaust(partial(swept, target)) == len(set(names))
+        assert kit.documents(cluster, table()) == {}
 
 
 def test_while_the_keys_of_a_slot_are_on_two_nodes_its_writes_wait_and_others_do_not(
