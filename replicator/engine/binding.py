@@ -72,11 +72,15 @@ class Recheck:
     _checked_at: float = field(default=-math.inf)
 
     def check(self) -> None:
-        """ConfigError if ``open`` would now refuse a table although writes to it succeed."""
-        now, target = self.monotonic(), self.target
-        if now - self._checked_at < RECHECK_INTERVAL:
-            return
-        self._checked_at = now
+        """Once in an interval: ConfigError if ``open`` would now refuse a table although writes to it succeed. GapFound
+        if the target has lost rows.
+        """
+        if self.monotonic() - self._checked_at >= RECHECK_INTERVAL:
+            self.check_now()
+
+    def check_now(self) -> None:
+        """The same, at once."""
+        self._checked_at, target = self.monotonic(), self.target
         if not isinstance(target, Rechecking):
             return
         self.delivery.settle()

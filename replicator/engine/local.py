@@ -290,6 +290,7 @@ class Driver:
             self._export(start.table)
             return
         startup.check_history(start)
+        self._recheck.check_now()  # of the new epoch on, the target only notices what it loses from then on
         self._retrying(lambda: preexisting.check_same_epoch(self._context.target, self._context.tables))
         if request.keys:
             with contextlib.suppress(TransientError):  # retried as it reads: nothing else may wait for that

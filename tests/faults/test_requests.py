@@ -8,6 +8,7 @@ from replicator.config.settings import load
 from replicator.engine import preexisting
 from replicator.engine.assembly import target_tables
 from replicator.engine.startup import digest
+from replicator.errors import GapFound
 from replicator.key import Key
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import describe_table
@@ -53,3 +54,37 @@ def test_a_partial_resync_is_not_begun_while_a_new_start_would_be_refused(faults
     target.problems = ()
     faults.copied()
     assert faults.states("pipeline")[""].epoch == epoch + 1
+
+
+class Emptied(MemoryTarget):
+    """A server that can tell that it has lost documents, until an epoch begins: then it counts anew, as Redis does."""
+
+    lost: bool = False
+
+    def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
+        if self.lost:
+            raise GapFound("the server has lost changes that it had stored", of_target=True)
+        return ()
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        self.lost = False
+        super().open(tables, epoch)
+
+
+def test_what_the_target_lost_in_the_last_minute_is_noticed_before_a_partial_resync_begins(faults: World) -> None:
+    faults.fill()
+    target = Emptied(faults.database)
+    faults.target = lambda: target
+    faults.copied()
+    epoch = faults.states("pipeline")[""].epoch
+
+    def lose() -> None:
+        faults.database.rows[TABLE].pop(("k2",))
+        target.lost = True
+        request_one(faults)
+
+    faults.clock.plan(75, lose)
+    ended = faults.run(seconds=200)
+    assert ended.code == 3
+    assert "the server has lost changes" in ended.event("gap")["reason"]
+    assert faults.states("pipeline")[""].epoch == epoch
