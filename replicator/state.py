@@ -426,6 +426,15 @@ class Spared:
 
 
 @dataclass(frozen=True, slots=True)
+class Orphan:
+    """A shard that listings show without its parent. ``since``, ``last``: times of the first and the last of them."""
+
+    since: float
+    last: float
+    listings: int
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """The run's last heartbeat, with the rates it measured. ``phase``: as in `status`.
 
@@ -435,7 +444,7 @@ class Heartbeat:
     may still be applied; None or 0 if none can be. ``repair``: the token of the ``Repair`` for which every delete
     leaves a tombstone, "" if there is none. ``restarts``: of a run's workers, by slot, and of its coordinator.
     ``unknown``: of a worker, shards that the endpoint does not know, without any loss. ``orphaned``: behind AWS Lambda,
-    shards that listings show without their parent, and since when.
+    shards that listings show without their parent.
     """
 
     at: float
@@ -451,7 +460,7 @@ class Heartbeat:
     repair: str = ""
     restarts: Mapping[str, int] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
-    orphaned: Mapping[str, float] = field(default_factory=dict)
+    orphaned: Mapping[str, Orphan] = field(default_factory=dict)
 
 
 FULL, SAMPLE, BY_RUN = "", "sample", "run"

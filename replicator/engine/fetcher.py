@@ -226,7 +226,7 @@ class Fetcher:
         self.pipeline.listed(listing)
         if not listing.complete:
             return
-        if self.pipeline.childless or self.pipeline.discovery.waits or self.pipeline.discovery.misses:
+        if self.pipeline.childless or self.pipeline.discovery.orphaned or self.pipeline.discovery.misses:
             self._list_rest = min(MAX_RELIST, self._list_rest * 2)
             self._list_at = self.now() + self._list_rest
         else:

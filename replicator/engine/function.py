@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from replicator.aws.client import answered
@@ -29,7 +29,7 @@ from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import lanes, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.coordination import COORDINATOR
-from replicator.pipeline.discovery import YOUNG_ORPHAN_LIMIT, Discovery, News
+from replicator.pipeline.discovery import ORPHAN_PAUSE, YOUNG_ORPHAN_LIMIT, Discovery, News
 from replicator.pipeline.lineage import readable
 from replicator.pipeline.pipeline import needed_since, resumed_discovery
 from replicator.source.decoding import RecordsDecoder
@@ -43,10 +43,11 @@ from replicator.target.past import KeepsHistory
 log = logging.getLogger("replicator")
 
 LISTING = "listing"  # the slot that an invocation claims while it adds shards
-ATTEMPTS = 8  # how often an invocation starts over after another one took its lane
+ATTEMPTS = 8  # how often an invocation starts over after another one took its lane, or the listing
 AGAIN = 0.2  # seconds that it waits before, at most and times the attempt; by chance: else two take it in turns
 LISTING_TIME = 3.0  # seconds for which an invocation leaves it to another one to add shards
 RELIST = 0.5  # seconds between listings while a shard is missing from them
+LISTINGS = YOUNG_ORPHAN_LIMIT  # of one invocation until it fails, and Lambda retries
 IDLE = 600.0  # seconds after which a shard that no event has moved is read by a scheduled invocation
 BEGIN = "replicator run CONFIG --until backfilled"
 RESCAN = "replicator resync CONFIG, then " + BEGIN
@@ -235,10 +236,13 @@ class Function:
             saves = [self._noted(gap, view), view.put("pipeline", "", view.pipeline)[0]]
             self._retrying(lambda: self._context.checkpoints.save(saves), asks="checkpoints")
 
-    def _noted(self, gap: GapFound, view: CheckpointView) -> Save:
+    def _noted(self, gap: GapFound, view: CheckpointView, n: int = 0) -> Save:
+        """``n``: how many gaps are noted before it at the same time."""
         log.error("gap", extra={"reason": gap.reason, "shard": gap.shard})
         now, epoch = self._environment.now(), view.pipeline.epoch if view.pipeline is not None else 0
-        return view.put("gap", f"{now:017.3f}@{LISTING}", Gap(gap.reason, now, epoch, gap.shard, gap.sequence))[0]
+        return view.put(
+            "gap", f"{now + n / 1000:017.3f}@{LISTING}", Gap(gap.reason, now, epoch, gap.shard, gap.sequence)
+        )[0]
 
     def _store(self, batch: ShardBatch) -> None:
         for attempt in range(1, ATTEMPTS + 1):
@@ -250,8 +254,7 @@ class Function:
                 if attempt == ATTEMPTS:
                     raise
                 log.info("another invocation took over; starting over", extra={"shard": batch.shard})
-                if self._environment.stop.wait(self._environment.random.random() * AGAIN * attempt):
-                    raise Stopped from None
+                self._wait_for_others(attempt)
 
     def _store_once(self, batch: ShardBatch) -> None:
         held = self._held
@@ -404,56 +407,56 @@ class Function:
     def _add(self, shard: str | None, run: int) -> Mapping[str, ShardState]:
         """Add the shards that are new in the stream, among them this one if it is given; all that are stored then.
 
-        No other process can add any at the same time, nor move the stage: the pipeline's entry is part of the save.
+        TransientError if listings lack the shard or its parent, which takes more time than an invocation has to prove.
+        The claim only tells others that this invocation lists. It does not have to last: a listing of a large stream
+        takes longer than the others wait, so what it shows is stored under another claim, whatever they stored since.
         """
         view = CheckpointView(self._claim_listing(run))
-        discovery = resumed_discovery(view)
-        gap: GapFound | None = None
-        news = News()
-        try:
-            if shard not in view.shards:
-                news = self._listed(shard, view, discovery)
-        except GapFound as e:
-            gap, news = e, self._behind_gap(shard, view)
-        new = {**news.shards, **_leaves(view.shards, news)}
+        assert view.pipeline is not None
+        if shard in view.shards:
+            return self._store_listing(None, None, run)
+        for attempt in range(1, LISTINGS + 1):
+            listing = self._list(view.pipeline.stream_arn)
+            states = self._store_listing(listing, shard, run)
+            if shard is None or shard in states:
+                return states
+            if attempt < LISTINGS and self._environment.stop.wait(RELIST):
+                break
+        lacks = "its parent" if any(s.id == shard for s in listing.shards) else "it"
+        raise TransientError(f"shard {shard}: {lacks} is missing from listings: Lambda retries")
+
+    def _store_listing(self, listing: Listing | None, shard: str | None, run: int) -> Mapping[str, ShardState]:
+        """Store what a listing shows, and give shards their lanes; all shards that are stored then."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                view = CheckpointView(self._claim_listing(run))
+                now = self._environment.now()
+                shown = _shown(listing, view, shard) if listing is not None else Shown(News(), _discovery(view, now))
+                return self._store_shown(shown, view)
+            except Fenced:
+                if attempt == ATTEMPTS or self._read().revision != run:
+                    raise
+                self._wait_for_others(attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _wait_for_others(self, attempt: int) -> None:
+        if self._environment.stop.wait(self._environment.random.random() * AGAIN * attempt):
+            raise Stopped
+
+    def _store_shown(self, shown: Shown, view: CheckpointView) -> Mapping[str, ShardState]:
+        """No other process can add shards at the same time, nor move the stage: the pipeline's entry is saved, too."""
+        new = {**shown.news.shards, **_leaves(view.shards, shown.news)}
         given = lanes.assigned({**view.shards, **new})
         saves = [view.put("shard", id, state)[0] for id, state in {**new, **given}.items()]
-        saves += [view.put("shard", id, None)[0] for id in news.forgotten - given.keys()]
-        if gap is not None and not has_gap(gap.shard, view):
-            saves.append(self._noted(gap, view))
-        self._save_listed(view, discovery, saves)
-        return view.shards
-
-    def _save_listed(self, view: CheckpointView, discovery: Discovery, saves: Sequence[Save] = ()) -> None:
-        """Store what listings have shown, unless the stage has moved meanwhile."""
-        state = view.pipeline
+        saves += [view.put("shard", id, None)[0] for id in shown.news.forgotten - given.keys()]
+        saves += [self._noted(gap, view, n) for n, gap in enumerate(shown.gaps) if not has_gap(gap.shard, view)]
+        state, discovery, now = view.pipeline, shown.discovery, self._environment.now()
         assert state is not None
-        phase, now = "live" if state.stage == stages.FOLLOWING else "backfill", self._environment.now()
+        phase = "live" if state.stage == stages.FOLLOWING else "backfill"
         beat = Heartbeat(now, phase, listed=discovery.listed, who=self._owner.who, orphaned=discovery.orphaned)
         everything = [*saves, view.put("pipeline", "", state)[0], Save("pulse", "", None, encode(beat))]
         self._retrying(lambda: self._context.checkpoints.save(everything), asks="checkpoints")
-
-    def _behind_gap(self, shard: str | None, view: CheckpointView) -> News:
-        """The shards to follow behind a gap: all new ones if only what an export lacks is lost, else the given one."""
-        if needed_since(view.pipeline) is not None:
-            with suppress(GapFound):
-                return self._listed(shard, view, replace(resumed_discovery(view), needed_since=None))
-        return News({} if shard is None else _root(shard, view, self._environment.now()))
-
-    def _listed(self, shard: str | None, view: CheckpointView, discovery: Discovery) -> News:
-        """What listings show. GapFound if the given shard's ancestors remain missing; TransientError until that is
-        certain, which takes longer than an invocation may.
-        """
-        assert view.pipeline is not None
-        while True:
-            news = discovery.news(view.shards, self._list(view.pipeline.stream_arn))
-            if shard is None or shard in news.shards:
-                return news
-            if discovery.waits[shard] >= YOUNG_ORPHAN_LIMIT:
-                self._save_listed(view, discovery)
-                raise TransientError(f"shard {shard}: its parent is missing from listings: Lambda retries")
-            if self._environment.stop.wait(RELIST):
-                raise Stopped
+        return view.shards
 
     def _list(self, stream_arn: str) -> Listing:
         stream = Stream(
@@ -482,6 +485,51 @@ _OUT_OF_TIME = "the invocation's time was over before anything of the batch was 
 
 
 _NOTHING_READ = "the invocation's time was over before any shard was read"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a listing shows. ``gaps``: those that it proves, behind which shards are followed."""
+
+    news: News
+    discovery: Discovery
+    gaps: Sequence[GapFound] = ()
+
+
+def _shown(listing: Listing, view: CheckpointView, shard: str | None) -> Shown:
+    """What a listing shows, after those that the checkpoints know of.
+
+    Behind a gap all new shards are followed if only what an export lacks is lost; a shard whose parent is missing for
+    too long, without it; or the given one alone, if listings contradict each other.
+    """
+    roots, gaps = dict[str, ShardState](), dict[str | None, GapFound]()
+    needed = needed_since(view.pipeline)
+    while True:
+        discovery = replace(_discovery(view, listing.at), needed_since=needed)
+        known = {**view.shards, **roots}
+        try:
+            news = discovery.news(known, listing)
+            return Shown(replace(news, shards={**roots, **news.shards}), discovery, [*gaps.values()])
+        except GapFound as gap:
+            gaps.setdefault(gap.shard, gap)
+            is_orphan = not gap.of_target and gap.shard is not None and gap.shard not in known
+            if is_orphan or needed is None:
+                lost = gap.shard if is_orphan else shard
+                roots |= {} if lost is None else _root(lost, view, listing.at)
+            if not is_orphan and needed is None:
+                return Shown(News(roots), discovery, [*gaps.values()])
+            needed = needed if is_orphan else None
+
+
+def _discovery(view: CheckpointView, now: float) -> Discovery:
+    """What earlier invocations have seen of listings.
+
+    A parent that none has seen missing for a while may have been listed meanwhile, or a container's clock is wrong.
+    """
+    heartbeat = view.heartbeat
+    earlier = {} if heartbeat is None else heartbeat.orphaned
+    lately = {id: orphan for id, orphan in earlier.items() if abs(now - orphan.last) <= ORPHAN_PAUSE}
+    return replace(resumed_discovery(view), orphaned=lately)
 
 
 def check_supported(context: RunContext) -> None:

@@ -10,7 +10,7 @@ from replicator import change, retention
 from replicator.change import Listing
 from replicator.errors import GapFound
 from replicator.pipeline import lineage, stages
-from replicator.state import ShardState
+from replicator.state import Orphan, ShardState
 
 MISSING_LIMIT = 3  # consecutive complete listings without a shard, after which it is gone
 LEAF_LIMIT = 10  # consecutive complete listings of a closed shard without a child, over more than a minute
@@ -18,6 +18,7 @@ SETTLED = 15 * 60.0  # seconds after a shard's end from which on one listing wit
 ORPHAN_LIMIT = 5  # consecutive complete listings of a shard without its parent, after which that may be a gap
 YOUNG_ORPHAN_LIMIT = 10  # of them where nothing of the parent can have been trimmed yet,
 ORPHAN_TIME = 5 * 60.0  # and the seconds that they must cover: fewer prove little if the process was suspended between
+ORPHAN_PAUSE = ORPHAN_TIME / 2  # seconds without a listing after which another process counts from the beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,7 @@ class Discovery:
     """
 
     misses: Counter[str] = field(default_factory=Counter)
-    waits: Counter[str] = field(default_factory=Counter)
-    orphaned: dict[str, float] = field(default_factory=dict)  # shards without their parent, and since when
+    orphaned: dict[str, Orphan] = field(default_factory=dict)
     barren: Counter[str] = field(default_factory=Counter)
     bare: dict[str, float] = field(default_factory=dict)  # closed shards without a child, and since when
     leaves: set[str] = field(default_factory=set)  # shards without children, whether or not read to their end
@@ -114,14 +114,14 @@ class Discovery:
         Nothing needed of a parent that the last listing lacked is older than that listing. So for a day no trimming
         explains that it is missing, and the gap that a few listings would report is false if the next one shows it.
         """
-        self.waits = Counter({id: self.waits[id] + 1 for id in ids})
-        self.orphaned = {id: self.orphaned.get(id, now) for id in self.waits}
+        self.orphaned = {id: _again(self.orphaned.get(id), now) for id in ids}
         bound = self._bound(now)
         young = bound is not None and now - bound < retention.SAFE_AGE
         limit, time = (YOUNG_ORPHAN_LIMIT, ORPHAN_TIME) if young else (ORPHAN_LIMIT, 0.0)
-        for id, waited in self.waits.items():
-            if waited >= limit and now - self.orphaned[id] >= time:
-                raise GapFound(f"the shard's parent is missing from {waited} listings: its records are lost", id)
+        for id, orphan in self.orphaned.items():
+            if orphan.listings >= limit and now - orphan.since >= time:
+                reason = f"the shard's parent is missing from {orphan.listings} listings: its records are lost"
+                raise GapFound(reason, id)
 
     def _missing(self, known: Mapping[str, ShardState], ids: Iterable[str], now: float) -> set[str]:
         """Missing shards that are at their end and have no children. GapFound if a missing one may have lost records.
@@ -153,6 +153,10 @@ class Discovery:
         children = {state.parent for state in known.values()}
         self.leaves -= children
         self.leaves |= settled | {id for id in older if self.barren[id] >= LEAF_LIMIT}
+
+
+def _again(orphan: Orphan | None, now: float) -> Orphan:
+    return Orphan(now, now, 1) if orphan is None else replace(orphan, last=now, listings=orphan.listings + 1)
 
 
 def _end(state: ShardState, now: float) -> float:

@@ -528,7 +528,7 @@ class Pipeline:
         if self.state is None or self.state.stage != stages.FOLLOWING:
             return False
         since = max(since, self.history_from)
-        if self.discovery.listed is None or self.discovery.listed < since or self.discovery.waits:
+        if self.discovery.listed is None or self.discovery.listed < since or self.discovery.orphaned:
             return False
         if self._pending or self._in_flight or self.pages or self.childless or self.owes_sweep:
             return False
@@ -758,7 +758,6 @@ def resumed_discovery(view: CheckpointView) -> Discovery:
     since = needed_since(state)
     return Discovery(
         listed=None if heartbeat is None else heartbeat.listed,
-        orphaned={} if heartbeat is None else dict(heartbeat.orphaned),
         begun=None if state is None else _bound(state.started, since),
         needed_since=since,
     )

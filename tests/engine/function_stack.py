@@ -93,7 +93,7 @@ class Stack(Cluster):
                 batch = self.mapping.event(shard)
                 if batch is not None:
                     assert turn < 1000, "the same batches come again and again"
-                    self._until = self.clock.now + TIME
+                    self.until_over()
                     response = functions[turn % len(functions)].invoke(batch)
                     self.mapping.done(shard, batch, response)
                     turn, idle = turn + 1, False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from replicator.engine.function import IDLE, Function
 from replicator.engine.local import Driver
 from replicator.engine.startup import RESUMING, Allowed
 from replicator.errors import GapFound, ReplicatorError
+from replicator.pipeline.discovery import ORPHAN_TIME
 from replicator.retention import SAFE_SILENCE
 from tests.engine.cluster import TABLE
 from tests.engine.event_source import EventSource
@@ -105,8 +107,8 @@ class World(Stack):
 
     # What the mapping does
 
-    def invocation(self, bisect: float = 0.3) -> tuple[str, dict[str, Any]] | None:
-        ready = self.mapping.ready()
+    def invocation(self, bisect: float = 0.3, shard: str | None = None) -> tuple[str, dict[str, Any]] | None:
+        ready = self.mapping.ready() if shard is None else [shard]
         self.chance.shuffle(ready)
         for shard in ready:
             batch = self.mapping.event(shard)
@@ -119,12 +121,12 @@ class World(Stack):
                 return shard, batch
         return None
 
-    def deliver_one(self) -> None:
-        found = self.invocation()
+    def deliver_one(self, shard: str | None = None) -> None:
+        found = self.invocation(shard=shard)
         if found is None:
             return
         shard, batch = found
-        self._until = self.clock.now + TIME
+        self.until_over()
         function = self._container()
         try:
             response = function.invoke(batch)
@@ -148,7 +150,7 @@ class World(Stack):
         self.chance.shuffle(parts)
         failures: list[Any] = []
         for records in filter(None, parts):
-            self._until = self.clock.now + TIME
+            self.until_over()
             try:
                 failures += self._container().invoke({**batch, "Records": records})["batchItemFailures"]
             except ReplicatorError:
@@ -180,7 +182,7 @@ class World(Stack):
             if self.chance.random() < 0.3:
                 self.keep_up()
             self.live = frozen + self.live
-            self._until = self.clock.now + TIME
+            self.until_over()
 
         self.before_write = others
         self.deliver_one()
@@ -189,7 +191,7 @@ class World(Stack):
     def deliver_again(self) -> None:
         """A duplicate of something that was delivered before."""
         if self.late:
-            self._until = self.clock.now + TIME
+            self.until_over()
             with contextlib.suppress(ReplicatorError):
                 self._container().invoke(self.chance.choice(self.late))
 
@@ -216,7 +218,7 @@ class World(Stack):
         self.source.fail(self.chance.choice(THROTTLED), times=self.chance.randint(1, 3))
 
     def keep_up(self) -> None:
-        self._until = self.clock.now + TIME
+        self.until_over()
         with contextlib.suppress(ReplicatorError):
             self._container().invoke({"source": "aws.events"})
 
@@ -229,7 +231,7 @@ class World(Stack):
     def other_engine(self) -> None:
         try:
             driver = Driver(self.context(), self.owner("local"), self.environment())
-            self._until = self.clock.now + TIME
+            self.until_over()
             driver.run(until="caught-up", allowed=RESUMING)
             self.backfill()
         except GapFound:
@@ -239,6 +241,9 @@ class World(Stack):
         self.gapped = True
         self.backfill(Allowed(resync=True))
 
+    def act(self) -> None:
+        """What happens besides."""
+
     # The end
 
     def finish(self) -> None:
@@ -247,7 +252,7 @@ class World(Stack):
         assert lost or not self.gaps, f"nothing was lost, but there are gaps: {self.gaps}"
         for _ in range(3):
             self.clock.now += IDLE + 1.0  # what was given up last is read by the schedule
-            self._until = self.clock.now + TIME
+            self.until_over()
             try:
                 self.container().invoke({})
                 self.deliver(self.container(), self.container())
@@ -259,6 +264,80 @@ class World(Stack):
         if not self.gapped and not self.trimmed:
             read = sum(c.read for source, c in self.database.counts.items() if source.startswith("shard:"))
             assert read == self.records, f"{read} changes were counted, and {self.records} made"
+
+
+class SlowWorld(World):
+    """Listings take seconds, invocations have little time, and listings omit parents for minutes, or for good.
+
+    While one lists, another invocation may claim the listing, too, which is as slow.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.slow = random.Random(seed)
+        self.listing_time = self.slow.choice((0.1, 1.0, 2.6, 3.5))
+        self.rivals = self.slow.choice((0.0, 0.3, 1.0))
+        call = self.source.call
+
+        def slowly(operation: str, request: dict[str, Any]) -> Any:
+            if operation == "DescribeStream":
+                self.clock.now += self.listing_time
+                if self.slow.random() < self.rivals:
+                    self._claim_too()
+            return call(operation, request)
+
+        self.source.call = slowly  # type: ignore[method-assign, assignment]
+        self.omitted: dict[str, float] = {}  # shards, and until when listings omit them
+        self.source.misreport(lambda shards: [s for s in shards if self.omitted.get(s.id, 0.0) <= self.clock.now])
+
+    def _claim_too(self) -> None:
+        rival = self.container()
+        with contextlib.suppress(ReplicatorError):
+            rival._claim_listing(rival._read().revision)
+
+    def until_over(self) -> None:
+        self._until = self.clock.now + self.slow.choice((27.0, TIME))
+
+    def omit(self, seconds: float) -> None:
+        """Listings omit a shard between others for so long."""
+        self.source.roll_all(TABLE)
+        parent = self.slow.choice(self.source.open_shards(TABLE))
+        self.source.roll(TABLE, parent)
+        self.change()
+        self.omitted[parent] = self.clock.now + seconds
+
+    def retry(self) -> None:
+        """Lambda repeats what failed."""
+        self.clock.now += self.slow.choice((1.0, 10.0, 60.0))
+        began, ended = self.clock.now, self.clock.now
+        for shard in self.mapping.ready():
+            self.clock.now = began  # invocations of several shards run at the same time
+            self.deliver_one(shard)
+            ended = max(ended, self.clock.now)
+        self.clock.now = ended
+
+    def act(self) -> None:
+        if self.slow.random() < 0.1:
+            self.omit(self.slow.choice((5.0, 60.0, ORPHAN_TIME - 10.0)))
+        if self.slow.random() < 0.3:
+            self.retry()
+
+    def finish(self) -> None:
+        if self.slow.random() < 0.3 and not any(gap.repaired is None for gap in self.gaps):
+            self.lose_parent()
+        super().finish()
+
+    def lose_parent(self) -> None:
+        """It is a gap within some minutes, whatever time each invocation has."""
+        begun, known = self.clock.now, len(self.gaps)
+        self.trimmed = True
+        self.omit(math.inf)
+        while len(self.gaps) == known:
+            self.change()
+            assert self.clock.now - begun < 4 * ORPHAN_TIME, "a parent that is missing for good is no gap"
+            self.retry()
+        self.omitted.clear()
+        self.repair()
 
 
 ACTIONS: tuple[tuple[int, str], ...] = (
@@ -279,9 +358,9 @@ ACTIONS: tuple[tuple[int, str], ...] = (
 RARE = ("disabled_for_long", "other_engine")
 
 
-def simulate(seed: int) -> World:
+def simulate(seed: int, kind: type[World] = World) -> World:
     """Everything that the seed decides; AssertionError if the copy differs in the end, or something counted twice."""
-    world = World(seed)
+    world = kind(seed)
     for _ in range(world.chance.randint(0, 15)):
         world.change()
     world.backfill()
@@ -292,5 +371,6 @@ def simulate(seed: int) -> World:
         if rare and world.chance.random() < 0.02:
             name = world.chance.choice(RARE)
         getattr(world, name)()
+        world.act()
     world.finish()
     return world

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
+from replicator.engine import function
 from replicator.engine.function import Function
 from replicator.engine.lane_run import LaneRun
 from replicator.pipeline import lanes
 from replicator.source.lambda_event import ShardBatch
-from tests.simulation.lambda_world import simulate
+from tests.simulation.lambda_world import SlowWorld, World, simulate
 
 SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400")) // 150
+SLOW_SEEDS = 10 * SEEDS  # of few shards
 FAILED_ONCE = (105, 9086)
 """Events of shards without a lane: one had ended before the epoch, one the stream no longer lists."""
 MOST = 200  # seeds that may pass until a wrong design is noticed
@@ -32,9 +34,14 @@ def test_whatever_happens_to_invocations_the_target_converges_and_nothing_counts
     simulate_all(range(SEEDS))
 
 
-def simulate_all(seeds: Iterable[int]) -> None:
+@pytest.mark.timeout(60 + 6 * SLOW_SEEDS)
+def test_however_slow_listings_are_invocations_of_half_a_minute_add_shards_and_record_gaps() -> None:
+    simulate_all(range(SLOW_SEEDS), SlowWorld)
+
+
+def simulate_all(seeds: Iterable[int], kind: type[World] = World) -> None:
     for seed in seeds:
-        simulate(seed)
+        simulate(seed, kind)
 
 
 @pytest.mark.parametrize("seed", FAILED_ONCE)
@@ -67,6 +74,26 @@ def never_looks_at_idle_shards(patch: Patch) -> None:
     patch.setattr(Function, "_idle_shard", lambda *_: None)
 
 
+def forgets_what_earlier_invocations_saw_missing(patch: Patch) -> None:
+    patch.setattr(function, "ORPHAN_PAUSE", -1.0)
+
+
+def gives_up_once_another_invocation_lists(patch: Patch) -> None:
+    claim: Any = Function._claim_listing
+
+    def once(self: Function, run: int) -> Any:
+        return getattr(self, "claimed", None) or claim(self, run)
+
+    def add(self: Function, shard: str | None, run: int) -> object:
+        self.claimed = None  # type: ignore[attr-defined]
+        self.claimed = claim(self, run)  # type: ignore[attr-defined]
+        return added(self, shard, run)
+
+    added: Any = Function._add
+    patch.setattr(Function, "_add", add)
+    patch.setattr(Function, "_claim_listing", once)
+
+
 NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
     looks_at_the_first_record_of_a_batch_alone: (78, "changes were counted"),
     trusts_the_event: (7, "changes were counted"),
@@ -75,6 +102,20 @@ NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
     never_looks_at_idle_shards: (17, "the copy differs"),
 }
 """A seed that notices each wrong design, and what it says."""
+
+SLOWLY_NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
+    forgets_what_earlier_invocations_saw_missing: (0, "missing for good is no gap"),
+    gives_up_once_another_invocation_lists: (1, "no invocation|for good is no gap succeeds any more"),
+}
+
+
+@pytest.mark.parametrize("design", SLOWLY_NOTICED, ids=lambda design: design.__name__)
+@pytest.mark.timeout(300)
+def test_a_wrong_design_is_noticed_where_listings_are_slow(design: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    design(monkeypatch)
+    seed, said = SLOWLY_NOTICED[design]
+    with pytest.raises(AssertionError, match=said):
+        simulate_all([seed, *range(MOST)], SlowWorld)
 
 
 @pytest.mark.parametrize("design", NOTICED, ids=lambda design: design.__name__)

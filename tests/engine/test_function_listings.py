@@ -1,0 +1,171 @@
+"""Invocations that add shards: while others do, where listings are slow, and where parents are missing from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from replicator.engine.function import LISTING_TIME, Function
+from replicator.errors import TransientError
+from replicator.pipeline.discovery import ORPHAN_TIME
+from replicator.state import ShardState, decode
+from tests.engine import function_stack
+from tests.engine.cluster import TABLE
+from tests.engine.function_stack import Stack
+from tests.engine.test_function import decode_heartbeat, filled, without_its_parent
+
+SHORT = 27.0  # seconds: the shortest timeout that docs/lambda.md names, less the margin
+
+
+def slow_listings(stack: Stack, seconds: float, rival: Function | None = None) -> None:
+    """Each DescribeStream takes so long, and a rival, if there is one, claims the listing meanwhile."""
+    call = stack.source.call
+
+    def slowly(operation: str, request: dict[str, Any]) -> Any:
+        if operation == "DescribeStream":
+            stack.clock.now += seconds
+            if rival is not None:
+                rival._claim_listing(rival._read().revision)
+        return call(operation, request)
+
+    stack.source.call = slowly  # type: ignore[method-assign, assignment]
+
+
+def new_batches(stack: Stack) -> dict[str, dict[str, Any]]:
+    return {shard: b for shard in stack.mapping.newest() if (b := stack.mapping.event(shard)) is not None}
+
+
+def split_without_its_parent(stack: Stack) -> dict[str, dict[str, Any]]:
+    """A batch of each of the two children of a shard that listings omit."""
+    stack.source.roll_all(TABLE)
+    (parent,) = stack.source.open_shards(TABLE)
+    stack.source.split(TABLE, parent)
+    for n in range(60):
+        stack.write(f"k{n}", 700 + n)
+    stack.source.misreport(lambda shards: [s for s in shards if s.id != parent])
+    children = stack.source.open_shards(TABLE)
+    return {shard: batch for shard, batch in new_batches(stack).items() if shard in children}
+
+
+def fails(stack: Stack, batch: dict[str, Any], match: str = "its parent is missing from listings") -> None:
+    stack.until_over()
+    with pytest.raises(TransientError, match=match):
+        stack.container().invoke(batch)
+
+
+def test_a_listing_that_takes_longer_than_others_wait_is_stored_whatever_they_claim() -> None:
+    stack = filled(shards=2)
+    stack.source.roll_all(TABLE)
+    stack.write("k1", 700)
+    slow_listings(stack, LISTING_TIME + 0.5, rival=stack.container())
+    (batch,) = new_batches(stack).values()
+    stack.until_over()
+    listed = stack.source.calls["DescribeStream"]
+    stack.container().invoke(batch)
+    assert stack.source.calls["DescribeStream"] == listed + 1
+    assert stack.stored == stack.wanted
+
+
+def test_a_missing_parent_is_remembered_although_others_claim_the_listing_all_the_time() -> None:
+    stack = filled(shards=1)
+    batch = without_its_parent(stack)
+    slow_listings(stack, 0.1, rival=stack.container())
+    fails(stack, batch)
+    (orphan,) = decode_heartbeat(stack).orphaned.values()
+    assert orphan.listings == 10
+    assert orphan.last - orphan.since >= 4.5
+
+
+def test_a_parent_that_is_missing_is_a_gap_though_no_invocation_has_time_for_ten_listings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(function_stack, "TIME", SHORT)
+    stack = filled(shards=1)
+    batch = without_its_parent(stack)
+    slow_listings(stack, 2.6)
+    since = stack.clock.now
+    while stack.clock.now - since < ORPHAN_TIME:
+        fails(stack, batch)
+        stack.clock.now += 60
+    stack.until_over()
+    stack.container().invoke(batch)
+    assert len(stack.gaps) == 1
+    assert stack.stored == stack.wanted
+
+
+def test_listings_that_lack_a_parent_do_not_count_after_minutes_without_any() -> None:
+    """It may have been listed meanwhile: on a quiet table no invocation looks."""
+    stack = filled(shards=1)
+    batch = without_its_parent(stack)
+    stack.until_over()
+    stack.container().keep_up()
+    assert [orphan.listings for orphan in decode_heartbeat(stack).orphaned.values()] == [1]
+    stack.clock.now += 14 * 60
+    fails(stack, batch)
+    assert stack.gaps == []
+    assert [orphan.listings for orphan in decode_heartbeat(stack).orphaned.values()] == [10]
+
+
+def test_both_children_of_a_parent_that_remains_missing_are_gaps_and_followed() -> None:
+    stack = filled(shards=1)
+    batches = split_without_its_parent(stack)
+    one, other = batches.values()
+    since = stack.clock.now
+    while stack.clock.now - since < ORPHAN_TIME:
+        fails(stack, one)
+        stack.clock.now += 30
+    stack.until_over()
+    stack.container().invoke(other)
+    assert {gap.shard for gap in stack.gaps} == batches.keys()
+    stack.until_over()
+    stack.container().invoke(one)
+    assert stack.stored == stack.wanted
+    states = [decode("shard", shard, stack.database.entries["shard", shard][1]) for shard in batches]
+    assert all(isinstance(state, ShardState) and state.parent is None for state in states)
+
+
+def test_the_gap_of_one_shard_does_not_take_another_for_a_root() -> None:
+    """Its parent has been missing for seconds, and is listed later."""
+    stack = filled(shards=2)
+    stack.source.roll_all(TABLE)
+    first, second = sorted(stack.source.open_shards(TABLE))
+    stack.source.roll(TABLE, first)
+    omitted = {first}
+    stack.source.misreport(lambda shards: [s for s in shards if s.id not in omitted])
+    since = stack.clock.now
+    while stack.clock.now - since < ORPHAN_TIME:
+        stack.until_over()
+        stack.container().keep_up()
+        stack.clock.now += 25
+    others = set(stack.source.open_shards(TABLE)) - {second}
+    stack.source.roll(TABLE, second)
+    (parent,) = set(stack.source.open_shards(TABLE)) - others
+    stack.source.roll(TABLE, parent)
+    omitted.add(parent)
+    (child,) = set(stack.source.open_shards(TABLE)) - others
+    for n in range(20):
+        stack.write(f"k{n}", 700 + n)
+    batch = new_batches(stack)[child]
+    fails(stack, batch)
+    assert [gap.shard for gap in stack.gaps] != []
+    assert child not in {gap.shard for gap in stack.gaps}
+    omitted.clear()
+    stack.until_over()
+    stack.container().invoke(batch)
+    state = decode("shard", child, stack.database.entries["shard", child][1])
+    assert isinstance(state, ShardState)
+    assert state.parent == parent
+
+
+def test_a_shard_that_is_missing_itself_from_listings_is_named_so() -> None:
+    stack = filled(shards=1)
+    stack.source.roll_all(TABLE)
+    stack.write("k1", 700)
+    ((shard, batch),) = new_batches(stack).items()
+    stack.source.misreport(lambda shards: [s for s in shards if s.id != shard])
+    fails(stack, batch, f"shard {shard}: it is missing from listings: Lambda retries")
+    stack.source.heal()
+    stack.until_over()
+    stack.container().invoke(batch)
+    assert stack.stored == stack.wanted
