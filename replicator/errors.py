@@ -102,6 +102,10 @@ class TransientError(ReplicatorError):
     exit_code = 8
 
 
+class Postponed(TransientError):
+    """What goes through all of a target must wait, and nothing else: a run writes on, and tries it again later."""
+
+
 class CheckpointsReverted(ReplicatorError):
     """The checkpoints were reverted to an earlier state while this run owned them, so its own state is wrong.
 

@@ -14,7 +14,7 @@ from connectors.redis.routing import Cluster, Round, SlotCall
 from connectors.redis.scripts import WRITE, Script
 from connectors.redis.slots import SlotTally, counting
 from connectors.redis.writer import MOST, MOST_BYTES, Result, VersionedWriter, head_of, script_call
-from replicator.errors import ReplicatorError, Unfinished
+from replicator.errors import ReplicatorError, TransientError, Unfinished
 from replicator.target.in_doubt import TOO_LATE, InDoubtWindow
 
 Group = tuple[int, Sequence[Entry]]
@@ -23,7 +23,7 @@ Group = tuple[int, Sequence[Entry]]
 
 @dataclass(slots=True)
 class _Sent:
-    """``unsent``: why nothing was. ``counted``: whether the responses have counts."""
+    """``unsent``: why nothing was, or all must be sent again. ``counted``: whether the responses have counts."""
 
     groups: Sequence[Group]
     round: Round
@@ -84,7 +84,13 @@ class ClusterWriter(VersionedWriter[_Sent]):
             for index, ((slot, _), response) in enumerate(zip(sent.groups, sent.round.responses, strict=True)):
                 if isinstance(response, list):
                     sent.round.responses[index], counts = response
-                    self._tally.read(slot, counts)
+                    if not self._tally.read(slot, counts):
+                        sent.unsent = self._replaced(slot)
+
+    def _replaced(self, slot: int) -> ReplicatorError:
+        """All of the batch is sent again, on whichever connections."""
+        self._opened = 0
+        return TransientError(f"{self._cluster} replaced the primary of slot {slot} in the middle of a batch")
 
     def _results(self, sent: _Sent) -> list[Result]:
         self._read(sent)

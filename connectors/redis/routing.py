@@ -20,7 +20,7 @@ from connectors.redis.connection import Address, ScriptCall, Sent, Server, call,
 from connectors.redis.errors import Redirected, failure, unanswered
 from connectors.redis.options import RedisOptions
 from connectors.redis.scripts import Script
-from replicator.errors import ConfigError, ReplicatorError, TransientError
+from replicator.errors import ConfigError, Postponed, ReplicatorError, TransientError
 from replicator.options import is_loopback
 from replicator.target.in_doubt import TOO_LATE
 
@@ -286,12 +286,12 @@ class Cluster:
     # scans
 
     def settle(self) -> None:
-        """Connect, and learn of every change. TransientError while keys move: a scan could miss them."""
+        """Connect, and learn of every change. Postponed while keys move: a scan could miss them."""
         self.refresh()
         self.connect()
         if self.view.moving:
             self._changes += 1
-            raise TransientError(
+            raise Postponed(
                 f"{self} is moving slots (now {_some(self.view.moving)}): what goes through all keys waits until that "
                 "is done. If no resharding runs, one was interrupted: end it with redis-cli --cluster fix HOST:PORT"
             )

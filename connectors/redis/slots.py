@@ -46,8 +46,9 @@ class SlotTally:
     """How many calls each slot has counted. Every slot has a tally from the first epoch on, so one that is gone shows.
 
     By slot: ``ids`` of the tallies; ``batches``: how many calls are certainly counted; ``own``: of this process, which
-    is told from others (repairs, retries) by its ``token``. ``staged``: counts of a batch that is not stored yet: if a
-    primary is replaced meanwhile, all of it is sent again, so what it lost of it does not matter.
+    is told from others (repairs, retries) by its ``token``. ``staged``: counts of a batch that is not stored yet, and
+    all of this process's own among them: if a primary is replaced meanwhile, all of it is sent again, so what it lost
+    of it does not matter.
     ``complete``: False once calls are missing. ``certain``: False if those of earlier runs may be.
     No ``tables`` before they are opened: then nothing is counted.
     """
@@ -61,7 +62,7 @@ class SlotTally:
     ids: list[bytes] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     own: list[int] = field(default_factory=list)
-    staged: dict[int, tuple[int, int]] = field(default_factory=dict)
+    staged: dict[int, tuple[int, set[int]]] = field(default_factory=dict)
     _compared: tuple[int, float] = (-1, 0.0)
 
     def prepare(self, cluster: Cluster, pipeline: str, *, begins: bool) -> None:
@@ -93,17 +94,22 @@ class SlotTally:
         counts = self.ids[slot], b"%d" % self.batches[slot], self.token.encode(), b"%d" % self.own[slot]
         return [*keys, tallies(self.pipeline)[slot]], [*given, *counts, now, step]
 
-    def read(self, slot: int, response: Any) -> None:
-        """``response``: what the script returned of its counting."""
+    def read(self, slot: int, response: Any) -> bool:
+        """``response``: what the script returned of its counting.
+
+        False if another call of the batch was counted under the same number: its primary was replaced in between, by
+        one that lacks it.
+        """
         if isinstance(response, int):
             self.complete = False
-        else:
-            batches, own = self.staged.get(slot, (0, 0))
-            self.staged[slot] = max(batches, response[0]), max(own, response[1])
+            return True
+        batches, own = self.staged.get(slot, (0, set[int]()))
+        self.staged[slot] = max(batches, response[0]), own | {response[1]}
+        return response[1] not in own
 
     def commit(self) -> None:
         for slot, (batches, own) in self.staged.items():
-            self.batches[slot], self.own[slot] = max(self.batches[slot], batches), max(self.own[slot], own)
+            self.batches[slot], self.own[slot] = max(self.batches[slot], batches), max(self.own[slot], *own)
         self.staged.clear()
 
     def run_all(self, cluster: Cluster, script: Script, calls: Sequence[ScriptCall]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +12,8 @@ from functools import partial
 from replicator.batch import DocumentId
 from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.delivery import Delivery
-from replicator.engine.retry import RetryPolicy
-from replicator.errors import Fenced, SweepRefused, TransientError
+from replicator.engine.retry import POSTPONED, RetryPolicy, unless_postponed
+from replicator.errors import Fenced, Postponed, SweepRefused, TransientError
 from replicator.key import Key
 from replicator.pipeline import stages
 from replicator.pipeline.parked import REPAIR, item_of, kept_keys, key_in, parked_keys, version_in
@@ -22,6 +23,8 @@ from replicator.target.contract import Table, Target
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.past import KeepsHistory
 from replicator.version import epoch_of, version
+
+log = logging.getLogger("replicator")
 
 Pass = tuple[str, int, int]
 """Operation ("sweep" or "purge"), version limit, and in-doubt round; when one of them changes, a new pass starts."""
@@ -36,7 +39,8 @@ class Cleanup:
     """The cleanup work of one run. ``in_doubt``: the target's in-doubt window, if it is one that AppliesLate.
 
     ``may_purge``: whether no worker needs the tombstones that the last piece of a purge has found; ``forgotten``: or
-    leaves any more for the repair with this token, which has ended.
+    leaves any more for the repair with this token, which has ended. ``postponed``: why the target cannot be gone
+    through at present.
     """
 
     target: Target
@@ -50,12 +54,14 @@ class Cleanup:
     in_doubt: InDoubtWindow | None
     may_purge: Callable[[], bool] = lambda: True
     forgotten: Callable[[str], bool] = lambda token: True
+    postponed: str | None = None
     _spared_items: set[str] = field(default_factory=set)  # by the current sweep
     _through: dict[Pass, set[str]] = field(default_factory=dict)  # tables that a pass has finished
     _refused: dict[str, SweepRefused] = field(default_factory=dict)  # by table
     _keys: Mapping[str, Key] = field(default_factory=dict)  # of parked entries, as last read
     _removed: bool = False  # whether another table made progress since one was refused
     _paused_until: float = -math.inf
+    _postponed_until: float = -math.inf
     _retained_until: float = -math.inf
     _repair: tuple[Repair, int] | None = None  # as last seen
     _repair_seen: float = -math.inf  # when it last changed
@@ -66,13 +72,27 @@ class Cleanup:
         A piece may scan a large part of a table. Unless the run is ``idle``, cleanup gets a fifth of the time.
         """
         started = self.monotonic()
-        if not idle and started < self._paused_until:
+        if started < self._postponed_until or (not idle and started < self._paused_until):
             return False
-        busy = self._do()
+        try:
+            busy = self._do()
+        except Postponed as e:
+            self._postpone(str(e))
+            return False
+        if self.postponed is not None:
+            self.postponed = None
+            log.info("resuming after a wait")
         if busy:
             now = self.monotonic()
             self._paused_until = now + PAUSE_FACTOR * (now - started)
         return busy
+
+    def _postpone(self, reason: str) -> None:
+        """Try the same piece again later. Changes are written meanwhile."""
+        self._postponed_until = self.monotonic() + POSTPONED
+        if reason != self.postponed:
+            self.postponed = reason
+            log.warning("waiting", extra={"reason": reason})
 
     @property
     def overdue(self) -> bool:
@@ -260,7 +280,7 @@ class Cleanup:
             self.delivery.confirm(afresh=forgets)
             return piece()
 
-        return self.retrying(confirmed)
+        return unless_postponed(self.retrying, confirmed)
 
     def _parked(self) -> Mapping[str, Key]:
         """Ids and keys of the parked entries."""

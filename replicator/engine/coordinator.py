@@ -230,7 +230,7 @@ class Coordinator(Driver):
 
     def _coordinate(self) -> None:
         assert self._fetcher is not None
-        self._reporter.waiting_for = next(iter(self._fetcher.waiting_for.values()), None)
+        self._reporter.waiting_for = next(iter(self._fetcher.waiting_for.values()), self._cleanup.postponed)
         self._reporter.tick()
         if self._environment.monotonic() - self._read_at >= READ_INTERVAL:
             self._refresh()

@@ -9,7 +9,9 @@ documents, and their items are looked up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from replicator.aws.client import Client
@@ -18,9 +20,9 @@ from replicator.config.settings import Config
 from replicator.engine import startup
 from replicator.engine.delivery import Delivery
 from replicator.engine.fetcher import Fetcher
-from replicator.engine.retry import RetryPolicy
+from replicator.engine.retry import POSTPONED, RetryPolicy, unless_postponed
 from replicator.engine.startup import StartupState
-from replicator.errors import ConfigError, GapFound
+from replicator.errors import ConfigError, GapFound, Postponed
 from replicator.hooks.hook import DocumentMapping
 from replicator.key import Key, key_text
 from replicator.pipeline import gap_repair, stages
@@ -153,6 +155,8 @@ class Repairs:
     retrying: RetryPolicy
     in_doubt: InDoubtWindow | None
     segments: int
+    monotonic: Callable[[], float] = time.monotonic
+    _postponed_until: float = -math.inf
     _epoch: int = 0  # of the repair that the rest is of
     _found: list[Key] = field(default_factory=list)
     _at: GapRepair | None = None  # how far the walk is
@@ -171,9 +175,14 @@ class Repairs:
         if not state.repair.looking_up:
             self._exported(state, state.repair, fetcher)
             return True
-        if not self._is_settled(fetcher):
+        if self.monotonic() < self._postponed_until or not self._is_settled(fetcher):
             return False
-        self._walk(state, state.repair)
+        try:
+            self._walk(state, state.repair)
+        except Postponed as e:
+            self._postponed_until = self.monotonic() + POSTPONED
+            fetcher.waiting_for[WAITING] = f"{WAITING}: {e}"
+            return False
         return True
 
     def _exported(self, state: PipelineState, repair: GapRepair, fetcher: Fetcher) -> None:
@@ -215,7 +224,7 @@ class Repairs:
             self._read(replace(state, repair=replace(at, done=True)), {})
             return
         table = self.tables[at.table]
-        piece = self.retrying(lambda: self._piece(table, at.cursor))
+        piece = unless_postponed(self.retrying, lambda: self._piece(table, at.cursor))
         versions = self.retrying(lambda: self._versions(table, piece)) if piece.ids else ()
         below, pairs = version(state.epoch, 0), zip(piece.ids, versions, strict=True)
         older = [id for id, stored in pairs if stored is not None and repair.above < stored < below]

@@ -115,6 +115,7 @@ class Driver:
             self._retrying,
             self._in_doubt,
             context.config.backfill.segments,
+            monotonic,
         )
         self._budget = ReadBudget(context.config.backfill.read_units)
         self._steps = environment.scheduler(context.client)
@@ -412,7 +413,7 @@ class Driver:
     def _turn(self) -> None:
         """One iteration: start reads, deliver a batch, do a piece of cleanup, process results, run periodic checks."""
         assert self._fetcher is not None
-        self._reporter.waiting_for = next(iter(self._fetcher.waiting_for.values()), None)
+        self._reporter.waiting_for = next(iter(self._fetcher.waiting_for.values()), self._cleanup.postponed)
         self._reporter.tick()
         sent = send(self._fetcher, self._delivery)
         busy = sent or self._delivery.busy

@@ -12,11 +12,12 @@ from tenacity.nap import sleep_using_event
 
 from replicator.backoff import backoff
 from replicator.engine.measurements import Cause
-from replicator.errors import TransientError
+from replicator.errors import Postponed, TransientError
 
 T = TypeVar("T")
 
 BASE_WAIT, LONGEST_WAIT = 0.2, 15.0  # seconds
+POSTPONED = 15.0  # seconds after which work that was postponed is tried again
 
 
 class Stopped(Exception):
@@ -87,3 +88,20 @@ class RetryPolicy:
         elapsed = self._now() - self._failing_since
         self._retried(self._cause)
         self._report(f"{error} (failing for {elapsed:.0f} s, next attempt in {wait:.1f} s)")
+
+
+def unless_postponed(retrying: Callable[[Callable[[], T]], T], function: Callable[[], T]) -> T:
+    """The result of a function that is retried, unless it raises ``Postponed``: that is raised at once."""
+    postponed: list[Postponed] = []
+
+    def attempt() -> T | None:
+        try:
+            return function()
+        except Postponed as e:
+            postponed.append(e)
+            return None
+
+    result = retrying(attempt)  # type: ignore[arg-type]
+    if postponed:
+        raise postponed[0]
+    return result

@@ -6,8 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from replicator.engine.gap_repair import WAITING, Repairs, lost_since
+from replicator.engine.retry import POSTPONED
+from replicator.errors import Postponed
+from replicator.pipeline.stages import SCANNING
 from replicator.state import Gap, PipelineState, ShardState
 from replicator.target.in_doubt import WINDOW, InDoubtWindow
+from replicator.target.verification import Walked
 
 
 class Delivery:
@@ -79,3 +83,31 @@ def test_a_gap_that_was_found_earlier_says_since_when() -> None:
     assert lost_since(start(gaps=(Gap("lost", 9000.0, 1024, since=3000.0),)), STATE) == 3000.0
     assert lost_since(start(gaps=(Gap("lost", 9000.0, 1024, since=3000.0, repaired=9999.0),)), STATE) == 5000.0
     assert lost_since(start(gaps=(Gap("the target lost it", 9000.0, 1024),)), STATE) is None
+
+
+def at_once(function: Any) -> Any:
+    return function()
+
+
+def test_a_walk_that_must_wait_is_tried_again_later_and_says_so() -> None:
+    clock, asked = [0.0], []
+
+    def walk(*_: Any) -> Walked:
+        asked.append(clock[0])
+        raise Postponed("slots are moving")
+
+    target: Any = SimpleNamespace(walk=walk, compare=None, versions=None)
+    repair = SimpleNamespace(done=False, looking_up=True, table=0, cursor=None)
+    state = SimpleNamespace(stage=SCANNING, repair=repair, opening=(), epoch=1024)
+    pipeline: Any = SimpleNamespace(state=state, segments={})
+    delivery: Any = SimpleNamespace(settle=lambda: None, know_parked=lambda: None)
+    fetcher: Any = SimpleNamespace(waiting_for={})
+    table: Any = SimpleNamespace(name="orders")
+    rest: Any = None
+    retrying: Any = at_once
+    one = Repairs(target, [table], rest, pipeline, delivery, retrying, None, 1, lambda: clock[0])
+    for now in (0.0, 1.0, POSTPONED):
+        clock[0] = now
+        assert not one.do(fetcher)
+        assert fetcher.waiting_for[WAITING].endswith("slots are moving")
+    assert asked == [0.0, POSTPONED]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -12,11 +13,19 @@ import pytest
 
 from connectors.redis import Redis
 from connectors.redis.cluster import SLOTS, Seeds, View, latest, seeds_of, slot_of, tags, view
-from connectors.redis.connection import Server
+from connectors.redis.connection import Sent, Server
 from connectors.redis.slots import SlotTally, tallies
 from replicator.batch import Batch, Outcome
 from replicator.config.target import destination
-from replicator.errors import ConfigError, GapFound, NotAuthenticated, NotPermitted, TransientError, Unfinished
+from replicator.errors import (
+    ConfigError,
+    GapFound,
+    NotAuthenticated,
+    NotPermitted,
+    Postponed,
+    TransientError,
+    Unfinished,
+)
 from replicator.identity import recreated_tables
 from replicator.target.contract import Table
 from replicator.target.in_doubt import TRUSTED
@@ -272,7 +281,7 @@ def test_what_goes_through_all_keys_waits_while_slots_move(cluster: RedisCluster
     cluster.open_slot(77, source, destination)
     try:
         for walk in (lambda: target.sweep(table(), at(2), []), lambda: target.walk(table(), None)):
-            with pytest.raises(TransientError, match=r"is moving slots \(now 77\): what goes through all keys waits"):
+            with pytest.raises(Postponed, match=r"is moving slots \(now 77\): what goes through all keys waits"):
                 walk()
         assert target.recheck([table()]) == []
     finally:
@@ -548,6 +557,60 @@ def test_what_is_acknowledged_of_a_batch_is_not_sent_again_on_the_same_connectio
     assert len(kit.documents(alone, table())) == 3
     assert isinstance(target._on.tally, SlotTally)
     assert sum(target._on.tally.own) == 3
+
+
+def test_a_primary_that_is_replaced_between_two_calls_for_a_slot_keeps_no_part_of_the_batch(
+    replicated: RedisCluster, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lives on, and names the new primary, which counts the second call as the one that it lacks."""
+    target = opened(build(replicated))
+    first = replicated.primaries()[0]
+    (one,) = ids_of(replicated, first, 1)
+    other = next(f"k{n}" for n in count() if slot(f"k{n}") == slot(one))
+    target.write(batch(put({"pk": one}, 1)))
+    received(first)
+    replica, start = replicated.replica_of(first), Server.start
+    replica.pause()
+    with first.client() as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+    replaced: list[bytes] = []
+
+    def is_demoted() -> bool:
+        with first.client() as client:
+            return bool(client.info("replication")["role"] == "slave")
+
+    def between(self: Server, commands: Sequence[bytes], is_late: Callable[[], bool] = lambda: False) -> Sent:
+        if replaced or len(commands) != 3:
+            return start(self, commands, is_late)
+        begun = start(self, commands[:2], is_late)
+        eventually(self.is_ready, "the first call is answered")
+        with socket.create_connection(("127.0.0.1", replica.port)) as connection:
+            connection.sendall(b"CLUSTER FAILOVER TAKEOVER\r\n")
+            replica.resume()
+            replaced.append(connection.recv(100))
+        replicated.until("it knows that it was replaced", is_demoted)
+        rest = start(self, commands[2:], is_late)
+        return Sent(begun.left + rest.left, begun.unsent or rest.unsent)
+
+    monkeypatch.setattr(Server, "start", between)
+    given = batch(*(put({"pk": pk, "text": "x" * 100_000}, 2) for pk in (one, other)))
+    with pytest.raises(TransientError, match="replaced the primary of slot"):
+        target.write(given)
+    assert replaced == [b"+OK\r\n"]
+    assert until_written(target, given) == Outcome()
+    assert {id: "text" in document for id, document in kit.documents(replicated, table()).items()} == {
+        (one,): True,
+        (other,): True,
+    }
+    replicated.until("the cluster is up", replicated.is_up)
+    assert eventually(lambda: _rechecks(target), "it goes on")
+
+
+def _rechecks(target: Redis) -> bool:
+    try:
+        return list(target.recheck([table()])) == []
+    except TransientError:
+        return False
 
 
 @pytest.mark.parametrize("removal", ["sweep", "repair"])
