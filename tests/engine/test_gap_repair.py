@@ -96,7 +96,7 @@ def test_a_walk_that_must_wait_is_tried_again_later_and_says_so() -> None:
         asked.append(clock[0])
         raise Postponed("slots are moving")
 
-    target: Any = SimpleNamespace(walk=walk, compare=None, versions=None)
+    target: Any = SimpleNamespace(walk=walk, compare=walk, versions=walk)
     repair = SimpleNamespace(done=False, looking_up=True, table=0, cursor=None)
     state = SimpleNamespace(stage=SCANNING, repair=repair, opening=(), epoch=1024)
     pipeline: Any = SimpleNamespace(state=state, segments={})
