@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from binascii import crc_hqx
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from connectors.redis.sentinel import place_of
@@ -47,17 +47,32 @@ def seeds_of(url: str) -> Seeds | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """``of``: the id of the primary that it replicates; empty if it is one itself. ``slots``: first and last of each
+    range that it has. ``is_gone``: the others agree that it does not respond."""
+
+    place: Place
+    of: str
+    slots: tuple[tuple[int, int], ...] = ()
+    is_gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """The cluster as its nodes see it. Slots in no range have no primary.
 
-    ``epoch``: the highest of a configuration; each failover and each moved slot has a higher one. ``moving``: slots
-    whose keys are on two nodes.
+    ``epoch``: the highest of a configuration; each failover has a higher one, and most slots that moved. ``moving``:
+    slots whose keys are on two nodes. ``nodes``: by id. ``parties``: of each slot that is moving, the ids of the nodes.
+    ``seer``: the id of the node that sees it so.
     """
 
     ranges: tuple[Range, ...]
     replicas: tuple[Place, ...]
     epoch: int
     moving: frozenset[int] = frozenset()
+    nodes: Mapping[str, Node] = field(default_factory=dict, compare=False)
+    parties: Mapping[int, frozenset[str]] = field(default_factory=dict, compare=False)
+    seer: str = field(default="", compare=False)
 
     @property
     def primaries(self) -> list[Place]:
@@ -70,30 +85,78 @@ class View:
             found[first : last + 1] = [place] * (last + 1 - first)
         return found
 
+    def owner_ids(self) -> list[str]:
+        """By slot; empty for none."""
+        found = [""] * SLOTS
+        for id, node in self.nodes.items():
+            for first, last in node.slots:
+                found[first : last + 1] = [id] * (last + 1 - first)
+        return found
+
+    @property
+    def held(self) -> frozenset[tuple[str, tuple[tuple[int, int], ...]]]:
+        """Which node has which slots."""
+        return frozenset((id, node.slots) for id, node in self.nodes.items() if node.slots)
+
+    def without_slots(self) -> list[Place]:
+        """The primaries that have none, yet or any more, and respond to the others."""
+        idle = [node.place for node in self.nodes.values() if not (node.of or node.slots or node.is_gone)]
+        return sorted(set(idle) - set(self.primaries))
+
     def unserved(self) -> int:
         return SLOTS - sum(last + 1 - first for first, last, _ in self.ranges)
 
 
 def view(slots: Sequence[Any], nodes: str, host: str) -> View:
     """What a node returned to CLUSTER SLOTS and CLUSTER NODES. ``host``: of that node, which may not know its own."""
+    lines = [fields for fields in map(str.split, nodes.splitlines()) if len(fields) > 7]
+    addresses = {fields[0]: _address(fields[1], host) for fields in lines}
     ranges, replicas = [], set()
-    for first, last, primary, *others in slots:
-        ranges.append((int(first), int(last), _place(primary, host)))
-        replicas |= {_place(other, host) for other in others}
-    lines = [line.split() for line in nodes.splitlines()]
-    epoch = max((int(fields[6]) for fields in lines if len(fields) > 6), default=0)
-    moving = {_moving(field) for fields in lines for field in fields[8:] if field.startswith("[")}
-    return View(tuple(sorted(ranges)), tuple(sorted(replicas)), epoch, frozenset(moving))
+    places: dict[str, Place] = {}
+    for first, last, *members in slots:
+        found = [_place(member, host, addresses) for member in members]
+        ranges.append((int(first), int(last), found[0]))
+        replicas |= set(found[1:])
+        places |= {bytes(member[2]).decode(): place for member, place in zip(members, found, strict=True) if member[2:]}
+    own = next((fields[0] for fields in lines if "myself" in fields[2]), "")
+    open_slots = dict(_moving(text) for fields in lines for text in fields[8:] if text.startswith("["))
+    return View(
+        tuple(sorted(ranges)),
+        tuple(sorted(replicas)),
+        max((int(fields[6]) for fields in lines), default=0),
+        frozenset(open_slots),
+        {fields[0]: _node(fields, places.get(fields[0], addresses[fields[0]])) for fields in lines},
+        {slot: frozenset({own, other}) for slot, other in open_slots.items()},
+        own,
+    )
 
 
-def _place(node: Sequence[Any], host: str) -> Place:
+def _address(text: str, host: str) -> Place:
+    """Of ``IP:PORT@BUS,HOSTNAME``; that of the node itself, which may not know it, is the ``host``."""
+    ip, _, port = text.partition("@")[0].rpartition(":")
+    return ip or host, int(port or 0)
+
+
+def _place(node: Sequence[Any], host: str, addresses: Mapping[str, Place]) -> Place:
+    """``?``: the node was told to be named by a hostname, and has none."""
     name = bytes(node[0] or b"").decode()
+    if name == "?":
+        return addresses.get(bytes(node[2]).decode(), (host, 0))[0], int(node[1])
     return name or host, int(node[1])
 
 
-def _moving(field: str) -> int:
-    """The slot of ``[77->-ID]`` or ``[77-<-ID]``."""
-    return int(field.strip("[]").partition("-")[0])
+def _node(fields: Sequence[str], place: Place) -> Node:
+    """Of a line of CLUSTER NODES."""
+    flags, held = fields[2].split(","), [text.partition("-") for text in fields[8:] if not text.startswith("[")]
+    slots = tuple(sorted((int(first), int(last or first)) for first, _, last in held))
+    is_gone = not {"fail", "noaddr", "handshake"}.isdisjoint(flags)
+    return Node(place, "" if "master" in flags else fields[3], slots, is_gone)
+
+
+def _moving(field: str) -> tuple[int, str]:
+    """The slot of ``[77->-ID]`` or ``[77-<-ID]``, and the other node."""
+    slot, _, rest = field.strip("[]").partition("-")
+    return int(slot), rest[2:]
 
 
 def latest(views: Iterable[View]) -> View:
@@ -103,8 +166,12 @@ def latest(views: Iterable[View]) -> View:
     """
     found = list(views)
     last = max(found, key=lambda one: one.epoch)
+    parties: dict[int, frozenset[str]] = {}
+    for one in found:
+        for slot, nodes in one.parties.items():
+            parties[slot] = parties.get(slot, frozenset()) | nodes
     moving = frozenset[int]().union(*(one.moving for one in found))
-    return View(last.ranges, last.replicas, last.epoch, moving)
+    return replace(last, moving=moving, parties=parties)
 
 
 def slot_of(key: bytes) -> int:

@@ -163,13 +163,15 @@ class Sent:
 class Server:
     """One connection, opened at first use and again after a failure. ``opened``: how often.
 
-    ``run_id`` and ``info``: of the server it leads to. ``is_replica``: it may be one.
+    ``run_id`` and ``info``: of the server it leads to. ``is_replica``: it may be one. ``known``: ids of nodes of its
+    cluster, of which it must know one: its address may lead to another cluster by now.
     """
 
     address: Address
     is_replica: bool = False
     opened: int = 0
     run_id: str = ""
+    known: frozenset[str] = frozenset()
     info: Mapping[str, str] = field(default_factory=dict)
     _open: Any = None
     _logged_in: bool = False
@@ -225,6 +227,10 @@ class Server:
             self.close()
             return unanswered(e, str(self), sent=True)
         return None
+
+    @property
+    def is_open(self) -> bool:
+        return self._open is not None
 
     def is_ready(self) -> bool:
         """Whether a response has begun to arrive, or the connection is gone."""
@@ -322,9 +328,13 @@ class Server:
             connection.connect()
             connection.send_packed_command([packed(b"INFO")], check_health=False)
             info = connection.read_response()
+            is_stranger = self.known and self.known.isdisjoint(_nodes_known_to(connection))
         except (RedisError, OSError) as e:
             connection.disconnect()
             raise self._refused(unanswered(e, str(self), sent=False)) from e
+        if is_stranger:
+            connection.disconnect()
+            raise TransientError(f"{self} belongs to another cluster now; asking the other nodes where its slots are")
         self.info, self._logged_in = _parsed(info), True
         is_demoted = self.address.follows and not self.is_replica and self.info.get("role") == "slave"
         if is_demoted:  # and who named it has not noticed it yet
@@ -337,6 +347,18 @@ class Server:
 
     def _refused(self, error: ReplicatorError) -> ReplicatorError:
         return refused_again(error, str(self)) if self._logged_in else error
+
+
+def _nodes_known_to(connection: Any) -> set[str]:
+    """The ids in the cluster of a node; none if it is in none."""
+    connection.send_packed_command([packed(b"CLUSTER", b"NODES")], check_health=False)
+    try:
+        text = bytes(connection.read_response(disconnect_on_error=False))
+    except ResponseError as e:
+        if "cluster support disabled" in str(e):
+            return set()
+        raise
+    return {line.partition(" ")[0] for line in text.decode(errors="replace").splitlines()}
 
 
 def refused_again(error: ReplicatorError, server: str) -> ReplicatorError:

@@ -78,7 +78,7 @@ class OnCluster:
         self.tally.prepare(self.store, pipeline, begins=begins)
 
     def begin(self, tables: Sequence[Layout], notes: Sequence[Opened], pipeline: str, epoch: int) -> None:
-        self.tally.begin(tables, notes, epoch)
+        self.tally.begin(self.store, tables, notes, epoch, trusted=self.store.trusts_restarts)
 
     def locate(self) -> None:
         """Let batches go where the slots are by now, also if a primary does not know that it was replaced."""

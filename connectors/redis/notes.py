@@ -53,8 +53,8 @@ def write(store: Store, layout: Layout, pipeline: str, epoch: int, *, trusted: b
     owner, *found = store.run(NOTE, [layout.note], [pipeline.encode(), b"%d" % epoch, new, run, trust, now])
     if owner.decode() != pipeline:
         raise ConfigError(taken(layout, owner.decode()))
-    id, batches, certain = found
-    return Opened(id.decode(), batches, certain == 1)
+    id, batches, certain, slots = found
+    return Opened(id.decode(), batches, certain == 1, slots.decode())
 
 
 def identity(store: Store, layout: Layout, note: Note | None, *, trusted: bool, tallies: str = "") -> Identity:

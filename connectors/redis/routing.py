@@ -6,7 +6,9 @@ whether another run has taken over meanwhile, would be unknown here; and its pip
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +20,14 @@ from redis.exceptions import RedisError, ResponseError
 from connectors.redis.cluster import SLOTS, Place, Seeds, View, latest, slot_of, view
 from connectors.redis.connection import Address, ScriptCall, Sent, Server, call, loading, packed, refused_again
 from connectors.redis.errors import Redirected, failure, unanswered
+from connectors.redis.moves import Standing
 from connectors.redis.options import RedisOptions
 from connectors.redis.scripts import Script
 from replicator.errors import ConfigError, Postponed, ReplicatorError, TransientError
 from replicator.options import is_loopback
 from replicator.target.in_doubt import TOO_LATE
+
+log = logging.getLogger("replicator")
 
 _FOLLOWING = 2.0  # seconds for which keys that move are followed, before the engine retries
 _PAUSE = 0.02
@@ -54,7 +59,9 @@ class Cluster:
         self._options = options
         self._seeds = seeds
         self._nodes: dict[Place, Server] = {}
+        self._idle: dict[Place, Server] = {}  # primaries without slots
         self._view: View | None = None
+        self._seen: Sequence[View] = ()  # what nodes saw when they were asked last
         self._owners: list[Place | None] = [None] * SLOTS
         self._primaries: Sequence[Place] = ()
         self._is_stale = True
@@ -66,6 +73,10 @@ class Cluster:
     @property
     def place(self) -> str:
         return str(self)
+
+    @property
+    def trusts_restarts(self) -> bool:
+        return self._options.trust_restarts
 
     # which nodes there are
 
@@ -111,12 +122,40 @@ class Cluster:
         views: list[View] = []
         for node in self.nodes():
             try:
-                views.append(_view_of(node.ask(*_VIEW), node.address.node or ("", 0)))
+                views.append(_seen_by(node))
             except TransientError:
                 break
         if not views or len(views) < len(self._nodes):
-            views = self._discovered()
+            views = self._own(self._discovered())
         self._adopt(latest(views))
+        self._seen = views
+        for node in self._without_slots():
+            with contextlib.suppress(ReplicatorError):  # then it is not open
+                self._seen = [*self._seen, _seen_by(node)]
+        if len(self._seen) > len(views):
+            self._adopt(latest(self._seen))
+
+    def _without_slots(self) -> Sequence[Server]:
+        """Primaries that respond to the others and have no slots: one of these may be about to receive some."""
+        places = self.view.without_slots()
+        for place in self._idle.keys() - set(places):
+            self._idle.pop(place).close()
+        for place in places:
+            if place not in self._idle:
+                self._idle[place] = self._made(place)
+        return [self._idle[place] for place in places]
+
+    def _own(self, views: Sequence[View]) -> list[View]:
+        """Without those of another cluster, to which a node's address may have been given."""
+        own = self._view or latest([view for view in views if view.ranges] or views)
+        found = [view for view in views if not own.nodes.keys().isdisjoint(view.nodes)]
+        if self._view is None and any(view.ranges for view in views if view not in found):
+            raise ConfigError(f"target.url names nodes of different clusters ({self._seeds}); name those of one")
+        if len(found) < len(views):
+            log.warning("a node belongs to another cluster now", extra={"cluster": str(self)})
+        if not found:
+            raise TransientError(f"all nodes of {self} that respond belong to another cluster now")
+        return found
 
     def _discovered(self) -> list[View]:
         """What all nodes that respond see: those of the url, and those that are known. ReplicatorError if none does."""
@@ -164,6 +203,8 @@ class Cluster:
             self._changes += node.opened
             node.close()
         self._view, self._owners, self._primaries = seen, seen.owners(), seen.primaries
+        for node in self._nodes.values():
+            node.known = frozenset(seen.nodes)
         self._is_stale = False
 
     def _require_encrypted(self, place: Place) -> None:
@@ -175,9 +216,26 @@ class Cluster:
 
     def _node(self, place: Place) -> Server:
         if place not in self._nodes:
-            self._require_encrypted(place)
-            self._nodes[place] = Server(Address(self._options, place))
+            self._nodes[place] = self._made(place)
         return self._nodes[place]
+
+    def _made(self, place: Place) -> Server:
+        self._require_encrypted(place)
+        return Server(Address(self._options, place), known=frozenset(self._view.nodes if self._view else ()))
+
+    def standing(self) -> Standing:
+        """As of the last refresh. Connects."""
+        self.connect()
+        ids = {node.place: id for id, node in self.view.nodes.items() if not node.of}
+        primaries = [*self.nodes(), *(node for node in self._idle.values() if node.is_open)]
+        found = {id: node for node in primaries if (id := ids.get(node.address.node or ("", 0))) is not None}
+        return Standing(
+            self.view.owner_ids(),
+            {id: node.run_id for id, node in found.items()},
+            {id: node.of for id, node in self.view.nodes.items() if node.of},
+            frozenset(id for id, node in found.items() if node.info.get("master_replid2", "0").strip("0")),
+            self.view.parties,
+        )
 
     def replicas(self) -> Iterable[Server]:
         """Not connected, and not to be kept."""
@@ -189,7 +247,7 @@ class Cluster:
             self._is_stale = True
 
     def close(self) -> None:
-        for node in self._nodes.values():
+        for node in [*self._nodes.values(), *self._idle.values()]:
             node.close()
 
     # commands
@@ -295,6 +353,19 @@ class Cluster:
                 f"{self} is moving slots (now {_some(self.view.moving)}): what goes through all keys waits until that "
                 "is done. If no resharding runs, one was interrupted: end it with redis-cli --cluster fix HOST:PORT"
             )
+        if (why := self._undecided()) is not None:
+            self._changes += 1
+            raise Postponed(f"{self}: {why}; what goes through all keys waits")
+
+    def _undecided(self) -> str | None:
+        """Why it is not certain which primary has which slots, or that none is moving."""
+        silent = [str(node) for node in self._idle.values() if not node.is_open]
+        if silent:
+            return f"{silent[0]}, a primary without slots, does not say whether it is receiving some"
+        primaries = {id for id, node in self.view.nodes.items() if not node.of}
+        if len({view.held for view in self._seen if view.seer in primaries}) > 1:
+            return "its primaries do not agree yet which of them has which slots"
+        return None
 
     def scan(self, pattern: bytes, cursor: bytes, count: bytes) -> tuple[Sequence[bytes], bytes]:
         """Keys that match on one of the nodes, and the cursor behind them; b"0" at the beginning and the end."""
@@ -317,6 +388,10 @@ class Cluster:
         for guard in guards:
             found.setdefault(slot_of(guard), []).append(guard)
         return list(found.values())
+
+
+def _seen_by(node: Server) -> View:
+    return _view_of(node.ask(*_VIEW), node.address.node or ("", 0))
 
 
 def _view_of(responses: Sequence[Any], place: Place) -> View:

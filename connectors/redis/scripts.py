@@ -175,8 +175,8 @@ return results
 NOTE = Script(
     b"""
 -- KEYS: a table's note. ARGV: pipeline, epoch, new id, server, whether the server loses nothing, the time. Returns the
--- pipeline that has the table; if it is this one, also its id, how many batches are counted, and 1 unless batches may
--- be missing: the server is another one than that which counted the last of this epoch.
+-- pipeline that has the table; if it is this one, also its id, how many batches are counted, 1 unless batches may be
+-- missing (the server is another one than that which counted the last of this epoch), and which slots were where.
 local pipeline, epoch, server = unpack(redis.call('HMGET', KEYS[1], 'pipeline', 'epoch', 'server'))
 if pipeline and pipeline ~= ARGV[1] then return {pipeline} end
 local certain = 1
@@ -193,8 +193,8 @@ for i = 1, #fields, 2 do  -- the counts of processes that have long ended
   local at = string.sub(fields[i], 1, 3) == 'of:' and string.match(fields[i + 1], ' (%d+)$')
   if at and now - tonumber(at) > 30 * 86400 then redis.call('HDEL', KEYS[1], fields[i]) end
 end
-local id, batches = unpack(redis.call('HMGET', KEYS[1], 'id', 'batches'))
-return {ARGV[1], id, tonumber(batches or '0'), certain}
+local id, batches, slots = unpack(redis.call('HMGET', KEYS[1], 'id', 'batches', 'slots'))
+return {ARGV[1], id, tonumber(batches or '0'), certain, slots or ''}
 """
 )
 
@@ -239,9 +239,10 @@ return {batches, own + count}
 
 NOTED = Script(
     b"""
--- KEYS: a table's note. ARGV: pipeline, epoch, the servers (empty if they may lack something). Returns 1, or -1 if the
--- servers lost the note or the beginning of the epoch: then the table is no longer the one it was.
-local id, epoch, server = unpack(redis.call('HMGET', KEYS[1], 'id', 'epoch', 'server'))
+-- KEYS: a table's note. ARGV: pipeline, epoch, the servers (empty if they may lack something), which slots are where.
+-- Returns 1, or -1 if the servers lost the note or the beginning of the epoch: then the table is no longer the one it
+-- was.
+local id, epoch, server, slots = unpack(redis.call('HMGET', KEYS[1], 'id', 'epoch', 'server', 'slots'))
 if not epoch then
   redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'epoch', ARGV[2], 'id', 'emptied', 'server', ARGV[3])
   return -1
@@ -249,7 +250,9 @@ elseif tonumber(epoch) < tonumber(ARGV[2]) then
   redis.call('HSET', KEYS[1], 'epoch', ARGV[2], 'id', id .. ' incomplete')
   return -1
 end
-if ARGV[3] ~= '' and server ~= ARGV[3] then redis.call('HSET', KEYS[1], 'server', ARGV[3]) end
+if ARGV[3] ~= '' and (server ~= ARGV[3] or slots ~= ARGV[4]) then
+  redis.call('HSET', KEYS[1], 'server', ARGV[3], 'slots', ARGV[4])
+end
 return 1
 """
 )

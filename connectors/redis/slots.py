@@ -1,7 +1,8 @@
 """Counts what each slot of a cluster has stored, since its primary may lose what it acknowledged.
 
 A slot moves between primaries, and each of them may lose the end of its own history when a replica takes over. So the
-count is in the slot itself, and in the same step as the write: wherever the slot goes, both are there, or neither is.
+count is in the slot itself, and in the same step as the write: where both were made, both are there, or neither is. On
+the way to another primary they may part (see ``moves``).
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import Any
 from connectors.redis.cluster import SLOTS, slot_of, tags
 from connectors.redis.connection import ScriptCall
 from connectors.redis.layout import Layout
+from connectors.redis.moves import Moves, Standing
 from connectors.redis.options import RESERVED
 from connectors.redis.routing import Cluster
 from connectors.redis.scripts import NOTED, NOTHING, Script, counted
 from connectors.redis.tally import Opened
 
 _DAY = 86400.0  # seconds
+_NEVER = 1 << 52  # more than is ever counted
 _REFRESHED = 43200.0  # seconds, after which all slots are compared although nothing moved: their counts are in use
 
 counting = functools.cache(counted)
@@ -49,7 +52,8 @@ class SlotTally:
     is told from others (repairs, retries) by its ``token``. ``staged``: counts of a batch that is not stored yet, and
     all of this process's own among them: if a primary is replaced meanwhile, all of it is sent again, so what it lost
     of it does not matter.
-    ``complete``: False once calls are missing. ``certain``: False if those of earlier runs may be.
+    ``complete``: False once calls are missing. ``certain``: False if those of earlier runs may be. ``trusted``: the
+    primaries lose nothing.
     No ``tables`` before they are opened: then nothing is counted.
     """
 
@@ -59,11 +63,13 @@ class SlotTally:
     token: str = ""
     complete: bool = True
     certain: bool = True
+    trusted: bool = False
     ids: list[bytes] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     own: list[int] = field(default_factory=list)
     staged: dict[int, tuple[int, set[int]]] = field(default_factory=dict)
     _compared: tuple[int, float] = (-1, 0.0)
+    _moves: Moves | None = None
 
     def prepare(self, cluster: Cluster, pipeline: str, *, begins: bool) -> None:
         """Read every slot's tally, and make those that are missing: if the epoch goes on, what they counted is lost.
@@ -82,16 +88,30 @@ class SlotTally:
         self.ids, self.batches = [id or b"" for id, _ in found], [int(batches or 0) for _, batches in found]
         self.complete, self._compared = begins or not missing, (-1, 0.0)
 
-    def begin(self, tables: Sequence[Layout], notes: Sequence[Opened], epoch: int) -> None:
-        self.tables, self.epoch = tables, epoch
+    def begin(
+        self, cluster: Cluster, tables: Sequence[Layout], notes: Sequence[Opened], epoch: int, *, trusted: bool
+    ) -> None:
+        """Where slots have moved since the last run, count once: what is lost from now on shows."""
+        self.epoch, self.trusted = epoch, trusted
         self.certain = all(note.certain for note in notes)
+        standing = cluster.standing()
+        if any(self.batches) and notes[0].slots != standing.digest:
+            self._count(cluster, range(SLOTS))
+        self._moves, self.tables = Moves.begin(standing), tables
+
+    def _count(self, cluster: Cluster, slots: Iterable[int]) -> None:
+        calls = [self.counted(slot, [], []) for slot in slots]
+        for slot, (_, counts) in zip(slots, cluster.run_all(counting(NOTHING), calls), strict=True):
+            self._read_at_once(slot, counts)
 
     def counted(self, slot: int, keys: Sequence[bytes], arguments: Sequence[bytes]) -> ScriptCall:
         """Keys and arguments of the ``counting`` script."""
         return self._call(slot, keys, arguments, b"1" if self.certain else b"own", b"%d" % int(time.time()))
 
-    def _call(self, slot: int, keys: Sequence[bytes], given: Sequence[bytes], step: bytes, now: bytes) -> ScriptCall:
-        counts = self.ids[slot], b"%d" % self.batches[slot], self.token.encode(), b"%d" % self.own[slot]
+    def _call(
+        self, slot: int, keys: Sequence[bytes], given: Sequence[bytes], step: bytes, now: bytes, known: int = 0
+    ) -> ScriptCall:
+        counts = self.ids[slot], b"%d" % (known or self.batches[slot]), self.token.encode(), b"%d" % self.own[slot]
         return [*keys, tallies(self.pipeline)[slot]], [*given, *counts, now, step]
 
     def read(self, slot: int, response: Any) -> bool:
@@ -135,16 +155,33 @@ class SlotTally:
 
         Then note the primaries as those that have everything, if they do.
         """
+        standing = cluster.standing()
+        arrived = self._arrived(cluster, standing)
         of, at = self._compared
         is_full = of != cluster.opened or not 0 <= now - at < _REFRESHED
         of, servers = cluster.opened, cluster.run_id.encode()
         self._compare(cluster, range(SLOTS) if is_full else _one_of_each(cluster), now)
+        if self._moves is not None and arrived:
+            self._count(cluster, arrived)
+            self._moves.counted(arrived, standing)
         complete = servers if self.complete and self.certain else b""
-        noted = [self.pipeline.encode(), b"%d" % self.epoch, complete]
+        noted = [self.pipeline.encode(), b"%d" % self.epoch, complete, standing.digest.encode()]
         if -1 in cluster.run_all(NOTED, [([table.note], noted) for table in self.tables]):
             self.complete = False
         if is_full:
             self._compared = of, now
+
+    def _arrived(self, cluster: Cluster, standing: Standing) -> list[int]:
+        """The slots that have moved. What one of them may lack is missing for every later run, too."""
+        if self._moves is None:
+            return []
+        arrived = self._moves.look(standing)
+        if self._moves.doubtful and not self.trusted:
+            self.complete = False
+            calls = [self._call(slot, [], [], b"0", b"0", known=_NEVER) for slot in self._moves.doubtful]
+            cluster.run_all(counting(NOTHING), calls)
+        self._moves.doubtful.clear()
+        return arrived
 
     def _compare(self, cluster: Cluster, slots: Iterable[int], now: float) -> None:
         """Read the counts; where some are missing, or have not been in use for a day, the script does the rest."""

@@ -18,11 +18,13 @@ class Opened:
     """A table that an epoch begins or goes on in. ``batches``: how many are counted.
 
     ``certain``: False if some that were counted may be missing: the server is not the one that counted them.
+    ``slots``: which slots were where in a cluster when they had everything.
     """
 
     id: str
     batches: int
     certain: bool
+    slots: str = ""
 
 
 @dataclass(slots=True)

@@ -206,6 +206,44 @@ def test_a_slot_that_moved_to_a_primary_whose_replica_had_not_received_it_is_a_g
     assert "a replica without them took over" in lost(target)
 
 
+@pytest.mark.parametrize("when", ["at once", "after the run has looked", "after the next run has begun"])
+def test_a_slot_whose_count_reached_a_replica_and_whose_documents_did_not_is_a_gap(
+    replicated: RedisCluster, build: Build, when: str
+) -> None:
+    """Keys move one by one, and the primary that received them dies."""
+    target = opened(build(replicated))
+    source, destination, witness = replicated.primaries()
+    (pk,) = ids_of(replicated, source, 1)
+    target.write(batch(put({"pk": pk}, 1)))
+    assert target.recheck([table()]) == []
+    assert isinstance(target._on.tally, SlotTally)
+    key, before = tallies(target._on.tally.pipeline)[slot(pk)], target.identities([table()])
+    replicated.open_slot(slot(pk), source, destination)
+    with source.client() as client:
+        client.execute_command("MIGRATE", "127.0.0.1", destination.port, "", 0, 10_000, "KEYS", key)
+    received(destination)
+    replica = replicated.replica_of(destination)
+    replica.pause()
+    with destination.client() as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+    replicated.move_keys(slot(pk), source, destination)
+    replicated.close_slot(slot(pk), source, destination)
+    if when == "after the run has looked":
+        assert target.recheck([table()]) == []
+    elif when == "after the next run has begun":
+        target.close()
+        target = opened(build(replicated))
+    destination.kill()
+    replica.resume()
+    replicated.until("the replica takes over", lambda: replica in replicated.primaries(witness))
+    until_settled(replicated, slot(pk), replica)
+    assert until_written(target, batch(*(put({"pk": f"{n}"}, 2) for n in range(20) if f"{n}" != pk))) == Outcome()
+    assert (pk,) not in kit.documents(replicated, table())
+    assert "a replica without them took over" in lost(target)
+    later = build(replicated, trust_restarts=True)
+    assert list(recreated_tables(before, later.identities([table()])))
+
+
 def until_settled(cluster: RedisCluster, number: int, owner: RedisServer) -> None:
     """All primaries name this owner of a slot, as after redis-cli --cluster fix."""
     for node in cluster.primaries(owner):
