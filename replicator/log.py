@@ -25,6 +25,7 @@ _OF_ONE_TARGET = (
     *("resync", "verify", "preview", "cutover", "strip", "infer", "parked list", "parked retry", "parked drop"),
     *("rebuild start", "rebuild switch", "rebuild rollback", "rebuild finish", "rebuild cancel"),
 )
+_BACKFILL = "--until backfilled"  # with which a run is one target's
 _SILENT = logging.CRITICAL + 1
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -49,6 +50,7 @@ def with_target(value: Any) -> Any:
         for command in _OF_ONE_TARGET:
             given = f"replicator {command} {config}"
             value = value.replace(given, f"{given} --target {target}")
+        value = value.replace(f"run {config} {_BACKFILL}", f"run {config} --target {target} {_BACKFILL}")
     return value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,12 @@ LIST_RULES, DESCRIBE_RULE, LIST_SCHEDULES = "ListRuleNamesByTarget", "DescribeRu
 UNLIMITED = -1
 
 
+class Variables(msgspec.Struct, frozen=True, rename="pascal"):
+    """Of a function's environment. They may be secrets."""
+
+    variables: Mapping[str, str] = {}
+
+
 class Configuration(msgspec.Struct, frozen=True, rename="pascal"):
     """Of a function. ``timeout`` in seconds, ``memory_size`` in MB: AWS' defaults where it says nothing."""
 
@@ -27,6 +33,7 @@ class Configuration(msgspec.Struct, frozen=True, rename="pascal"):
     state_reason: str = ""
     last_update_status: str = "Successful"
     last_update_status_reason: str = ""
+    environment: Variables = Variables()
 
 
 class EventSourceMapping(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,9 @@ def aws_lambda() -> None:
 @aws_lambda.command
 @config_argument
 @click.option(
-    "--out", type=click.Path(dir_okay=False), default="function.zip", show_default=True, help="The file to write."
+    "--out",
+    type=click.Path(dir_okay=False),
+    help="The file to write; by default function.zip, or NAME.zip of a target.",
 )
 @arch_option
 @click.option(
@@ -37,7 +39,7 @@ def aws_lambda() -> None:
 def package(
     config: str,
     target: str | None,
-    out: str,
+    out: str | None,
     arch: str,
     include: tuple[str, ...],
     requirement: tuple[str, ...],
@@ -50,6 +52,7 @@ def package(
     """
     from replicator.operations import lambda_package as operation
 
+    out = out or f"{target or 'function'}.zip"
     wanted = operation.Wanted(arch, include, requirement, target)
     built = operation.build(Path(config), wanted, Path(out), operation.install)
     if as_json:

@@ -37,7 +37,8 @@ def estimate(config: str, target: str | None, changes: str, given: tuple[str, ..
 
     From the table's size, its open shards and 100 sampled items: read units, stream requests, writes to the target,
     duration at the configured limits, and money by a table of list prices, as ranges. Of several targets, one after the
-    other; the stream's requests are counted for the first one, as one run reads it for all. Writes nothing.
+    other; the stream's requests are counted for the first one, as one run reads it for all; on AWS Lambda, for each.
+    Writes nothing.
     """
     from replicator.aws.prices import PRICES
     from replicator.config import settings as configs

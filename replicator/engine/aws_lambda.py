@@ -36,6 +36,7 @@ CONFIG = "REPLICATOR_CONFIG"  # the environment variable with the path of the co
 DEFAULT = "replicator.yaml"
 TARGET = "REPLICATOR_TARGET"  # the environment variable with the name of the target, if the config has several
 MARGIN = 3.0  # seconds before Lambda's timeout at which an invocation ends by itself
+FUNCTION = "AWS_LAMBDA_FUNCTION_NAME"  # which Lambda sets
 QUIET = 60.0  # seconds without an invocation after which the next one has connections of its own
 
 
@@ -46,6 +47,8 @@ class Container:
         self._config = settings.load(path, target=target)
         if not isinstance(self._config.engine, Lambda):
             raise ConfigError(f"{path}: engine.type must be lambda: the config of another engine was packaged")
+        self.target = self._config.target_name
+        _check_function(self.target, self._config.engine.function, os.environ.get(FUNCTION))
         self._deadline, self._now, self._invoked = Deadline(), now, float("-inf")
         config = self._config
         self._hook = load(config.transform, config.base) if config.transform is not None else None
@@ -98,6 +101,7 @@ _NO_ANSWER = (
 )
 
 _container: Container | None = None
+_packaged: str | None = None  # the target that the package is for, if its config has several
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
@@ -106,10 +110,18 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
         return _started().invoke(event, context.get_remaining_time_in_millis() / 1000)
     except ReplicatorError as e:
         log.error("not stored", extra={"reason": str(e), "exit_code": e.exit_code})
+        e.args = (logs.with_target(str(e)),)
         raise
     except Exception as e:
         log.error("bug", extra={"traceback": redaction.trace(e).stack})
     raise RuntimeError("the function failed unexpectedly; see its traceback in the log")
+
+
+def packaged_for(target: str) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:
+    """The handler of a package that is for one of its config's targets."""
+    global _packaged
+    _packaged = target
+    return handler
 
 
 def _started() -> Container:
@@ -119,8 +131,38 @@ def _started() -> Container:
         logs.silence_libraries()
         root = os.environ.get("LAMBDA_TASK_ROOT", "")
         path = os.path.join(root, os.environ.get(CONFIG, DEFAULT))
-        _container = Container(path, target=os.environ.get(TARGET))
+        _container = _container_for(path, os.environ.get(TARGET) or None)
+    logs.TARGET.set(_container.target)
     return _container
+
+
+def _container_for(path: str, named: str | None) -> Container:
+    """``named``: the target in the variable of the environment. ConfigError if the package is another one's."""
+    if _packaged is not None and named not in (None, _packaged):
+        raise ConfigError(
+            f"{TARGET} is {named}, but this is the package of the target {_packaged}: deploy the one that this command "
+            f"builds: replicator lambda package CONFIG --target {named}"
+        )
+    try:
+        return Container(path, target=named or _packaged)
+    except ConfigError as e:
+        raise ConfigError(*(_of_the_variable(problem) for problem in e.problems)) from e
+
+
+def _of_the_variable(problem: str) -> str:
+    """A function has no option ``--target``."""
+    if problem.startswith("--target: "):
+        return problem.replace("--target", TARGET)
+    return problem.replace("choose one, --target NAME, of", f"set {TARGET} to one of")
+
+
+def _check_function(target: str | None, expected: str | None, name: str | None) -> None:
+    """ConfigError if one target's package is in the function of another, which would store nothing for its own."""
+    if target is not None and name and expected not in (None, name):
+        raise ConfigError(
+            f"this is the package of the target {target}, whose function is {expected} (engine.function), but it was "
+            f"deployed as {name}: deploy there what replicator lambda package builds with its own --target"
+        )
 
 
 def _ignored(_: Progress) -> None:

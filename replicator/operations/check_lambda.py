@@ -11,6 +11,7 @@ from replicator.aws import boto
 from replicator.aws.functions import UNLIMITED, Configuration, EventSourceMapping, Functions, Schedule, Schedules
 from replicator.config.engine import Lambda
 from replicator.config.settings import Config
+from replicator.engine.aws_lambda import TARGET
 from replicator.operations.finding import Finding, Verdict
 from replicator.operations.lambda_package import HANDLER
 from replicator.operations.lambda_template import MAPPING, MEMORY, TIMEOUT
@@ -40,7 +41,7 @@ def lambda_findings(config: Config, stream_arn: str | None) -> Iterator[Finding]
     )
     options = aws_options(config.source.model_copy(update={"endpoint_url": None}), stream_arn or "")
     try:
-        yield from of_function(functions, schedules, Asked(name, stream_arn, options))
+        yield from of_function(functions, schedules, Asked(name, stream_arn, options, config.target_name))
     finally:
         functions.close()
         schedules.close()
@@ -48,11 +49,15 @@ def lambda_findings(config: Config, stream_arn: str | None) -> Iterator[Finding]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The function's name, the table's stream if it is known, and the options of ``aws`` that select the account."""
+    """The function's name, the table's stream if it is known, and the options of ``aws`` that select the account.
+
+    ``target``: which one of the config's targets the function is for.
+    """
 
     function: str
     stream_arn: str | None
     options: str
+    target: str | None = None
 
     def command(self, verb: str, arguments: str, service: str = "lambda") -> str:
         return f"aws {service} {verb} {arguments}{self.options}"
@@ -118,6 +123,10 @@ def of_configuration(configuration: Configuration, asked: Asked) -> Iterator[Fin
         if status == "Failed":
             text = f"{name} of {asked.function} is Failed: {reason or 'AWS names no reason'}"
             yield Finding("engine.function", "problem", text, "deploy it again, as docs/lambda.md says")
+    named = configuration.environment.variables.get(TARGET)
+    if asked.target is not None and named not in (None, "", asked.target):
+        text = f"{TARGET} of {asked.function} is {named}: it stores changes for that target, or refuses its package"
+        yield Finding("engine.function", "problem", text, f"set the variable to {asked.target}, as the template does")
     if configuration.timeout < SHORTEST:
         text = f"Timeout is {configuration.timeout} s, of which an invocation has three less to store a batch"
         yield Finding("engine.function", "problem", text, update(f"--timeout {TIMEOUT}"))

@@ -18,6 +18,7 @@ from replicator.aws.errors import AwsError, decoded, failure
 from replicator.aws.prices import Prices
 from replicator.batch import Upsert
 from replicator.change import Shard
+from replicator.config.engine import Lambda
 from replicator.hooks import loading
 from replicator.hooks.hook import DocumentMapping
 from replicator.hooks.time_limit import HookLimit
@@ -37,6 +38,8 @@ _DAY = 86_400.0
 _MONTH = 30 * _DAY
 _READ_UNIT, _WRITE_UNIT, _PAGE, _GB = 4096, 1024, 1 << 20, 1 << 30  # bytes
 _STALE = 0.1  # a table's statistics are up to six hours old: how much it may have grown since, as a guess
+_BATCH, _SCHEDULE = 1000, 900  # records of a batch on AWS Lambda, and seconds between its schedule's invocations
+_READS = 5  # requests for a shard without changes in one of these, at most
 _IDLE_POLL = (0.95, 1.1)  # seconds between the requests of an idle shard, with the time a response takes
 _SPEEDS = {
     "postgres": (5_000, 80_000),
@@ -91,7 +94,8 @@ class Limits:
     """What the config limits. ``poll_interval``: seconds between the requests of an idle shard, if it is configured.
 
     ``verify``: of the run's own verification passes, if it makes any. ``exports``: the backfill reads an export,
-    and ``export_exists`` already. ``gap_exports``: gaps are repaired from exports.
+    and ``export_exists`` already. ``gap_exports``: gaps are repaired from exports. ``function``: AWS Lambda follows
+    the stream.
     """
 
     target: str
@@ -103,6 +107,7 @@ class Limits:
     exports: bool = False
     export_exists: bool = False
     gap_exports: bool = False
+    function: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +234,21 @@ def idle_requests(poll_interval: float | None, seconds: float = _DAY) -> Range:
 
 def _stream_requests(facts: Facts, limits: Limits) -> Range:
     """Of a month. A change costs a request more at most: the next one follows its page at once."""
+    if limits.function:
+        return _function_requests(facts)
     idle = idle_requests(limits.poll_interval, _MONTH).times(facts.shards)
     changes = facts.changes.times(_MONTH)
     return Range(idle.low, idle.high + changes.high) if facts.shards else Range(0, 0)
+
+
+def _function_requests(facts: Facts) -> Range:
+    """Of a month, of a function: to see that each batch continues what is stored, and of its schedule, which reads
+    shards without changes. What Lambda itself requests is not charged.
+    """
+    batches = facts.changes.times(_MONTH / _BATCH)
+    most = min(facts.changes.high * _MONTH, facts.shards * _MONTH + batches.high)  # with a window of a second
+    scheduled = facts.shards * _MONTH / _SCHEDULE * _READS
+    return Range(batches.low, 2 * most + scheduled) if facts.shards else Range(0, 0)
 
 
 def _beyond(requests: Range, free: int) -> Range:
@@ -252,7 +269,12 @@ class _Description(msgspec.Struct):
 
 
 def estimate_each(configs: Sequence[Config], changes: Range, prices: Prices) -> Sequence[Estimate]:
-    """An estimate of each target. The stream's requests are of the first one: a run of all targets reads it once."""
+    """An estimate of each target. The stream's requests are of the first one: a run of all targets reads it once.
+
+    On AWS Lambda each function reads for itself.
+    """
+    if any(isinstance(config.engine, Lambda) for config in configs):
+        return [estimate(config, changes, prices) for config in configs]
     first, *others = (estimate(config, changes, prices) for config in configs)
     nothing = Range(0, 0)
     return [first, *(replace(other, month_requests=nothing, month_stream=nothing) for other in others)]
@@ -291,6 +313,7 @@ def limits_of(config: Config) -> Limits:
         exports=config.backfill.source == "export",
         export_exists=config.backfill.export is not None,
         gap_exports=config.on_gap == "export",
+        function=isinstance(config.engine, Lambda),
     )
 
 

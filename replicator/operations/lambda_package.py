@@ -26,7 +26,7 @@ from replicator.config.engine import Lambda
 from replicator.config.settings import Config, load_offline
 from replicator.config.targets import TARGETS
 from replicator.config.yaml_file import placeholders, texts
-from replicator.engine.aws_lambda import DEFAULT, TARGET
+from replicator.engine.aws_lambda import DEFAULT
 from replicator.errors import ConfigError
 from replicator.hooks.loading import load
 from replicator.hooks.sources import imported
@@ -48,9 +48,13 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "site-packages"))
-{target}
-from replicator.engine.aws_lambda import handler as lambda_handler
+
+{handler}
 '''
+_HANDLER = "from replicator.engine.aws_lambda import handler as lambda_handler"
+_HANDLER_FOR = """from replicator.engine.aws_lambda import packaged_for
+
+lambda_handler = packaged_for("{target}")"""
 _PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -147,8 +151,7 @@ def placeholders_of(config: Config) -> Sequence[str]:
 
 def _entry_point(target: str | None) -> str:
     """The module that Lambda imports; it says which of the config's targets the function is for."""
-    named = f'os.environ.setdefault("{TARGET}", "{target}")\n'
-    return _ENTRY_POINT.format(target="" if target is None else named)
+    return _ENTRY_POINT.format(handler=_HANDLER if target is None else _HANDLER_FOR.format(target=target))
 
 
 def requirements(extra: str, wanted: Wanted, minor: int = sys.version_info.minor) -> Requirements:

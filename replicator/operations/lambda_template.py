@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from replicator.config.engine import Engine, Lambda
+from replicator.config.engine import Lambda
 from replicator.config.settings import Config
+from replicator.engine.aws_lambda import TARGET
 from replicator.errors import ConfigError
 from replicator.operations import policy
 from replicator.operations.lambda_package import HANDLER, loaded, placeholders_of, runtime
@@ -59,7 +60,7 @@ def template(path: Path, architecture: str, *, keys_only: bool, target: str | No
         "Resources": {
             "LogGroup": {"Type": "AWS::Logs::LogGroup", "Properties": {"RetentionInDays": 30}} | _DELETED,
             "Role": _role(own.get("default", {"Statement": []})["Statement"]),
-            "Function": _function(config.engine, names, architecture),
+            "Function": _function(config, names, architecture),
             "Mapping": _mapping(),
             **_schedule(),
         },
@@ -153,10 +154,12 @@ def _resource(arn: str) -> str | dict[str, str]:
     return arn if replaced == arn else {"Fn::Sub": replaced}
 
 
-def _function(engine: Engine, names: Mapping[str, str], architecture: str) -> Resource:
+def _function(config: Config, names: Mapping[str, str], architecture: str) -> Resource:
     network = {"SubnetIds": {"Ref": "SubnetIds"}, "SecurityGroupIds": {"Ref": "SecurityGroupIds"}}
-    variables = {variable: {"Ref": name} for variable, name in names.items()}
-    name = engine.function if isinstance(engine, Lambda) else None
+    variables: dict[str, Any] = {variable: {"Ref": name} for variable, name in names.items()}
+    if config.target_name is not None:
+        variables[TARGET] = config.target_name  # so that the package of another target is refused
+    name = config.engine.function if isinstance(config.engine, Lambda) else None
     return {
         "Type": "AWS::Lambda::Function",
         "Properties": {

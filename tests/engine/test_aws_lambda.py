@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,14 @@ from typing import Any, NoReturn
 import pytest
 from click.testing import CliRunner
 
+from replicator import log as logs
 from replicator.cli import main
 from replicator.config.settings import load
 from replicator.engine import aws_lambda
 from replicator.engine.aws_lambda import Container
+from replicator.engine.function import RESCAN
 from replicator.engine.retry import Stopped
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import ConfigError, GapFound, TransientError
 
 CONFIG = """
 pipeline: orders
@@ -154,6 +157,97 @@ def test_several_targets_have_a_function_each_so_nothing_keeps_one_from_running_
     path.write_text(several + "engine: {type: ray}\ncheckpoints: {type: postgres, url: 'postgresql://127.0.0.1:1/y'}\n")
     result = CliRunner().invoke(main, ["check", str(path), "--offline"])
     assert "only local runs several targets in one process" in result.output
+
+
+SEVERAL = """
+pipeline: orders
+source: {table: orders, region: eu-west-1}
+engine: {type: lambda, function: "orders-{target}"}
+targets:
+  shop: {type: postgres, url: "postgresql://me@127.0.0.1:1/shop", table: orders}
+  warehouse: {type: postgres, url: "postgresql://me@127.0.0.1:1/warehouse", table: orders}
+"""
+
+
+@pytest.fixture
+def several(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The config of the package for one of several targets, warehouse."""
+    path.write_text(SEVERAL)
+    monkeypatch.setattr(aws_lambda, "_packaged", None)
+    assert aws_lambda.packaged_for("warehouse") is aws_lambda.handler
+    return path
+
+
+def test_a_package_in_the_function_of_another_target_is_refused(several: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "orders-shop")
+    said = "this is the package of the target warehouse, whose function is orders-warehouse .* deployed as orders-shop"
+    with pytest.raises(ConfigError, match=said):
+        aws_lambda._container_for(str(several), None)
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "orders-warehouse")
+    assert aws_lambda._container_for(str(several), "warehouse").target == "warehouse"
+
+
+def test_a_package_of_another_target_than_the_functions_variable_says_is_refused(several: Path) -> None:
+    said = "REPLICATOR_TARGET is shop, but this is the package of the target warehouse: .* CONFIG --target shop"
+    with pytest.raises(ConfigError, match=said):
+        aws_lambda._container_for(str(several), "shop")
+
+
+def test_a_function_of_one_target_may_have_any_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(LAMBDA.replace("{type: lambda}", "{type: lambda, function: orders-copy}"))
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "orders-copy-2")
+    assert Container(str(path)).target is None
+
+
+@pytest.mark.parametrize(
+    ("config", "named", "said"),
+    [
+        (SEVERAL, "shpo", "REPLICATOR_TARGET: replicator.yaml has no target shpo; did you mean shop?"),
+        (SEVERAL, None, "has several targets: set REPLICATOR_TARGET to one of shop, warehouse"),
+        (LAMBDA, "shop", "REPLICATOR_TARGET: replicator.yaml has one target, .* leave out REPLICATOR_TARGET"),
+    ],
+)
+def test_a_functions_target_that_is_wrong_or_missing_is_said_of_its_variable(
+    path: Path, monkeypatch: pytest.MonkeyPatch, config: str, named: str | None, said: str
+) -> None:
+    path.write_text(config)
+    monkeypatch.setattr(aws_lambda, "_packaged", None)
+    with pytest.raises(ConfigError, match=said) as raised:
+        aws_lambda._container_for(str(path), named)
+    assert "--target" not in str(raised.value)
+
+
+def test_an_empty_variable_names_no_target(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aws_lambda, "_container", None)
+    monkeypatch.setattr(aws_lambda, "_packaged", None)
+    monkeypatch.setattr(logs, "start", lambda _: None)
+    monkeypatch.setattr(logs, "silence_libraries", lambda: None)
+    monkeypatch.setenv("LAMBDA_TASK_ROOT", str(path.parent))
+    monkeypatch.setenv("REPLICATOR_TARGET", "")
+    assert contextvars.copy_context().run(aws_lambda._started).target is None
+
+
+def test_a_command_that_a_targets_function_advises_names_the_target(
+    several: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Context:
+        def get_remaining_time_in_millis(self) -> int:
+            return 60_000
+
+    def refused(*_: object) -> NoReturn:
+        raise GapFound(f"the stream was replaced: {RESCAN}", repair="")
+
+    opened, logged = Opened(monkeypatch), list[Any]()
+    monkeypatch.setattr(opened, "invoke", refused)
+    monkeypatch.setattr(aws_lambda, "_container", aws_lambda._container_for(str(several), None))
+    monkeypatch.setattr(aws_lambda.log, "error", lambda _, extra: logged.append(logs.with_target(extra["reason"])))
+    with pytest.raises(GapFound) as raised:
+        contextvars.copy_context().run(aws_lambda.handler, {}, Context())
+    said = (
+        "the stream was replaced: replicator resync CONFIG --target warehouse, then replicator run CONFIG --target "
+        "warehouse --until backfilled"
+    )
+    assert [str(raised.value), *logged] == [said, said]
 
 
 @pytest.mark.parametrize(

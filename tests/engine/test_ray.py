@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import logging
+import os
 import pickle
 import queue
 import socket
@@ -675,6 +677,18 @@ def test_an_address_where_nothing_listens_is_named_before_ray_waits_for_it(monke
         said = f"engine.address: no Ray cluster answers at {address}: .*refused"
         with pytest.raises(TransientError, match=said), cluster(Ray(address=address)):
             pass
+
+
+@pytest.mark.parametrize("code", [errno.EHOSTUNREACH, errno.ENETUNREACH])
+def test_a_head_whose_machine_is_down_may_be_there_later(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def connect(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("replicator.engine.ray.cluster.importlib.import_module", lambda _: SimpleNamespace())
+    monkeypatch.setattr(socket, "create_connection", connect)
+    said = f"no Ray cluster answers at 10.0.0.5:6379: .*{os.strerror(code)}. Start this command on a node"
+    with pytest.raises(TransientError, match=said), cluster(Ray(address="10.0.0.5:6379")):
+        pass
 
 
 def test_a_ray_that_does_not_start_on_this_machine_leaves_no_folder(

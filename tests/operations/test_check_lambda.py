@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from replicator.config.engine import Lambda
 from replicator.config.settings import Config, Source
 from replicator.config.target import Destination
 from replicator.errors import NotPermitted, TransientError
-from replicator.operations.check_lambda import Asked, lambda_findings, of_function, of_schedules
+from replicator.operations.check_lambda import Asked, lambda_findings, of_configuration, of_function, of_schedules
 from replicator.operations.check_offline import gathered
 from replicator.operations.finding import Finding, exit_code
 from replicator.operations.lambda_package import HANDLER
@@ -220,6 +221,22 @@ def test_a_mapping_to_a_version_or_alias_says_that_another_one_was_checked(
         f"{UUID} invokes {qualifier[1:]}, a version or alias; the function's newest code was checked"
     ] * notes
     assert exit_code(findings) == 0
+
+
+def test_a_function_with_the_variable_of_another_target_is_a_problem(client: Any) -> None:
+    def said(variables: dict[str, str]) -> list[Finding]:
+        function = Functions(client)
+        with Stubber(client) as aws:
+            environment = {"Environment": {"Variables": variables}} if variables else {}
+            aws.add_response("get_function_configuration", {**DEPLOYED, **environment})
+            configuration = function.configuration("orders-copy")
+        assert configuration is not None
+        return list(of_configuration(configuration, replace(ASKED, target="shop")))
+
+    assert said({}) == said({"REPLICATOR_TARGET": "shop"}) == []
+    (finding,) = said({"REPLICATOR_TARGET": "warehouse", "URL": "secret"})
+    assert (finding.verdict, finding.subject) == ("problem", "engine.function")
+    assert finding.text.startswith("REPLICATOR_TARGET of orders-copy is warehouse")
 
 
 @pytest.mark.parametrize("name", ["State", "LastUpdateStatus"])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from replicator.aws.prices import PRICES
+from replicator.config.engine import Lambda, Local
 from replicator.config.verification import Verify
-from replicator.operations.estimate import Facts, Limits, Range, calculated, idle_requests
+from replicator.operations import estimate as estimates
+from replicator.operations.estimate import Facts, Limits, Range, calculated, estimate_each, idle_requests
+from replicator.options import Options
 
 FACTS = Facts(
     items=1_000_000,
@@ -47,6 +52,30 @@ def test_a_read_limit_that_is_slower_than_everything_else_decides_the_duration()
 
     assert (e.seconds.low, e.limited_by) == (e.read_units.low / 100, "backfill.read_units")
     assert calculated(FACTS, replace(LIMITS, read_units=1e9), PRICES).limited_by.startswith("the speed of reading")
+
+
+def test_on_aws_lambda_there_is_no_polling_but_two_requests_for_a_batch_at_most() -> None:
+    month, facts = 30 * 86_400, replace(FACTS, changes=Range(1, 10))
+    e = calculated(facts, replace(LIMITS, function=True), PRICES)
+    scheduled = 4 * month / 900 * 5
+    assert e.month_requests.low == pytest.approx(month / 1000)
+    assert e.month_requests.high == pytest.approx(2 * (4 * month + month / 100) + scheduled)
+    still = calculated(FACTS, replace(LIMITS, function=True), PRICES).month_requests
+    assert still.low == 0
+    assert still.high == pytest.approx(scheduled)
+    assert still.high < idle_requests(None, month).low
+
+
+def test_each_function_on_aws_lambda_reads_the_stream_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = calculated(FACTS, LIMITS, PRICES)
+    monkeypatch.setattr(estimates, "estimate", lambda *_: one)
+
+    def requests(engine: Options) -> list[float]:
+        configs: Any = [SimpleNamespace(engine=engine)] * 2
+        return [each.month_requests.high for each in estimate_each(configs, Range(0, 0), PRICES)]
+
+    assert requests(Lambda()) == [one.month_requests.high] * 2
+    assert requests(Local()) == [one.month_requests.high, 0]
 
 
 def test_a_write_limit_decides_where_the_target_is_dynamodb() -> None:

@@ -260,3 +260,14 @@ def test_the_command_says_what_it_has_built(config: Path, monkeypatch: pytest.Mo
     assert told["runtime"] == runtime()
     assert "secret.txt" in zipfile.ZipFile(out).namelist()
     assert told["sha256"] in CliRunner().invoke(main, [*given, "--human"]).output
+
+
+def test_the_package_of_a_target_is_not_written_over_that_of_another(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text(TARGETS.replace("secret.txt", "SECRET"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(operation, "build", lambda *_: operation.Package(1, "", ""))
+    for target in ("shop", "audit"):
+        result = CliRunner().invoke(main, ["lambda", "package", str(config), "--target", target, "--human"])
+        assert result.output.startswith(f"{target}.zip: ")

@@ -69,7 +69,10 @@ def test_each_of_several_targets_has_a_function_with_its_own_name_and_variables(
     assert mistakes(text) == []
     function = document["Resources"]["Function"]["Properties"]
     assert function["FunctionName"] == "orders-audit"
-    assert function["Environment"]["Variables"] == {"AUDIT_URL": {"Ref": "EnvAuditUrl"}}
+    assert function["Environment"]["Variables"] == {
+        "AUDIT_URL": {"Ref": "EnvAuditUrl"},
+        "REPLICATOR_TARGET": "audit",
+    }
     assert document["Description"] == "replicator: pipeline orders.audit on AWS Lambda"
     result = CliRunner().invoke(main, ["lambda", "template", str(config)])
     assert result.exit_code == 2

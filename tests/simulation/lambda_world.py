@@ -298,13 +298,14 @@ class SlowWorld(World):
     def until_over(self) -> None:
         self._until = self.clock.now + self.slow.choice((27.0, TIME))
 
-    def omit(self, seconds: float) -> None:
-        """Listings omit a shard between others for so long."""
+    def omit(self, seconds: float, *, every: bool = False) -> None:
+        """Listings omit a shard between others, or every one that is open now, for so long."""
         self.source.roll_all(TABLE)
-        parent = self.slow.choice(self.source.open_shards(TABLE))
-        self.source.roll(TABLE, parent)
+        parents = self.source.open_shards(TABLE)
+        for parent in parents if every else [self.slow.choice(parents)]:
+            self.source.roll(TABLE, parent)
+            self.omitted[parent] = self.clock.now + seconds
         self.change()
-        self.omitted[parent] = self.clock.now + seconds
 
     def retry(self) -> None:
         """Lambda repeats what failed."""
@@ -331,7 +332,7 @@ class SlowWorld(World):
         """It is a gap within some minutes, whatever time each invocation has."""
         begun, known = self.clock.now, len(self.gaps)
         self.trimmed = True
-        self.omit(math.inf)
+        self.omit(math.inf, every=True)
         while len(self.gaps) == known:
             self.change()
             assert self.clock.now - begun < 4 * ORPHAN_TIME, "a parent that is missing for good is no gap"

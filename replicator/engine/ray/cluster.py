@@ -89,23 +89,33 @@ def _on_this_machine(workers: int, resources: contextlib.ExitStack) -> Any:
 
 def _at(address: str) -> Any:
     ray = _imported()
+    if address != "auto":
+        _knock(address)
     try:
-        if address != "auto":
-            _knock(Address.parsed(address))
         _init(ray, address=address)
     except (ConnectionError, TimeoutError, socket.gaierror) as e:
-        raise TransientError(
-            f"engine.address: no Ray cluster answers at {address}: {_first_line(e)}. Start this command on a node of a "
-            "cluster; without the option, the run starts Ray on this machine"
-        ) from e
+        raise _no_answer(address, e) from e
     except (RuntimeError, ValueError, OSError) as e:  # other versions of Ray or Python, or a wrong token
         raise ConfigError(f"engine.address: cannot join the Ray cluster at {address}: {_first_line(e)}") from e
     return ray
 
 
-def _knock(address: Address) -> None:
-    """OSError if nothing listens there: Ray itself would wait for more than a minute, and write warnings of its own."""
-    socket.create_connection((address.host, address.port), KNOCK).close()
+def _knock(address: str) -> None:
+    """TransientError if nothing listens there, or nothing leads there (the machine is down): Ray itself would wait for
+    more than a minute, and write warnings of its own.
+    """
+    parsed = Address.parsed(address)
+    try:
+        socket.create_connection((parsed.host, parsed.port), KNOCK).close()
+    except OSError as e:
+        raise _no_answer(address, e) from e
+
+
+def _no_answer(address: str, error: OSError) -> TransientError:
+    return TransientError(
+        f"engine.address: no Ray cluster answers at {address}: {_first_line(error)}. Start this command on a node of a "
+        "cluster; without the option, the run starts Ray on this machine"
+    )
 
 
 def _imported() -> Any:
