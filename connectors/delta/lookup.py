@@ -23,8 +23,10 @@ _ROWS = 100_000  # to compare at once: each time, pyarrow hashes all ids
 _BYTES = 16 << 20
 _MOST_PARTITIONS = 100  # to name in a condition
 
+_LITERALS = ("string", "bigint", "boolean", "date")  # types whose literals are surely equal to stored values
+
 Partition = tuple[Any, ...]
-"""The values of a table's partition columns."""
+"""The values of those partition columns of a table that conditions can be about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,20 @@ class Located:
 def located(table: DeltaTable, shape: TableSchema, ids: Sequence[DocumentId]) -> Located:
     """Those of the documents that are there."""
     wanted, found = set(ids), Located()
-    for piece in rows_of(table, shape, [*shape.keys, VERSION, *shape.partition_by], ids):
-        partitions = _values(piece, shape.partition_by)
+    names = _comparable(shape)
+    for piece in rows_of(table, shape, [*shape.keys, VERSION, *names], ids):
+        partitions = _values(piece, names)
         for (id, version), partition in zip(ids_and_versions(piece, shape.keys), partitions, strict=True):
             if id in wanted:
                 found.versions[id] = version
                 found.partitions.add(partition)
     return found
+
+
+def _comparable(shape: TableSchema) -> Sequence[str]:
+    """The partition columns whose values have literals. Others are not read: some cannot be made Python values."""
+    types = {column.name: column.type for column in shape.columns}
+    return [name for name in shape.partition_by if types[name] in _LITERALS]
 
 
 def _values(piece: pa.Table, names: Sequence[str]) -> Iterable[Partition]:
@@ -94,18 +103,17 @@ def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
 def partition_conditions(table: str, shape: TableSchema, partitions: Collection[Partition]) -> Iterator[str]:
     """Conditions that hold for every row of those partitions, each about one column of ``table``."""
     types = {column.name: column.type for column in shape.columns}
-    for at, name in enumerate(shape.partition_by):
+    for at, name in enumerate(_comparable(shape)):
         values = {partition[at] for partition in partitions}
         literals = [_partition_literal(types[name], value) for value in values if value is not None]
-        if len(values) > _MOST_PARTITIONS or None in literals:
+        if len(values) > _MOST_PARTITIONS:
             continue
         column = f"{table}.{quoted(name)}"
-        among = [f"{column} IN ({', '.join(sorted(filter(None, literals)))})"] if literals else []
+        among = [f"{column} IN ({', '.join(sorted(literals))})"] if literals else []
         yield f"({' OR '.join([*among, *([f'{column} IS NULL'] if None in values else [])])})"
 
 
-def _partition_literal(type: str, value: Any) -> str | None:
-    """A value in a condition; None if the type has no literal that is surely equal."""
+def _partition_literal(type: str, value: Any) -> str:
     match type:
         case "string":
             return _literal(value)
@@ -113,6 +121,4 @@ def _partition_literal(type: str, value: Any) -> str | None:
             return str(value)
         case "boolean":
             return str(value).lower()
-        case "date":
-            return f"date '{value.isoformat()}'"
-    return None
+    return f"date '{value.isoformat()}'"

@@ -198,15 +198,17 @@ class Delta(ComparesByTable):
             return Outcome(encoded.rejections)
         superseded: Counter[str] = Counter()
         tombstones = batch.tombstones or bool(self._in_doubt)
-        for name, some in encoded.rows.items():
+        for name, opened in self._open.items():
+            some = encoded.rows.get(name, ())
             try:
-                superseded += self._open[name].writer.write(batch, some, tombstones=tombstones)
+                if some or opened.writer.has_to_note(batch):
+                    superseded += opened.writer.write(batch, some, tombstones=tombstones)
             except Unfinished:
                 raise
             except TransientError:  # no commit can be applied late, but writes of commands may go by the window
                 self._in_doubt.begin()
-                self._open[name].writer.stored.forget()
-                self._open[name].writer.tombstones.stored.forget()
+                opened.writer.stored.forget()
+                opened.writer.tombstones.stored.forget()
                 raise
         return Outcome(superseded=dict(superseded))
 

@@ -49,6 +49,17 @@ class TableWriter:
     stored: StoredTable
     tombstones: Tombstones
     _attempt: _Attempt | None = None
+    _noted: dict[str, int] = field(default_factory=dict)  # revisions, by source, as this process last knew them
+
+    def has_to_note(self, batch: Batch) -> bool:
+        """Whether a batch without rows for the table is noted there: see ``_progress``."""
+        if batch.replaces_same:
+            return False
+        saved = _saved_shards(batch)
+        if unknown := [source for source in saved if source not in self._noted]:
+            table = self._current()
+            self._noted |= {source: self._revision(table, source) for source in unknown}
+        return any(save.expected is not None and self._noted[s] > save.expected for s, save in saved.items())
 
     def write(self, batch: Batch, rows: Sequence[Row], *, tombstones: bool) -> Superseded:
         """Durable on return. Unfinished if another process of the pipeline has changed the table meanwhile."""
@@ -60,6 +71,8 @@ class TableWriter:
         return attempt.done
 
     def _stored(self, attempt: _Attempt, rows: Sequence[Row], *, tombstones: bool) -> Superseded:
+        for source in _saved_shards(attempt.batch):
+            self._noted.pop(source, None)
         for _ in range(_ATTEMPTS):
             table = self._current()
             if (known := self._earlier(attempt, table)) is not None:
@@ -169,36 +182,39 @@ class TableWriter:
         That is the work of the batch that would have made the next revision, and of no other: if checkpoints went back
         further, a batch that parked changes may be among those that are repeated, and a fixed hook makes documents.
         """
-        revision = self.stored.transaction(table, f"{source} revision")
-        expected = save.expected
-        if revision is None or expected is None:
+        revision, expected = self._revision(table, source), save.expected
+        if expected is None:
             return -1
-        if revision != expected + 1 and revision <= _BEHIND:
-            return -1
-        return self.stored.transaction(table, f"{source} version") or -1
+        is_next = revision == expected + 1
+        is_behind = _BEHIND < revision <= _BEHIND + expected + 1
+        return (self.stored.transaction(table, f"{source} version") or -1) if is_next or is_behind else -1
 
     def _progress(self, batch: Batch, table: DeltaTable, rows: Sequence[Row]) -> dict[str, int]:
         """What to note of each shard: the last version that is stored, and the revision of the position that says so.
 
         While a killed run got further, what that noted stays until it is reached, whatever the size of batches, or
-        until one parks changes.
+        until one parks changes. What was noted of later positions than there are now, because the checkpoints went
+        back, is no longer true once a batch is repeated.
         """
         found: dict[str, int] = {}
-        if _parks(batch):
-            behind = [source for source in _saved_shards(batch) if self._is_behind(table, source)]
-            return {f"{source} revision": 0 for source in behind}
-        last = _last_versions(rows)
-        for source, save in _of_shards(batch).items():
-            if source not in last or save.expected is None:
+        last = {} if batch.replaces_same or _parks(batch) else _last_versions(rows)
+        shards = _of_shards(batch)
+        for source, save in _saved_shards(batch).items():
+            if save.expected is None:
                 continue
-            reached = self._reached(table, source, save)
-            is_behind = last[source] < reached
-            found[f"{source} version"] = max(last[source], reached)
-            found[f"{source} revision"] = save.expected + 1 + (_BEHIND if is_behind else 0)
+            reached = self._reached(table, source, save) if source in shards else -1
+            stored = max(last.get(source, -1), reached)
+            if stored >= 0:
+                is_behind = last.get(source, -1) < reached
+                found[f"{source} version"] = stored
+                found[f"{source} revision"] = save.expected + 1 + (_BEHIND if is_behind else 0)
+            elif not batch.replaces_same and self._revision(table, source) > save.expected:
+                found[f"{source} revision"] = 0
         return found
 
-    def _is_behind(self, table: DeltaTable, source: str) -> bool:
-        return (self.stored.transaction(table, f"{source} revision") or 0) > _BEHIND
+    def _revision(self, table: DeltaTable, source: str) -> int:
+        """The one that is noted; 0 if there is none."""
+        return self.stored.transaction(table, f"{source} revision") or 0
 
 
 def _judged(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -280,6 +282,28 @@ def test_what_is_in_more_partitions_than_a_condition_may_name_is_replaced_and_re
     assert [row["c"] for row in rows(folder)] == [0] * 100
 
 
+def test_a_table_partitioned_by_time_needs_no_database_of_time_zones(folder: Path) -> None:
+    """Python has none of its own; some systems, and small images of containers, do not either."""
+    environment = {**os.environ, "PYTHONTZPATH": ""}
+    call = f"from {__name__} import _replace_in_partitions; _replace_in_partitions({str(folder)!r})"
+    code = f"import sys; sys.modules['tzdata'] = sys.modules['pytz'] = None; {call}"
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = DeltaTable(f"{folder}/contract").to_pyarrow_table(columns=["pk", "n"]).to_pylist()
+    assert sorted((row["pk"], row["n"]) for row in found) == [("a", 2), ("b", 1)]
+
+
+def _replace_in_partitions(folder: str) -> None:
+    found, _ = destination({"type": "delta", "path": folder, "table": "contract"})
+    assert found is not None
+    target, columns = found.build("contract"), {"c": "timestamp", "d": "double", "n": "bigint"}
+    target.open([of(columns=columns, partition_by=("c", "d"))], FIRST_EPOCH)
+    document = {"c": "2026-01-31T12:00:00Z", "d": Decimal("0.5")}
+    target.write(batch(put({"pk": "a", "n": 1, **document}, 1), put({"pk": "b", "n": 1, **document}, 1)))
+    target.write(batch(put({"pk": "a", "n": 2, **document}, 2)))
+    target.close()
+
+
 def merged(folder: Path) -> Mapping[str, Any]:
     """What the last merge says that it did."""
     entries = DeltaTable(f"{folder}/contract").history()
@@ -435,6 +459,60 @@ def test_a_change_that_was_parked_while_batches_were_repeated_is_stored_by_a_fix
     later.open([table()], FIRST_EPOCH)
     assert later.write(page(put({"pk": "b"}, 2), put({"pk": "d"}, 4), expected=6)).superseded == {"shard:1": 1}
     assert [row["pk"] for row in rows(folder)] == ["a", "b", "c", "d"]
+
+
+def test_what_a_killed_run_stored_is_skipped_although_the_next_run_begins_with_a_batch_without_rows(
+    folder: Path, build: Build
+) -> None:
+    """Such as one whose changes are all of another table of the hook, or none that the target is told of."""
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    first.write(page(put({"pk": "z"}, 1), remove("a", 9), put({"pk": "b"}, 10), expected=5))
+    before = rows(folder)
+    for expected in (5, 6):
+        later = build()
+        later.open([table()], FIRST_EPOCH)
+        assert later.write(page(expected=expected)) == Outcome()
+    assert later.write(page(put({"pk": "a"}, 7), expected=7)).superseded == {"shard:1": 1}
+    assert rows(folder) == before
+    later.write(page(put({"pk": "b"}, 10), expected=8))
+    made = commits(folder)
+    later.write(page(expected=9))
+    assert commits(folder) == made, "nothing is noted of batches without rows once the run has got as far"
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_change_that_was_parked_before_batches_were_repeated_is_stored_although_the_checkpoints_went_back(
+    folder: Path, build: Build, empty: bool
+) -> None:
+    """Even if the batches that are repeated from there begin with some that have no rows."""
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    first.write(page(put({"pk": "w"}, 1), expected=3, saves=[shard("parked", 0, kind="parked")]))  # x, at 2
+    first.write(page(put({"pk": "a"}, 3), put({"pk": "d"}, 6), expected=4))  # its position was not saved
+    second = build()
+    second.open([table()], FIRST_EPOCH)
+    second.write(page(put({"pk": "a"}, 3), expected=4))
+    later = build()
+    later.open([table()], FIRST_EPOCH)  # with checkpoints of before the change was parked
+    if empty:
+        later.write(page(expected=3))
+    later.write(page(put({"pk": "w"}, 1), put({"pk": "x"}, 2), put({"pk": "a"}, 3), expected=3 + empty))
+    assert [row["pk"] for row in rows(folder)] == ["a", "d", "w", "x"]
+
+
+def test_a_parked_change_without_rows_ends_what_was_noted_of_a_killed_run(folder: Path, build: Build) -> None:
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    first.write(page(put({"pk": "a"}, 3), put({"pk": "d"}, 6), expected=4))  # its position was not saved
+    second = build()
+    second.open([table()], FIRST_EPOCH)
+    second.write(page(expected=4))
+    second.write(page(expected=5, saves=[shard("parked", 0, kind="parked")]))  # x, at 2
+    later = build()
+    later.open([table()], FIRST_EPOCH)  # with checkpoints of before the change was parked
+    later.write(page(put({"pk": "x"}, 2), expected=5))
+    assert [row["pk"] for row in rows(folder)] == ["a", "d", "x"]
 
 
 def test_documents_of_one_change_in_two_batches_are_all_stored(folder: Path, build: Build) -> None:
