@@ -37,7 +37,15 @@ _LOCK = "LOCK TABLE {history}, {base}, {new}, {new_base} IN SHARE ROW EXCLUSIVE 
 _DAYS = """
 SELECT DISTINCT pg_catalog.floor(pg_catalog.date_part('epoch', _changed_at) / {day}) * {day}
 FROM (SELECT _changed_at FROM {new} UNION ALL SELECT _changed_at FROM {new_base}) AS t"""
-_OUT = "DELETE FROM {table} WHERE _changed_at >= pg_catalog.to_timestamp({since})"
+
+# Shards that were closed when the new copy listed them were never read for it: what is near the beginning of its scan
+# may be in the old copy's history alone.
+_OUT = """
+DELETE FROM {table} AS h WHERE _changed_at >= pg_catalog.to_timestamp({since}) AND (
+  _changed_at >= pg_catalog.to_timestamp({began})
+  OR EXISTS (SELECT FROM {new} AS t WHERE {same} AND h._changed_at = t._changed_at AND h._sequence = t._sequence)
+  OR EXISTS (SELECT FROM {new_base} AS t WHERE {same} AND h._changed_at = t._changed_at AND h._sequence = t._sequence)
+)"""
 
 # Epochs that the new copy had before the one that counts may have the numbers of the old one's. Their scans tell
 # nothing any more; a scan of the one that counts stays newer than their changes.
@@ -49,17 +57,21 @@ SELECT {keys}, _changed_at, _sequence,
 FROM (SELECT * FROM {new} UNION ALL SELECT * FROM {new_base}) AS t WHERE _sequence <> '' OR _version >= {first}
 ON CONFLICT DO NOTHING"""
 
-# A record from before, which both have, keeps the document of the old hook. The state from then on has the new one's.
+# A record from before, which both have, keeps the document of the old hook, and so does one that only the old history
+# has. The state from then on has the new one's, and is newer than what the scan found.
 _BEGIN = """
 WITH known AS (SELECT * FROM {new} UNION ALL SELECT * FROM {new_base}),
-earlier AS (SELECT * FROM known WHERE _changed_at < pg_catalog.to_timestamp({since})),
+earlier AS (SELECT * FROM known WHERE _changed_at < pg_catalog.to_timestamp({began})),
+of_both AS (SELECT * FROM {history} UNION ALL SELECT * FROM {base}),
 last AS ({last})
 INSERT INTO {history} ({keys}, _changed_at, _sequence, _version, _operation, _new, _problem)
-SELECT {keys}, pg_catalog.to_timestamp({began}), '', {first},
+SELECT {keys}, pg_catalog.to_timestamp({began}), '', {first} + 2,
   CASE WHEN t._new IS NULL AND t._problem IS NULL THEN 'remove' ELSE 'scan' END, t._new, t._problem
 FROM last AS t WHERE NOT EXISTS (
-  SELECT FROM {history} AS h WHERE {same} AND h._changed_at = t._changed_at AND h._sequence = t._sequence
+  SELECT FROM of_both AS h WHERE {same} AND h._changed_at = t._changed_at AND h._sequence = t._sequence
     AND h._new IS NOT DISTINCT FROM t._new AND h._problem IS NOT DISTINCT FROM t._problem)
+OR EXISTS (
+  SELECT FROM of_both AS h WHERE {same} AND h._version < {first} AND h._changed_at >= pg_catalog.to_timestamp({since}))
 ON CONFLICT DO NOTHING"""
 
 
@@ -120,7 +132,7 @@ def _take(connection: Connection, table: TableSchema, new: TableSchema, how: Con
     connection.execute(sql.SQL(_LOCK).format(**names))
     days = [float(day) for (day,) in connection.execute(sql.SQL(_DAYS).format(**names))]
     for each in (history_of(table), base_of(table)):
-        connection.execute(sql.SQL(_OUT).format(table=each.qualified, since=names["since"]))
+        connection.execute(sql.SQL(_OUT).format(table=each.qualified, **names))
     add_partitions(connection, table, [*days, how.began])
     for statement in (_MOVE, _BEGIN):
         connection.execute(sql.SQL(statement).format(**names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -62,28 +62,47 @@ def known(stored: Claimed) -> Known:
     return Known(view.histories_by_epoch, through, gaps[0].reason if gaps else None, unsettled)
 
 
-def continued(old: Claimed, new: Claimed, tables: Collection[str]) -> Continued | None:
+def continued(old: Claimed, new: Claimed, tables: Mapping[str, int]) -> Continued | None:
     """How the history of a rebuilt copy continues that of the old one; None if there is none.
 
-    From a minute before the new copy tells the state, only its own changes count: by the clocks of DynamoDB and of the
-    run, the scan may have begun somewhat earlier or later. Until then the old copy tells it, as far as it was read.
+    ``tables``: for each with a history, the epoch from which on that of the new copy is whole. From a minute after it
+    tells the state, only its own changes count; up to a minute before, the old copy tells it, as far as it was read. By
+    the clocks of DynamoDB and of the run, the scan may have begun somewhat earlier or later.
     """
     before, after = known(old), CheckpointView(new)
-    found = [reign for table in sorted(tables) for reign in reigns(after.histories_by_epoch, table, 0)]
-    if not found:
-        return None
     last_of_old = max(before.spans, default=0)
-    first = min(found, key=lambda reign: (reign.epoch <= last_of_old, reign.epoch))
-    since = first.start - MARGIN
+    firsts = [
+        min(found, key=lambda reign: (reign.epoch <= last_of_old, reign.epoch))
+        for table, whole in sorted(tables.items())
+        if (found := reigns(after.histories_by_epoch, table, whole))
+    ]
+    if not firsts:
+        return None
+    first = max(firsts, key=lambda reign: reign.epoch)
+    since, began = first.start - MARGIN, first.start + (MARGIN if before.spans else 0.0)
     earlier = before.spans.get(last_of_old)
     last = None if earlier is None else known_before(earlier, before.through, before.unsettled)
     spans = [
-        after.put("history", str(epoch), replace(span, known=None if last is None else min(last, since)))[0]
+        after.put("history", str(epoch), _following(span, began if epoch == first.epoch else span.began, last, since))[
+            0
+        ]
         for epoch, span in after.histories_by_epoch.items()
         if epoch == first.epoch or (epoch > first.epoch and span.known is None)
     ]
     rescanned = first.epoch > min(after.histories_by_epoch)
-    return Continued(first.epoch, rescanned, first.start, since, spans)
+    return Continued(first.epoch, rescanned, began, since, spans)
+
+
+def _following(span: HistorySpan, began: float, last: float | None, since: float) -> HistorySpan:
+    return replace(span, began=began, known=None if last is None else min(last, since))
+
+
+def whole_since(target: object, tables: Sequence[Table]) -> dict[str, int]:
+    """For each table with a history, the epoch from which on no change is missing from it."""
+    if not isinstance(target, KeepsHistory):
+        return {}
+    kept = [(table, target.history_extent(table)) for table in tables if keeps_history(table.options)]
+    return {table.name: 0 if extent is None else extent.created for table, extent in kept}
 
 
 def reigns(spans: Mapping[int, HistorySpan], table: str, created: int) -> list[Reign]:

@@ -49,7 +49,7 @@ from replicator.operations.rebuild_checks import (
     verifying,
 )
 from replicator.state import Entry, Rebuild, Save, encode
-from replicator.target.contract import SECOND, Exchange, Rebuilding, Table, TablesBusy, with_history
+from replicator.target.contract import SECOND, Exchange, Rebuilding, Table, TablesBusy
 
 ATTEMPTS = 60  # to lock the tables
 PAUSE = 0.5  # seconds between two, in which readers get their turn
@@ -179,7 +179,7 @@ def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
             return refusing(found)
         retired = tables_of(replace(config, target=replace(config.target, suffix=RETIRED)))
         save, live = Save(entry.kind, entry.id, entry.revision, None), tables_of(second_of(config, rebuild))
-        continued = history.continued(claimed, second, with_history(live))
+        continued = history.continued(claimed, second, history.whole_since(target, live))
         target.succeed(retired, live, config.pipeline + SECOND, save, continued)
         return Outcome()
 

@@ -395,9 +395,10 @@ class Exchange:
 class Continued:
     """How the history of a rebuilt copy continues that of the old one.
 
-    ``epoch``: the first one whose scan tells the state, from ``began`` on, and that is later than those of the old
-    copy. ``rescanned``: the new copy had epochs before it. ``since``: a time shortly before, from which only what the
-    new copy has counts; both in seconds since 1970. ``spans``: entries of the new pipeline to change.
+    ``epoch``: the first one whose scan tells the state and that is later than those of the old copy. ``rescanned``: the
+    new copy had epochs before it. ``began``: shortly after its scan began: from then on, only what the new copy has
+    counts. ``since``: shortly before; between the two, either copy may have changes that the other lacks. Both in
+    seconds since 1970. ``spans``: entries of the new pipeline to change.
     """
 
     epoch: int

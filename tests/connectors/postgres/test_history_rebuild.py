@@ -18,6 +18,7 @@ from tests.cli.test_rebuild import done, phases, running, use
 from tests.cli.test_run import await_that
 from tests.connectors.postgres.history_kit import as_of, changes, keep_history, resync, soon
 from tests.connectors.postgres.postgres_kit import PK
+from tests.connectors.postgres.test_history_losses import execute
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(300)]
 
@@ -84,6 +85,7 @@ def test_the_history_of_a_rebuilt_copy_continues_that_of_the_old_one(orders: Wor
         put(orders, process, "during", 6, "orders", "orders_new")
         during = after(soon())
         assert at(orders, during) == {"even": ("new", 40), "untouched": ("new", 20), "during": ("new", 60)}
+        after(during, 1.0)  # DynamoDB's times are in whole seconds
         orders.db.delete("orders", {"id": "untouched"})
         switched(orders)
         live(orders, process)
@@ -113,6 +115,60 @@ def test_the_history_of_a_rebuilt_copy_continues_that_of_the_old_one(orders: Wor
     resync(orders)
     assert at(orders, built) == {"even": ("old", 4), "odd": ("old", 3), "untouched": ("old", 2)}
     assert at(orders, soon()) == {id: ("new", n) for id, n in latest.items()}
+
+
+def test_changes_from_shards_that_were_closed_before_the_rebuild_stay_in_the_history(
+    orders: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new copy never reads such a shard, so only the old one has what it ended with."""
+    monkeypatch.setattr(operation, "MARGIN", 8.0)
+    orders.db.put("orders", {"id": "even", "n": 100})
+    orders.db.put("orders", {"id": "untouched", "n": 201})
+    assert orders.call("run", str(orders.folder / "orders-old.yaml"), "--until", "caught-up")[0] == 0
+    kept = {id: changes(orders, id) for id in ("even", "odd", "removed", "untouched")}
+    orders.db.roll_all("orders")
+    done(orders, "start")
+    began = datetime.now(UTC)
+    with running(orders) as process:
+        live(orders, process)
+        switched(orders)
+        live(orders, process)
+        put(orders, process, "after", 8, "orders", "orders_old")
+        after(began, 10.0)  # the hook of the new copy omits this one from now on
+        orders.db.put("orders", {"id": "even", "n": 101})
+        put(orders, process, "later", 8, "orders", "orders_old")
+        done(orders, "finish")
+        put(orders, process, "last", 12, "orders")
+    for id, before in kept.items():
+        assert [change for change in changes(orders, id) if change in before] == before
+    assert changes(orders, "even")[-2:] == [("scan", None, 1000), ("remove", 1000, None)]
+    assert changes(orders, "untouched")[-1] == ("remove", None, None)
+    assert at(orders, soon()) == {id: ("new", n) for id, n in {"after": 80, "later": 80, "last": 120}.items()}
+
+
+def test_times_that_the_new_copys_history_has_lost_are_told_by_the_old_one(orders: World) -> None:
+    done(orders, "start")
+    with running(orders) as process:
+        live(orders, process)
+        put(orders, process, "during", 6, "orders", "orders_new")
+        during = after(soon())
+        after(during, 1.0)
+        execute(orders, "TRUNCATE orders_history_new")
+        assert orders.call("resync", orders.config)[0] == 0
+        await_that(lambda: not orders.rows(REQUESTS), process)
+        live(orders, process)
+        switched(orders)
+        live(orders, process)
+        done(orders, "finish")
+        put(orders, process, "last", 12, "orders")
+    expected = {"even": 4, "odd": 3, "untouched": 2, "during": 6}
+    assert at(orders, during) == {id: ("old", n) for id, n in expected.items()}
+    assert at(orders, after(soon())) == {
+        "even": ("new", 40),
+        "untouched": ("new", 20),
+        "during": ("new", 60),
+        "last": ("new", 120),
+    }
 
 
 def test_a_canceled_rebuild_leaves_the_history_as_it_was(orders: World) -> None:
