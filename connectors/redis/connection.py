@@ -164,7 +164,7 @@ class Server:
     """One connection, opened at first use and again after a failure. ``opened``: how often.
 
     ``run_id`` and ``info``: of the server it leads to. ``is_replica``: it may be one. ``known``: ids of nodes of its
-    cluster, of which it must know one: its address may lead to another cluster by now.
+    cluster, of which it must know one: its address may lead to another cluster by now. ``was_accepted``: its login.
     """
 
     address: Address
@@ -173,8 +173,8 @@ class Server:
     run_id: str = ""
     known: frozenset[str] = frozenset()
     info: Mapping[str, str] = field(default_factory=dict)
+    was_accepted: bool = False
     _open: Any = None
-    _logged_in: bool = False
 
     def __str__(self) -> str:
         return str(self.address)
@@ -335,7 +335,7 @@ class Server:
         if is_stranger:
             connection.disconnect()
             raise TransientError(f"{self} belongs to another cluster now; asking the other nodes where its slots are")
-        self.info, self._logged_in = _parsed(info), True
+        self.info, self.was_accepted = _parsed(info), True
         is_demoted = self.address.follows and not self.is_replica and self.info.get("role") == "slave"
         if is_demoted:  # and who named it has not noticed it yet
             connection.disconnect()
@@ -346,7 +346,7 @@ class Server:
         return connection
 
     def _refused(self, error: ReplicatorError) -> ReplicatorError:
-        return refused_again(error, str(self)) if self._logged_in else error
+        return refused_again(error, str(self)) if self.was_accepted else error
 
 
 def _nodes_known_to(connection: Any) -> set[str]:

@@ -33,7 +33,7 @@ class OneServer:
         """What tells tallies apart: a table's note has its own."""
         return ""
 
-    def prepare(self, pipeline: str, *, begins: bool) -> None:
+    def prepare(self, pipeline: str, epoch: int, *, begins: bool) -> None:
         """``begins``: whether the epoch does. A table's note is its tally."""
 
     def begin(self, tables: Sequence[Layout], notes: Sequence[Opened], pipeline: str, epoch: int) -> None:
@@ -74,8 +74,8 @@ class OnCluster:
     def digest(self, pipeline: str) -> str:
         return digest(self.store, pipeline)
 
-    def prepare(self, pipeline: str, *, begins: bool) -> None:
-        self.tally.prepare(self.store, pipeline, begins=begins)
+    def prepare(self, pipeline: str, epoch: int, *, begins: bool) -> None:
+        self.tally.prepare(self.store, pipeline, epoch, begins=begins)
 
     def begin(self, tables: Sequence[Layout], notes: Sequence[Opened], pipeline: str, epoch: int) -> None:
         self.tally.begin(self.store, tables, notes, epoch, trusted=self.store.trusts_restarts)
@@ -85,6 +85,7 @@ class OnCluster:
         self.store.refresh()
         self.store.connect()
         self.batches.follow(self.store.view)
+        self.batches.was_accepted = self.store.was_accepted
 
     def compare(self) -> None:
         self.tally.compare(self.store, time.time())

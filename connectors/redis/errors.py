@@ -67,6 +67,8 @@ def redirected(error: RedisError, node: str) -> Redirected | None:
     if isinstance(error, TryAgainError):
         return Redirected(f"{node} {_WAITS['TRYAGAIN']}")
     if isinstance(error, AskError):  # and MovedError
+        if error.host == "?":  # which has no hostname although it should: CLUSTER NODES has its address
+            return Redirected(f"{node} has given slot {error.slot_id} to a node without a hostname")
         host = error.host or node.rpartition(":")[0].rpartition(" ")[2]
         if not isinstance(error, MovedError):
             return Redirected(f"{node} {_WAITS['TRYAGAIN']}", (host, error.port), once=True)
@@ -119,6 +121,11 @@ def unanswered(error: RedisError | OSError, server: str, *, sent: bool) -> Repli
     text = str(error).rstrip(".")
     if isinstance(error, ConnectionError) and "max number of clients" in text:
         return TransientError(f"{server} has as many clients as it may have (maxclients)")
+    if "ostname mismatch" in text or "IP address mismatch" in text:
+        return ConfigError(
+            f"{server} has a certificate for another name: {text}. Name the server as the certificate does; nodes of a "
+            "cluster and servers behind Sentinels are named by what they announce (docs/targets/redis.md)"
+        )
     if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
         return ConfigError(
             f"{server} has a certificate that is not trusted: {text}. Set target.ca_certs to the authority that issued "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 from connectors.redis.cleanup import pages
 from connectors.redis.connection import Server, packed
@@ -15,30 +19,36 @@ from connectors.redis.routing import Cluster
 from connectors.redis.scripts import NOTE, WRITE
 from connectors.redis.store import Store
 from connectors.redis.tally import Opened
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.identity import Identity
 
+log = logging.getLogger("replicator")
+
+_ASKING = 5.0  # seconds to wait for a replica at most
 _OLDEST = (6, 2)  # SET with EXAT
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """``server``: the run id of the server when the last batch was stored; a new one after each restart."""
+    """``server``: the run id of the server when the last batch was stored; a new one after each restart. ``place``:
+    tells clusters apart, whatever happens to the ``id``; empty in a note of long ago.
+    """
 
     pipeline: str
     epoch: int
     id: str
     server: str
+    place: str = ""
 
 
 def read(store: Store, layouts: Sequence[Layout]) -> list[Note | None]:
-    commands = [(b"HMGET", layout.note, b"pipeline", b"epoch", b"id", b"server") for layout in layouts]
+    commands = [(b"HMGET", layout.note, b"pipeline", b"epoch", b"id", b"server", b"place") for layout in layouts]
     return [_note(fields) for fields in store.keyed(*commands)]
 
 
 def _note(fields: Sequence[bytes | None]) -> Note | None:
-    pipeline, epoch, id, run = (None if field is None else field.decode() for field in fields)
-    return None if pipeline is None or epoch is None else Note(pipeline, int(epoch), id or "", run or "")
+    pipeline, epoch, id, run, place = (None if field is None else field.decode() for field in fields)
+    return None if pipeline is None or epoch is None else Note(pipeline, int(epoch), id or "", run or "", place or "")
 
 
 def write(store: Store, layout: Layout, pipeline: str, epoch: int, *, trusted: bool) -> Opened:
@@ -68,7 +78,8 @@ def identity(store: Store, layout: Layout, note: Note | None, *, trusted: bool, 
     place = f"{layout.prefix.decode()}* in {store.place}"
     if note is None:
         return Identity(place, known=False)
-    at = f"{layout.prefix.decode()}* in a cluster" if isinstance(store, Cluster) else ""  # whichever nodes url names
+    is_named = isinstance(store, Cluster) and note.place  # whichever nodes url names
+    at = f"{layout.prefix.decode()}* in the cluster {note.place}" if is_named else ""
     restarted = not trusted and note.server != store.run_id
     id = f"{note.id} {tallies}".rstrip()
     return Identity(place, f"{id} after a restart {uuid.uuid4().hex}" if restarted else id, at=at)
@@ -95,7 +106,8 @@ def server_problems(store: Store, layouts: Sequence[Layout]) -> Iterator[str]:
         if missing := store.view.unserved():
             yield f"{store} has no primary for {missing} of its slots; redis-cli --cluster check HOST:PORT says why"
         for node in store.replicas():
-            yield from _replica_problems(node, layouts)
+            with suppress(TransientError):  # it is none now
+                yield from _replica_problems(node, layouts)
 
 
 def _node_problems(node: Server, layouts: Sequence[Layout], *, in_cluster: bool) -> Iterator[str]:
@@ -107,15 +119,31 @@ def _node_problems(node: Server, layouts: Sequence[Layout], *, in_cluster: bool)
     yield from eviction(node, node.info, layouts)
 
 
-def _replica_problems(node: Server, layouts: Sequence[Layout]) -> Iterator[str]:
-    """It may become the primary. One that does not respond is none now."""
+def _replica_problems(node: Server, layouts: Sequence[Layout]) -> list[str]:
+    """It may become the primary."""
     try:
         node.connect()
-        yield from _node_problems(node, layouts, in_cluster=True)
-    except TransientError:
-        return
+        return list(_node_problems(node, layouts, in_cluster=True))
     finally:
         node.close()
+
+
+def _replicas_problems(replicas: Sequence[Server], layouts: Sequence[Layout]) -> Iterator[str]:
+    """Those of all replicas, which are asked at once. One that does not respond, or refuses the login, is none now: no
+    documents depend on it."""
+
+    def problems(node: Server) -> list[str]:
+        try:
+            return _replica_problems(node, layouts)
+        except TransientError:
+            return []
+        except ReplicatorError as e:
+            log.warning("a replica cannot be asked", extra={"reason": str(e)})
+            return []
+
+    if replicas:
+        with ThreadPoolExecutor(min(len(replicas), 16)) as pool:
+            yield from chain.from_iterable(pool.map(problems, replicas))
 
 
 def removals(store: Store, layouts: Sequence[Layout]) -> Iterator[str]:
@@ -129,8 +157,7 @@ def removals(store: Store, layouts: Sequence[Layout]) -> Iterator[str]:
             raise error
         yield from eviction(server, server.info, layouts)
     if isinstance(store, Cluster):
-        for server in store.replicas():
-            yield from _replica_problems(server, layouts)
+        yield from _replicas_problems(store.replicas(within=_ASKING), layouts)
 
 
 def eviction(server: Server, info: Mapping[str, str], layouts: Sequence[Layout]) -> Iterator[str]:
@@ -154,6 +181,8 @@ def problems(store: Store, layouts: Sequence[Layout], pipeline: str) -> list[str
     for node in store.nodes():  # whether they may be run
         node.run(WRITE, [], [b"0", b"0"])
         node.ask(packed(b"TIME"))  # which scripts ask for
+        if isinstance(store, Cluster):
+            node.ask(packed(b"ASKING"))  # which a slot that moves asks for
     for layout, note in zip(layouts, read(store, layouts), strict=True):
         if note is not None and note.pipeline != pipeline:
             found.append(taken(layout, note.pipeline))

@@ -66,6 +66,7 @@ class Cluster:
         self._primaries: Sequence[Place] = ()
         self._is_stale = True
         self._changes = 0
+        self.was_accepted = False  # the login, by every primary
 
     def __str__(self) -> str:
         return f"Redis Cluster at {self._seeds}"
@@ -116,6 +117,7 @@ class Cluster:
         except TransientError:
             self._is_stale = True
             raise
+        self.was_accepted = True
 
     def refresh(self) -> None:
         """Ask the nodes which of them has which slots."""
@@ -221,7 +223,8 @@ class Cluster:
 
     def _made(self, place: Place) -> Server:
         self._require_encrypted(place)
-        return Server(Address(self._options, place), known=frozenset(self._view.nodes if self._view else ()))
+        known = frozenset(self._view.nodes if self._view else ())
+        return Server(Address(self._options, place), known=known, was_accepted=self.was_accepted)
 
     def standing(self) -> Standing:
         """As of the last refresh. Connects."""
@@ -237,9 +240,11 @@ class Cluster:
             self.view.parties,
         )
 
-    def replicas(self) -> Iterable[Server]:
-        """Not connected, and not to be kept."""
-        return [Server(Address(self._options, place), is_replica=True) for place in self.view.replicas]
+    def replicas(self, within: float | None = None) -> Sequence[Server]:
+        """Not connected, and not to be kept. ``within``: seconds to wait for each response at most."""
+        least = self._options.timeout if within is None else min(within, self._options.timeout)
+        options, known = self._options.model_copy(update={"timeout": least}), frozenset(self.view.nodes)
+        return [Server(Address(options, place), is_replica=True, known=known) for place in self.view.replicas]
 
     def renew(self, error: BaseException) -> None:
         """Ask the nodes again after an error that another primary would not return."""
@@ -313,10 +318,9 @@ class Cluster:
         head = [] if sent.script is None else [loading(sent.script)]
         for index in indexes:
             part = node.start([*head, packed(b"ASKING"), sent.calls[index].command])
-            skipped = part.left - 1 if part.unsent is None else part.left
-            for _ in range(skipped):
-                _response(node)
-            sent.responses[index] = part.unsent if part.unsent is not None else _response(node)
+            received = [_response(node) for _ in range(part.left)]
+            refused = next((one for one in received[:-1] if isinstance(one, ReplicatorError)), None)
+            sent.responses[index] = part.unsent or refused or received[-1]
 
     def _all(self, calls: Sequence[SlotCall], script: Script | None = None) -> list[Any]:
         """The responses. The first error is raised."""

@@ -188,6 +188,7 @@ elseif server ~= ARGV[4] then
   certain = 0
 end
 redis.call('HSETNX', KEYS[1], 'id', ARGV[3])
+redis.call('HSETNX', KEYS[1], 'place', ARGV[3])
 local fields, now = redis.call('HGETALL', KEYS[1]), tonumber(ARGV[6])
 for i = 1, #fields, 2 do  -- the counts of processes that have long ended
   local at = string.sub(fields[i], 1, 3) == 'of:' and string.match(fields[i + 1], ' (%d+)$')
@@ -287,11 +288,11 @@ local function count()
     end
     return {batches, own}
   end
-  if own == 0 then  -- once for each process: the counts of those that have long ended
+  if own == 0 then  -- once for each process: the counts of those that have ended; others are renewed each day
     local fields = redis.call('HGETALL', tally)
     for i = 1, #fields, 2 do
       local used = string.sub(fields[i], 1, 3) == 'of:' and string.match(fields[i + 1], ' (%d+)$')
-      if used and now - tonumber(used) > 30 * 86400 then redis.call('HDEL', tally, fields[i]) end
+      if used and now - tonumber(used) > 3 * 86400 then redis.call('HDEL', tally, fields[i]) end
     end
   end
   redis.call('HSET', tally, mine, string.format('%d %d', own + 1, now))

@@ -71,14 +71,16 @@ class SlotTally:
     _compared: tuple[int, float] = (-1, 0.0)
     _moves: Moves | None = None
 
-    def prepare(self, cluster: Cluster, pipeline: str, *, begins: bool) -> None:
+    def prepare(self, cluster: Cluster, pipeline: str, epoch: int, *, begins: bool) -> None:
         """Read every slot's tally, and make those that are missing: if the epoch goes on, what they counted is lost.
 
-        Before the tables are noted: a run that is killed in between makes them again.
+        Before the tables are noted: a run that is killed in between makes them again. Their ids say that something was
+        lost, for when only the response was.
         """
         self.pipeline, self.tables = pipeline, ()
         self.token, self.own, self.staged = uuid.uuid4().hex[:16], [0] * SLOTS, {}
-        new = (b"" if begins else b"emptied ") + self.token.encode()
+        emptied = b"emptied %d " % epoch
+        new = (b"" if begins else emptied) + self.token.encode()
         keys = tallies(pipeline)
         found = _read(cluster, keys)
         missing = [slot for slot, (id, _) in enumerate(found) if id is None]
@@ -86,7 +88,8 @@ class SlotTally:
         for slot, one in zip(missing, _read(cluster, [keys[slot] for slot in missing]), strict=True):
             found[slot] = one
         self.ids, self.batches = [id or b"" for id, _ in found], [int(batches or 0) for _, batches in found]
-        self.complete, self._compared = begins or not missing, (-1, 0.0)
+        self.complete = begins or not any(id.startswith(emptied) for id in self.ids)
+        self._compared = (-1, 0.0)
 
     def begin(
         self, cluster: Cluster, tables: Sequence[Layout], notes: Sequence[Opened], epoch: int, *, trusted: bool

@@ -37,6 +37,7 @@ class Redis(ComparesByTable):
         self._writer = self._on.writer(self._in_doubt)
         self._cleanup = Cleanup(self._on.store, self._in_doubt, self._on.tally)
         self._encoders: Mapping[str, Encoder] = {}
+        self._seen: Mapping[str, notes.Note] = {}  # by table, when identities were read last
 
     @property
     def _server(self) -> Store:
@@ -71,6 +72,7 @@ class Redis(ComparesByTable):
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
         wanted, trusted = self._wanted(tables), self._options.trust_restarts
         found = notes.read(self._server, wanted)
+        self._seen = {of.name: note for of, note in zip(wanted, found, strict=True) if note is not None}
         tallies = self._on.digest(self._pipeline) if any(found) else ""
         return {
             of.name: notes.identity(self._server, of, note, trusted=trusted, tallies=tallies)
@@ -94,9 +96,14 @@ class Redis(ComparesByTable):
         if problems := notes.problems(self._server, wanted, self._pipeline):
             raise ConfigError(*problems)
         trusted, first = self._options.trust_restarts, notes.read(self._server, wanted[:1])[0]
-        self._on.prepare(self._pipeline, begins=first is None or first.epoch < epoch)
+        resumed = {name: note for name, note in self._seen.items() if note.epoch == epoch}
+        begins = not resumed and (first is None or first.epoch < epoch)
+        self._on.prepare(self._pipeline, epoch, begins=begins)
         opened = [notes.write(self._server, one, self._pipeline, epoch, trusted=trusted) for one in wanted]
         self._on.begin(wanted, opened, self._pipeline, epoch)
+        ids = {of.name: note.id for of, note in zip(wanted, opened, strict=True)}
+        if any(ids.get(name, note.id) != note.id for name, note in resumed.items()):  # emptied since it was seen
+            self._on.tally.complete = False
         self._encoders = _encoders(tables)
 
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:

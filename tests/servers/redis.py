@@ -34,11 +34,11 @@ def valkey() -> str:
 class RedisServer:
     """``options``: further ones of its command line. Its data survive ``restart`` if they say so."""
 
-    def __init__(self, *options: str, program: str | None = None) -> None:
+    def __init__(self, *options: str, program: str | None = None, port: int | None = None) -> None:
         program = program or shutil.which("redis-server")
         if program is None:
             raise ServerMissing("there is no redis-server; apt-get install redis-server")
-        self.program, self.port = program, free_port()
+        self.program, self.port = program, port or free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="replicator-redis-"))
         own = ["--port", str(self.port), "--dir", str(self.folder), "--bind", "127.0.0.1", "--unixsocket", self.socket]
         self._command: Sequence[str] = [program, *own, "--save", "", "--appendonly", "no", *options]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError, MovedError
 
-from connectors.redis import Redis
+from connectors.redis import Redis, routing
 from connectors.redis.cluster import SLOTS, Seeds, View, latest, seeds_of, slot_of, tags, view
 from connectors.redis.connection import Sent, Server
+from connectors.redis.errors import redirected, unanswered
 from connectors.redis.slots import SlotTally, tallies
 from replicator.batch import Batch, Outcome
 from replicator.config.target import destination
@@ -26,7 +30,7 @@ from replicator.errors import (
     TransientError,
     Unfinished,
 )
-from replicator.identity import recreated_tables
+from replicator.identity import other_tables, recreated_tables
 from replicator.target.contract import Table
 from replicator.target.in_doubt import TRUSTED
 from replicator.target.verification import Comparison, CursorExpired
@@ -395,6 +399,86 @@ def test_a_node_that_joins_during_a_run_gets_slots_and_writes(alone: RedisCluste
         assert sorted(client.keys("contract:*")) == [b"contract:a", b"contract:b"]
 
 
+def test_an_address_that_was_given_to_a_node_of_another_cluster_is_not_written_to(build: Build) -> None:
+    """The other one has a higher epoch, and all slots."""
+    with RedisCluster(primaries=2, replicas=0) as cluster:
+        target = opened(build(cluster))
+        target.write(batch(put({"pk": "a"}, 1)))
+        assert target.recheck([table()]) == []
+        gone = cluster.nodes[1]
+        gone.kill()
+        other = RedisServer("--cluster-enabled", "yes", "--cluster-port", str(free_port()), port=gone.port)
+        with other, other.client() as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, SLOTS - 1)
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", 50)
+            eventually(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"), "it is up")
+            client.set("contract:a", "of another application")
+            for n in range(4):
+                with pytest.raises(TransientError):
+                    target.write(batch(put({"pk": f"{n}"}, 2), put({"pk": "a"}, 2)))
+                with pytest.raises(TransientError, match=r"belongs to another cluster now|is down"):
+                    target.recheck([table()])
+            assert client.keys("*") == [b"contract:a"]
+            assert client.get("contract:a") == b"of another application"
+
+
+def test_a_url_of_nodes_of_different_clusters_is_refused(
+    cluster: RedisCluster, alone: RedisCluster, build: Build
+) -> None:
+    ports = f"127.0.0.1:{cluster.nodes[0].port},127.0.0.1:{alone.nodes[0].port}"
+    with pytest.raises(ConfigError, match="names nodes of different clusters"):
+        build(cluster, url=f"redis+cluster://{ports}").check([table()])
+
+
+def test_a_slot_that_only_a_node_without_slots_reports_holds_up_a_sweep(build: Build) -> None:
+    """Its source was replaced meanwhile, by a replica that does not know that the slot was moving."""
+    with RedisCluster("--cluster-replica-validity-factor", "0", primaries=1, replicas=1) as cluster:
+        target = opened(build(cluster))
+        target.write(batch(put({"pk": "a"}, 1)))
+        source = cluster.primaries()[0]
+        new = cluster.add()
+        cluster.open_slot(slot("a"), source, new)
+        assert target.recheck([table()]) == []
+        with source.client() as client:
+            client.execute_command("CLUSTER", "SETSLOT", slot("a"), "STABLE")
+        with pytest.raises(Postponed, match=r"is moving slots \(now "):
+            target.sweep(table(), at(9), [])
+        new.pause()
+        try:
+            with pytest.raises(TransientError):
+                build(cluster, timeout=1).walk(table(), None)
+        finally:
+            new.resume()
+        with new.client() as client:
+            client.execute_command("CLUSTER", "SETSLOT", slot("a"), "STABLE")
+        assert exhaust(lambda: swept(target)) == 1
+
+
+def test_a_sweep_waits_until_all_primaries_agree_which_of_them_has_which_slots(
+    cluster: RedisCluster, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them has not heard yet that a slot has moved; its epoch is that of the others."""
+    target = opened(build(cluster))
+    target.write(batch(put({"pk": "a"}, 1)))
+    store, seen = target._on.store, routing._view_of
+    assert isinstance(store, routing.Cluster)
+    store.refresh()
+    first = store.view.primaries[0]
+
+    def late(responses: Sequence[Any], place: Any) -> View:
+        one = seen(responses, place)
+        if place != first:
+            return one
+        nodes = {id: replace(node, slots=((9, 9), *node.slots)) for id, node in one.nodes.items() if not node.of}
+        return replace(one, nodes=nodes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(routing, "_view_of", late)
+        with pytest.raises(Postponed, match="do not agree yet which of them has which slots"):
+            target.sweep(table(), at(9), [])
+    assert exhaust(lambda: swept(target)) == 1
+
+
 # a cluster that is down
 
 
@@ -453,6 +537,64 @@ def test_one_primary_that_is_emptied_is_a_gap_also_between_two_runs(
     opened(later, FIRST_EPOCH + 1)
     assert later.recheck([table()]) == []
     assert later.identities([table()]) == build(cluster).identities([table()])
+
+
+def test_an_open_that_is_cut_off_and_repeated_finds_no_loss_of_its_own(
+    cluster: RedisCluster, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = build(cluster)
+    with monkeypatch.context() as patched:
+        cut_behind_tallies(patched)
+        with pytest.raises(TransientError):
+            target.open([table()], FIRST_EPOCH)
+        target.open([table()], FIRST_EPOCH)
+    assert target.recheck([table()]) == []
+
+
+@pytest.mark.parametrize("note", [True, False])
+def test_a_primary_that_is_emptied_while_a_run_resumes_is_a_gap_also_if_its_open_is_repeated(
+    cluster: RedisCluster, build: Build, monkeypatch: pytest.MonkeyPatch, note: bool
+) -> None:
+    """``note``: whether it has the table's note."""
+    opened(build(cluster)).write(batch(put({"pk": "a"}, 1)))
+    target = build(cluster)
+    target.identities([table()])
+    emptied = next(node for node in cluster.primaries() if holds(node, layout_note()) == note)
+    with emptied.client() as client:
+        client.flushall()
+    with monkeypatch.context() as patched:
+        cut_behind_tallies(patched)
+        with pytest.raises(TransientError):
+            target.open([table()], FIRST_EPOCH)
+        target.open([table()], FIRST_EPOCH)
+    target.identities([table()])
+    assert "it was emptied" in lost(target)
+
+
+def cut_behind_tallies(patched: pytest.MonkeyPatch) -> None:
+    """The first response to commands that make them is lost."""
+    plain, cut = routing.Cluster.keyed, count()
+
+    def keyed(self: routing.Cluster, *commands: Sequence[bytes]) -> list[Any]:
+        responses = plain(self, *commands)
+        if commands and commands[0][0] == b"HSETNX" and next(cut) == 0:
+            raise TransientError("closed the connection")
+        return responses
+
+    patched.setattr(routing.Cluster, "keyed", keyed)
+
+
+def test_a_copy_in_another_cluster_is_another_table_and_is_not_taken_for_a_recreated_one(
+    cluster: RedisCluster, alone: RedisCluster, build: Build
+) -> None:
+    here, there = (opened(build(one)).identities([table()]) for one in (cluster, alone))
+    assert other_tables(here, there) is not None
+    assert (
+        other_tables(
+            here, build(cluster, url=f"redis+cluster://127.0.0.1:{cluster.nodes[2].port}").identities([table()])
+        )
+        is None
+    )
 
 
 def layout_note() -> bytes:
@@ -527,7 +669,7 @@ def test_a_loss_is_a_gap_for_a_run_that_has_stored_nothing_although_a_command_ha
 
 def test_a_run_that_is_killed_before_it_has_noted_its_tables_is_no_gap(alone: RedisCluster, build: Build) -> None:
     killed = build(alone)
-    killed._on.prepare("contract", begins=True)
+    killed._on.prepare("contract", FIRST_EPOCH, begins=True)
     target = opened(build(alone))
     assert target.recheck([table()]) == []
 
@@ -762,7 +904,7 @@ def test_the_permissions_of_the_page_are_enough(known: RedisCluster, build: Buil
     assert target.walk(expiring, None).ids == []
 
 
-@pytest.mark.parametrize("missing", ["-time", "-evalsha", "-cluster|nodes"])
+@pytest.mark.parametrize("missing", ["-time", "-evalsha", "-cluster|nodes", "-asking"])
 def test_a_permission_that_one_node_does_not_grant_is_found_by_check(
     known: RedisCluster, build: Build, missing: str
 ) -> None:
@@ -770,6 +912,51 @@ def test_a_permission_that_one_node_does_not_grant_is_found_by_check(
         client.execute_command("ACL", "SETUSER", "replicator", missing)
     with pytest.raises(NotPermitted, match=f"127.0.0.1:{known.nodes[2].port} does not permit what replicator does"):
         build(known, username="replicator", password="secret").check([table()])
+
+
+def test_a_replica_that_refuses_the_login_ends_no_run_and_is_waited_for_once_it_is_the_primary(build: Build) -> None:
+    with RedisCluster("--cluster-replica-validity-factor", "0", primaries=1, replicas=1) as cluster:
+        for node in cluster.nodes:
+            with node.client() as client:
+                rules = kit.granted_in_cluster()
+                client.execute_command("ACL", "SETUSER", "replicator", "on", ">secret", *rules)
+        target = opened(build(cluster, username="replicator", password="secret"))
+        target.write(batch(put({"pk": "a"}, 1)))
+        (primary,) = cluster.primaries()
+        replica = cluster.replica_of(primary)
+        with replica.client() as client:
+            client.execute_command("ACL", "SETUSER", "replicator", "resetpass", ">new")
+        assert target.recheck([table()]) == []
+        with pytest.raises(NotAuthenticated, match=f"127.0.0.1:{replica.port} refuses the login"):
+            build(cluster, username="replicator", password="secret").check([table()])
+        received(primary)
+        with replica.client() as client:
+            client.execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
+            eventually(lambda: client.info("replication")["role"] == "master", "it takes over")
+        for _ in range(3):
+            with pytest.raises(TransientError):
+                target.write(batch(put({"pk": "a"}, 2)))
+        with replica.client() as client:
+            client.execute_command("ACL", "SETUSER", "replicator", "resetpass", ">secret")
+        assert until_written(target, batch(put({"pk": "a"}, 2))) == Outcome()
+
+
+def test_replicas_that_do_not_respond_are_asked_at_once_and_not_for_long(
+    replicated: RedisCluster, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connectors.redis.notes._ASKING", 0.5)
+    target = opened(build(replicated, timeout=30))
+    target.recheck([table()])
+    silent = [node for node in replicated.nodes if node not in replicated.primaries()]
+    for node in silent:
+        node.pause()
+    try:
+        started_at = time.monotonic()
+        assert target.recheck([table()]) == []
+        assert time.monotonic() - started_at < 5
+    finally:
+        for node in silent:
+            node.resume()
 
 
 def test_a_user_that_one_node_does_not_know_is_found_by_check(known: RedisCluster, build: Build) -> None:
@@ -840,6 +1027,32 @@ def test_a_view_is_what_a_node_says_and_an_unknown_host_is_the_nodes_own() -> No
     seen = view(slots, NODES, "one")
     assert seen == View(ranges, (("10.0.0.3", 6379),), 9, frozenset({77, 78}))
     assert seen.unserved() == 0
+
+
+def test_a_node_without_the_hostname_that_it_should_be_named_by_is_reached_by_its_address() -> None:
+    slots = [[0, 5460, [b"?", 6379, b"a1"]], [5461, 16383, [b"?", 6380, b"b2"]]]
+    seen = view(slots, NODES, "one")
+    assert seen.ranges == ((0, 5460, ("10.0.0.1", 6379)), (5461, 16383, ("10.0.0.2", 6380)))
+    moved = redirected(MovedError("77 ?:6379"), "Redis at 10.0.0.1:6379")
+    assert moved is not None
+    assert moved.place is None, "the nodes are asked for it"
+
+
+def test_a_certificate_for_another_name_is_told_from_an_authority_that_is_not_known() -> None:
+    text = "certificate verify failed: IP address mismatch, certificate is not valid for '10.0.0.1'"
+    error = unanswered(ConnectionError(text), "Redis at 10.0.0.1:6379", sent=False)
+    assert "has a certificate for another name" in str(error)
+    assert "ca_certs" not in str(error)
+
+
+def test_a_view_names_the_nodes_of_a_slot_that_moves_and_primaries_without_slots() -> None:
+    text = NODES + "d4 10.0.0.4:6379@16379 master - 0 1 0 connected [9-<-a1]\n"
+    text += "e5 10.0.0.5:6379@16379 master,fail - 0 1 0 disconnected\n"
+    seen = view([[0, 5460, [b"", 6379, b"a1"]]], text, "one")
+    assert seen.without_slots() == [("10.0.0.4", 6379)]
+    assert seen.parties[77] == {"a1", "b2"}
+    assert seen.owner_ids()[0] == "a1"
+    assert seen.nodes["c3"].of == "b2"
 
 
 def test_the_latest_view_counts_and_every_node_says_which_of_its_slots_move() -> None:

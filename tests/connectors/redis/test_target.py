@@ -434,6 +434,22 @@ def test_the_counts_of_processes_that_have_long_ended_are_removed(
         assert len([name for name in client.hkeys(note) if name.startswith(b"of:")]) == left
 
 
+def test_a_server_that_is_emptied_while_a_run_resumes_is_a_gap(server: RedisServer, build: Build) -> None:
+    """Between its inspection and its open, which makes everything again."""
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    first.write(batch(put({"pk": "a"}, 1)))
+    target = build()
+    target.identities([table()])
+    with server.client() as client:
+        client.flushall()
+    for _ in range(2):
+        target.open([table()], FIRST_EPOCH)
+    target.identities([table()])
+    with pytest.raises(GapFound, match="it was emptied"):
+        target.recheck([table()])
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 def test_a_restart_while_a_run_begins_is_a_gap_unless_the_server_is_trusted(
     server: RedisServer, build: Build, trusted: bool
