@@ -29,7 +29,7 @@ from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import lanes, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.coordination import COORDINATOR
-from replicator.pipeline.discovery import ORPHAN_PAUSE, YOUNG_ORPHAN_LIMIT, Discovery, News
+from replicator.pipeline.discovery import ORPHAN_LIMIT, ORPHAN_PAUSE, YOUNG_ORPHAN_LIMIT, Discovery, News
 from replicator.pipeline.lineage import readable
 from replicator.pipeline.pipeline import needed_since, resumed_discovery
 from replicator.source.decoding import RecordsDecoder
@@ -132,6 +132,7 @@ class Function:
             while (shard := self._idle_shard(since, tried)) is not None:
                 tried.add(shard)
                 read += self._read_idle(shard, since)
+            self._add_orphans()
             self._retain_history()
         except Stopped as e:
             log.info("time is over", extra={"shards": read})
@@ -150,6 +151,17 @@ class Function:
             self._add(None, claimed.revision)
         except Fenced:
             log.info("another invocation adds shards")
+
+    def _add_orphans(self) -> None:
+        """Add shards whose parent remains missing, behind a gap, if its records may have been trimmed.
+
+        Then theirs may have been, too, and no event tells of them.
+        """
+        for _ in range(ORPHAN_LIMIT):
+            heartbeat = CheckpointView(self._read()).heartbeat
+            if heartbeat is None or not heartbeat.orphaned or self._environment.stop.wait(RELIST):
+                return
+            self._add_new()
 
     def _lost(self) -> GapFound | None:
         """Why changes are made that the epoch's stream does not have, which is recorded; None if it has them."""

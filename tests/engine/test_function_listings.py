@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from replicator.engine.function import LISTING_TIME, Function
+from replicator.engine.startup import Allowed
 from replicator.errors import TransientError
 from replicator.pipeline.discovery import ORPHAN_TIME
 from replicator.state import ShardState, decode
@@ -100,7 +101,7 @@ def test_listings_that_lack_a_parent_do_not_count_after_minutes_without_any() ->
     batch = without_its_parent(stack)
     stack.until_over()
     stack.container().keep_up()
-    assert [orphan.listings for orphan in decode_heartbeat(stack).orphaned.values()] == [1]
+    assert [orphan.listings for orphan in decode_heartbeat(stack).orphaned.values()] == [6]
     stack.clock.now += 14 * 60
     fails(stack, batch)
     assert stack.gaps == []
@@ -169,3 +170,31 @@ def test_a_shard_that_is_missing_itself_from_listings_is_named_so() -> None:
     stack.until_over()
     stack.container().invoke(batch)
     assert stack.stored == stack.wanted
+
+
+def test_a_schedule_records_the_gap_of_a_shard_that_no_event_tells_of() -> None:
+    """The mapping was disabled for a day: the records of the shard and of its parent were trimmed."""
+    stack = filled(shards=1)
+    without_its_parent(stack)
+    stack.clock.now += 25 * 3600
+    stack.trim_all()
+    for _ in range(2):
+        stack.until_over()
+        stack.container().keep_up()
+        stack.clock.now += 900
+    (child,) = stack.source.open_shards(TABLE)
+    assert [gap.reason for gap in stack.gaps if gap.shard == child] == [
+        "the shard's parent is missing from 5 listings: its records are lost"
+    ]
+    stack.backfill(Allowed(resync=True))
+    assert stack.stored == stack.wanted
+
+
+def test_a_schedule_takes_a_parent_for_missing_only_after_minutes_while_nothing_can_be_trimmed() -> None:
+    stack = filled(shards=1)
+    without_its_parent(stack)
+    for _ in range(10):
+        stack.until_over()
+        stack.container().keep_up()
+        stack.clock.now += 900
+    assert stack.gaps == []

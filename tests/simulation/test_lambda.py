@@ -49,6 +49,11 @@ def test_a_seed_that_failed_once_holds(seed: int) -> None:
     simulate(seed)
 
 
+def test_a_seed_of_slow_listings_that_failed_once_holds() -> None:
+    """A shard whose records were trimmed, and its parent's too: no event came, and the schedule listed once."""
+    simulate(101, SlowWorld)
+
+
 def trusts_the_event(patch: Patch) -> None:
     patch.setattr(LaneRun, "_continues", lambda *_: True)
 
