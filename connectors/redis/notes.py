@@ -31,7 +31,7 @@ _OLDEST = (6, 2)  # SET with EXAT
 @dataclass(frozen=True, slots=True)
 class Note:
     """``server``: the run id of the server when the last batch was stored; a new one after each restart. ``place``:
-    tells clusters apart, whatever happens to the ``id``; empty in a note of long ago.
+    tells clusters apart, whatever happens to the ``id``; empty if there is none.
     """
 
     pipeline: str
@@ -60,7 +60,8 @@ def write(store: Store, layout: Layout, pipeline: str, epoch: int, *, trusted: b
     new, now = uuid.uuid4().hex.encode(), b"%d" % (time.time_ns() // 1_000_000_000)
     run, trust = store.run_id.encode(), b"1" if trusted else b"0"
     store.keyed((b"SADD", TABLES, layout.prefix))  # one without a note counts for nothing
-    owner, *found = store.run(NOTE, [layout.note], [pipeline.encode(), b"%d" % epoch, new, run, trust, now])
+    place = store.name.encode() if isinstance(store, Cluster) else b""
+    owner, *found = store.run(NOTE, [layout.note], [pipeline.encode(), b"%d" % epoch, new, run, trust, now, place])
     if owner.decode() != pipeline:
         raise ConfigError(taken(layout, owner.decode()))
     id, batches, certain, slots = found

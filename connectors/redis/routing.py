@@ -76,6 +76,11 @@ class Cluster:
         return str(self)
 
     @property
+    def name(self) -> str:
+        """No other cluster has it; noted with a table, since the node may leave: the smallest id of a node."""
+        return min(self.view.nodes, default="")
+
+    @property
     def trusts_restarts(self) -> bool:
         return self._options.trust_restarts
 

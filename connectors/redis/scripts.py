@@ -174,9 +174,10 @@ return results
 
 NOTE = Script(
     b"""
--- KEYS: a table's note. ARGV: pipeline, epoch, new id, server, whether the server loses nothing, the time. Returns the
--- pipeline that has the table; if it is this one, also its id, how many batches are counted, 1 unless batches may be
--- missing (the server is another one than that which counted the last of this epoch), and which slots were where.
+-- KEYS: a table's note. ARGV: pipeline, epoch, new id, server, whether the server loses nothing, the time, what to call
+-- the cluster. Returns the pipeline that has the table; if it is this one, also its id, how many batches are counted,
+-- 1 unless batches may be missing (the server is another one than that which counted the last of this epoch), and which
+-- slots were where.
 local pipeline, epoch, server = unpack(redis.call('HMGET', KEYS[1], 'pipeline', 'epoch', 'server'))
 if pipeline and pipeline ~= ARGV[1] then return {pipeline} end
 local certain = 1
@@ -188,7 +189,7 @@ elseif server ~= ARGV[4] then
   certain = 0
 end
 redis.call('HSETNX', KEYS[1], 'id', ARGV[3])
-redis.call('HSETNX', KEYS[1], 'place', ARGV[3])
+if ARGV[7] ~= '' then redis.call('HSETNX', KEYS[1], 'place', ARGV[7]) end
 local fields, now = redis.call('HGETALL', KEYS[1]), tonumber(ARGV[6])
 for i = 1, #fields, 2 do  -- the counts of processes that have long ended
   local at = string.sub(fields[i], 1, 3) == 'of:' and string.match(fields[i + 1], ' (%d+)$')
