@@ -255,6 +255,16 @@ class World:
             actor.texts[place] = text or ""
         return True
 
+    def read(self, one: DynamodbCheckpoints) -> Claimed:
+        """Beside others that save. Whose position is read, what it has parked until then is, too."""
+        found = again(one.read)
+        places = {(e.kind, e.id) for e in found.entries}
+        lists = [json.loads(e.text)["ids"] for e in found.entries if is_list((e.kind, e.id))]
+        parked = {p for names in lists for name in names for p in self.touched[name] if p[0] == "parked"}
+        if missing := parked - places:
+            raise Wrong(f"a read lacks what was parked: {missing}")
+        return found
+
     def expects(self, actor: Actor, place: tuple[str, str]) -> int | None:
         return None if place[0] in ("owner", "parked") else actor.expected.get(place, 0)
 
@@ -273,8 +283,7 @@ class World:
 
     def coordinate(self, actor: Actor, one: DynamodbCheckpoints) -> None:
         """Give a shard, or take slots away with what else changes; reads first, as what workers stored has changed."""
-        claimed = again(one.read)
-        self.learn(actor, claimed)
+        self.learn(actor, self.read(one))
         slots = self.random.sample(SLOTS, self.random.choice([0, 1, 1, len(SLOTS)]))
         shards = [("shard", id) for id in self.random.sample("abcdefghijkl", self.random.choice([1, 2, 12]))]
         text = json.dumps({"slot": self.random.choice(SLOTS), "n": 0}, separators=(",", ":"))
@@ -297,7 +306,7 @@ class World:
 
         def decide(actor: Actor, one: DynamodbCheckpoints) -> None:
             for _ in range(3):
-                self.learn(actor, again(one.read))
+                self.learn(actor, self.read(one))
                 try:
                     if self.random.random() < 0.5:
                         self.save(actor, one, IN_A_SLOT, {})

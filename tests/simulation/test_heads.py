@@ -89,12 +89,19 @@ def journal_applied_late(patch: Patch) -> None:
     patch.setattr(CheckpointTable, "transact", transact)
 
 
+def reads_of_several_saves(patch: Patch) -> None:
+    """A read beside workers takes what it finds: parked changes as they were before the positions behind them."""
+    patch.setattr(snapshot, "COMMON_TRIES", 0)
+    patch.setattr(States, "_with_parked", lambda self, known: known)
+
+
 WRONG: Mapping[Apply, int] = {
     heads_kept_by_a_claim: 7,
     only_the_own_head: 0,
     counts_unguarded: 2,
     journal_of_one_head: 102,
     journal_applied_late: 44,
+    reads_of_several_saves: 7,
 }
 """Each with the seed that notices it: after a change of the code another one may be the first."""
 

@@ -311,5 +311,15 @@ def guarded_by(known: Known, slot: str) -> Known:
     return Known({slot: known.heads[slot]}, (slot,) if slot else known.slots, entries, counts, read=read)
 
 
+def with_guarded(known: Known, kept: Known, slot: str) -> Known:
+    """``known``, with what the head of a slot guards as it is ``kept``, if that head has not moved since."""
+    if slot in known.heads and known.heads[slot].commit == kept.heads[slot].commit:
+        guarded = guarded_by(kept, slot)
+        known.entries.update(guarded.entries)
+        known.counts.update(guarded.counts)
+        known.read.update(guarded.read)
+    return known
+
+
 def committed(head: Head, last: str, journal: Blob | None) -> Head:
     return replace(head, commit=head.commit + 1, last=last, journal=journal, held="")

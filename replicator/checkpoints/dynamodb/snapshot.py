@@ -8,12 +8,13 @@ heads guard, by any process that needs to save; processes that only read apply t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
 
+from replicator.checkpoints.compare_and_set import check_owned
 from replicator.checkpoints.dynamodb import layout as layout
 from replicator.checkpoints.dynamodb.layout import FORMAT, MOST_HEADS, Action, Blob, Head, Item, Known, Place, head_key
 from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable, absent, is_, portions
@@ -23,9 +24,11 @@ from replicator.state import Counts, DamagedCheckpoint, Entry, Save
 TRIES = 30  # attempts of a save or a read while other processes change the table
 EXACT_TRIES = 3  # of these, how many reads without a claim must be as of one save
 EXACT_TRIES_BESIDE_WORKERS = 1  # the same where several save all the time
+COMMON_TRIES = 4  # after these, reads beside workers that must be as of one save in all that ``h`` guards
 FEW = 50  # items to read one by one rather than read all
 _LISTED = ("revision", "sum", "blob")
 _ITEM_ENTRIES = layout.entry_key("item", "")
+Heed = Callable[[layout.Heads], None] | None
 _actions = msgspec.json.Decoder(list[Action])
 
 
@@ -59,18 +62,24 @@ class States:
         found = self._table.get(head_key(slot))
         return Head() if found is None else layout.head_of(found, self._place)
 
-    def settled_head(self, slot: str = "") -> Head:
-        """The head, after completing a pending journal."""
-        while (head := self.head(slot)).journal is not None:
+    def settled_head(self, slot: str = "", heed: Heed = None) -> Head:
+        """The head, after completing a pending journal. ``heed``: called before that with what was read."""
+        while True:
+            head = self.head(slot)
+            if heed is not None:
+                heed({slot: head})
+            if head.journal is None:
+                return head
             self.finish(head.journal)
-        return head
 
-    def heads(self, *, settled: bool) -> dict[str, Head]:
+    def heads(self, *, settled: bool, heed: Heed = None) -> dict[str, Head]:
         """``h``, then those of the run's slots. ``settled``: after completing pending journals."""
         while True:
-            main = self.settled_head() if settled else self.head()
+            main = self.head()
             found = {"": main, **(self._heads_of_slots(main) if main.slots else {})}
-            pending = _journals(found) if settled else ()
+            if heed is not None:
+                heed(found)
+            pending = journals_of(found) if settled else ()
             for journal in pending:
                 self.finish(journal)
             if not pending:
@@ -86,7 +95,8 @@ class States:
 
         ``settled``: as of one save, after completing pending journals. If not, or with a slot of one's ``own``, that is
         tried a few times only: while others save all the time, what was read may be of several saves. What the own
-        slot's head guards is as of one even then.
+        slot's head guards is as of one even then; without one, what ``h`` guards, as that rests nearly always. Where it
+        does not, what is parked is listed again after the positions, so that none is behind those and missing.
         """
         for attempt in range(TRIES):
             before = self.heads(settled=settled)
@@ -97,19 +107,32 @@ class States:
             if items is not None:
                 known, texts = self._known(before, items), self._texts(items)
             now = self.heads(settled=False)
-            tries = min(EXACT_TRIES, EXACT_TRIES_BESIDE_WORKERS) if before[""].slots else EXACT_TRIES
-            exact = attempt < tries or (settled and own is None)
-            must_rest = before if exact else () if own is None else (own,)
+            must_rest = before if settled and own is None else _must_rest(attempt, before, own)
+            if known is not None and not must_rest:
+                known = self._with_parked(known)
             if known is not None and texts is not None and _is_quiet(before, now, must_rest):
                 return known, texts
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
-    def begin(self, slot: str | None) -> Known:
+    def _with_parked(self, known: Known) -> Known | None:
+        """``known``, with what was parked since; None if a journal was completed, or a command changed such an entry.
+
+        Entries that are known stay as they are: what a command makes of them may have a note that was not read.
+        """
+        listed = self._items({"p#": _LISTED}, self.heads(settled=False))
+        if listed is None:
+            return None
+        since = {p: e for p, e in self._known(known.heads, listed).entries.items() if p not in known.entries}
+        if any(stored.revision > 1 for stored in since.values()):
+            return None
+        return replace(known, entries={**known.entries, **since})
+
+    def begin(self, slot: str | None, heed: Heed = None) -> Known:
         """The heads that a save builds on, before anything else is read: that of one slot, or all."""
         if slot is not None:
-            head = self.settled_head(slot)
+            head = self.settled_head(slot, heed)
             return Known({slot: head}, (slot,) if slot else head.slots)
-        heads = self.heads(settled=True)
+        heads = self.heads(settled=True, heed=heed)
         return Known(heads, heads[""].slots)
 
     def have_moved(self, known: Known, slots: Iterable[str]) -> bool:
@@ -211,7 +234,7 @@ class States:
             read.append(prefix)
             if prefix == "p#":
                 self.parked_pages = pages
-        for blob in _journals(heads):
+        for blob in journals_of(heads):
             journal = self._journal(blob)
             if journal is None:
                 return None
@@ -369,9 +392,19 @@ class States:
             return new
         for slot in head.slots:
             self._depose(slot)
-        alone = replace(new, commit=new.commit + 1, slots=())
-        self._move({"": new}, {"": alone})
-        return alone
+        return self._begun(new)
+
+    def _begun(self, main: Head) -> Head:
+        """``h`` without slots. Commands may have moved it since the claim; Fenced if a later run has claimed."""
+        claim = main.claim
+        for _ in range(TRIES):
+            check_owned({"": main.claim}, {"": claim})
+            alone = replace(main, commit=main.commit + 1, slots=())
+            with contextlib.suppress(Changed):
+                self._move({"": main}, {"": alone})
+                return alone
+            main = self.settled_head()
+        raise TransientError(f"the checkpoints in {self._place} keep being changed by other processes")
 
     def _depose(self, slot: str) -> None:
         """Move the head of a slot, so that the save that its worker has in flight fails."""
@@ -439,14 +472,24 @@ def _unchanged(head: Head) -> dict[str, object]:
     return is_("commit", head.commit, without="journal") if head.commit else absent()
 
 
-def _journals(heads: layout.Heads) -> list[Blob]:
+def journals_of(heads: layout.Heads) -> list[Blob]:
     """The pending journals, each once: several heads may refer to one."""
     return list({head.journal.token: head.journal for head in heads.values() if head.journal is not None}.values())
 
 
+def _must_rest(attempt: int, heads: layout.Heads, own: str | None) -> Collection[str]:
+    """The slots whose heads may not have moved during this attempt of a read."""
+    tries = min(EXACT_TRIES, EXACT_TRIES_BESIDE_WORKERS) if heads[""].slots else EXACT_TRIES
+    if attempt < tries:
+        return heads
+    if own is not None:
+        return (own,)
+    return ("",) if heads[""].slots and attempt < tries + COMMON_TRIES else ()
+
+
 def _is_quiet(before: layout.Heads, now: layout.Heads, slots: Iterable[str]) -> bool:
     """Whether nothing that the heads of ``slots`` guard was saved between two looks, and no journal was completed."""
-    if set(_journals(before)) != set(_journals(now)):
+    if set(journals_of(before)) != set(journals_of(now)):
         return False
     return all(slot in now and before[slot].commit == now[slot].commit for slot in slots if slot in before)
 

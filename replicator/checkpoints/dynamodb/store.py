@@ -16,7 +16,7 @@ from replicator.checkpoints.dynamodb import layout as layout
 from replicator.checkpoints.dynamodb import setup as setup
 from replicator.checkpoints.dynamodb.layout import Known
 from replicator.checkpoints.dynamodb.setup import DynamodbOptions as DynamodbOptions
-from replicator.checkpoints.dynamodb.snapshot import TRIES, Name, States, heads_of
+from replicator.checkpoints.dynamodb.snapshot import TRIES, Name, States, heads_of, journals_of
 from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable
 from replicator.errors import Fenced, TransientError
 from replicator.state import (
@@ -36,7 +36,7 @@ from replicator.state import (
 _PER_PAGE = 10  # parked entries to read one by one rather than read a page of all of them, which is 1 MB
 
 
-HELD_TRIES = 3  # attempts of a save, with pauses, for which a worker heeds that its head is held
+HELD_TRIES = 3  # attempts of a save, with pauses, for which a worker heeds that its head is held or has a journal
 
 
 class DynamodbCheckpoints:
@@ -58,7 +58,7 @@ class DynamodbCheckpoints:
         self._unsure: tuple[list[Save], Mapping[str, Counts], str] | None = None
         self._wide = False  # whether the last attempt of a save moved more than the own head, and was too late
         self._in_the_way: set[str] = set()  # slots whose workers have saved before this process could
-        self._heeded = ("", 0)  # by whom the own head is held, and how often that was heeded
+        self._heeded = ("", 0)  # by what the own head is held, or which journal it has, and how often that was heeded
 
     @property
     def place(self) -> str:
@@ -120,6 +120,13 @@ class DynamodbCheckpoints:
         states = self._states()
         if not (saves or counts):
             return self._check_owned(states, states.begin("")) if self._claims else None
+        try:
+            return self._save(states, saves, counts)
+        except Fenced:  # given up: what was in the way of this save need not be in that of the next one
+            self._wide, self._in_the_way = False, set()
+            raise
+
+    def _save(self, states: States, saves: Sequence[Save], counts: Mapping[str, Counts]) -> None:
         for _ in range(TRIES):
             known = self._current(states, saves, counts)
             try:
@@ -130,11 +137,11 @@ class DynamodbCheckpoints:
                 raise
             if made:
                 self._unsure = None
-                return None
+                return
             if not self._claims:
                 counts = counted(counts, partial(_is_known, known))
             if self._saved(states, known, saves, counts):
-                return None
+                return
         raise self._busy()
 
     def read(self) -> Claimed:
@@ -166,21 +173,38 @@ class DynamodbCheckpoints:
 
     def _current(self, states: States, saves: Sequence[Save], counts: Mapping[str, Counts]) -> Known:
         """The state that the save builds on: the remembered one if it is certain and enough, otherwise the table's."""
-        known, own = self._known, self._own
-        if known is not None and self._unsure is None:
-            states.fill(known, saves, counts)
-            if _fits(known, saves) and self._is_enough(known, saves, counts):
-                return known
+        kept = self._remembered(states, saves, counts)
         self._known = None
-        if own and not self._wide:
-            known = states.begin(own)
-            self._heed(known.heads[own].held)
-            self._check_owned(states, known)
-            states.fill(known, saves, counts)
-            if self._is_enough(known, saves, counts):
-                return known
-        states.hold(sorted(self._in_the_way), uuid.uuid4().hex)
-        known = states.begin(None)
+        if self._own and kept is None and not self._wide:
+            kept = states.begin(self._own, self._heed)
+            self._check_owned(states, kept)
+            states.fill(kept, saves, counts)
+        if kept is not None and self._is_enough(kept, saves, counts):
+            return kept
+        known = self._all_heads(states, saves, counts, kept)
+        in_the_way = self._in_the_way & set(heads_of(known, saves, counts, self._own))
+        if in_the_way and self._is_new(known, saves, counts):
+            states.hold(sorted(in_the_way), uuid.uuid4().hex)
+            known = self._all_heads(states, saves, counts, kept)
+        return known
+
+    def _remembered(self, states: States, saves: Sequence[Save], counts: Mapping[str, Counts]) -> Known | None:
+        """What is remembered, and what else the save may depend on; None if it is uncertain or outdated."""
+        if self._known is None or self._unsure is not None:
+            return None
+        states.fill(self._known, saves, counts)
+        return self._known if _fits(self._known, saves) else None
+
+    def _all_heads(
+        self, states: States, saves: Sequence[Save], counts: Mapping[str, Counts], kept: Known | None
+    ) -> Known:
+        """All heads, and what the save may depend on. What the own one guards is that of ``kept`` if that still holds.
+
+        Fenced before anything of another slot is changed, if this process was replaced.
+        """
+        known = states.begin(None, self._heed if self._own else None)
+        if kept is not None and self._own is not None:
+            known = layout.with_guarded(known, kept, self._own)
         if self._claims:
             self._check_owned(states, known)
         states.fill(known, saves, counts if self._claims else (*counts, FORGOTTEN))
@@ -190,12 +214,21 @@ class DynamodbCheckpoints:
         """Whether the heads that the save moves are known."""
         return known.heads.keys() >= set(heads_of(known, saves, counts, self._own))
 
-    def _heed(self, held: str) -> None:
-        """TransientError if another process is about to change what is this slot's; it must not wait for ever."""
-        by, tries = self._heeded
-        self._heeded = (held, tries + 1 if held == by else 1)
-        if held and self._heeded[1] <= HELD_TRIES:
-            raise TransientError(f"another process is about to change this slot's checkpoints in {self.place}")
+    def _heed(self, heads: layout.Heads) -> None:
+        """TransientError if another process is about to change what is this slot's, or is completing a large save.
+
+        Otherwise each worker would write the items of that save as well. But that process may have been killed, so
+        this one does not wait for ever.
+        """
+        own = heads.get(self._own or "", layout.Head())
+        mine = self._unsure is not None and own.last == self._unsure[2]
+        journals = [] if mine else journals_of(heads)
+        by = own.held or (journals[0].token if journals else "")
+        before, tries = self._heeded
+        self._heeded = (by, tries + 1 if by == before else 1)
+        if by and self._heeded[1] <= HELD_TRIES:
+            does = "is about to change" if own.held else "is changing"
+            raise TransientError(f"another process {does} this slot's checkpoints in {self.place}")
 
     def _check_owned(self, states: States, known: Known) -> None:
         """Fenced unless this process still owns what it claimed. ``known``: read before, if that was changed since."""
@@ -219,6 +252,13 @@ class DynamodbCheckpoints:
         found = {(s.kind, s.id): rows.get((s.kind, s.id), Row()) for s in saves}
         summed = [Save(s.kind, s.id, s.expected, None if s.text is None else layout.text_sum(s.text)) for s in saves]
         return saved_already(summed, found, self._claims, self._claims)
+
+    def _is_new(self, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> bool:
+        """Whether the save is neither made nor refused."""
+        try:
+            return not self._is_made(known, saves, counts)
+        except Fenced:
+            return False
 
     def _saved(self, states: States, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> bool:
         """Try the save; False if another process saved first."""
