@@ -46,7 +46,10 @@ class Checkpoints(Protocol):
         """
 
     def read(self) -> Claimed:
-        """All entries, without claiming the pipeline."""
+        """All entries, without claiming the pipeline.
+
+        Beside workers, positions may be of different saves. Whose position is read, what it had parked before is, too.
+        """
 
     def pipeline(self) -> PipelineState | None:
         """The pipeline's own entry as it is, without a look at the others; None if no run has begun it."""

@@ -29,7 +29,7 @@ from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Save, forgott
 Item = dict[str, dict[str, str]]
 Place = tuple[str, str]
 
-FORMAT = 2  # with heads of slots; without any, checkpoints have the format 1
+FORMAT = 2  # once a slot has had a head; until then, checkpoints have the format 1
 HEAD = "h"
 MOST_HEADS = 90  # of slots: all of them, and ``h``, fit in a transaction. Further slots are guarded by ``h``
 INLINE = 200_000  # bytes; larger texts are stored as blobs
