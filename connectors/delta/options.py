@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +12,10 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 from replicator.options import WEB_PORTS, Access, AppliedDeletes, ColumnOptions, Options, server_of, split_url
 
 S3 = "s3://"
+_OF_ADDRESSES = "%\\[]|^"
 _PLAIN_TYPES = ("string", "bigint", "double", "boolean", "timestamp", "date", "binary", "json", "array<string>")
 _MOST_DIGITS = 38
-_MOST_SECONDS = 8.0  # between commits: from 10 on, a copy would count as behind
+_MOST_SECONDS = 6.0  # between commits: with the commit itself and a poll, a copy is behind by less than 10, so live
 
 
 def decimal_digits(type: str) -> tuple[int, int] | None:
@@ -87,14 +89,21 @@ def _place(path: str, info: ValidationInfo) -> str:
     parts = split_url(path)
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("must be a folder, or have the form s3://bucket/prefix")
-    return _as_it_is(path.rstrip("/"))
+    path = path.rstrip("/")
+    if any(part in ("", ".", "..") for part in path.removeprefix(S3).split("/")):
+        raise ValueError(
+            f"{path} has an empty part, . or .. between its slashes, which clients of Delta Lake leave out"
+        )
+    return _as_it_is(path)
 
 
 def _as_it_is(path: str) -> str:
     """Clients of Delta Lake take a path for part of an address: some of them write to one folder, and read another."""
-    for mark in "%\\":
+    for mark in _OF_ADDRESSES:
         if mark in path:
             raise ValueError(f"{path} contains {mark}, which clients of Delta Lake read as part of an address")
+    if any(unicodedata.category(mark) == "Cc" for mark in path):
+        raise ValueError(f"{path!r} contains a control character, which clients of Delta Lake drop or refuse")
     return path
 
 

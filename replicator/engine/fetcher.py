@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from replicator.aws.client import Call
+from replicator.batch import Batch
 from replicator.change import Listing, Page, ScanPage
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.delivery import Delivery
@@ -59,7 +60,6 @@ class Fetcher:
     _ask_at: float = 0.0
     _list_at: float = 0.0
     _list_rest: float = MIN_RELIST
-    _gathers_since: float | None = None  # when the batch that is waited for had its first change
     _history_from: float = 0.0  # for which a listing was made: of when the scan ended
 
     def __post_init__(self) -> None:
@@ -138,14 +138,18 @@ class Fetcher:
         return True
 
     def gathers(self) -> bool:
-        """Whether the next batch should wait, for a target that wants large ones: it is not full, and not late."""
-        now = self.now()
-        if self.pages.rows and not self.pages.has_batch and self.pages.seconds:
-            self._gathers_since = now if self._gathers_since is None else self._gathers_since
-            if now - self._gathers_since < self.pages.seconds:
-                return True
-        self._gathers_since = None
-        return False
+        """Whether the next batch should wait, for a target that wants large ones: none is full, and none is late."""
+        return self.pages.is_gathering and self.pages.gathers(self.now())
+
+    def timed(self, taken: Callable[[], Batch | None]) -> Batch | None:
+        """The next batch. How long it takes decides how large the following ones are, for such a target."""
+        if not self.pages.is_gathering:
+            return taken()
+        began = self.now()
+        batch = taken()
+        if batch is not None:
+            self.pages.took(self.now() - began)
+        return batch
 
     @property
     def finished(self) -> bool:
@@ -285,7 +289,7 @@ def fetcher_for(
 def send(fetcher: Fetcher, delivery: Delivery) -> bool:
     """Start reads, and deliver the next batch. Returns whether there was one."""
     fetcher.advance()
-    batch = None if delivery.full or fetcher.gathers() else delivery.taken()
+    batch = None if delivery.full or fetcher.gathers() else fetcher.timed(delivery.taken)
     if batch is not None:
         delivery.offer(batch)
     return batch is not None

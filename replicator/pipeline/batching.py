@@ -4,12 +4,16 @@ The fetcher starts a request only while the buffer is not ``full``. This bounds 
 the number of shards: BUFFER_BYTES, plus one page per request in flight, plus BATCH_BYTES and one page per batch that is
 encoded or in flight. With KEYS_ONLY streams, keys that are still to be looked up, and what a throttled lookup has
 returned so far, come on top. For targets that want large batches, BATCH_BYTES count LARGE times.
+
+Such a target gets a batch of shards, or of segments, once those have a full one, or were waited for long enough. In
+turns, as for others, every second batch of a backfill would have only the few changes that were made meanwhile.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from replicator.batch import BatchSize
 from replicator.change import Page, ScanPage
@@ -19,11 +23,29 @@ BATCH_BYTES = 8 << 20
 BUFFER_BYTES = 24 << 20  # of pages read ahead, in total
 SOURCE_PAGES = 4  # pages read ahead per shard or segment
 LARGE = 2  # times BATCH_BYTES, for targets that say how many changes they want; less than BUFFER_BYTES
+FIRST_ROWS = 2000  # changes in their first batch: how long the hook takes is not known yet
+TAKE_SECONDS = 2.0  # for making one of their batches; the run saves no heartbeat, and does not stop, meanwhile
 LARGE_PAGES = 64  # the same of SOURCE_PAGES: a page of a quiet shard has few changes
 
 
 Pages = Sequence[tuple[str, list[Page | ScanPage]]]
 """The pages of one batch, by source."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """What the queues of one kind of source have. ``since``: when the next batch began to wait; None if it does not."""
+
+    pages: int = 0
+    rows: int = 0
+    size: int = 0
+    since: float | None = None
+    is_late: bool = False
+
+    def add(self, page: Page | ScanPage, sign: int) -> None:
+        self.pages += sign
+        self.rows += sign * _rows(page)
+        self.size += sign * page.size
 
 
 class PageBuffer:
@@ -34,6 +56,9 @@ class PageBuffer:
         self._queues: dict[str, deque[Page | ScanPage]] = {}
         self._returned: deque[Pages] = deque()
         self._rows = self._size = 0
+        self._held = {"shard": _Held(), "segment": _Held()}
+        self._most = 0 if size is None else min(size.rows, FIRST_ROWS)
+        self._taken = 0  # changes in the last batch
         self._scan_turn = True
 
     def __bool__(self) -> bool:
@@ -46,6 +71,7 @@ class PageBuffer:
         self._queues.setdefault(source, deque()).append(page)
         self._rows += _rows(page)
         self._size += page.size
+        self._held[_kind(source)].add(page, 1)
 
     def room(self, source: str) -> bool:
         """Whether one more page of ``source`` may be fetched."""
@@ -53,15 +79,39 @@ class PageBuffer:
         return self._size < BUFFER_BYTES and len(self._queues.get(source, ())) < most
 
     @property
-    def seconds(self) -> float:
-        """For how long to wait for a full batch."""
-        return 0.0 if self._wanted is None else self._wanted.seconds
+    def is_gathering(self) -> bool:
+        """Whether the target wants large batches."""
+        return self._wanted is not None
+
+    def gathers(self, now: float) -> bool:
+        """Whether the next batch should wait for more changes: none is full, and none has waited long enough."""
+        if self._wanted is None:
+            return False
+        for held in self._held.values():
+            held.since = None if not held.pages else now if held.since is None else held.since
+            held.is_late = held.since is not None and now - held.since >= self._wanted.seconds
+        is_due = self.has_batch or any(held.is_late for held in self._held.values())
+        return self._rows > 0 and not is_due
+
+    def took(self, seconds: float) -> None:
+        """How long the last batch took to make: the next ones are as large as fits ``TAKE_SECONDS``."""
+        if self._wanted is None:
+            return
+        if seconds > TAKE_SECONDS:
+            self._most = max(1, int(self._taken * TAKE_SECONDS / seconds))
+        elif self._taken >= self._most:
+            fits = self._taken * TAKE_SECONDS / max(seconds, 0.001)
+            self._most = min(self._wanted.rows, max(self._most, int(fits)))
 
     def _fills(self, rows: int, size: int) -> bool:
         """Whether that makes a full batch."""
         if self._wanted is None:
             return rows >= BATCH_ROWS or size >= BATCH_BYTES
-        return rows >= self._wanted.rows or size >= LARGE * BATCH_BYTES
+        return rows >= self._most or size >= LARGE * BATCH_BYTES
+
+    def _is_ready(self, kind: str) -> bool:
+        held = self._held[kind]
+        return held.is_late or self._fills(held.rows, held.size)
 
     @property
     def rows(self) -> int:
@@ -76,7 +126,9 @@ class PageBuffer:
     @property
     def has_batch(self) -> bool:
         """Whether there are enough pages for a full batch."""
-        return self._fills(self._rows, self._size)
+        if self._wanted is None:
+            return self._fills(self._rows, self._size)
+        return bool(self._returned) or self.full or any(self._fills(h.rows, h.size) for h in self._held.values())
 
     def heads(self) -> list[Page | ScanPage]:
         """The oldest page of each source."""
@@ -85,13 +137,21 @@ class PageBuffer:
         return list(oldest.values())
 
     def next(self) -> Iterator[tuple[str, list[Page | ScanPage]]]:
-        """Pages for one batch, by source. Returned batches come first; then shards and segments take turns."""
+        """Pages for one batch, by source. Returned batches come first; then shards and segments take turns.
+
+        For a target that wants large batches, those come first that are ready.
+        """
+        self._taken = 0
         if self._returned:
             return self._again(self._returned.popleft())
         self._scan_turn = not self._scan_turn
-        for kind in ("segment", "shard") if self._scan_turn else ("shard", "segment"):
+        kinds = ["segment", "shard"] if self._scan_turn else ["shard", "segment"]
+        if self._wanted is not None:
+            kinds.sort(key=self._is_ready, reverse=True)  # keeps the turns of equals
+        for kind in kinds:
             sources = [s for s in self._queues if s.startswith(kind)]
             if sources:
+                self._held[kind].since, self._held[kind].is_late = None, False
                 return self._of(sources)
         return iter(())
 
@@ -109,6 +169,8 @@ class PageBuffer:
                 size += page.size
                 self._rows -= _rows(page)
                 self._size -= page.size
+                self._held[_kind(source)].add(page, -1)
+            self._taken += sum(map(_rows, pages))
             if queue:
                 self._queues[source] = queue  # at the end, so that other sources come first next time
             yield source, pages
@@ -116,6 +178,7 @@ class PageBuffer:
     def _again(self, returned: Pages) -> Iterator[tuple[str, list[Page | ScanPage]]]:
         for source, pages in returned:
             self._weigh(pages, -1)
+            self._taken += sum(map(_rows, pages))
             yield source, pages
 
     def give_back(self, pages: Pages) -> None:
@@ -134,6 +197,11 @@ class PageBuffer:
         self._queues.clear()
         self._returned.clear()
         self._rows = self._size = 0
+        self._held = {kind: _Held() for kind in self._held}
+
+
+def _kind(source: str) -> str:
+    return source.partition(":")[0]
 
 
 def _rows(page: Page | ScanPage) -> int:

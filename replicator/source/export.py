@@ -393,6 +393,10 @@ def _started(table: SourceTable, one: Ahead, now: Callable[[], float]) -> Genera
         return (yield from _start(table, one.wanted, one.window, now))
     except TransientError:  # such as too many exports at the same time
         return ""
+    except ConfigError as e:
+        if isinstance(e.__cause__, AwsError) and e.__cause__.code == _CONFLICT:  # perhaps with the run's own export
+            return ""
+        raise
 
 
 def _refused_window(table: SourceTable, window: Window, now: float) -> Generator[Call, bytes, ReplicatorError]:
@@ -420,6 +424,7 @@ def _described(arn: str) -> Generator[Call, bytes, _Description]:
     return decoded(body, _DescribeExport, "DescribeExport").ExportDescription
 
 
+_CONFLICT = "ExportConflictException"
 _OTHER_OPTIONS = (
     "DynamoDB knows the request of this export with other options: they were changed during the backfill. Undo the "
     "change, or start over: replicator resync CONFIG"
@@ -436,8 +441,7 @@ _REFUSED = {
     "ExportNotFoundException": "there is no such export; DynamoDB forgets them 90 days after they are made",
     "TableNotFoundException": "the table no longer exists",
     "InvalidExportTimeException": "point-in-time recovery was enabled a moment ago: run again in some minutes",
-    "ExportConflictException": f"another export writes to that place in the bucket (run again once it has ended), or "
-    f"{_OTHER_OPTIONS}",
+    _CONFLICT: f"another export writes to that place in the bucket (run again once it has ended), or {_OTHER_OPTIONS}",
     **dict.fromkeys(_OF_A_TOKEN, _OTHER_OPTIONS),
 }
 

@@ -166,6 +166,24 @@ def test_an_export_that_dynamodb_does_not_make_at_the_same_time_is_requested_in_
     assert len(read_in_order(faults)) == 3
 
 
+def test_an_export_requested_ahead_that_conflicts_with_the_first_one_is_requested_in_its_turn(faults: World) -> None:
+    """All of them write to one place in the bucket. What another one's place is, DynamoDB does not document."""
+    copied(faults)
+    lose(faults, "k1", hours=30)
+    lose(faults, "k2", removed=("k1",), hours=30)
+    call, requests = faults.client.call, itertools.count()
+
+    def conflicting(operation: str, request: dict[str, Any]) -> bytes:
+        if operation == "ExportTableToPointInTime" and next(requests) == 1:
+            raise AwsError("ExportConflictException", "a conflict when writing to the bucket", 400)
+        body: bytes = call(operation, request)
+        return body
+
+    faults.client.call = conflicting
+    repaired(faults)
+    assert len(read_in_order(faults)) == 3
+
+
 def test_the_windows_begin_before_the_last_change_stored_and_end_after_the_positions(faults: World) -> None:
     copied(faults)
     live(faults, HOUR)

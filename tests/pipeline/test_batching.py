@@ -48,6 +48,97 @@ def test_a_batch_of_a_target_that_says_how_many_changes_it_wants_is_larger(rows:
     assert [len(pages) for _, pages in buffer.next()] == [11]
 
 
+def of_shards(taken: Pages) -> list[int]:
+    """The changes of each page of a batch that is of shards."""
+    assert all(source.startswith("shard") for source, _ in taken)
+    return [len(p.records) for _, pages in taken for p in pages if isinstance(p, Page)]
+
+
+def large() -> PageBuffer:
+    """For a target that wants 40 changes at once, or what came in 5 seconds."""
+    return PageBuffer(BatchSize(rows=40, seconds=5.0))
+
+
+def test_few_live_changes_wait_during_a_backfill_for_a_target_that_wants_large_batches() -> None:
+    buffer = large()
+    sizes = []
+    for second in range(10):
+        buffer.add("shard:s", page(1, 0))
+        for n in range(4):
+            buffer.add(f"segment:{n}", scan_page(10, 0))
+        while buffer and not buffer.gathers(float(second)):
+            sizes.append(sum(map(batching._rows, (p for _, pages in buffer.next() for p in pages))))
+    assert sizes == [40] * 6 + [6] + [40] * 4
+
+
+def test_what_has_waited_long_enough_comes_before_what_is_full_and_both_in_turns() -> None:
+    buffer = large()
+    buffer.add("shard:s", page(1, 0))
+    assert buffer.gathers(0.0)
+    for n in range(8):
+        buffer.add(f"segment:{n}", scan_page(40, 0))
+    assert not buffer.gathers(5.0)
+    first, second = list(buffer.next()), list(buffer.next())
+    assert sorted(source.partition(":")[0] for taken in (first, second) for source, _ in taken) == ["segment", "shard"]
+    buffer.add("shard:s", page(1, 0))
+    assert not buffer.gathers(5.0)
+    assert [source.partition(":")[0] for _ in range(2) for source, _ in buffer.next()] == ["segment", "segment"]
+
+
+def test_pages_without_changes_are_taken_at_once_alone_and_after_the_wait_beside_others() -> None:
+    buffer = large()
+    buffer.add("shard:s", page(0, 0))
+    assert not buffer.gathers(0.0)
+    assert of_shards(list(buffer.next())) == [0]
+    buffer.add("segment:0", scan_page(1, 0))
+    assert buffer.gathers(0.0)
+    buffer.add("shard:s", page(0, 0))
+    assert buffer.gathers(4.0)
+    assert not buffer.gathers(5.0)
+    assert [source for source, _ in buffer.next()] == ["segment:0"]
+    assert buffer.gathers(8.0) is False  # no change is left
+    assert of_shards(list(buffer.next())) == [0]
+
+
+def test_a_full_buffer_is_no_reason_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "BUFFER_BYTES", 300)
+    buffer = large()
+    buffer.add("shard:s", page(1, 150))
+    assert buffer.gathers(0.0)
+    buffer.add("segment:0", scan_page(1, 150))
+    assert buffer.full
+    assert not buffer.gathers(0.0)
+
+
+def test_a_batch_that_was_returned_does_not_wait_again() -> None:
+    buffer = large()
+    buffer.add("shard:s", page(1, 0))
+    assert buffer.gathers(0.0)
+    assert not buffer.gathers(5.0)
+    taken = list(buffer.next())
+    buffer.add("shard:s", page(1, 0))
+    assert buffer.gathers(5.0)
+    buffer.give_back(taken)
+    assert not buffer.gathers(5.1)
+    assert list(buffer.next()) == taken
+    assert buffer.gathers(5.2)
+
+
+def test_large_batches_are_as_large_as_can_be_made_in_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How slow the hook is, is not known before; the first batch is as large as those of other targets."""
+    monkeypatch.setattr(batching, "FIRST_ROWS", 10)
+    buffer = large()
+    sizes = []
+    for seconds_each in (0.1, 0.1, 0.1, 0.01, 0.01):
+        for _ in range(60):
+            buffer.add("shard:s", page(1, 0))
+        sizes.append(len(of_shards(list(buffer.next()))))
+        buffer.took(sizes[-1] * seconds_each)
+    assert sizes == [10, 20, 20, 20, 40]
+    buffer.took(40 * 0.2)
+    assert len(of_shards(list(buffer.next()))) == 10
+
+
 def test_the_counts_stay_correct_whatever_is_taken_and_returned() -> None:
     for seed in range(200):
         rng = random.Random(seed)

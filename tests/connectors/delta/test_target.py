@@ -24,6 +24,7 @@ from connectors.delta.target import Delta
 from connectors.delta.writer import TableWriter
 from replicator.batch import Batch, Outcome, Part, Upsert
 from replicator.config.target import destination
+from replicator.engine.heartbeat import LIVE
 from replicator.errors import ConfigError, GapFound, NotAuthenticated, NotPermitted, TransientError, Unfinished
 from replicator.identity import changes, recreated_tables
 from replicator.key import KeyAttribute, KeySchema
@@ -876,6 +877,25 @@ def test_what_the_client_reports_says_what_to_do(text: str, kind: type[Exception
 def test_a_path_is_a_folder_or_a_prefix_in_s3(path: str, problem: str) -> None:
     _, problems = destination({"type": "delta", "path": path, "table": "orders"})
     assert [problem in p.text for p in problems] == [True]
+
+
+@pytest.mark.parametrize("mark", ["%", "\\", "[", "]", "|", "^", "\t", "\x01", "\x85"])
+@pytest.mark.parametrize("start", ["", "s3://bucket/"])
+def test_a_path_with_a_mark_that_clients_do_not_take_as_it_is_is_refused(start: str, mark: str) -> None:
+    _, problems = destination({"type": "delta", "path": f"{start}a{mark}b", "table": "orders"})
+    assert ["which clients of Delta Lake" in p.text for p in problems] == [True]
+
+
+@pytest.mark.parametrize("part", ["", ".", ".."])
+def test_a_prefix_in_s3_with_a_part_that_clients_leave_out_is_refused(part: str) -> None:
+    _, problems = destination({"type": "delta", "path": f"s3://bucket/a/{part}/b", "table": "orders"})
+    assert ["has an empty part, . or .. between its slashes" in p.text for p in problems] == [True]
+
+
+def test_the_most_seconds_between_commits_leave_time_for_the_commit_while_the_copy_is_live(build: Build) -> None:
+    assert build(commit_seconds=LIVE - 4).batch_size.seconds == 6
+    _, problems = destination({"type": "delta", "path": "lake", "table": "orders", "commit_seconds": LIVE - 3.9})
+    assert ["must be at most 6" in p.text for p in problems] == [True]
 
 
 def test_a_folder_is_relative_to_the_config(tmp_path: Path) -> None:
