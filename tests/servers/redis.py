@@ -335,7 +335,8 @@ class RedisCluster:
         """The primary is killed, and its replica takes over."""
         replica = self.replica_of(primary)
         primary.kill()
-        self.until("the replica takes over", lambda: replica in self.primaries(replica))
+        living = [node for node in self.nodes if node.is_running]
+        self.until("all know of the takeover", lambda: all(replica in self.primaries(node) for node in living))
         return replica
 
     def until(self, what: str, condition: Callable[[], bool]) -> None:
