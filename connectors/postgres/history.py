@@ -7,6 +7,7 @@ when it is read again, be it in another epoch, which gives it another version. I
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from connectors.postgres.cells import python_encoder
 from connectors.postgres.columns import UNUSUAL
 from connectors.postgres.history_note import Partition, base_of, gone, losses, note, note_partitions, partitions, since
 from connectors.postgres.options import Nul
-from connectors.postgres.table_schema import HISTORY_COLUMNS, TableSchema, history_of
+from connectors.postgres.table_schema import HISTORY_COLUMNS, LONGEST_NAME, TableSchema, history_of
 from connectors.postgres.text import JsonText, json_literal, literal
 from replicator.batch import Past
 from replicator.errors import ConfigError
@@ -94,6 +95,9 @@ SELECT {keys}, pg_catalog.to_timestamp({began}), '', {below}, 'remove' FROM last
 WHERE (t._new IS NOT NULL OR t._problem IS NOT NULL) AND t._version < {below}
   AND NOT EXISTS (SELECT FROM {table} AS o WHERE {same} AND o._version >= {below}){spared}
 ON CONFLICT DO NOTHING"""
+_TAKEN = """
+SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s"""
 _SINCE = "replicator: changes are kept since "  # then seconds since 1970
 
 
@@ -189,8 +193,7 @@ def add_partitions(connection: psycopg.Connection[Any], shape: TableSchema, time
     history = history_of(shape)
     times_made = missing(there, times, days_per_partition(shape.keep))
     for first, last in times_made:
-        name = f"{history.name}_{datetime.fromtimestamp(first, UTC):%Y%m%d}"
-        made = sql.Identifier(history.schema, name)
+        made = sql.Identifier(history.schema, _free_name(connection, history, first))
         connection.execute(sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(made, history.qualified))
         attach = "ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})"
         bounds = (sql.Literal(datetime.fromtimestamp(at, UTC).isoformat()) for at in (first, last))
@@ -199,6 +202,17 @@ def add_partitions(connection: psycopg.Connection[Any], shape: TableSchema, time
         there = partitions(connection, shape)
     note_partitions(connection, shape, there)
     return there
+
+
+def _free_name(connection: psycopg.Connection[Any], history: TableSchema, first: float) -> str:
+    """The name of a partition, by its first day. A partition that was detached may have kept that name."""
+    day = f"_{datetime.fromtimestamp(first, UTC):%Y%m%d}"
+    for suffix in itertools.chain([day], (f"{day}_{n}" for n in itertools.count(2))):
+        room = LONGEST_NAME - len(suffix.encode())
+        name = history.name.encode()[:room].decode(errors="ignore") + suffix
+        if connection.execute(_TAKEN, (history.schema, name)).fetchone() is None:
+            return name
+    raise AssertionError
 
 
 def remove_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> list[Partition] | None:
@@ -225,7 +239,8 @@ def remove_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> li
     names["last"] = last_of(sql.SQL("known"), [key.name for key in shape.keys])
     for statement in (_FOLD, _GONE, "DROP TABLE {part}"):
         connection.execute(sql.SQL(statement).format(**names))
-    note_kept_since(connection, shape, oldest.last)
+    # The partition of an older time may have been made after a later one was removed.
+    note_kept_since(connection, shape, max(oldest.last, kept_since(connection, shape) or 0.0))
     note_partitions(connection, shape, rest, [oldest.oid])
     return rest
 
