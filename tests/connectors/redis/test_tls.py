@@ -65,7 +65,7 @@ def test_a_certificate_that_is_not_trusted_ends_the_run(secure: Secure) -> None:
 
 
 def test_a_cluster_is_reached_with_tls(tmp_path: Path) -> None:
-    """Its nodes name the ports for TLS to whoever asks with TLS."""
+    """Its nodes name the ports for TLS to clients that ask with TLS."""
     port, certificate = free_port(), certificate_in(tmp_path)
     files = ("--tls-cert-file", certificate, "--tls-key-file", certificate, "--tls-ca-cert-file", certificate)
     options = ("--tls-port", str(port), "--tls-auth-clients", "no", "--tls-cluster", "yes", *map(str, files))
