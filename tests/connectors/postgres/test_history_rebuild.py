@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -101,7 +102,8 @@ def test_the_history_of_a_rebuilt_copy_continues_that_of_the_old_one(orders: Wor
     assert at(orders, during) == {"even": ("new", 40), "untouched": ("new", 20), "during": ("new", 60)}
     latest = {"even": 80, "during": 60, "after": 80, "before the end": 100, "last": 120}
     assert at(orders, soon()) == {id: ("new", n) for id, n in latest.items()}
-    assert [change for change in changes(orders, "even") if change != ("scan", None, 2)] == [
+    told = [change for change in changes(orders, "even") if change != ("scan", None, 2)]
+    assert [change for change, _ in itertools.groupby(told)] == [  # the state at the window's end may be said again
         ("insert", None, 2),
         ("modify", 2, 4),
         ("scan", None, 40),
