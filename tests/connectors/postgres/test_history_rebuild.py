@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -103,13 +102,15 @@ def test_the_history_of_a_rebuilt_copy_continues_that_of_the_old_one(orders: Wor
     latest = {"even": 80, "during": 60, "after": 80, "before the end": 100, "last": 120}
     assert at(orders, soon()) == {id: ("new", n) for id, n in latest.items()}
     told = [change for change in changes(orders, "even") if change != ("scan", None, 2)]
-    assert [change for change, _ in itertools.groupby(told)] == [  # the state at the window's end may be said again
+    expected = [
         ("insert", None, 2),
         ("modify", 2, 4),
         ("scan", None, 40),
         ("remove", 40, None),
         ("insert", None, 80),
     ]
+    # Where the new copy has read a record from before its scan, the state is said again at the window's end.
+    assert told in (expected, [*expected[:3], ("scan", None, 40), *expected[3:]])
     assert changes(orders, "odd")[-1] == ("remove", None, None)
     for name in ("orders_history_new", "orders_history_new_base", "orders_old"):
         assert not orders.has_table(name)
