@@ -62,11 +62,12 @@ def inspect(
         aliased=isinstance(target, Aliased),
         history_epoch=target.history_epoch(tables) if isinstance(target, KeepsHistory) else 0,
         history_beside=target.history_epoch_beside(tables) if isinstance(target, KeepsHistory) else 0,
-        history_losses=_history_losses(view, target, tables),
+        history_losses=history_losses(view, target, tables),
     )
 
 
-def _history_losses(view: CheckpointView, target: Target, tables: Sequence[Table]) -> Sequence[str]:
+def history_losses(view: CheckpointView, target: object, tables: Sequence[Table]) -> Sequence[str]:
+    """Why changes are missing from the histories of a pipeline's tables, a sentence each."""
     state = view.pipeline
     if state is None or not isinstance(target, KeepsHistory) or not with_history(tables):
         return ()

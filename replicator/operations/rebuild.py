@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from replicator.checkpoints.contract import Checkpoints
+from replicator.checkpoints.contract import Checkpoints, Claimed
 from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
+from replicator.engine import preexisting
 from replicator.engine.assembly import ends
 from replicator.engine.generations import (
     BUILT,
@@ -48,6 +49,7 @@ from replicator.operations.rebuild_checks import (
     tables_of,
     verifying,
 )
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.state import Entry, Rebuild, Save, encode
 from replicator.target.contract import SECOND, Exchange, Rebuilding, Table, TablesBusy
 
@@ -177,11 +179,21 @@ def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
         found = [*incomplete(at), *rescanning(at), *repairing(claimed), *repairing(second)]
         if found:
             return refusing(found)
+        _require_histories(target, config, rebuild, claimed, second)
         retired = tables_of(replace(config, target=replace(config.target, suffix=RETIRED)))
         save, live = Save(entry.kind, entry.id, entry.revision, None), tables_of(second_of(config, rebuild))
         continued = history.continued(claimed, second, history.whole_since(target, live))
         target.succeed(retired, live, config.pipeline + SECOND, save, continued)
         return Outcome()
+
+
+def _require_histories(target: object, config: Config, rebuild: Rebuild, first: Claimed, second: Claimed) -> None:
+    """ConfigError if a part of either history is lost: what is left of both would be taken for all changes."""
+    old, new = tables_of(first_of(config, rebuild)), tables_of(second_of(config, rebuild))
+    before = preexisting.history_losses(CheckpointView(first), target, old)
+    after = preexisting.history_losses(CheckpointView(second), target, new)
+    if lost := [*(text.replace("CONFIG", str(config.replaces)) for text in before), *after]:
+        raise ConfigError(*lost)
 
 
 def cancel(config: Config) -> Outcome:

@@ -216,6 +216,32 @@ def test_a_history_of_a_later_epoch_than_the_new_copys_is_not_continued(orders: 
     assert at(orders, soon()) == {"even": ("new", 40), "untouched": ("new", 20), "last": ("new", 120)}
 
 
+@pytest.mark.parametrize(
+    ("taken", "expected", "repair"),
+    [
+        ("DROP TABLE {}", 'the partition of "public"."orders_history_new" with', "replicator resync CONFIG"),
+        ("TRUNCATE orders_history", '"public"."orders_history" lacks changes', "replicator resync orders-old.yaml"),
+    ],
+    ids=["of the new copy", "of the old copy"],
+)
+def test_a_rebuild_ends_only_while_both_histories_are_whole(
+    orders: World, taken: str, expected: str, repair: str
+) -> None:
+    """What is left of them would be taken for all changes."""
+    done(orders, "start")
+    with running(orders) as process:
+        live(orders, process)
+        switched(orders)
+        live(orders, process)
+    ((partition,),) = orders.rows("SELECT tableoid::regclass::text FROM orders_history_new LIMIT 1")
+    execute(orders, taken.format(partition))
+    code, _, err = orders.call("rebuild", "finish", orders.config, "--human")
+    assert (code, expected in err, repair in err) == (2, True, True), err
+    code, out, err = orders.call("check", orders.config, "--human")
+    assert (code, expected in out + err) == (2, True), out + err
+    assert orders.has_table("orders_old")
+
+
 def test_a_rebuild_may_add_a_history(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "a", "n": 2})
