@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from replicator.config import settings
 from replicator.config.settings import Config
@@ -31,7 +32,7 @@ from replicator.hooks import loading
 from replicator.hooks.collisions import HookFile, collision, hook_file
 from replicator.log import PIPELINE
 from replicator.pipeline.checkpoint_view import CheckpointView
-from replicator.state import Entry, Rebuild, decode
+from replicator.state import Entry, Owner, Rebuild, decode
 from replicator.target.contract import SECOND, UNKNOWN_KEYS, Aliased, Generation, Rebuilding
 
 log = logging.getLogger("replicator")
@@ -264,24 +265,30 @@ Work = Callable[[Config, Callable[[], None]], None]
 """Runs a pipeline: its config, and what must be called when the run owns it."""
 
 
+Which = Literal["first", "second"]
+Claims = dict[str, Which]
+"""The generation that each run of this process has claimed, by the run's id in its ``Owner``."""
+
+
 def runs(config: Config, work: Work, stop: threading.Event) -> list[PipelineRun]:
     """What a run with this config runs: one pipeline, or during a rebuild one for each generation."""
     if config.replaces is None:
         run = partial(work, config, lambda: None)
         return [PipelineRun(config.pipeline, run, config.hook_timeout, config.target_name)]
-    second = partial(follow, config, lambda both: both.second, work, stop)
-    first = partial(follow, config, lambda both: both.first, work, stop)
+    claims: Claims = {}
+    second = partial(follow, config, "second", work, stop, claims)
+    first = partial(follow, config, "first", work, stop, claims)
     names = (config.replaces, config.pipeline) if by_alias(config) else (config.pipeline, config.pipeline + SECOND)
     both = zip(names, (first, second), strict=True)
     return [PipelineRun(name, run, config.hook_timeout, config.target_name) for name, run in both]
 
 
-def follow(config: Config, of: Callable[[Generations], Config | None], work: Work, stop: threading.Event) -> None:
+def follow(config: Config, which: Which, work: Work, stop: threading.Event, claims: Claims) -> None:
     """Run one of the generations; again under its new tables' names whenever a command has exchanged them.
 
     Returns when that generation has ended. A run that owns its pipeline is fenced off by the next exchange. One that
     read the tables' names before an exchange and claims its pipeline after it must not look at them: it would find the
-    table gone, and record a gap.
+    table gone, and record a gap. ``claims``: shared by both generations.
     """
     retrying = RetryPolicy(stop, log_wait, time.time, random.Random())  # spreads retries
     asked = partial(retrying, asks="checkpoints")
@@ -289,43 +296,79 @@ def follow(config: Config, of: Callable[[Generations], Config | None], work: Wor
     with contextlib.suppress(Stopped):
         entry = read()
         both = generations(config, decoded(entry))
-        current = of(both)
+        current = _of(both, which)
         while not stop.is_set() and current is not None:
             threading.current_thread().name = f"{PIPELINE} {current.pipeline}"
             try:
-                work(current, partial(_confirm, read, entry))
+                work(current, partial(_confirm, read, entry, partial(_claimed, current, which, claims, asked)))
                 return
             except ReplicatorError as e:
                 latest = read()
                 if latest == entry:
                     raise
-                following = of(generations(config, decoded(latest)))
-                if latest is None and not _has_succeeded(config, both, decoded(entry), asked):
-                    if following is not None:
+                following = _of(generations(config, decoded(latest)), which)
+                if latest is None and not _has_succeeded(config, both, decoded(entry), claims, asked):
+                    if which == "second":
                         alone = f"the run follows the copy of {config.replaces} alone"
                         log.info("rebuild canceled", extra={"do": alone})
                         return
-                    if not isinstance(e, _Exchanged):
+                    if not _is_of_exchange(e, decoded(entry), partial(_holder, config, claims, asked)):
                         raise  # the old copy's own failure: its pipeline has not ended
-                    following = current
+                    following = first_of(config, Rebuild(0.0))  # which has the tables' names again
                 entry, current = latest, following
                 both = generations(config, decoded(entry)) if entry is not None else both
             log.info("rebuild moved on", extra={"do": "the run resumes with the tables as they are named now"})
 
 
-def _has_succeeded(
-    config: Config, both: Generations, rebuild: Rebuild | None, asked: Callable[[Callable[[], str | None]], str | None]
-) -> bool:
+def _of(both: Generations, which: Which) -> Config | None:
+    return both.first if which == "first" else both.second
+
+
+Asked = Callable[[Callable[[], str | None]], str | None]
+
+
+def _has_succeeded(config: Config, both: Generations, rebuild: Rebuild | None, claims: Claims, asked: Asked) -> bool:
     """Whether the new copy is the pipeline's, once a rebuild has ended; otherwise it was canceled.
 
-    The hook that the pipeline has now tells, also if a switch or a rollback was missed. Where it cannot, as when both
-    configs have the same one, the rebuild as it was last read.
+    The run that owns the pipeline now tells, also if a switch or a rollback was missed: ``finish`` takes the owner
+    along. If that is another process's, the hook that the pipeline has now. Where both configs have the same one, the
+    rebuild as it was last read.
     """
     if rebuild is None:
         return True
+    if (holder := _holder(config, claims, asked)) is not None:
+        return holder == "second"
     stored = asked(partial(_hook_of, config.pipeline, config))
     old, new = (None if c is None else _fingerprint(c) for c in (both.first, both.second))
     return rebuild.switched if old == new or stored not in (old, new) else stored == new
+
+
+def _is_of_exchange(error: ReplicatorError, before: Rebuild | None, holder: Callable[[], Which | None]) -> bool:
+    """Whether exchanges of the tables that were missed may have ended the old copy's run, of a rebuild that is over.
+
+    An exchange fences off a run, and does not change whose the pipeline is; another run does. ``before``: the rebuild
+    when the run began. With other names of the tables any error may be of the exchange; one that is not comes again.
+    """
+    if isinstance(error, Fenced):
+        return isinstance(error, _Exchanged) or holder() == "first"
+    return before is not None and before.switched
+
+
+def _holder(config: Config, claims: Claims, asked: Asked) -> Which | None:
+    """The generation whose run, of this process, owns the pipeline now; None if that is another process's."""
+    owner = asked(partial(_owner_of, config))
+    return None if owner is None else claims.get(owner)
+
+
+def _owner_of(config: Config) -> str | None:
+    """The id of the run that owns the pipeline; None if none ever did."""
+    with ends(config) as (_, checkpoints):
+        entry = next((e for e in checkpoints.read().entries if (e.kind, e.id) == ("owner", "")), None)
+    if entry is None:
+        return None
+    owner = decode(entry.kind, entry.id, entry.text)
+    assert isinstance(owner, Owner)
+    return owner.run
 
 
 def _fingerprint(config: Config) -> str | None:
@@ -341,6 +384,12 @@ class _Exchanged(Fenced):
     """A command has exchanged or removed tables between reading their names and claiming the pipeline."""
 
 
-def _confirm(read: Callable[[], Entry | None], entry: Entry | None) -> None:
+def _confirm(read: Callable[[], Entry | None], entry: Entry | None, claimed: Callable[[], None]) -> None:
+    claimed()
     if read() != entry:
         raise _Exchanged("the tables were exchanged while the run started")
+
+
+def _claimed(current: Config, which: Which, claims: Claims, asked: Asked) -> None:
+    if (owner := asked(partial(_owner_of, current))) is not None:
+        claims[owner] = which

@@ -286,6 +286,24 @@ def test_a_gap_of_the_copy_that_is_left_after_a_cancel_ends_the_run_as_any_gap_d
     assert "pipeline failed" in events
 
 
+def test_a_rollback_and_a_cancel_right_after_it_leave_the_run_with_the_old_copy(orders: World) -> None:
+    """Both are done before the run finds itself fenced off."""
+    done(orders, "start")
+    with orders.shell.start("run", orders.config, "--json") as process:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        done(orders, "switch", "--unverified")
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        process.send_signal(signal.SIGSTOP)
+        done(orders, "rollback", "--unchecked")
+        done(orders, "cancel")
+        process.send_signal(signal.SIGCONT)
+        orders.db.put("orders", {"id": "99", "n": 5})
+        await_that(lambda: documents(orders, "orders").get("99") == {"made": "old", "n": 5}, process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+
+
 def test_the_hook_of_a_canceled_copy_never_writes_to_the_one_that_is_left(orders: World) -> None:
     """With a flag that would have a run with the new config go on with the old one's copy."""
     done(orders, "start")

@@ -65,7 +65,9 @@ HOOK = "def hook(item):\n    return {{'made': {!r}}}\n"
 
 
 class Following:
-    """A rebuild whose entry and pipeline are as commands left them; ``ran`` is what was run, with its hook."""
+    """A rebuild whose entry, pipeline and owner are as commands left them; ``ran`` is what was run, with its hook and
+    the suffix of its tables.
+    """
 
     def __init__(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("old", "new"):
@@ -75,26 +77,45 @@ class Following:
         self.config = load(config.path)
         self.entry: Entry | None = Entry("rebuild", "", 1, encode(Rebuild(1.0)))
         self.hook = self.hook_of("old")
+        self.owner: str | None = None
         self.ran: list[tuple[str, str]] = []
+        self.suffixes: list[str] = []
+        self.claims: generations.Claims = {}
         monkeypatch.setattr(generations, "rebuild_entry", lambda _: self.entry)
+        monkeypatch.setattr(generations, "_owner_of", lambda _: self.owner)
         monkeypatch.setattr(generations, "_hook_of", lambda *_: self.hook)
 
     def hook_of(self, name: str) -> str:
         return loading.load(f"{name}.py:hook", self.config.base).fingerprint
 
-    def __call__(self, generation: str, *ends: Callable[[Callable[[], None]], None]) -> None:
+    def switched(self) -> None:
+        self.entry = Entry("rebuild", "", 1, encode(Rebuild(1.0, True)))
+
+    def __call__(self, generation: generations.Which, *ends: Callable[[Callable[[], None]], None]) -> None:
         left = list(ends)
 
         def work(config: Config, confirm: Callable[[], None]) -> None:
             self.ran.append((config.pipeline, str(config.transform)))
+            self.suffixes.append(config.target.suffix)
             if left:
                 left.pop(0)(confirm)
 
-        generations.follow(self.config, lambda both: getattr(both, generation), work, threading.Event())
+        generations.follow(self.config, generation, work, threading.Event(), self.claims)
 
     def canceled(self, error: ReplicatorError) -> Callable[[Callable[[], None]], None]:
         def end(_: Callable[[], None]) -> None:
             self.entry = None
+            raise error
+
+        return end
+
+    def canceled_once_claimed(self, error: ReplicatorError, taken_by: str = "") -> Callable[[Callable[[], None]], None]:
+        """Canceled while the run owns the pipeline, and then ``taken_by`` another run, if any."""
+
+        def end(confirm: Callable[[], None]) -> None:
+            self.owner = f"run {len(self.ran)}"
+            confirm()
+            self.entry, self.owner = None, taken_by or self.owner
             raise error
 
         return end
@@ -123,6 +144,52 @@ def test_after_a_cancel_the_old_copys_failures_are_its_runs(following: Following
 def test_a_cancel_while_the_old_copys_run_starts_does_not_end_it(following: Following) -> None:
     following("first", following.canceled_before_the_claim)
     assert following.ran == [("orders", "old.py:hook")] * 2
+
+
+@pytest.mark.parametrize("switched", [False, True])
+def test_exchanges_and_a_cancel_that_were_missed_do_not_end_the_old_copys_run(
+    following: Following, switched: bool
+) -> None:
+    """The exchange fences it off, and when it looks for the rebuild, that is over."""
+    if switched:
+        following.switched()
+    following("first", following.canceled_once_claimed(Fenced("another run, or a rebuild has moved on")))
+    assert following.ran == [("orders", "old.py:hook")] * 2
+    assert following.suffixes == ["_old" if switched else "", ""]
+
+
+def test_after_a_rollback_and_a_cancel_that_were_missed_an_error_of_the_exchanged_names_does_not_count(
+    following: Following,
+) -> None:
+    following.switched()
+    following("first", following.canceled_once_claimed(ConfigError("orders_old is gone")))
+    assert following.suffixes == ["_old", ""]
+
+
+def test_a_rollback_and_a_cancel_before_the_old_copys_run_claims_it_leave_it_the_tables_names(
+    following: Following,
+) -> None:
+    following.switched()
+    following("first", following.canceled_before_the_claim)
+    assert following.suffixes == ["_old", ""]
+
+
+@pytest.mark.parametrize("switched", [False, True])
+def test_another_run_that_takes_over_after_a_cancel_is_left_the_pipeline(following: Following, switched: bool) -> None:
+    if switched:
+        following.switched()
+    with pytest.raises(Fenced):
+        following("first", following.canceled_once_claimed(Fenced("another run"), taken_by="another run"))
+    assert following.ran == [("orders", "old.py:hook")]
+
+
+def test_with_the_same_hook_the_owner_tells_a_rollback_and_a_cancel_that_were_missed(following: Following) -> None:
+    """Else the new columns would be those of the old copy."""
+    (following.config.base / "new.py").write_text((following.config.base / "old.py").read_text())
+    following.switched()
+    following.claims["run of the old copy"] = "first"
+    following("second", following.canceled_once_claimed(Fenced("a rebuild has moved on"), "run of the old copy"))
+    assert following.ran == [("orders@new", "new.py:hook")]
 
 
 @pytest.mark.parametrize("switched", [False, True])
