@@ -94,10 +94,15 @@ def _typed(attribute: KeyAttribute, given: object) -> dict[str, Any]:
     except TypeError as e:
         raise ValueError(f"key attribute {attribute.name}: {e}") from e
     if attribute.kind not in typed:
-        raise ValueError(f"key attribute {attribute.name} is of type {attribute.kind}")
+        raise ValueError(f"key attribute {attribute.name} is of type {_WRITTEN[attribute.kind]}")
     return typed
 
 
+_WRITTEN: Mapping[str, str] = {
+    "S": 'S (string): write it in quotes, such as "5"',
+    "N": "N (number): write it without quotes, such as 5",
+    "B": "B (binary)",
+}
 _VALUE: Mapping[str, Callable[[str], Any]] = {"S": str, "N": Decimal, "B": base64.b64decode}
 
 

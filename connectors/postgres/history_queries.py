@@ -130,7 +130,9 @@ def _items(text: str) -> list[str]:
         raise ValueError(f"invalid JSON: {e}") from e
     if not isinstance(given, dict) or not 1 <= len(given) <= 2:
         raise ValueError('a key is a JSON object with one or two attributes, such as {"pk": "order#1"}')
-    texts = [canonical_number(str(v)) if isinstance(v, Decimal) else str(v) for v in given.values()]
+    if not all(isinstance(value, str | Decimal) for value in given.values()):
+        raise ValueError("a key's values are texts in quotes, numbers, or binary in base64")
+    texts = [canonical_number(str(v)) if isinstance(v, Decimal) else v for v in given.values()]
     return [key_text(tuple(order)) for order in itertools.permutations(texts)]
 
 

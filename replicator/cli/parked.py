@@ -265,14 +265,30 @@ def _moment(seconds: float) -> str:
 
 
 def _key_text(given: str) -> str:
-    """The item in its stored form, whatever whitespace its JSON was given with."""
+    """The item in its stored form, whatever whitespace its JSON was given with, and its numbers with or without quotes.
+
+    ConfigError for a key as ``--key`` takes it: which attribute is the partition key is not known here.
+    """
+    import json
+    from decimal import Decimal
+
     import orjson
 
+    from replicator.items.attributes import canonical_number
+
     try:
-        key = orjson.loads(given)
-    except ValueError:
+        key = json.loads(given, parse_float=Decimal, parse_int=Decimal)
+        if isinstance(key, list):
+            key = [canonical_number(str(part)) if isinstance(part, Decimal) else part for part in key]
+            return orjson.dumps(key).decode()
+    except (ValueError, TypeError, RecursionError):
         return given  # a hashed key
-    return orjson.dumps(key).decode()
+    if isinstance(key, dict):
+        values = json.dumps([str(value) for value in key.values()])
+        raise ConfigError(
+            f"name an item as `replicator parked list` prints it: its key's values, without names, such as {values}"
+        )
+    return given
 
 
 def _line(item: ParkedItem) -> dict[str, Any]:

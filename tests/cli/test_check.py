@@ -434,7 +434,7 @@ class TestPreview:
         ("key", "message"),
         [
             ('{"id": "9"}', "no item"),
-            ('{"id": 9}', "key attribute id is of type S"),
+            ('{"id": 9}', 'key attribute id is of type S (string): write it in quotes, such as "5"'),
             ('{"pk": "9"}', "the key has the attributes id, not pk"),
             ("[1]", "a key is a JSON object"),
             ("{", "--key: "),

@@ -194,9 +194,30 @@ def test_an_item_that_is_not_parked_or_missing_is_reported(parked: World, comman
     assert code == 2
     assert '["good"] is not parked' in err
 
+    code, _, err = parked.call("parked", command, parked.config, '{"id": "bad"}')
+    assert code == 2
+    assert """name an item as `replicator parked list` prints it: its key's values""" in err
+    assert 'such as ["bad"]' in err
+
     code, _, err = parked.call("parked", command, parked.config)
     assert code == 2
     assert "or use --all" in err
+
+
+@pytest.mark.parametrize("item", ['["d1","17"]', '["d1", 17]', '["d1", 17.0]', '["d1", 1.7e1]'])
+def test_a_number_in_a_parked_items_key_is_named_with_or_without_quotes(world: World, item: str) -> None:
+    world.db.create_table("orders", keys={"id": "S", "at": "N"})
+    world.db.put("orders", {"id": "d1", "at": 17})
+    world.hook(NEEDS_TOTAL)
+    world.catch_up()
+    (shown,) = world.lines("parked", "show", world.config, item)
+    assert shown["key"] == ["d1", "17"]
+
+
+@pytest.mark.parametrize("item", ["[" * 100_000, '["\\ud800"]', "17", '[["bad"]]', "[1e999999999]"])
+def test_no_text_that_names_no_item_ends_a_command_as_a_bug(parked: World, item: str) -> None:
+    code, _, err = parked.call("parked", "show", parked.config, item)
+    assert (code, "is not parked" in err) == (2, True), err
 
 
 def test_a_pipeline_that_never_ran_has_nothing_parked(world: World) -> None:

@@ -464,7 +464,7 @@ def test_each_line_has_the_documented_fields(world: World) -> None:
         assert list(state) == ["table", "key", "document", "version"]
         assert (state["key"], state["document"]["n"]) == (change["key"], 1)
     for key, expected in {
-        '{"id": "1.5", "part": "AP8="}': "key attribute id is of type N",
+        '{"id": "1.5", "part": "AP8="}': "key attribute id is of type N (number): write it without quotes, such as 5",
         '{"id": 1.5, "part": "AP8"}': "key attribute part is binary: write it in base64",
         '{"id": 1.5, "part": 5}': "key attribute part is binary: write it in base64",
         '{"id": 1.5}': "--key: the key has the attributes id, part, not id",
@@ -473,6 +473,17 @@ def test_each_line_has_the_documented_fields(world: World) -> None:
         assert (code, expected in err) == (2, True), err
     text = (Path(__file__).parents[3] / "docs" / "history.md").read_text()
     assert all(f"`{field}`" in text for field in {*change, *state, "problem"})
+
+
+@pytest.mark.parametrize("value", ["null", "true", '["a"]', '{"S": "a"}'])
+def test_where_the_hook_chooses_ids_a_key_has_texts_and_numbers_only(world: World, value: str) -> None:
+    """Else the answer would be that nothing is kept."""
+    world.hook(TAGS)
+    world.db.create_table("orders")
+    keep_history(world)
+    world.catch_up()
+    code, _, err = world.call("history", world.config, "--key", f'{{"id": {value}}}', "--human")
+    assert (code, "--key: a key's values are texts in quotes, numbers, or binary in base64" in err) == (2, True), err
 
 
 def test_an_item_of_which_nothing_is_kept_is_said_to_have_none(world: World) -> None:
