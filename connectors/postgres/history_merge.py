@@ -58,20 +58,19 @@ FROM (SELECT * FROM {new} UNION ALL SELECT * FROM {new_base}) AS t WHERE _sequen
 ON CONFLICT DO NOTHING"""
 
 # A record from before, which both have, keeps the document of the old hook, and so does one that only the old history
-# has. The state from then on has the new one's, and is newer than what the scan found.
+# has. The state from then on has the new one's: where the rows before do not end with it, it is added.
 _BEGIN = """
 WITH known AS (SELECT * FROM {new} UNION ALL SELECT * FROM {new_base}),
 earlier AS (SELECT * FROM known WHERE _changed_at < pg_catalog.to_timestamp({began})),
 of_both AS (SELECT * FROM {history} UNION ALL SELECT * FROM {base}),
-last AS ({last})
+before AS (SELECT * FROM of_both WHERE _changed_at < pg_catalog.to_timestamp({began})),
+last AS ({last_of_new}), last_of_both AS ({last_of_both})
 INSERT INTO {history} ({keys}, _changed_at, _sequence, _version, _operation, _new, _problem)
 SELECT {keys}, pg_catalog.to_timestamp({began}), '', {first} + 2,
   CASE WHEN t._new IS NULL AND t._problem IS NULL THEN 'remove' ELSE 'scan' END, t._new, t._problem
 FROM last AS t WHERE NOT EXISTS (
-  SELECT FROM of_both AS h WHERE {same} AND h._changed_at = t._changed_at AND h._sequence = t._sequence
+  SELECT FROM last_of_both AS h WHERE {same}
     AND h._new IS NOT DISTINCT FROM t._new AND h._problem IS NOT DISTINCT FROM t._problem)
-OR EXISTS (
-  SELECT FROM of_both AS h WHERE {same} AND h._version < {first} AND h._changed_at >= pg_catalog.to_timestamp({since}))
 ON CONFLICT DO NOTHING"""
 
 
@@ -114,6 +113,7 @@ def continue_with(connection: Connection, table: TableSchema, new: TableSchema, 
 
 
 def _take(connection: Connection, table: TableSchema, new: TableSchema, how: Continued) -> None:
+    keys = [key.name for key in table.keys]
     names: dict[str, sql.Composable] = {
         "history": history_of(table).qualified,
         "base": base_of(table).qualified,
@@ -122,11 +122,12 @@ def _take(connection: Connection, table: TableSchema, new: TableSchema, how: Con
         "day": sql.Literal(DAY),
         "since": sql.Literal(how.since),
         "began": sql.Literal(how.began),
-        "keys": sql.SQL(", ").join(sql.Identifier(key.name) for key in table.keys),
+        "keys": sql.SQL(", ").join(map(sql.Identifier, keys)),
         "first": sql.Literal(version(how.epoch, 0)),
         "rescans": sql.Literal(int(how.rescanned)),
-        "last": last_of(sql.SQL("earlier"), [key.name for key in table.keys]),
-        "same": sql.SQL(" AND ").join(sql.SQL("h.{0} = t.{0}").format(sql.Identifier(k.name)) for k in table.keys),
+        "last_of_new": last_of(sql.SQL("earlier"), keys),
+        "last_of_both": last_of(sql.SQL("before"), keys),
+        "same": sql.SQL(" AND ").join(sql.SQL("h.{0} = t.{0}").format(sql.Identifier(key)) for key in keys),
     }
     allow_joins(connection)
     connection.execute(sql.SQL(_LOCK).format(**names))
