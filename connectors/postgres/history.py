@@ -21,18 +21,20 @@ from connectors.postgres.cells import python_encoder
 from connectors.postgres.columns import UNUSUAL
 from connectors.postgres.history_note import Partition, base_of, gone, losses, note, note_partitions, partitions, since
 from connectors.postgres.options import Nul
-from connectors.postgres.table_schema import HISTORY_COLUMNS, LONGEST_NAME, TableSchema, history_of
+from connectors.postgres.table_schema import HISTORY_COLUMNS, LONGEST_NAME, TableSchema, continued_by, history_of
 from connectors.postgres.text import JsonText, json_literal, literal
 from replicator.batch import Past
 from replicator.errors import ConfigError
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
+from replicator.target.contract import SECOND
 
 DAY = 86_400
 _PERIODS = ((31, 1), (366, 7))  # days kept, at most; days per partition
 _LONGEST_PERIOD = 30  # days
 AHEAD = 2  # days for which partitions are made ahead
 
+_ORDER = {"_changed_at", "_sequence"}  # the columns of the primary key after those of the table's key
 _COLUMNS = """  _changed_at timestamptz NOT NULL,
   _sequence text COLLATE "C" NOT NULL,
   _version bigint NOT NULL,
@@ -121,7 +123,7 @@ def problems(connection: psycopg.Connection[Any], shape: TableSchema, pipeline: 
     history, base = history_of(shape), base_of(shape)
     keys = {key.name for key in shape.keys}
     table = catalog.found(connection, history)
-    if table is not None and (table.kind != "p" or table.primary != keys | {"_changed_at", "_sequence"}):
+    if table is not None and (table.kind != "p" or table.primary != keys | _ORDER):
         yield f"{history.label} exists, but is no history of {shape.label} with this key; rename it"
     elif table is not None:
         yield from catalog.taken(history, table, pipeline)
@@ -135,6 +137,25 @@ def problems(connection: psycopg.Connection[Any], shape: TableSchema, pipeline: 
         yield from catalog.foreign(base, beside)
         yield from catalog.column_differences(base, beside, _columns(shape))
         yield from catalog.required_columns(base, beside, _columns(shape))
+
+
+def continuation_problems(connection: psycopg.Connection[Any], shape: TableSchema, pipeline: str) -> Iterator[str]:
+    """If a rebuild makes ``shape``: why its history cannot continue the one that exists, a sentence each."""
+    table, pipeline = continued_by(shape), pipeline.removesuffix(SECOND)
+    if table is None:
+        return
+    history = history_of(table)
+    there, keys = catalog.found(connection, history), [key.name for key in shape.keys]
+    if there is None or there.pipeline != pipeline or there.primary == _ORDER.union(keys):
+        yield from problems(connection, table, pipeline)
+    else:
+        before = ", ".join(name for name in there.columns if name in there.primary and name not in _ORDER)
+        yield (
+            f"{history.label} has the key ({before}), and documents of the new copy have ({', '.join(keys)}), so "
+            f"that its history cannot continue that one. Leave history: out of the new config; after rebuild finish, "
+            f"rename {history.label} and {base_of(table).label}, set history: again and begin a new one with: "
+            "replicator resync CONFIG"
+        )
 
 
 def _columns(shape: TableSchema) -> Mapping[str, tuple[str, bool]]:

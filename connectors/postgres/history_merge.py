@@ -18,6 +18,7 @@ from connectors.postgres.history import (
     DAY,
     add_partitions,
     allow_joins,
+    continuation_problems,
     kept_since,
     last_of,
     missing_tables,
@@ -85,13 +86,15 @@ def discard(connection: Connection, shape: TableSchema, pipeline: str) -> None:
 def continue_with(connection: Connection, table: TableSchema, new: TableSchema, pipeline: str, how: Continued) -> None:
     """Move the history of ``new`` to that of ``table``, of ``pipeline``, which goes on with it. In a transaction.
 
-    ConfigError if the old one has epochs that are not before those of the new one.
+    ConfigError if the old one is something else, or has epochs that are not before those of the new one.
     """
     keys = keys_of(connection, new)
     table, new = replace(table, keys=keys), replace(new, keys=keys)
     source, there = catalog.found(connection, history_of(new)), catalog.found(connection, history_of(table))
     if source is None:
         return
+    if problems := list(continuation_problems(connection, new, pipeline)):
+        raise ConfigError(*problems)
     if there is not None and there.epoch >= how.epoch:
         raise ConfigError(
             f"the history of {table.label} has the epoch {there.epoch}: the old copy was scanned again after the new "

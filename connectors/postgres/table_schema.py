@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg import sql
 from pydantic import ValidationError
@@ -99,6 +99,15 @@ class TableSchema:
 def history_of(shape: TableSchema) -> TableSchema:
     """The table with the history; only its name and its key are those of the schema."""
     return TableSchema(shape.history_name or shape.name + _HISTORY, shape.schema, shape.keys, ())
+
+
+def continued_by(shape: TableSchema) -> TableSchema | None:
+    """The table as it is once a rebuild has ended, if it makes this one: with the history that this one's continues."""
+    suffix = _HISTORY + _BUILT
+    if not shape.history or not shape.history_name.endswith(suffix):
+        return None
+    name = shape.history_name.removesuffix(suffix)
+    return replace(shape, name=name, history_name=name + _HISTORY)
 
 
 def shapes(tables: Sequence[Table], schema: str) -> dict[str, TableSchema]:

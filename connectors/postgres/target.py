@@ -439,6 +439,7 @@ class Postgres(ComparesByTable):
             yield from hazards(connection, shape, table)
         if shape.history:
             yield from history.problems(connection, shape, self._pipeline)
+            yield from history.continuation_problems(connection, shape, self._pipeline)
             for part in history_note.tables_of(shape):
                 if (there := catalog.found(connection, part)) is not None:
                     yield from hazards(connection, part, there)

@@ -279,6 +279,76 @@ def test_a_rebuild_may_add_a_history(world: World) -> None:
     assert world.call("check", world.config)[0] == 0
 
 
+FOREIGN = "CREATE TABLE orders_history (id int PRIMARY KEY, mine text)"
+
+
+def test_a_table_of_others_with_the_name_of_the_history_is_refused_at_each_step(world: World) -> None:
+    """Before the new copy is built, while it is, and when the rebuild ends."""
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "a", "n": 2})
+    world.hook(OLD)
+    world.catch_up()
+    use(world, NEW)
+    keep_history(world)
+    expected = '"public"."orders_history" exists, but is no history of "public"."orders" with this key; rename it'
+    execute(world, FOREIGN)
+    for command in (["rebuild", "start"], ["check"]):
+        code, out, err = world.call(*command, world.config, "--human")
+        assert (code, expected in out + err) == (2, True), out + err
+    assert not world.has_table("orders_new")
+    execute(world, "DROP TABLE orders_history")
+    done(world, "start")
+    with running(world) as process:
+        live(world, process)
+        switched(world)
+        live(world, process)
+    execute(world, FOREIGN)
+    for command in (["check"], ["run", "--until", "caught-up"], ["rebuild", "finish"]):
+        code, out, err = world.call(*command, world.config, "--human")
+        assert (code, expected in out + err) == (2, True), out + err
+    assert world.has_table("orders_old")
+    execute(world, "ALTER TABLE orders_history RENAME TO mine")
+    done(world, "finish")
+    world.catch_up()
+    assert at(world, soon()) == {"a": ("new", 20)}
+
+
+OWN_IDS = """
+from replicator import Document, documents
+
+@documents
+def hook(item):
+    yield Document('x', {'n': int(item['n'])})
+"""
+
+
+def test_a_new_copy_with_other_keys_begins_a_history_after_the_rebuild(orders: World) -> None:
+    """Its changes are not of the same documents. The message says what to do, and that works."""
+    orders.hook(OWN_IDS)
+    code, _, err = orders.call("rebuild", "start", orders.config, "--human")
+    told = '"public"."orders_history" has the key (id), and documents of the new copy have (_item, _id), so that'
+    assert (code, told in err) == (2, True), err
+    assert not orders.has_table("orders_new")
+    orders.change("history: true", "history: null")
+    done(orders, "start")
+    with running(orders) as process:
+        live(orders, process)
+        switched(orders)
+        live(orders, process)
+    orders.change("history: null", "history: true")
+    code, out, err = orders.call("check", orders.config, "--human")
+    assert (code, told in out + err) == (2, True), out + err
+    orders.change("history: true", "history: null")
+    done(orders, "finish")
+    orders.change("replaces: orders-old.yaml\n", "")
+    orders.catch_up()
+    execute(orders, "ALTER TABLE orders_history RENAME TO earlier", "ALTER TABLE orders_history_base RENAME TO base")
+    orders.change("history: null", "history: true")
+    resync(orders)
+    found = orders.lines("history", orders.config, "--at", soon().isoformat())
+    assert sorted(line["key"]["_item"] for line in found) == ['["even"]', '["odd"]', '["untouched"]']
+
+
 def test_states_from_before_what_is_kept_move_with_the_history(orders: World) -> None:
     """As if the rebuild had taken longer than changes are kept: retention has moved a document's last change."""
     done(orders, "start")
