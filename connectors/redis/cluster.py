@@ -181,6 +181,12 @@ def slot_of(key: bytes) -> int:
     return crc_hqx(inner if found and closed and inner else key, 0) % SLOTS
 
 
+def some(slots: Iterable[int]) -> str:
+    """For messages: the first of them."""
+    found = sorted(slots)
+    return ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
+
+
 @functools.cache
 def tags() -> Sequence[bytes]:
     """A text for each slot that, between braces, puts a key there."""

@@ -56,6 +56,11 @@ class OneServer:
         self.store.connect()
         self.tally.read(self.store.ask(*self.tally.commands(self.store, 0)))
 
+    @property
+    def doubtful(self) -> frozenset[int]:
+        """One server has no slots."""
+        return frozenset()
+
     def close(self) -> None:
         self.batches.close()
         self.store.close()
@@ -89,6 +94,11 @@ class OnCluster:
 
     def compare(self) -> None:
         self.tally.compare(self.store, time.time())
+
+    @property
+    def doubtful(self) -> frozenset[int]:
+        """Slots that may lack documents, and nothing is known to be missing."""
+        return self.tally.doubtful
 
     def close(self) -> None:
         self.batches.close()

@@ -10,14 +10,14 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from connectors.redis.cluster import SLOTS, Place, Seeds, View, latest, slot_of, view
+from connectors.redis.cluster import SLOTS, Place, Seeds, View, latest, slot_of, some, view
 from connectors.redis.connection import Address, ScriptCall, Sent, Server, call, loading, packed, refused_again
 from connectors.redis.errors import Redirected, failure, unanswered
 from connectors.redis.moves import Standing
@@ -31,6 +31,7 @@ log = logging.getLogger("replicator")
 
 _FOLLOWING = 2.0  # seconds for which keys that move are followed, before the engine retries
 _PAUSE = 0.02
+_ASKING = 5.0  # seconds to wait for a former primary at most
 _VIEW = packed(b"CLUSTER", b"SLOTS"), packed(b"CLUSTER", b"NODES")
 
 
@@ -231,24 +232,71 @@ class Cluster:
         known = frozenset(self._view.nodes if self._view else ())
         return Server(Address(self._options, place), known=known, was_accepted=self.was_accepted)
 
-    def standing(self) -> Standing:
-        """As of the last refresh. Connects."""
+    def standing(self, last: Standing | None = None) -> Standing:
+        """As of the last refresh. ``last``: the one before. Connects."""
         self.connect()
         ids = {node.place: id for id, node in self.view.nodes.items() if not node.of}
-        primaries = [*self.nodes(), *(node for node in self._idle.values() if node.is_open)]
+        primaries = [*self.nodes(), *(node for node in self._idle.values() if _is_informed(node))]
         found = {id: node for node in primaries if (id := ids.get(node.address.node or ("", 0))) is not None}
+        before = {id: previous for id, node in found.items() if (previous := _previous(node.info))}
+        histories = {id: node.info.get("master_replid", "") for id, node in found.items()}
+        continued = self._continued(last, histories, before) if last is not None else {}
+        found = {id: node for id, node in found.items() if id not in continued}
+        now = time.time()
         return Standing(
             self.view.owner_ids(),
             {id: node.run_id for id, node in found.items()},
             {id: node.of for id, node in self.view.nodes.items() if node.of},
-            frozenset(id for id, node in found.items() if node.info.get("master_replid2", "0").strip("0")),
+            frozenset(before.keys() & found.keys()),
             self.view.parties,
+            histories,
+            before,
+            continued,
+            now,
+            {id: now - float(node.info.get("uptime_in_seconds", "0")) for id, node in found.items()},
         )
+
+    def _continued(self, last: Standing, now: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+        """The primaries of ``last`` that live on as replicas, and whose successor has everything that they had.
+
+        ``now``, ``before``: the replication ids of each primary.
+        """
+        successors = {history: id for id, history in before.items() if last.before.get(id) != history}
+        return {
+            id: successor
+            for id, history in last.histories.items()
+            if (successor := successors.get(history)) is not None
+            and (node := self.view.nodes.get(id)) is not None
+            and not node.is_gone
+            and self._is_continued(node.place, last.runs[id], history, now[successor])
+        }
+
+    def _is_continued(self, place: Place, run: str, history: str, after: str) -> bool:
+        """Asks a former primary, which may have yet to notice, or to connect to its successor."""
+        options, known = self._within(_ASKING), frozenset(self.view.nodes)
+        node, until = Server(Address(options, place), is_replica=True, known=known), time.monotonic() + _ASKING
+        try:
+            while time.monotonic() < until:
+                node.connect()
+                node.inform()
+                if node.run_id != run:
+                    return False
+                if (decided := has_continued(node.info, history, after)) is not None:
+                    return decided
+                time.sleep(_PAUSE)
+            return False
+        except ReplicatorError:  # then it is not known
+            return False
+        finally:
+            node.close()
+
+    def _within(self, seconds: float) -> RedisOptions:
+        """The options, with a shorter time to wait for each response."""
+        return self._options.model_copy(update={"timeout": min(seconds, self._options.timeout)})
 
     def replicas(self, within: float | None = None) -> Sequence[Server]:
         """Not connected, and not to be kept. ``within``: seconds to wait for each response at most."""
-        least = self._options.timeout if within is None else min(within, self._options.timeout)
-        options, known = self._options.model_copy(update={"timeout": least}), frozenset(self.view.nodes)
+        options, known = self._within(within or self._options.timeout), frozenset(self.view.nodes)
         return [Server(Address(options, place), is_replica=True, known=known) for place in self.view.replicas]
 
     def renew(self, error: BaseException) -> None:
@@ -359,7 +407,7 @@ class Cluster:
         if self.view.moving:
             self._changes += 1
             raise Postponed(
-                f"{self} is moving slots (now {_some(self.view.moving)}): what goes through all keys waits until that "
+                f"{self} is moving slots (now {some(self.view.moving)}): what goes through all keys waits until that "
                 "is done. If no resharding runs, one was interrupted: end it with redis-cli --cluster fix HOST:PORT"
             )
         if (why := self._undecided()) is not None:
@@ -399,6 +447,32 @@ class Cluster:
         return list(found.values())
 
 
+def _previous(info: Mapping[str, str]) -> str:
+    """The replication id that a node had before; empty if it had none."""
+    return info.get("master_replid2", "") if info.get("master_replid2", "").strip("0") else ""
+
+
+def has_continued(info: Mapping[str, str], history: str, after: str) -> bool | None:
+    """Whether the primary that took over has everything that this node had; None if that is not decided yet.
+
+    Only then is a partial resynchronization possible: the node keeps what it has, and the ``history`` to which that
+    belongs as its previous one, before that of the new primary (``after``). A full one, which drops what the new
+    primary lacks, leaves no previous one.
+    """
+    if info.get("role") != "slave" or info.get("master_replid") == history:
+        return None if info.get("master_sync_in_progress", "0") == "0" else False
+    return _previous(info) == history and info.get("master_replid") == after
+
+
+def _is_informed(node: Server) -> bool:
+    """Whether a primary without slots says what it is at present."""
+    with contextlib.suppress(ReplicatorError):
+        if node.is_open:
+            node.inform()
+            return True
+    return False
+
+
 def _seen_by(node: Server) -> View:
     return _view_of(node.ask(*_VIEW), node.address.node or ("", 0))
 
@@ -427,8 +501,3 @@ def _receive(sent: Round, node: Server, indexes: Sequence[int], part: Sent) -> N
     missing = [part.unsent] * (len(indexes) - len(received))
     for index, response in zip(indexes, [*received, *missing], strict=True):
         sent.responses[index] = response
-
-
-def _some(slots: Iterable[int]) -> str:
-    found = sorted(slots)
-    return ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")

@@ -18,7 +18,7 @@ from typing import Any
 from connectors.redis.cluster import SLOTS, slot_of, tags
 from connectors.redis.connection import ScriptCall
 from connectors.redis.layout import Layout
-from connectors.redis.moves import Moves, Standing
+from connectors.redis.moves import Moves
 from connectors.redis.options import RESERVED
 from connectors.redis.routing import Cluster
 from connectors.redis.scripts import NOTED, NOTHING, Script, counted
@@ -52,8 +52,9 @@ class SlotTally:
     is told from others (repairs, retries) by its ``token``. ``staged``: counts of a batch that is not stored yet, and
     all of this process's own among them: if a primary is replaced meanwhile, all of it is sent again, so what it lost
     of it does not matter.
-    ``complete``: False once calls are missing. ``certain``: False if those of earlier runs may be. ``trusted``: the
-    primaries lose nothing.
+    ``complete``: False once calls are missing. ``doubtful``: slots that may lack documents, since a node that gave or
+    received them was replaced; then it is not complete, either. ``certain``: False if calls of earlier runs may be
+    missing. ``trusted``: the primaries lose nothing.
     No ``tables`` before they are opened: then nothing is counted.
     """
 
@@ -62,6 +63,7 @@ class SlotTally:
     epoch: int = 0
     token: str = ""
     complete: bool = True
+    doubtful: frozenset[int] = frozenset()
     certain: bool = True
     trusted: bool = False
     ids: list[bytes] = field(default_factory=list)
@@ -89,6 +91,7 @@ class SlotTally:
             found[slot] = one
         self.ids, self.batches = [id or b"" for id, _ in found], [int(batches or 0) for _, batches in found]
         self.complete = begins or not any(id.startswith(emptied) for id in self.ids)
+        self.doubtful = frozenset()
         self._compared = (-1, 0.0)
 
     def begin(
@@ -158,13 +161,14 @@ class SlotTally:
 
         Then note the primaries as those that have everything, if they do.
         """
-        standing = cluster.standing()
-        arrived = self._arrived(cluster, standing)
+        standing = cluster.standing(self._moves.last if self._moves is not None else None)
+        arrived = self._moves.look(standing) if self._moves is not None else []
         of, at = self._compared
         is_full = of != cluster.opened or not 0 <= now - at < _REFRESHED
         of, servers = cluster.opened, cluster.run_id.encode()
         self._compare(cluster, range(SLOTS) if is_full else _one_of_each(cluster), now)
-        if self._moves is not None and arrived:
+        if self._moves is not None:
+            self._doubt(cluster, self._moves.doubtful)
             self._count(cluster, arrived)
             self._moves.counted(arrived, standing)
         complete = servers if self.complete and self.certain else b""
@@ -174,17 +178,15 @@ class SlotTally:
         if is_full:
             self._compared = of, now
 
-    def _arrived(self, cluster: Cluster, standing: Standing) -> list[int]:
-        """The slots that have moved. What one of them may lack is missing for every later run, too."""
-        if self._moves is None:
-            return []
-        arrived = self._moves.look(standing)
-        if self._moves.doubtful and not self.trusted:
+    def _doubt(self, cluster: Cluster, slots: set[int]) -> None:
+        """What one of these slots may lack is missing for every later run, too."""
+        if slots and not self.trusted:
+            if self.complete:
+                self.doubtful = frozenset(slots)
             self.complete = False
-            calls = [self._call(slot, [], [], b"0", b"0", known=_NEVER) for slot in self._moves.doubtful]
+            calls = [self._call(slot, [], [], b"0", b"0", known=_NEVER) for slot in slots]
             cluster.run_all(counting(NOTHING), calls)
-        self._moves.doubtful.clear()
-        return arrived
+        slots.clear()
 
     def _compare(self, cluster: Cluster, slots: Iterable[int], now: float) -> None:
         """Read the counts; where some are missing, or have not been in use for a day, the script does the rest."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from connectors.redis import notes
 from connectors.redis.cleanup import Cleanup
-from connectors.redis.cluster import seeds_of
+from connectors.redis.cluster import seeds_of, some
 from connectors.redis.deployment import OnCluster, OneServer
 from connectors.redis.encode import Encoded, Encoder, encode
 from connectors.redis.layout import Layout, layout, layouts
@@ -115,6 +115,14 @@ class Redis(ComparesByTable):
         self._on.locate()
         problems = list(notes.removals(self._server, self._wanted(tables)))
         self._on.compare()
+        if self._on.doubtful:
+            raise GapFound(
+                f"{self._server} may have lost documents: a node that gave or received slots "
+                f"({some(self._on.doubtful)}) restarted, or was replaced by a replica, before the run had counted them "
+                "where they are now, and nothing tells if all their keys arrived; trust_restarts: true if the nodes "
+                "lose nothing",
+                of_target=True,
+            )
         if not self._on.tally.complete:
             raise GapFound(
                 f"{self._server} has lost changes that it had stored: it was emptied, it restarted without its last "

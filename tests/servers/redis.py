@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
@@ -338,6 +338,20 @@ class RedisCluster:
         living = [node for node in self.nodes if node.is_running]
         self.until("all know of the takeover", lambda: all(replica in self.primaries(node) for node in living))
         return replica
+
+    def hand_over(self, primary: RedisServer, replica: RedisServer | None = None) -> RedisServer:
+        """The replica takes over from the primary, which waits until it has everything, and then replicates it."""
+        successor = replica or self.replica_of(primary)
+
+        def is_done() -> bool:
+            with successor.client() as client, suppress(RedisError):  # one is in progress
+                if client.info("replication")["role"] == "slave":
+                    client.execute_command("CLUSTER", "FAILOVER")
+            return all(successor in self.primaries(node) for node in self.nodes if node.is_running)
+
+        self.until("all know of the takeover", is_done)
+        self.until("the cluster is up", self.is_up)
+        return successor
 
     def until(self, what: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 30
