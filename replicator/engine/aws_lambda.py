@@ -21,7 +21,7 @@ from replicator.config import settings
 from replicator.config.engine import Lambda
 from replicator.engine.connections import connected
 from replicator.engine.context import Environment
-from replicator.engine.function import Deadline, Function
+from replicator.engine.function import Deadline, Function, UnfinishedListing
 from replicator.engine.retry import Stopped
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.hooks import redaction
@@ -57,6 +57,7 @@ class Container:
         self._owner = Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), now())
         self._resources = ExitStack()
         self._function: Function | None = None
+        self._unfinished = UnfinishedListing()
 
     def invoke(self, event: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """The function's response. ``seconds``: until Lambda ends the invocation."""
@@ -91,7 +92,7 @@ class Container:
 
     def _connect(self) -> Function:
         context = self._resources.enter_context(connected(self._config, self._hook, self._environment))
-        self._function = Function(context, self._owner, self._environment)
+        self._function = Function(context, self._owner, self._environment, self._unfinished)
         return self._function
 
 

@@ -34,7 +34,7 @@ from replicator.pipeline.lineage import readable
 from replicator.pipeline.pipeline import needed_since, resumed_discovery
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.lambda_event import ShardBatch, is_batch, shard_batch
-from replicator.source.stream import LISTING_REST, Stream, listing
+from replicator.source.stream import LISTING_REST, ListedPages, Stream, listing
 from replicator.source.table import SourceTable, find_table
 from replicator.state import Gap, Heartbeat, Owner, PipelineState, Save, ShardState, decode, encode
 from replicator.target.contract import AppliesLate, with_history
@@ -45,7 +45,9 @@ log = logging.getLogger("replicator")
 LISTING = "listing"  # the slot that an invocation claims while it adds shards
 ATTEMPTS = 8  # how often an invocation starts over after another one took its lane, or the listing
 AGAIN = 0.2  # seconds that it waits before, at most and times the attempt; by chance: else two take it in turns
-LISTING_TIME = 3.0  # seconds for which an invocation leaves it to another one to add shards
+LISTING_TIME = 3.0  # seconds after which an invocation that adds shards is taken for dead, unless it says otherwise,
+RENEWED = 2.0  # which it does after this many seconds
+LISTING_KEPT = 20 * 60.0  # seconds for which a container keeps the pages of a listing that it had no time to complete
 RELIST = 0.5  # seconds between listings while a shard is missing from them
 LISTINGS = YOUNG_ORPHAN_LIMIT  # of one invocation until it fails, and Lambda retries
 IDLE = 600.0  # seconds after which a shard that no event has moved is read by a scheduled invocation
@@ -72,12 +74,46 @@ class Deadline(Stop):
         return self.is_set()
 
 
-class Function:
-    """The function in one container. ``environment.stop`` ends an invocation before Lambda does."""
+class OutOfTime(Stopped):
+    """The invocation's time is over, in something that may take longer than one. The message says what."""
 
-    def __init__(self, context: RunContext, owner: Owner, environment: Environment) -> None:
+
+class UnfinishedListing:
+    """The pages of a listing that an invocation had no time to complete, for the container's next one.
+
+    Without them a stream that takes longer to list than an invocation has would never be listed.
+    """
+
+    def __init__(self) -> None:
+        self._arn, self._pages = "", ListedPages(0.0)
+
+    def of(self, arn: str, now: float) -> ListedPages:
+        """The pages so far; a new listing if there are none, or they are of another stream, or too old."""
+        fits = arn == self._arn and 0 <= now - self._pages.started <= LISTING_KEPT
+        if self._pages.after is None or not fits:
+            self._arn, self._pages = arn, ListedPages(now)
+        return self._pages
+
+    def clear(self) -> None:
+        self._pages = ListedPages(0.0)
+
+
+class Function:
+    """The function in one container. ``environment.stop`` ends an invocation before Lambda does.
+
+    ``unfinished``: outlives this function, which its container replaces after an error.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        owner: Owner,
+        environment: Environment,
+        unfinished: UnfinishedListing | None = None,
+    ) -> None:
         check_supported(context)
         self._context, self._owner, self._environment = context, owner, environment
+        self._unfinished = unfinished or UnfinishedListing()
         stop, now, random = environment.stop, environment.now, environment.random
         self._retrying = RetryPolicy(stop, environment.waiting, now, random)
         self._decode = _decoder(context.table)
@@ -101,7 +137,7 @@ class Function:
             self._release()
             if failed == batch.records[0].sequence or not isinstance(e, Exception):
                 if isinstance(e, Stopped):
-                    raise TransientError(_OUT_OF_TIME) from e
+                    raise TransientError(_out_of_time("anything of the batch was stored", e)) from e
                 raise
             log.warning("batch stored in part", extra={"shard": batch.shard, "first": failed, "reason": str(e)})
             return {"batchItemFailures": [{"itemIdentifier": failed}], "state": {}}
@@ -137,7 +173,7 @@ class Function:
         except Stopped as e:
             log.info("time is over", extra={"shards": read})
             if not tried:
-                raise TransientError(_NOTHING_READ) from e
+                raise TransientError(_out_of_time("any shard was read", e)) from e
         finally:
             self._release()
         if lost is not None:
@@ -401,15 +437,22 @@ class Function:
         """What is stored, with the shard unless no invocation is adding shards any more.
 
         Many shards may roll over at once. If each of their invocations took over the listing from another, none would
-        come to its end.
+        come to its end, and AWS allows ten requests per second for all of them.
         """
+        since, pause = self._environment.now(), RELIST
         while True:
             claimed = self._read()
-            begun = _listing_begun(claimed, self._owner.run)
-            if _is_placed(shard, _shards(claimed)) or not 0 <= self._environment.now() - begun < LISTING_TIME:
+            other = _listing_owner(claimed, self._owner.run)
+            at_work = other is not None and 0 <= self._environment.now() - other.started < LISTING_TIME
+            if _is_placed(shard, _shards(claimed)) or other is None or not at_work:
                 return claimed
-            if self._environment.stop.wait(RELIST):
-                raise Stopped
+            if self._environment.stop.wait(pause):
+                waited = self._environment.now() - since
+                raise OutOfTime(
+                    f"process {other.pid} on {other.host} lists the stream's shards, and in {waited:.0f} s of waiting "
+                    f"it did not add {shard}"
+                )
+            pause = min(2 * pause, LISTING_TIME)
 
     def _claim_listing(self, run: int) -> Claimed:
         checkpoints, owner = self._context.checkpoints, replace(self._owner, started=self._environment.now())
@@ -420,15 +463,15 @@ class Function:
         """Add the shards that are new in the stream, among them this one if it is given; all that are stored then.
 
         TransientError if listings lack the shard or its parent, which takes more time than an invocation has to prove.
-        The claim only tells others that this invocation lists. It does not have to last: a listing of a large stream
-        takes longer than the others wait, so what it shows is stored under another claim, whatever they stored since.
+        The claim only tells others that this invocation lists, and is renewed while it does. It does not have to last:
+        what a listing shows is stored under another claim, whatever others stored since.
         """
         view = CheckpointView(self._claim_listing(run))
         assert view.pipeline is not None
         if shard in view.shards:
             return self._store_listing(None, None, run)
         for attempt in range(1, LISTINGS + 1):
-            listing = self._list(view.pipeline.stream_arn)
+            listing = self._list(view.pipeline.stream_arn, run)
             states = self._store_listing(listing, shard, run)
             if shard is None or shard in states:
                 return states
@@ -470,21 +513,53 @@ class Function:
         self._retrying(lambda: self._context.checkpoints.save(everything), asks="checkpoints")
         return view.shards
 
-    def _list(self, stream_arn: str) -> Listing:
+    def _list(self, stream_arn: str, run: int) -> Listing:
+        """A complete listing, from where this container's last invocation had to leave it.
+
+        OutOfTime if there is not enough for it.
+        """
+        now, unfinished = self._environment.now, self._unfinished
+        try:
+            try:
+                return self._listed(stream_arn, run)
+            except GapFound:
+                if unfinished.of(stream_arn, now()).after is None:
+                    raise
+                unfinished.clear()  # perhaps the shard after which it continued is gone
+                return self._listed(stream_arn, run)
+        except Stopped as e:
+            pages = unfinished.of(stream_arn, now())
+            if pages.after is None:
+                raise
+            raise OutOfTime(
+                f"{len(pages.shards):,} of the stream's shards were listed in {now() - pages.started:.0f} s, and there "
+                "are more. This container's next invocation continues; raise the function's Timeout, so that one is "
+                "enough"
+            ) from e
+
+    def _listed(self, stream_arn: str, run: int) -> Listing:
+        """A complete listing. It tells others that this invocation lists, as long as it does."""
+        now, renewed = self._environment.now, self._environment.now()
         stream = Stream(
             arn=stream_arn,
             table=self._context.config.source.table,
             keys=self._context.table.keys,
             decode=self._decode,
-            now=self._environment.now,
+            now=now,
             random=self._environment.random,
         )
 
         def list_all() -> Listing:
-            for step in answered(self._context.client, listing(stream)):
+            nonlocal renewed
+            for step in answered(self._context.client, listing(stream, self._unfinished.of(stream_arn, now()))):
                 if isinstance(step, Listing):
+                    self._unfinished.clear()
                     return step
-                self._environment.stop.wait(LISTING_REST)
+                if self._environment.stop.wait(LISTING_REST):
+                    raise Stopped
+                if now() - renewed >= RENEWED:
+                    self._claim_listing(run)
+                    renewed = now()
             raise AssertionError("a listing ends with a Listing")
 
         return self._retrying(list_all, asks="source")
@@ -493,10 +568,12 @@ class Function:
 _REDEFINED = (
     f"Deploy the one with which the backfill was made; or take this one over with {BEGIN} and the options that it names"
 )
-_OUT_OF_TIME = "the invocation's time was over before anything of the batch was stored"
 
 
-_NOTHING_READ = "the invocation's time was over before any shard was read"
+def _out_of_time(what: str, reason: Stopped) -> str:
+    """``what``: did not happen before the time was over."""
+    detail = f": {reason}" if isinstance(reason, OutOfTime) else ""
+    return f"the invocation's time was over before {what}{detail}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,10 +646,10 @@ def _is_placed(shard: str, states: Mapping[str, ShardState]) -> bool:
     return shard in states and (states[shard].ended or lanes.is_lane(states[shard].slot))
 
 
-def _listing_begun(claimed: Claimed, own: str) -> float:
-    """When another process than ``own`` last began to add shards; -inf if none has."""
+def _listing_owner(claimed: Claimed, own: str) -> Owner | None:
+    """The process that was the last to say that it adds shards, and when; None if that is ``own``, or none has."""
     owners = [decode(e.kind, e.id, e.text) for e in claimed.entries if (e.kind, e.id) == ("owner", LISTING)]
-    return max((o.started for o in owners if isinstance(o, Owner) and o.run not in ("", own)), default=-math.inf)
+    return next((o for o in owners if isinstance(o, Owner) and o.run not in ("", own)), None)
 
 
 def _owner_in(claimed: Claimed) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -37,17 +37,30 @@ class Stream:
     poll_interval: float | None = None
 
 
-def listing(stream: Stream) -> Generator[Call | Listing | float, Any, None]:
-    """Yields calls, the seconds to wait between them, and in the end one listing of all shards."""
-    started = stream.now()
-    shards: list[Shard] = []
+@dataclass(slots=True)
+class ListedPages:
+    """What a listing has shown so far. ``started``: when its first page was requested, in seconds since 1970.
+
+    ``after``: the last shard of these pages; None before the first.
+    """
+
+    started: float
+    shards: list[Shard] = field(default_factory=list)
     after: str | None = None
+
+
+def listing(stream: Stream, pages: ListedPages | None = None) -> Generator[Call | Listing | float, Any, None]:
+    """Yields calls, the seconds to wait between them, and in the end one listing of all shards.
+
+    It continues after ``pages``, and adds each page to them, so that one that fails or has no more time is not lost.
+    """
+    pages = pages or ListedPages(stream.now())
     while True:
-        page = yield from describe_stream(stream.arn, after=after)
-        shards += page.shards
-        after = page.LastEvaluatedShardId
-        if after is None:
-            yield Listing(tuple(shards), True, page.StreamStatus or "", started)
+        page = yield from describe_stream(stream.arn, after=pages.after)
+        pages.shards += page.shards
+        pages.after = page.LastEvaluatedShardId
+        if pages.after is None:
+            yield Listing(tuple(pages.shards), True, page.StreamStatus or "", pages.started)
             return
         yield LISTING_REST
 

@@ -18,7 +18,7 @@ from replicator.cli import main
 from replicator.config.settings import load
 from replicator.engine import aws_lambda
 from replicator.engine.aws_lambda import Container
-from replicator.engine.function import RESCAN
+from replicator.engine.function import RESCAN, UnfinishedListing
 from replicator.engine.retry import Stopped
 from replicator.errors import ConfigError, GapFound, TransientError
 
@@ -36,7 +36,12 @@ class Opened:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.open, self.made, self.fails = 0, 0, False
         patch.setattr(aws_lambda, "connected", self.connected)
-        patch.setattr(aws_lambda, "Function", lambda *_: self)
+        self.unfinished: list[object] = []  # the listing that each function was given
+        patch.setattr(aws_lambda, "Function", self.function)
+
+    def function(self, *given: object) -> Opened:
+        self.unfinished.append(given[-1])
+        return self
 
     @contextlib.contextmanager
     def connected(self, *_: object) -> Iterator[None]:
@@ -99,6 +104,20 @@ def test_connections_are_closed_even_if_what_uses_them_cannot_be(path: Path, mon
     with pytest.raises(OSError, match="no"):
         container.close()
     assert opened.open == 0
+
+
+def test_a_listing_that_is_not_complete_outlives_the_error_that_says_so(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(monkeypatch)
+    opened.fails = True
+    container = Container(str(path), lambda: 0.0)
+    for _ in range(2):
+        with pytest.raises(TransientError):
+            container.invoke({}, 60)
+    first, second = opened.unfinished
+    assert isinstance(first, UnfinishedListing)
+    assert second is first
 
 
 def test_after_an_error_the_next_invocation_connects_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

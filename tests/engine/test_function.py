@@ -506,8 +506,8 @@ def test_a_schedule_whose_shards_another_invocation_adds_reads_them() -> None:
     stack.clock.now += 900
     listed = one._list
 
-    def overtaken(stream_arn: str) -> Listing:
-        found = listed(stream_arn)
+    def overtaken(stream_arn: str, run: int) -> Listing:
+        found = listed(stream_arn, run)
         other._add(None, other._read().revision)
         return found
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from replicator.engine.function import LISTING_TIME, Function
+from replicator.aws.errors import AwsError
+from replicator.engine.function import LISTING_KEPT, LISTING_TIME, RENEWED, Function, UnfinishedListing
 from replicator.engine.startup import Allowed
 from replicator.errors import TransientError
 from replicator.pipeline.discovery import ORPHAN_TIME
-from replicator.state import ShardState, decode
+from replicator.state import Owner, ShardState, decode
 from tests.engine import function_stack
 from tests.engine.cluster import TABLE
 from tests.engine.function_stack import Stack
@@ -66,6 +67,158 @@ def test_a_listing_that_takes_longer_than_others_wait_is_stored_whatever_they_cl
     stack.container().invoke(batch)
     assert stack.source.calls["DescribeStream"] == listed + 1
     assert stack.stored == stack.wanted
+
+
+def with_many_shards(monkeypatch: pytest.MonkeyPatch) -> tuple[Stack, dict[str, Any]]:
+    """A stream of eight shards that lists one at a time, in four seconds each: two fit into an invocation; and a batch
+    of a new shard.
+    """
+    monkeypatch.setattr(function_stack, "TIME", 10.0)
+    stack = filled(shards=4)
+    stack.source.roll_all(TABLE)
+    stack.write("k1", 700)
+    (batch,) = new_batches(stack).values()
+    stack.source.page_sizes(shards=1)
+    slow_listings(stack, 4.0)
+    stack.source.calls["DescribeStream"] = 0
+    return stack, batch
+
+
+def test_a_listing_that_no_invocation_has_time_for_is_completed_by_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, batch = with_many_shards(monkeypatch)
+    unfinished = UnfinishedListing()
+    for listed in (3, 6):
+        stack.until_over()
+        function = Function(stack.context(), stack.owner("container"), stack.environment(), unfinished)
+        with pytest.raises(
+            TransientError,
+            match=f"anything of the batch was stored: {listed} of the stream's shards were listed .* raise the "
+            "function's Timeout",
+        ):
+            function.invoke(batch)
+    stack.until_over()
+    Function(stack.context(), stack.owner("container"), stack.environment(), unfinished).invoke(batch)
+    assert stack.source.calls["DescribeStream"] == 8
+    assert stack.stored == stack.wanted
+
+
+def test_a_schedule_completes_a_listing_that_it_has_no_time_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, _ = with_many_shards(monkeypatch)
+    unfinished = UnfinishedListing()
+    for listed in (3, 6):
+        stack.until_over()
+        function = Function(stack.context(), stack.owner("container"), stack.environment(), unfinished)
+        with pytest.raises(TransientError, match=f"before any shard was read: {listed} of the stream's shards"):
+            function.invoke({})
+
+
+def test_pages_that_are_too_old_or_of_another_stream_are_listed_again() -> None:
+    unfinished = UnfinishedListing()
+    unfinished.of("arn", 1000.0).after = "s1"
+    assert unfinished.of("arn", 1000.0 + LISTING_KEPT).after == "s1"
+    assert unfinished.of("other", 1000.0).after is None
+    unfinished.of("arn", 1000.0).after = "s1"
+    assert unfinished.of("arn", 1001.0 + LISTING_KEPT).after is None
+    unfinished.of("arn", 5000.0).after = "s1"
+    assert unfinished.of("arn", 4999.0).after is None  # the clock was set back
+
+
+def test_a_listing_continues_with_the_page_that_was_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, batch = with_many_shards(monkeypatch)
+    monkeypatch.setattr(function_stack, "TIME", 100.0)
+    call, pages = stack.source.call, list[Any]()
+
+    def throttled(operation: str, request: dict[str, Any]) -> Any:
+        if operation == "DescribeStream":
+            pages.append(request.get("ExclusiveStartShardId"))
+            if len(pages) in (3, 6):
+                raise AwsError("ThrottlingException", "slow down", 400)
+        return call(operation, request)
+
+    stack.source.call = throttled  # type: ignore[method-assign, assignment]
+    stack.until_over()
+    stack.container().invoke(batch)
+    assert pages[2] == pages[3]
+    assert pages[5] == pages[6]
+    assert len(set(pages)) == 8 == len(pages) - 2
+
+
+@pytest.mark.parametrize("page", [1, 4])
+def test_a_listing_whose_last_shard_is_gone_begins_again_and_is_no_gap(
+    monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """``page``: the one that fails. That of a resumed listing, or of one that was begun in this invocation."""
+    stack, batch = with_many_shards(monkeypatch)
+    unfinished = UnfinishedListing()
+    stack.until_over()
+    with pytest.raises(TransientError, match="3 of the stream's shards"):
+        Function(stack.context(), stack.owner("container"), stack.environment(), unfinished).invoke(batch)
+    monkeypatch.setattr(function_stack, "TIME", 200.0)
+    if page != 1:
+        unfinished = UnfinishedListing()
+    call, pages = stack.source.call, list[Any]()
+
+    def gone(operation: str, request: dict[str, Any]) -> Any:
+        if operation == "DescribeStream":
+            pages.append(request.get("ExclusiveStartShardId"))
+            if len(pages) == page:
+                raise AwsError("ResourceNotFoundException", "no such shard", 400)
+        return call(operation, request)
+
+    stack.source.call = gone  # type: ignore[method-assign, assignment]
+    stack.until_over()
+    Function(stack.context(), stack.owner("container"), stack.environment(), unfinished).invoke(batch)
+    assert pages[page - 1] is not None
+    assert pages[page] is None
+    assert stack.gaps == []
+    assert stack.stored == stack.wanted
+
+
+def test_an_invocation_that_lists_says_so_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the others would list, too, and AWS allows ten requests per second for all of them."""
+    stack, batch = with_many_shards(monkeypatch)
+    monkeypatch.setattr(function_stack, "TIME", 100.0)
+    other, call, ages = stack.container(), stack.source.call, list[float]()
+
+    def noted(operation: str, request: dict[str, Any]) -> Any:
+        if operation == "DescribeStream":
+            (owner,) = (e for e in other._read().entries if (e.kind, e.id) == ("owner", "listing"))
+            started = decode(owner.kind, owner.id, owner.text)
+            assert isinstance(started, Owner)
+            ages.append(stack.clock.now - started.started)
+        return call(operation, request)
+
+    stack.source.call = noted  # type: ignore[method-assign, assignment]
+    stack.until_over()
+    stack.container().invoke(batch)
+    assert len(ages) == 8
+    assert max(ages) < RENEWED < LISTING_TIME
+
+
+def test_an_invocation_waits_for_the_listing_of_another_and_says_for_whose() -> None:
+    stack = filled(shards=2)
+    stack.source.roll_all(TABLE)
+    stack.write("k1", 700)
+    ((shard, batch),) = new_batches(stack).items()
+    one, other = stack.container(), stack.container()
+    one._claim_listing(one._read().revision)
+    waits = other._environment.stop.wait
+
+    def renewed(timeout: float | None = None) -> bool:
+        is_over = waits(timeout)
+        one._claim_listing(one._read().revision)
+        return is_over
+
+    other._environment.stop.wait = renewed  # type: ignore[method-assign]
+    stack.source.calls["DescribeStream"] = 0
+    stack.until_over()
+    with pytest.raises(
+        TransientError,
+        match=rf"anything of the batch was stored: process \d+ on \S+ lists the stream's shards, and in \d+ s of "
+        f"waiting it did not add {shard}",
+    ):
+        other.invoke(batch)
+    assert stack.source.calls["DescribeStream"] == 0
 
 
 def test_a_missing_parent_is_remembered_although_others_claim_the_listing_all_the_time() -> None:
