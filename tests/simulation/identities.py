@@ -105,6 +105,8 @@ def seed(world: Universe, act: Act) -> None:
         world.database.entries, world.database.counts = {}, {}
         world.used.clear()
         world.late.clear()
+        # Where the tables were also dropped, the new epoch may get the number of the one that is gone.
+        world.expired = {key: (0, was) for key, (_, was) in world.expired.items()}
         for name in world.tables:
             if name in world.database.rows:
                 tombstones = world.database.tombstones[name] if world.scenario.index else {}
