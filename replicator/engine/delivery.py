@@ -11,6 +11,7 @@ from typing import Any
 
 from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints.contract import Checkpoints
+from replicator.engine.making import Making
 from replicator.engine.retry import RetryPolicy
 from replicator.errors import CheckpointsReverted, Fenced, TransientError, Unfinished
 from replicator.pipeline.parked import DROPPED, PARKED, REPAIR, known, version_in
@@ -33,7 +34,7 @@ class Delivery:
     """Stores batches in order. For a ``Pipelined`` target, the next batch is encoded while one is in flight.
 
     ``still_at_it`` is called periodically during a batch that takes long; ``stored`` with the number of changes in each
-    stored batch and the seconds that took.
+    stored batch and the seconds that took. ``stopping``: whether the run was asked to end.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Delivery:
         still_at_it: Callable[[], None] = lambda: None,
         stored: Callable[[int, float], None] = lambda changes, seconds: None,
         monotonic: Callable[[], float] = time.monotonic,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._report_stored = stored
         self._monotonic = monotonic
+        self._stopping = stopping
         self._sent_at = 0.0
         self._still_at_it = still_at_it
         self._hook_limit = nullcontext() if hook_limit is None else hook_limit
@@ -139,9 +142,15 @@ class Delivery:
             self.settle()
 
     def taken(self) -> Batch | None:
-        """The next batch from the pipeline. Runs the hook."""
-        with self._hook_limit:
-            return self._pipeline.take(self._now())
+        """The next batch from the pipeline. Runs the hook, but on no further item once the run was asked to end."""
+        while True:
+            making = Making(self._monotonic, self._stopping, self._still_at_it)
+            with self._hook_limit:
+                batch = self._pipeline.take(self._now(), making)
+            if batch is not None and batch.parts and not making.is_late:
+                self._pipeline.pages.took(making.seconds)
+            if batch is not None or not making.is_late:
+                return batch
 
     def _sent(self, encoded: Any) -> None:
         assert self._overlapping is not None

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from replicator.aws.client import Call
-from replicator.batch import Batch
 from replicator.change import Listing, Page, ScanPage
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.delivery import Delivery
@@ -140,16 +139,6 @@ class Fetcher:
     def gathers(self) -> bool:
         """Whether the next batch should wait, for a target that wants large ones: none is full, and none is late."""
         return self.pages.is_gathering and self.pages.gathers(self.now())
-
-    def timed(self, taken: Callable[[], Batch | None]) -> Batch | None:
-        """The next batch. How long it takes decides how large the following ones are, for such a target."""
-        if not self.pages.is_gathering:
-            return taken()
-        began = self.now()
-        batch = taken()
-        if batch is not None:
-            self.pages.took(self.now() - began)
-        return batch
 
     @property
     def finished(self) -> bool:
@@ -289,7 +278,7 @@ def fetcher_for(
 def send(fetcher: Fetcher, delivery: Delivery) -> bool:
     """Start reads, and deliver the next batch. Returns whether there was one."""
     fetcher.advance()
-    batch = None if delivery.full or fetcher.gathers() else fetcher.timed(delivery.taken)
+    batch = None if delivery.full or fetcher.gathers() else delivery.taken()
     if batch is not None:
         delivery.offer(batch)
     return batch is not None

@@ -84,6 +84,8 @@ class Driver:
             environment.hook_limit,
             self._save_heartbeat,
             self._measurements.stored,
+            monotonic,
+            stop.is_set,
         )
         self._binding = Binding(target, tables, context.hook, self.pipeline, self._retrying)
         self._watch = ParkedWatch(

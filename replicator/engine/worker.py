@@ -180,6 +180,8 @@ class SlotRun:
             environment.hook_limit,
             self._save_heartbeat,
             environment.measurements.stored,
+            monotonic,
+            environment.stop.is_set,
         )
         everything = sys.maxsize  # the limit is for all workers together: the coordinator's matter
         self._watch = ParkedWatch(pipeline, self._delivery, everything, monotonic, pipeline.total)

@@ -184,12 +184,14 @@ class DocumentMapping:
     """How items become documents: by which hook (None: unchanged), in which target tables.
 
     ``marks``: the tables that mark documents instead of removing them. ``histories``: those that keep every change.
+    ``before``: is called before each call of the hook, and may raise to give up what the documents are made for.
     """
 
     hook: Hook | None
     tables: tuple[str, ...]
     marks: frozenset[str] = frozenset()
     histories: frozenset[str] = frozenset()
+    before: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
     @property
     def own_ids(self) -> bool:

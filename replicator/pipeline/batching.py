@@ -7,10 +7,15 @@ returned so far, come on top. For targets that want large batches, BATCH_BYTES c
 
 Such a target gets a batch of shards, or of segments, once those have a full one, or were waited for long enough. In
 turns, as for others, every second batch of a backfill would have only the few changes that were made meanwhile.
+
+How long a batch takes to make is mostly the hook's time, which is not known before. So batches get smaller where the
+last one took long, and one that takes much longer than those is closed with what it has by then: a run that makes a
+batch stores nothing else, and must end soon if it is asked to.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,12 +29,34 @@ BUFFER_BYTES = 24 << 20  # of pages read ahead, in total
 SOURCE_PAGES = 4  # pages read ahead per shard or segment
 LARGE = 2  # times BATCH_BYTES, for targets that say how many changes they want; less than BUFFER_BYTES
 FIRST_ROWS = 2000  # changes in their first batch: how long the hook takes is not known yet
-TAKE_SECONDS = 2.0  # for making one of their batches; the run saves no heartbeat, and does not stop, meanwhile
+TAKE_SECONDS = 2.0  # for making a batch, by how long the last one took
+MOST_SECONDS = 4.0  # after which it is closed all the same; other runs and status wait 15 seconds for a heartbeat
 LARGE_PAGES = 64  # the same of SOURCE_PAGES: a page of a quiet shard has few changes
 
 
 Pages = Sequence[tuple[str, list[Page | ScanPage]]]
 """The pages of one batch, by source."""
+
+
+class GivenUp(Exception):
+    """The pages of a source are left for the next batch, since it takes too long to make writes of them, or the run is
+    about to end.
+
+    ``fits``: the changes for which there is time in the next batch; None if there will be none.
+    """
+
+    def __init__(self, fits: int | None) -> None:
+        super().__init__()
+        self.fits = fits
+
+
+def gives_up(seconds: float, *, divisible: bool, stopping: bool) -> bool:
+    """Whether a source's pages are left for the next batch.
+
+    ``seconds``: since the making of the batch began. ``divisible``: a smaller batch can be made instead, or it has
+    other pages already. ``stopping``: the run was asked to end; it reads no more, and stores what is in flight.
+    """
+    return stopping or (divisible and seconds >= MOST_SECONDS)
 
 
 @dataclass(slots=True)
@@ -57,8 +84,9 @@ class PageBuffer:
         self._returned: deque[Pages] = deque()
         self._rows = self._size = 0
         self._held = {"shard": _Held(), "segment": _Held()}
-        self._most = 0 if size is None else min(size.rows, FIRST_ROWS)
+        self._most: float = math.inf if size is None else min(size.rows, FIRST_ROWS)
         self._taken = 0  # changes in the last batch
+        self._rest: deque[tuple[str, list[Page | ScanPage]]] | None = None  # of a returned batch that is taken again
         self._scan_turn = True
 
     def __bool__(self) -> bool:
@@ -95,19 +123,20 @@ class PageBuffer:
 
     def took(self, seconds: float) -> None:
         """How long the last batch took to make: the next ones are as large as fits ``TAKE_SECONDS``."""
-        if self._wanted is None:
-            return
         if seconds > TAKE_SECONDS:
             self._most = max(1, int(self._taken * TAKE_SECONDS / seconds))
         elif self._taken >= self._most:
             fits = self._taken * TAKE_SECONDS / max(seconds, 0.001)
-            self._most = min(self._wanted.rows, max(self._most, int(fits)))
+            self._most = min(self._largest, max(self._most, int(fits)))
+
+    @property
+    def _largest(self) -> int:
+        return BATCH_ROWS if self._wanted is None else self._wanted.rows
 
     def _fills(self, rows: int, size: int) -> bool:
         """Whether that makes a full batch."""
-        if self._wanted is None:
-            return rows >= BATCH_ROWS or size >= BATCH_BYTES
-        return rows >= self._most or size >= LARGE * BATCH_BYTES
+        most = BATCH_BYTES if self._wanted is None else LARGE * BATCH_BYTES
+        return rows >= min(self._most, self._largest) or size >= most
 
     def _is_ready(self, kind: str) -> bool:
         held = self._held[kind]
@@ -142,8 +171,9 @@ class PageBuffer:
         For a target that wants large batches, those come first that are ready.
         """
         self._taken = 0
-        if self._returned:
-            return self._again(self._returned.popleft())
+        self._rest = deque(self._returned.popleft()) if self._returned else None
+        if self._rest is not None:
+            return self._again(self._rest)
         self._scan_turn = not self._scan_turn
         kinds = ["segment", "shard"] if self._scan_turn else ["shard", "segment"]
         if self._wanted is not None:
@@ -175,11 +205,37 @@ class PageBuffer:
                 self._queues[source] = queue  # at the end, so that other sources come first next time
             yield source, pages
 
-    def _again(self, returned: Pages) -> Iterator[tuple[str, list[Page | ScanPage]]]:
-        for source, pages in returned:
+    def _again(self, rest: deque[tuple[str, list[Page | ScanPage]]]) -> Iterator[tuple[str, list[Page | ScanPage]]]:
+        while rest:
+            source, pages = rest.popleft()
             self._weigh(pages, -1)
             self._taken += sum(map(_rows, pages))
             yield source, pages
+
+    def divisible(self, pages: Sequence[Page | ScanPage], *, has_others: bool) -> bool:
+        """Whether a batch can be made without all of these pages. ``has_others``: with pages that are in it already.
+
+        A batch that was returned comes again as it was: a target may have stored some of it.
+        """
+        return self._rest is None and (has_others or len(pages) > 1)
+
+    def leave(self, source: str, pages: list[Page | ScanPage], fits: int | None) -> None:
+        """Put back the pages that ``next`` gave last: its batch is closed without them. ``fits``: see ``GivenUp``."""
+        self._taken -= sum(map(_rows, pages))
+        if fits is not None:
+            self._most = fits
+        if self._rest is not None:
+            self._returned.appendleft([(source, pages), *self._rest])
+            self._weigh(pages, 1)
+            return
+        later = self._queues.pop(source, ())
+        self._queues = {source: deque([*pages, *later]), **self._queues}
+        held = self._held[_kind(source)]
+        held.since = -math.inf  # they have waited
+        for page in pages:
+            self._rows += _rows(page)
+            self._size += page.size
+            held.add(page, 1)
 
     def give_back(self, pages: Pages) -> None:
         """Return the pages of a batch. They come first, and as the same batch."""

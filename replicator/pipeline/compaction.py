@@ -153,6 +153,7 @@ def compact_latest(
         elif hook is None:
             writes.append(Upsert(table, key, Item(change.new), version, key, weight))
         else:
+            mapping.before()
             try:
                 body = hook.one(Item(change.new, hook.profile))
             except (Poison, Malformed) as e:
@@ -312,6 +313,7 @@ def _documents(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poiso
     """The documents of an image, or the hook's failure."""
     hook = mapping.hook
     assert hook is not None
+    mapping.before()
     try:
         return ({} if image is None else hook.many(Item(image, hook.profile), mapping.tables)), None
     except (Poison, Malformed) as e:
@@ -321,6 +323,7 @@ def _documents(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poiso
 def _document(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poison | Malformed | None]:
     """The same of a pipeline with one document per item, whose id is its key."""
     place, hook = (mapping.tables[0], ""), mapping.hook
+    mapping.before()
     try:
         item = None if image is None else Item(image, hook.profile) if hook is not None else Item(image)
         body = item if hook is None or item is None else hook.one(item)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from msgspec import structs
@@ -26,7 +27,7 @@ from replicator.identity import UNKNOWN, Definition
 from replicator.marks import Marks
 from replicator.pipeline import gap_repair, lineage, stages
 from replicator.pipeline.advance import scanned, streamed
-from replicator.pipeline.batching import PageBuffer
+from replicator.pipeline.batching import GivenUp, PageBuffer
 from replicator.pipeline.checkpoint_view import CheckpointView, Undo
 from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.coordination import COORDINATOR, Workers, inherited_window, taking_away
@@ -441,8 +442,12 @@ class Pipeline:
 
     # Output
 
-    def take(self, now: float) -> Batch | None:
-        """The next batch; None if there is nothing to store. Several may be in flight; they are stored in order."""
+    def take(self, now: float, before_hook: Callable[[bool], None] = lambda divisible: None) -> Batch | None:
+        """The next batch; None if there is nothing to store. Several may be in flight; they are stored in order.
+
+        ``before_hook``: is called before each call of the hook, with whether a smaller batch can be made. If it raises
+        GivenUp, the pages that are at it are left for the next batch.
+        """
         if not (self._pending or self.pages or self._heartbeat):
             return None
         taken = _Taken(pending=self._pending)
@@ -452,7 +457,7 @@ class Pipeline:
             self._put(taken, kind, id, value)
         self._put_heartbeat(taken)
         nothing = self._put_anchors(taken) or self._is_opening or self._acknowledges(taken)
-        parts = [] if nothing else self._fill(taken, now)
+        parts = [] if nothing else self._fill(taken, now, before_hook)
         if not taken.saves and not parts:
             return None
         self._put_floor(taken, now)
@@ -671,14 +676,23 @@ class Pipeline:
                 anchored = True
         return anchored
 
-    def _fill(self, taken: _Taken, now: float) -> list[Part]:
-        parts = []
+    def _fill(self, taken: _Taken, now: float, before_hook: Callable[[bool], None]) -> list[Part]:
+        parts: list[Part] = []
         for source, pages in self.pages.next():
+            divisible = self.pages.divisible(pages, has_others=bool(parts))
+            mapping = replace(self.mapping, before=partial(before_hook, divisible))
+            try:
+                part = self._part(taken, source, pages, now, mapping)
+            except GivenUp as e:
+                self.pages.leave(source, pages, e.fits)
+                break
             taken.pages.append((source, pages))
-            parts.append(self._part(taken, source, pages, now))
+            parts.append(part)
         return parts
 
-    def _part(self, taken: _Taken, source: str, pages: Sequence[Page | ScanPage], now: float) -> Part:
+    def _part(
+        self, taken: _Taken, source: str, pages: Sequence[Page | ScanPage], now: float, mapping: DocumentMapping
+    ) -> Part:
         state = self.view.pipeline
         assert state is not None
         at = BatchContext(
@@ -691,7 +705,7 @@ class Pipeline:
             state.full,
             self._unmarkable,
             state.began,
-            bool(self.mapping.histories),
+            bool(mapping.histories),
             state.repair is not None,
             state.repair is not None and state.repair.looking_up,
         )
@@ -699,12 +713,12 @@ class Pipeline:
         after: ShardState | SegmentState
         if kind == "segment":
             scan_pages = [p for p in pages if isinstance(p, ScanPage)]
-            after, compacted = scanned(self.view.segments[id], scan_pages, self.mapping, at, marks=self.marks)
+            after, compacted = scanned(self.view.segments[id], scan_pages, mapping, at, marks=self.marks)
         else:
             shard = stages.start(self.view.shards[id], self.view.shards)
             shard_pages = [p for p in pages if isinstance(p, Page)]
             ignored, marks = self.ignore_expired, self.marks
-            after, compacted = streamed(shard, shard_pages, self.mapping, at, ignore_expired=ignored, marks=marks)
+            after, compacted = streamed(shard, shard_pages, mapping, at, ignore_expired=ignored, marks=marks)
         self._put(taken, kind, id, after)
         self._move(taken, compacted.moves)
         taken.refused += compacted.refused

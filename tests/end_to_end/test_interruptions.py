@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.end_to_end.targets import Lake
 from tests.end_to_end.world import Copy, Load, Run, Source, eventually
 from tests.servers.dynamodb_local import DynamoDBLocal
 from tests.servers.postgres_fixtures import Database
@@ -96,6 +97,29 @@ def test_a_run_whose_target_hangs_still_ends_within_ten_seconds_of_sigterm(copy:
 
     assert ended.code == 0
     copy.assert_equal()
+
+
+SLOW = """
+import hashlib, pathlib
+
+def hook(item):
+    pathlib.Path(__file__).with_name("called").touch()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 30_000)  # some 10 ms, so that a page takes 20 s
+    return dict(item)
+"""
+
+
+def test_a_run_that_makes_a_large_batch_with_a_slow_hook_ends_within_ten_seconds_of_sigterm(
+    tmp_path: Path, source: Source
+) -> None:
+    lake = Lake(tmp_path, source, tmp_path / "lake").configure(SLOW)
+    source.fill(2000)
+    with lake.start() as run:
+        run.eventually((tmp_path / "called").exists, "the hook is called")
+        assert run.stop(within=10.0).code == 0
+        assert run.events("stopped")
+    assert lake.status()["phase"] == "stopped"
+    assert lake.documents() == {}
 
 
 @ON_THE_NEWEST

@@ -139,14 +139,55 @@ def test_large_batches_are_as_large_as_can_be_made_in_two_seconds(monkeypatch: p
     assert len(of_shards(list(buffer.next()))) == 10
 
 
-def test_the_counts_stay_correct_whatever_is_taken_and_returned() -> None:
+def test_pages_that_are_left_for_the_next_batch_come_first_and_do_not_wait_again() -> None:
+    buffer = large()
+    for n in range(4):
+        buffer.add("shard:a", page(1, n))
+    buffer.add("shard:b", page(1, 9))
+    assert buffer.gathers(0.0)
+    source, pages = next(buffer.next())
+    assert [p.size for p in pages] == [0, 1, 2, 3]
+    buffer.add("shard:a", page(1, 4))
+    buffer.leave(source, pages, 40)
+    assert not buffer.gathers(0.1)
+    source, pages = next(buffer.next())
+    buffer.leave(source, pages, 2)
+    assert [[p.size for p in pages] for _, pages in buffer.next()] == [[0, 1]]
+    buffer.took(0.1)
+    assert [[p.size for p in pages] for _, pages in buffer.next()] == [[9], [2, 3, 4]]
+
+
+def test_a_returned_batch_is_left_as_a_whole_with_what_was_not_looked_at() -> None:
+    buffer = large()
+    for source in ("shard:a", "shard:b", "shard:c"):
+        buffer.add(source, page(5, 0))
+    taken = list(buffer.next())
+    buffer.give_back(taken)
+    again = buffer.next()
+    assert next(again) == taken[0]
+    source, pages = next(again)
+    assert not buffer.divisible(pages, has_others=True)
+    buffer.leave(source, pages, None)
+    assert buffer.rows == 10
+    assert list(buffer.next()) == taken[1:]
+
+
+def test_the_counts_stay_correct_whatever_is_taken_left_and_returned() -> None:
     for seed in range(200):
         rng = random.Random(seed)
         buffer, taken = PageBuffer(), list[Pages]()
         for _ in range(30):
-            match rng.randrange(8):
+            match rng.randrange(9):
                 case 0:
                     taken.append(list(buffer.next()))
+                case 8:
+                    some = []
+                    for source, its in buffer.next():
+                        if rng.randrange(2):
+                            buffer.leave(source, its, None)
+                            break
+                        some.append((source, its))
+                    taken.append(some)
                 case 1:
                     while taken:
                         buffer.give_back(taken.pop())
