@@ -346,9 +346,12 @@ def _session(access: Access, place: str) -> Any:
     if access.region is not None:
         session.set_config_variable("region", access.region)
     if access.role_arn is not None:
-        session = _assumed(session, access.role_arn, access.external_id, place)
+        session = _assumed(session, access, access.role_arn, place)
     if session.get_config_variable("region") is None:
-        raise ConfigError(f"{place}.region is missing, and neither AWS_REGION nor the profile sets one")
+        raise ConfigError(
+            f"{place}.region is missing, and neither AWS_REGION nor the profile sets one. Set {place}.region, such as "
+            "eu-west-1, or AWS_REGION"
+        )
     return session
 
 
@@ -394,14 +397,21 @@ def _models() -> Loader:
     return _Models(extra_search_paths=[os.path.expanduser(os.path.expandvars(path)) for path in paths if path])
 
 
+_REGION = {"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)}
+"""botocore's variable, which reads AWS_REGION, too, as AWS's other SDKs do."""
+
+
 def _botocore_session(profile: str | None = None) -> BotoSession:
     """A session that shares the models of AWS's services with all others: each copy of the models takes 11 MB."""
-    session = BotoSession(profile=profile)
+    session = BotoSession(_REGION, profile=profile)
     session.register_component("data_loader", _models())
     return session
 
 
-def _assumed(session: Any, role_arn: str, external_id: str | None, place: str) -> Any:
+LONGEST_STS = 10.0  # seconds for its response: by default, botocore waits a minute, five times
+
+
+def _assumed(session: Any, access: Access, role_arn: str, place: str) -> Any:
     """A session with the role's credentials, renewed before they expire."""
     from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
 
@@ -413,9 +423,9 @@ def _assumed(session: Any, role_arn: str, external_id: str | None, place: str) -
             role_arn,
             f"Provide them (AWS_PROFILE, {place}.profile or an instance role)",
         )
-    extra = {"RoleSessionName": "replicator"} | ({"ExternalId": external_id} if external_id else {})
+    extra = {"RoleSessionName": "replicator"} | ({"ExternalId": access.external_id} if access.external_id else {})
     fetcher = AssumeRoleCredentialFetcher(
-        client_creator=session.create_client,
+        client_creator=partial(session.create_client, config=_sts_config(access)),
         source_credentials=own,
         role_arn=role_arn,
         extra_args=extra,
@@ -439,3 +449,15 @@ def _fetch_role(fetcher: Any, role_arn: str, place: str) -> Any:
         raise
     except ResponseParserError as e:  # its message quotes the whole response
         raise TransientError(f"the response to sts:AssumeRole on {role_arn} is not AWS XML") from e
+    except _CREDENTIALS:  # those that would assume the role
+        raise
+    except BotoCoreError as e:
+        raise TransientError(
+            f"sts:AssumeRole on {role_arn}: {_message(e).rstrip('.')}. In a subnet without internet access, STS needs "
+            "a VPC endpoint of its own"
+        ) from e
+
+
+def _sts_config(access: Access) -> BotoConfig:
+    """As for other calls, which are retried where that is visible, but a response is short."""
+    return _config(access).merge(BotoConfig(read_timeout=min(LONGEST_STS, access.timeout)))

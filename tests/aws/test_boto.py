@@ -6,8 +6,9 @@ import random
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +17,9 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
+from botocore.session import Session
 
-from replicator.aws.boto import Boto, connect
+from replicator.aws.boto import Boto, connect, region_and_partition
 from replicator.aws.errors import AwsError, failure
 from replicator.aws.sigv4 import Keys
 from replicator.config.settings import Source
@@ -320,6 +322,77 @@ def test_a_refused_role_is_a_permission_error_when_signing_too(monkeypatch: pyte
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         with pytest.raises(NotPermitted, match=f"^sts:AssumeRole on {ROLE} is not permitted"):
             boto("http://127.0.0.1:1", role_arn=ROLE).keys()
+
+
+@contextmanager
+def silent() -> Iterator[tuple[str, list[None]]]:
+    """The URL of a server that accepts connections and never answers, and one entry for each connection."""
+    accepted: list[None] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30.0)
+        held: list[socket.socket] = []
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    held.append(server.accept()[0])
+                    accepted.append(None)
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", accepted
+        for connection in held:
+            connection.close()
+
+
+def test_an_sts_that_does_not_answer_is_asked_once_for_the_configured_time_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Our retries are visible, and end when the run stops or the function's time is over; botocore's are not."""
+    with silent() as (url, accepted):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
+        client = boto("http://127.0.0.1:1", role_arn=ROLE, timeout=1.0)
+        begun = time.monotonic()
+        for asks in (client.keys, lambda: describe_table(client, "orders")):
+            with pytest.raises(TransientError, match=rf"^sts:AssumeRole on {ROLE}: Read timeout .* VPC endpoint"):
+                asks()
+        assert time.monotonic() - begun < 10.0
+    assert len(accepted) == 2
+
+
+def test_an_sts_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")
+    with pytest.raises(TransientError, match=rf"^sts:AssumeRole on {ROLE}: Could not connect"):
+        boto("http://127.0.0.1:1", role_arn=ROLE).keys()
+
+
+@pytest.mark.parametrize(("timeout", "reads", "connects"), [(60.0, 10.0, 5.0), (3.0, 3.0, 3.0)])
+def test_sts_gets_ten_seconds_at_most(
+    monkeypatch: pytest.MonkeyPatch, timeout: float, reads: float, connects: float
+) -> None:
+    made: list[Any] = []
+    create = Session.create_client
+
+    def created(self: Session, service: str, *given: Any, **more: Any) -> Any:
+        made.append((service, more.get("config")))
+        return create(self, service, *given, **more)
+
+    monkeypatch.setattr(Session, "create_client", created)
+    with serving(Server(body=ASSUMED)) as sts:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        boto("http://127.0.0.1:1", role_arn=ROLE, timeout=timeout).keys()
+    (config,) = (config for service, config in made if service == "sts")
+    assert (config.read_timeout, config.connect_timeout) == (reads, connects)
+    assert config.retries["total_max_attempts"] == 1
+
+
+def test_the_region_is_that_of_aws_region_or_else_of_botocores_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-2")
+    assert boto(None, region=None).region == "eu-west-2"
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert boto(None, region=None).region == "eu-west-1"
+    assert boto(None, region=None, role_arn=ROLE).region == "eu-west-1"
+    assert region_and_partition(Source(table="orders")) == ("eu-west-1", "aws")
+    assert boto(None, region="us-east-1").region == "us-east-1"
 
 
 @pytest.mark.usefixtures("without_credentials")
