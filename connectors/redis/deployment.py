@@ -11,7 +11,7 @@ from connectors.redis.connection import Address, Server
 from connectors.redis.layout import Layout
 from connectors.redis.options import RedisOptions
 from connectors.redis.routing import Cluster
-from connectors.redis.slots import SlotTally, digest
+from connectors.redis.slots import SlotTally, digest, plan
 from connectors.redis.tally import Opened, Tally
 from connectors.redis.writer import Writer
 from replicator.errors import TransientError
@@ -32,6 +32,10 @@ class OneServer:
     def digest(self, pipeline: str) -> str:
         """What tells tallies apart: a table's note has its own."""
         return ""
+
+    def plan(self, pipeline: str) -> Sequence[str]:
+        """What counts batches is in the tables' notes."""
+        return ()
 
     def prepare(self, pipeline: str, epoch: int, *, begins: bool) -> None:
         """``begins``: whether the epoch does. A table's note is its tally."""
@@ -78,6 +82,9 @@ class OnCluster:
 
     def digest(self, pipeline: str) -> str:
         return digest(self.store, pipeline)
+
+    def plan(self, pipeline: str) -> Sequence[str]:
+        return plan(self.store, pipeline)
 
     def prepare(self, pipeline: str, epoch: int, *, begins: bool) -> None:
         self.tally.prepare(self.store, pipeline, epoch, begins=begins)

@@ -40,6 +40,11 @@ class Note:
     server: str
     place: str = ""
 
+    @property
+    def is_marked(self) -> bool:
+        """Something was lost, and no later epoch has begun to replace what is there."""
+        return self.id.startswith("emptied") or self.id.endswith("incomplete")
+
 
 def read(store: Store, layouts: Sequence[Layout]) -> list[Note | None]:
     commands = [(b"HMGET", layout.note, b"pipeline", b"epoch", b"id", b"server", b"place") for layout in layouts]
@@ -51,20 +56,21 @@ def _note(fields: Sequence[bytes | None]) -> Note | None:
     return None if pipeline is None or epoch is None else Note(pipeline, int(epoch), id or "", run or "", place or "")
 
 
-def write(store: Store, layout: Layout, pipeline: str, epoch: int, *, trusted: bool) -> Opened:
+def write(store: Store, layout: Layout, pipeline: str, epoch: int, *, trusted: bool, found: str = "") -> Opened:
     """Note the epoch, unless a later one is noted. ConfigError if another pipeline's note is there.
 
-    ``trusted``: the server loses nothing.
+    ``trusted``: the server loses nothing. ``found``: the id of the table when a run that resumes has inspected it.
     """
     store.connect()
     new, now = uuid.uuid4().hex.encode(), b"%d" % (time.time_ns() // 1_000_000_000)
     run, trust = store.run_id.encode(), b"1" if trusted else b"0"
     store.keyed((b"SADD", TABLES, layout.prefix))  # one without a note counts for nothing
     place = store.name.encode() if isinstance(store, Cluster) else b""
-    owner, *found = store.run(NOTE, [layout.note], [pipeline.encode(), b"%d" % epoch, new, run, trust, now, place])
+    given = [pipeline.encode(), b"%d" % epoch, new, run, trust, now, place, found.encode()]
+    owner, *noted = store.run(NOTE, [layout.note], given)
     if owner.decode() != pipeline:
         raise ConfigError(taken(layout, owner.decode()))
-    id, batches, certain, slots = found
+    id, batches, certain, slots = noted
     return Opened(id.decode(), batches, certain == 1, slots.decode())
 
 
@@ -72,6 +78,7 @@ def identity(store: Store, layout: Layout, note: Note | None, *, trusted: bool, 
     """A table whose server has restarted since the last batch is another one: its last writes may be missing.
 
     It has another id each time, so it stays another one until a run has confirmed, or begins to replace, what is there.
+    So does one that is marked: it was found to have lost something, also if that process ended before it could tell.
 
     Not if the server counted a batch after its restart: then it was found to have all earlier ones. ``trusted``: the
     server loses nothing. ``tallies``: what tells those of a cluster apart.
@@ -83,7 +90,9 @@ def identity(store: Store, layout: Layout, note: Note | None, *, trusted: bool, 
     at = f"{layout.prefix.decode()}* in the cluster {note.place}" if is_named else ""
     restarted = not trusted and note.server != store.run_id
     id = f"{note.id} {tallies}".rstrip()
-    return Identity(place, f"{id} after a restart {uuid.uuid4().hex}" if restarted else id, at=at)
+    if restarted or note.is_marked:
+        id += f" {'after a restart' if restarted else 'after a loss'} {uuid.uuid4().hex}"
+    return Identity(place, id, at=at)
 
 
 def taken(layout: Layout, owner: str) -> str:

@@ -175,13 +175,21 @@ return results
 NOTE = Script(
     b"""
 -- KEYS: a table's note. ARGV: pipeline, epoch, new id, server, whether the server loses nothing, the time, what to call
--- the cluster. Returns the pipeline that has the table; if it is this one, also its id, how many batches are counted,
--- 1 unless batches may be missing (the server is another one than that which counted the last of this epoch), and which
--- slots were where.
-local pipeline, epoch, server = unpack(redis.call('HMGET', KEYS[1], 'pipeline', 'epoch', 'server'))
+-- the cluster, the id that a run that resumes has found there (else empty). Returns the pipeline that has the table; if
+-- it is this one, also its id, how many batches are counted, 1 unless batches may be missing (the server is another one
+-- than that which counted the last of this epoch), and which slots were where.
+-- If the note or the beginning of the epoch is gone since the run has found it, the id says so from now on, until a
+-- later epoch replaces what is there.
+local pipeline, epoch, server, id = unpack(redis.call('HMGET', KEYS[1], 'pipeline', 'epoch', 'server', 'id'))
 if pipeline and pipeline ~= ARGV[1] then return {pipeline} end
-local certain = 1
-if tonumber(epoch or '0') < tonumber(ARGV[2]) then
+local certain, order = 1, tonumber(epoch or '0') - tonumber(ARGV[2])
+local is_marked = id and (string.sub(id, 1, 7) == 'emptied' or string.sub(id, -10) == 'incomplete')
+if ARGV[8] ~= '' and (order < 0 or (order == 0 and id ~= ARGV[8])) then
+  if not is_marked then redis.call('HSET', KEYS[1], 'id', 'emptied ' .. ARGV[3]) end
+elseif is_marked and order < 0 then
+  redis.call('HSET', KEYS[1], 'id', ARGV[3])
+end
+if order < 0 then
   redis.call('HSET', KEYS[1], 'pipeline', ARGV[1], 'epoch', ARGV[2], 'server', ARGV[4])
 elseif server ~= ARGV[4] and ARGV[5] == '1' then
   redis.call('HSET', KEYS[1], 'server', ARGV[4])
@@ -195,8 +203,8 @@ for i = 1, #fields, 2 do  -- the counts of processes that have long ended
   local at = string.sub(fields[i], 1, 3) == 'of:' and string.match(fields[i + 1], ' (%d+)$')
   if at and now - tonumber(at) > 30 * 86400 then redis.call('HDEL', KEYS[1], fields[i]) end
 end
-local id, batches, slots = unpack(redis.call('HMGET', KEYS[1], 'id', 'batches', 'slots'))
-return {ARGV[1], id, tonumber(batches or '0'), certain, slots or ''}
+local now_id, batches, slots = unpack(redis.call('HMGET', KEYS[1], 'id', 'batches', 'slots'))
+return {ARGV[1], now_id, tonumber(batches or '0'), certain, slots or ''}
 """
 )
 

@@ -39,9 +39,29 @@ def tallies(pipeline: str) -> Sequence[bytes]:
 
 
 def digest(cluster: Cluster, pipeline: str) -> str:
-    """Another one if a tally is gone, or slots lack calls that were counted."""
+    """Another one if a tally is gone, or slots lack calls that were counted: then another one each time."""
     ids = cluster.keyed(*((b"HGET", key, b"id") for key in tallies(pipeline)))
-    return hashlib.sha1(b"\n".join(id or b"" for id in ids), usedforsecurity=False).hexdigest()
+    found = hashlib.sha1(b"\n".join(id or b"" for id in ids), usedforsecurity=False).hexdigest()
+    return f"{found} {uuid.uuid4().hex}" if any(map(_is_marked, ids)) else found
+
+
+def plan(cluster: Cluster, pipeline: str) -> list[str]:
+    """The command that makes the first tally that is missing, and a comment on how many more like it there are."""
+    keys = tallies(pipeline)
+    there = cluster.keyed(*((b"EXISTS", key) for key in keys))
+    missing = [key for key, found in zip(keys, there, strict=True) if not found]
+    if not missing:
+        return []
+    first = f"HSETNX {missing[0].decode()} id {uuid.uuid4().hex[:16]}"
+    return [
+        first,
+        f"# … and the same for {len(missing) - 1:,} other slots, of {SLOTS:,}: a hash with the count of each",
+    ]
+
+
+def _is_marked(id: bytes | None) -> bool:
+    """Whether calls that the slot had counted were found to be missing, and no later epoch has begun since."""
+    return id is not None and id.startswith((b"emptied", b"incomplete"))
 
 
 @dataclass(slots=True)
@@ -85,8 +105,8 @@ class SlotTally:
         new = (b"" if begins else emptied) + self.token.encode()
         keys = tallies(pipeline)
         found = _read(cluster, keys)
-        missing = [slot for slot, (id, _) in enumerate(found) if id is None]
-        cluster.keyed(*((b"HSETNX", keys[slot], b"id", new) for slot in missing))
+        missing = [slot for slot, (id, _) in enumerate(found) if id is None or (begins and _is_marked(id))]
+        cluster.keyed(*((b"HSET" if found[slot][0] else b"HSETNX", keys[slot], b"id", new) for slot in missing))
         for slot, one in zip(missing, _read(cluster, [keys[slot] for slot in missing]), strict=True):
             found[slot] = one
         self.ids, self.batches = [id or b"" for id, _ in found], [int(batches or 0) for _, batches in found]

@@ -53,7 +53,9 @@ class Redis(ComparesByTable):
     def plan(self, tables: Sequence[Table]) -> Sequence[str]:
         wanted = self._wanted(tables)
         pairs = zip(wanted, notes.read(self._server, wanted), strict=True)
-        return [f"HSET {of.note.decode()} pipeline {self._pipeline}" for of, note in pairs if note is None]
+        made = [of for of, note in pairs if note is None]
+        statements = [f"HSET {of.note.decode()} pipeline {self._pipeline}" for of in made]
+        return [*statements, *(self._on.plan(self._pipeline) if made else ())]
 
     def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
         return encode(Batch([Part("", writes)]), _encoders(tables), time.time()).rejections
@@ -97,12 +99,16 @@ class Redis(ComparesByTable):
             raise ConfigError(*problems)
         trusted, first = self._options.trust_restarts, notes.read(self._server, wanted[:1])[0]
         resumed = {name: note for name, note in self._seen.items() if note.epoch == epoch}
+        seen_ids = {name: note.id for name, note in resumed.items()}
         begins = not resumed and (first is None or first.epoch < epoch)
         self._on.prepare(self._pipeline, epoch, begins=begins)
-        opened = [notes.write(self._server, one, self._pipeline, epoch, trusted=trusted) for one in wanted]
+        opened = [
+            notes.write(self._server, one, self._pipeline, epoch, trusted=trusted, found=seen_ids.get(one.name, ""))
+            for one in wanted
+        ]
         self._on.begin(wanted, opened, self._pipeline, epoch)
         ids = {of.name: note.id for of, note in zip(wanted, opened, strict=True)}
-        if any(ids.get(name, note.id) != note.id for name, note in resumed.items()):  # emptied since it was seen
+        if any(ids.get(name, id) != id for name, id in seen_ids.items()):  # emptied, or set back, since it was seen
             self._on.tally.complete = False
         self._encoders = _encoders(tables)
 

@@ -22,6 +22,7 @@ from replicator.config.yaml_file import ConfigFile, Problem, Unset, read
 from replicator.errors import ConfigError
 from replicator.options import Access, Options, is_table_name
 from replicator.source.export import Destination as Destined
+from replicator.target.contract import can_rebuild, without_rebuild
 from replicator.target.verification import CANNOT_COMPARE, can_compare
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -480,6 +481,9 @@ def _config(
     if sections.replaces is not None and (own.parent / sections.replaces).resolve() == own:
         text = "is this file itself; keep the old config as another file, and name that one"
         more.append(Problem(("replaces",), text))
+    own_replaces = sections.replaces is not None and (one.name is None or "replaces" in one.own)
+    if own_replaces and not can_rebuild(target.connector):
+        more.append(Problem(("replaces",), without_rebuild(target.type, list(target.tables))))
     if sections.verify is not None and not can_compare(target.connector):
         more.append(Problem(("verify",), f"{target.type} {CANNOT_COMPARE}"))
     problems += map(one.consequence, more)

@@ -51,7 +51,7 @@ from replicator.operations.rebuild_checks import (
 )
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.state import Entry, Rebuild, Save, encode
-from replicator.target.contract import SECOND, Exchange, Rebuilding, Table, TablesBusy
+from replicator.target.contract import SECOND, Exchange, Rebuilding, Table, TablesBusy, can_rebuild, without_rebuild
 
 ATTEMPTS = 60  # to lock the tables
 PAUSE = 0.5  # seconds between two, in which readers get their turn
@@ -217,27 +217,12 @@ def cancel(config: Config) -> Outcome:
 @contextmanager
 def _opened(config: Config) -> Iterator[tuple[Rebuilding, Checkpoints]]:
     """The target and the checkpoints of the first generation's pipeline."""
+    if not can_rebuild(config.target.connector):
+        raise ConfigError(without_rebuild(config.target.type, list(config.target.tables)))
     require_replaces(config)
     with ends(config) as (target, checkpoints):
-        if not isinstance(target, Rebuilding):
-            raise ConfigError(unsupported(config))
+        assert isinstance(target, Rebuilding)
         yield target, checkpoints
-
-
-def unsupported(config: Config) -> str:
-    """Why there is no rebuild for this type of target, and what to do instead."""
-    names = ", ".join(f"{name} and {name}-2" for name in config.target.tables)
-    if config.target.type == "dynamodb":
-        return (
-            f"a DynamoDB table cannot be renamed, so applications must change the name that they read ({names}). Use a "
-            "second config with another pipeline: and the new tables, run both, and verify the new one; when no "
-            "application reads the old table any more, stop its run"
-        )
-    return (
-        f"there is no rebuild for the target type {config.target.type}. Use a second config with another pipeline: and "
-        f"other tables ({names}), run both, verify the new one, and let readers change to it; or rebuild in place: "
-        "replicator resync CONFIG"
-    )
 
 
 def _require_unswitched(entry: Entry) -> None:

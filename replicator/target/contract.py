@@ -485,6 +485,28 @@ class Aliased(Protocol):
         """Remove those of the tables that exist. ConfigError with ``drop_problems``, and nothing is removed then."""
 
 
+def can_rebuild(connector: object) -> bool:
+    """Whether the targets of a connector can keep two copies, as far as that can be told before one is made."""
+    return not isinstance(connector, type) or issubclass(connector, (Rebuilding, Aliased))
+
+
+def without_rebuild(kind: str, tables: Sequence[str]) -> str:
+    """Why there is no rebuild for a type of target, and what to do instead."""
+    names = ", ".join(f"{name} and {name}-2" for name in tables)
+    if kind == "dynamodb":
+        return (
+            f"a DynamoDB table cannot be renamed, so applications must change the name that they read ({names}). Use a "
+            "second config with another pipeline: and the new tables, run both, and verify the new one; when no "
+            "application reads the old table any more, stop its run"
+        )
+    other = "another prefix for each table" if kind == "redis" else "other tables"
+    return (
+        f"there is no rebuild for the target type {kind}. Use a second config with another pipeline: and "
+        f"{other} ({names}), run both, verify the new one, and let readers change to it; or rebuild in place: "
+        "replicator resync CONFIG"
+    )
+
+
 @runtime_checkable
 class Pipelined(Protocol):
     """A target that can store one batch while the next one is encoded.

@@ -376,15 +376,27 @@ def test_a_hook_that_would_get_a_file_of_the_old_one_is_refused_by_start_check_a
             "a DynamoDB table cannot be renamed, so applications must change the name that they read (orders and "
             "orders-2)",
         ),
+        (
+            "type: redis\n  url: redis://127.0.0.1:1",
+            "there is no rebuild for the target type redis. Use a second config with another pipeline: and another "
+            "prefix for each table (orders and orders-2), run both, verify the new one, and let readers change to it; "
+            "or rebuild in place: replicator resync CONFIG",
+        ),
     ],
 )
-def test_targets_without_a_rebuild_say_what_to_do_instead(world: World, target: str, sentence: str) -> None:
+def test_targets_without_a_rebuild_say_what_to_do_instead_and_check_and_run_refuse_replaces(
+    world: World, target: str, sentence: str
+) -> None:
     world.change(f"type: postgres\n  url: {world.postgres.url}", target)
-    with Path(world.config).open("a") as file:
-        file.write("replaces: old.yaml\n")
-    for step in ("start", "switch", "rollback", "finish", "cancel"):
+    steps = ("start", "switch", "rollback", "finish", "cancel")
+    for step in steps:
         code, (text, *_) = refusal(world, step)
         assert (code, text[: len(sentence)]) == (2, sentence)
+    with Path(world.config).open("a") as file:
+        file.write("replaces: old.yaml\n")
+    for command in (*(("rebuild", step) for step in steps), ("check", "--offline"), ("check",), ("run",)):
+        code, out, err = world.call(*command, world.config)
+        assert (code, f"replaces: {sentence}" in out + err) == (2, True), out + err
 
 
 def test_after_the_switch_the_old_config_alone_writes_nothing(orders: World) -> None:

@@ -666,8 +666,12 @@ def test_a_primary_that_is_emptied_while_a_run_resumes_is_a_gap_also_if_its_open
         with pytest.raises(TransientError):
             target.open([table()], FIRST_EPOCH)
         target.open([table()], FIRST_EPOCH)
-    target.identities([table()])
+    bound = target.identities([table()])
+    assert list(recreated_tables(bound, build(cluster).identities([table()]))), "also if the run is killed here"
     assert "it was emptied" in lost(target)
+    later = opened(build(cluster), FIRST_EPOCH + 1)
+    assert later.recheck([table()]) == []
+    assert later.identities([table()]) == build(cluster).identities([table()])
 
 
 def cut_behind_tallies(patched: pytest.MonkeyPatch) -> None:
@@ -694,6 +698,22 @@ def test_a_copy_in_another_cluster_is_another_table_and_is_not_taken_for_a_recre
         )
         is None
     )
+
+
+def test_the_plan_names_the_hashes_that_hold_the_counts_of_slots_until_they_are_there(
+    cluster: RedisCluster, build: Build
+) -> None:
+    note, command, comment = build(cluster).plan([table()])
+    assert note == "HSET replicator:table:contract: pipeline contract"
+    assert comment == "# … and the same for 16,383 other slots, of 16,384: a hash with the count of each"
+    key = command.split()[1]
+    opened(build(cluster))
+    assert build(cluster).plan([table()]) == []
+    assert build(cluster).plan([table("second")]) == ["HSET replicator:table:second: pipeline contract"]
+    with cluster.client() as client:
+        assert client.hexists(key, "id")
+        client.delete(key)
+    assert build(cluster).plan([table("second")])[1].startswith(f"HSETNX {key} id ")
 
 
 def layout_note() -> bytes:

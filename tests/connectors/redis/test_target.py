@@ -450,6 +450,46 @@ def test_a_server_that_is_emptied_while_a_run_resumes_is_a_gap(server: RedisServ
         target.recheck([table()])
 
 
+@pytest.mark.parametrize("loss", ["emptied", "set back"])
+def test_a_loss_while_a_run_resumes_is_a_gap_for_the_next_run_too_if_it_is_killed_before_it_tells(
+    server: RedisServer, build: Build, loss: str
+) -> None:
+    """It has noted what it found instead as the table that it writes to. ``set back``: to the epoch before."""
+    first = build()
+    first.open([table()], FIRST_EPOCH)
+    earlier = kit.kept(server) if loss == "set back" else {}
+    first.open([table()], FIRST_EPOCH + 1)
+    first.write(batch(put({"pk": "a"}, 1)))
+    killed = build()
+    killed.identities([table()])
+    kit.go_back(server, earlier)
+    killed.open([table()], FIRST_EPOCH + 1)
+    bound = killed.identities([table()])
+    for _ in range(2):
+        later = build()
+        assert list(recreated_tables(bound, later.identities([table()])))
+        later.open([table()], FIRST_EPOCH + 1)
+    assert "has lost changes that it had stored" in lost(killed)
+    later.open([table()], FIRST_EPOCH + 2)
+    assert later.recheck([table()]) == []
+    bound = later.identities([table()])
+    later.close()
+    assert build().identities([table()]) == bound, "a later epoch replaces what is there"
+
+
+def test_a_run_that_was_replaced_does_not_mark_the_table_of_the_later_epoch(server: RedisServer, build: Build) -> None:
+    """The one after it began again, as what was there had lost something."""
+    late, later = build(), build()
+    late.open([table()], FIRST_EPOCH)
+    with server.client() as client:
+        client.hset(layout(table()).note, "id", "x incomplete")
+    late.identities([table()])
+    later.open([table()], FIRST_EPOCH + 1)
+    late.open([table()], FIRST_EPOCH)
+    assert later.recheck([table()]) == []
+    assert later.identities([table()]) == build().identities([table()])
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 def test_a_restart_while_a_run_begins_is_a_gap_unless_the_server_is_trusted(
     server: RedisServer, build: Build, trusted: bool
