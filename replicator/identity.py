@@ -21,7 +21,9 @@ class Identity:
     later one, or a copy, at the same place; empty if it is absent or the target has no ids. ``within``: the scope of
     the id; ids of different scopes (a restored database) cannot be compared. ``at``: the server's own name for the
     place, independent of the address; empty if the server has none, so that ``place`` is compared instead. ``known``:
-    False as long as the place cannot be determined; such an identity is not stored.
+    False as long as the place cannot be determined; such an identity is not stored. ``beside``: the place of a table
+    that remembers deleted documents, if they have one of their own; then ``id`` is that of the table, a space, and
+    that of the other one.
     """
 
     place: str
@@ -29,6 +31,11 @@ class Identity:
     within: str = ""
     at: str = ""
     known: bool = True
+    beside: str = ""
+
+
+REMEMBERS = "it remembers deleted documents, and without that one of them could come back. Leave it to replicator"
+"""What is said of ``beside``, if others have removed or replaced it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,23 @@ def recreated_tables(was: Mapping[str, Identity], now: Mapping[str, Identity]) -
         after = now.get(name)
         if after is not None and before.id and after.id and before.within == after.within and before.id != after.id:
             yield after.place
+
+
+def forgotten_deletes(was: Mapping[str, Identity], now: Mapping[str, Identity]) -> list[str]:
+    """The places that remembered deleted documents of tables, if these are the same and only that was removed or
+    replaced; empty if a table was, too."""
+    recreated = list(recreated_tables(was, now))
+    lost = [
+        after.beside
+        for name, after in now.items()
+        if name in was and after.beside and _ids(was[name])[0] == _ids(after)[0] and _ids(was[name]) != _ids(after)
+    ]
+    return lost if len(lost) == len(recreated) else []
+
+
+def _ids(identity: Identity) -> tuple[str, str]:
+    own, _, beside = identity.id.partition(" ")
+    return own, beside
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ class StoredTable:
     """A table at a place, as this process last read it.
 
     ``number``: of the pipeline's last commit that this process knows of; None before it has read the table. ``id``: of
-    the table that was opened, None before. ``_mark``: of the file of the last commit that was read or made.
+    the table that was opened, None before. ``purpose``: what is said if others have removed or replaced it. ``_mark``:
+    of the file of the last commit that was read or made.
     """
 
     storage: Storage
@@ -44,6 +45,7 @@ class StoredTable:
     pipeline: str
     number: int | None = None
     id: str | None = None
+    purpose: str = ""
     _mark: object = None
     _table: DeltaTable | None = None
     _options: Mapping[str, str] = field(default_factory=dict)
@@ -85,7 +87,8 @@ class StoredTable:
             raise self.gone()
 
     def gone(self) -> GapFound:
-        return GapFound(f"{self.place} was removed or replaced while this run wrote to it", of_target=True)
+        what = f"{self.place} was removed or replaced while this run wrote to it"
+        return GapFound(f"{what}: {self.purpose}" if self.purpose else what, of_target=True)
 
     def found(self) -> DeltaTable | None:
         """The table as it is now, read from the beginning; None if there is none."""

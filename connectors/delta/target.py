@@ -21,7 +21,7 @@ from connectors.delta.writer import TableWriter
 from replicator.aws.permissions import Needed
 from replicator.batch import Batch, BatchSize, Delete, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, NotPermitted, TransientError, Unfinished
-from replicator.identity import Change, Identity, Parts
+from replicator.identity import REMEMBERS, Change, Identity, Parts
 from replicator.target.contract import Denied, Table
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.verification import ComparesByTable
@@ -117,7 +117,10 @@ class Delta(ComparesByTable):
         return max(catalog.epoch(table) for _, table in found) if len(found) == len(stored) else None
 
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
-        return {name: Identity(self._stored(of).place, self._id(of)) for name, of in shapes(tables).items()}
+        return {name: self._identity(of) for name, of in shapes(tables).items()}
+
+    def _identity(self, of: TableSchema) -> Identity:
+        return Identity(self._stored(of).place, self._id(of), beside=self._tombstones(of).stored.place)
 
     def _id(self, of: TableSchema) -> str:
         """Of a table with its tombstones, which a run that resumes in the middle of a scan needs; empty without one."""
@@ -257,7 +260,8 @@ class Delta(ComparesByTable):
         opened = self._open.get(of.name)
         if opened is not None and opened.writer.shape == of:
             return opened.writer.tombstones
-        return Tombstones(StoredTable(self._storage, self._storage.place(of.name, FOLDER), self._pipeline))
+        place = self._storage.place(of.name, FOLDER)
+        return Tombstones(StoredTable(self._storage, place, self._pipeline, purpose=REMEMBERS))
 
 
 def _creation(stored: StoredTable, of: TableSchema) -> str:

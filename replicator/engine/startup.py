@@ -11,12 +11,14 @@ import orjson
 
 from replicator.errors import ConfigError, GapFound
 from replicator.identity import (
+    REMEMBERS,
     Change,
     Definition,
     Identity,
     Origin,
     Parts,
     changes,
+    forgotten_deletes,
     other_tables,
     recreated_tables,
     same_source,
@@ -334,6 +336,9 @@ def target_gap(found: StartupState, state: PipelineState) -> GapFound | None:
     if None in found.epochs.values():
         missing = _places(found, [name for name, epoch in found.epochs.items() if epoch is None])
         return GapFound(f"{missing} is gone from the target since the last run", of_target=True)
+    if forgotten := forgotten_deletes(found.definition.tables, found.identities):
+        places = ", ".join(forgotten)
+        return GapFound(f"{places} was removed or replaced since the last run: {REMEMBERS}", of_target=True)
     noted = state.epoch - 1 if state.opening else state.epoch
     replaced = [*recreated_tables(found.definition.tables, found.identities), *_older(found, noted)]
     if replaced:

@@ -91,6 +91,27 @@ def test_the_table_that_an_earlier_epoch_wrote_to_last_is_not_the_one_that_was_w
     assert "copy" not in text.split(" is not ")[0]
 
 
+def test_what_remembered_deletes_beside_a_table_is_named_if_only_that_was_replaced() -> None:
+    copy, lines = (
+        Identity("copy", "1 2", beside="copy/_tombstones"),
+        Identity("lines", "3 4", beside="lines/_tombstones"),
+    )
+    was = replace(DEFINITION, tables={"copy": copy, "lines": lines})
+
+    def said(**ids: str) -> str:
+        now = {name: replace(one, id=ids.get(name, one.id)) for name, one in was.tables.items()}
+        return reason(definition=was, identities=now, epochs=dict.fromkeys(now, FIRST_EPOCH)) or ""
+
+    assert said() == ""
+    for id in ("1 5", "1 "):
+        assert said(copy=id).startswith(
+            "copy/_tombstones was removed or replaced since the last run: it remembers deleted"
+        )
+    assert said(copy="1 5", lines="3 ").startswith("copy/_tombstones, lines/_tombstones was removed")
+    assert said(copy="5 2").startswith("copy is not the table that the last run wrote to")
+    assert said(copy="5 2", lines="3 5").startswith("copy, lines is not the table that the last run wrote to")
+
+
 def test_a_recreated_table_is_a_gap_even_with_a_copied_epoch_note() -> None:
     assert '"public"."copy" is not the table' in (reason(identities={"copy": replace(COPY, id="18")}) or "")
 

@@ -47,8 +47,8 @@ def rows(place: str, storage: Options | None = None) -> list[dict[str, Any]]:
         return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
 
-def with_polars(place: str, storage: Options | None = None) -> list[dict[str, Any]]:
-    return polars.read_delta(place, storage_options=dict(storage or {})).to_dicts()
+def with_polars(place: str, storage: Options | None = None, *, use_pyarrow: bool = False) -> list[dict[str, Any]]:
+    return polars.read_delta(place, storage_options=dict(storage or {}), use_pyarrow=use_pyarrow).to_dicts()
 
 
 def documents(folder: str, table: Table, storage: Options | None = None) -> Mapping[DocumentId, Any]:

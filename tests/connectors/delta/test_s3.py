@@ -20,7 +20,7 @@ from replicator.version import FIRST_EPOCH
 from tests.connectors.delta import delta_kit as kit
 from tests.servers.s3 import Bucket
 
-Build = Callable[[str], Delta]
+Build = Callable[..., Delta]
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def build(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "local")
     made: list[Delta] = []
 
-    def make(endpoint: str) -> Delta:
-        found, problems = destination({**kit.in_s3(s3, endpoint), "table": "contract"})
+    def make(endpoint: str, **options: str) -> Delta:
+        found, problems = destination({**kit.in_s3(s3, endpoint), "table": "contract", **options})
         assert found is not None, problems
         target = found.build("contract")
         assert isinstance(target, Delta)
@@ -146,6 +146,22 @@ def test_files_with_names_that_are_no_part_of_a_table_are_left_alone(
     target.open([table()], FIRST_EPOCH)
     target.write(batch(put({"pk": "a"}, 1)))
     assert "lake/contract/_notes/a" in keys(s3)
+
+
+def test_a_prefix_with_marks_of_addresses_is_the_one_that_is_written_and_read(
+    s3: Bucket, build: Build, s3_endpoint: str
+) -> None:
+    place = f"s3://{s3.name}/a b {{e}} Zürich 日本~!$&'()*+,;=:@"
+    target = build(s3_endpoint, path=place)
+    assert target.check([table()]) == []
+    target.open([table()], FIRST_EPOCH)
+    target.write(batch(put({"pk": "a"}, 1)))
+    assert {key.partition("/")[0] for key in keys(s3)} == {place.rpartition("/")[2]}
+    storage = kit.storage(s3_endpoint)
+    assert len(kit.rows(f"{place}/contract", storage)) == 1
+    assert len(kit.with_polars(f"{place}/contract", storage, use_pyarrow=True)) == 1
+    with pytest.raises(FileNotFoundError):
+        kit.with_polars(f"{place}/contract", storage)
 
 
 def keys(s3: Bucket) -> list[str]:

@@ -26,7 +26,7 @@ from replicator.batch import Batch, Outcome, Part, Upsert
 from replicator.config.target import destination
 from replicator.engine.heartbeat import LIVE
 from replicator.errors import ConfigError, GapFound, NotAuthenticated, NotPermitted, TransientError, Unfinished
-from replicator.identity import changes, recreated_tables
+from replicator.identity import changes, forgotten_deletes, recreated_tables
 from replicator.key import KeyAttribute, KeySchema
 from replicator.state import Save
 from replicator.target.contract import Table
@@ -886,6 +886,26 @@ def test_a_path_with_a_mark_that_clients_do_not_take_as_it_is_is_refused(start: 
     assert ["which clients of Delta Lake" in p.text for p in problems] == [True]
 
 
+ODD = "a b#c?d{e} Zürich 日本~!$&'()*+,;=:@"
+
+
+def test_a_folder_with_marks_of_addresses_is_the_one_that_is_written_and_read(tmp_path: Path, build: Build) -> None:
+    """Of polars, only with ``use_pyarrow``: the client gives it names of files with percent codes."""
+    lake = tmp_path / ODD
+    target = build(path=str(lake), compact_hours=0.0001)
+    assert target.check([table()]) == []
+    target.open([table()], FIRST_EPOCH)
+    target.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
+    target.write(batch(put({"pk": "a"}, 2), remove("b", 2), tombstones=True))
+    target._open["contract"].maintenance.run()
+    assert sorted(f.name for f in tmp_path.iterdir()) == [ODD]
+    assert (lake / "contract" / "_tombstones" / "_delta_log").is_dir()
+    assert [row["_version"] for row in kit.rows(f"{lake}/contract")] == [at(2)]
+    assert [row["_version"] for row in kit.with_polars(f"{lake}/contract", use_pyarrow=True)] == [at(2)]
+    with pytest.raises(FileNotFoundError):  # once that works, the documentation can do without the note
+        kit.with_polars(f"{lake}/contract")
+
+
 @pytest.mark.parametrize("part", ["", ".", ".."])
 def test_a_prefix_in_s3_with_a_part_that_clients_leave_out_is_refused(part: str) -> None:
     _, problems = destination({"type": "delta", "path": f"s3://bucket/a/{part}/b", "table": "orders"})
@@ -1024,15 +1044,20 @@ def test_tombstones_that_are_removed_or_replaced_between_two_runs_make_it_anothe
     opened.close()
     assert build().identities([table()]) == before
     shutil.rmtree(folder / "contract" / "_tombstones")
-    removed = build().identities([table()])
-    assert list(recreated_tables(before, removed)) == [f"{folder}/contract"]
+    for _ in range(2):
+        now = build().identities([table()])
+        assert list(recreated_tables(before, now)) == [f"{folder}/contract"]
+        assert forgotten_deletes(before, now) == [f"{folder}/contract/_tombstones"]
+        build().open([table()], FIRST_EPOCH)
+    shutil.rmtree(folder / "contract")
     build().open([table()], FIRST_EPOCH)
-    assert list(recreated_tables(before, build().identities([table()]))) == [f"{folder}/contract"]
+    assert forgotten_deletes(before, build().identities([table()])) == []
 
 
 def test_tombstones_that_are_removed_during_a_run_are_a_gap(folder: Path, opened: Delta) -> None:
     shutil.rmtree(folder / "contract" / "_tombstones")
-    with pytest.raises(GapFound, match="_tombstones was removed or replaced"):
+    said = "_tombstones was removed or replaced while this run wrote to it: it remembers deleted documents, and without"
+    with pytest.raises(GapFound, match=said):
         opened.recheck([table()])
 
 
