@@ -201,6 +201,7 @@ class Postgres(ComparesByTable):
         if not lacking:
             return
         with self._exclusively() as connection:
+            self._checkpoints.check_claims(connection)  # else a run that was replaced would change the history
             for name, times in lacking.items():
                 shape = self._wanted[name]
                 self._partitions.know(shape, history.add_partitions(connection, shape, times))
@@ -211,6 +212,7 @@ class Postgres(ComparesByTable):
             if not shape.history:
                 continue
             with self._exclusively() as connection:
+                self._checkpoints.check_claims(connection)  # another run may keep changes for longer
                 connection.execute(_BRIEFLY)
                 there = history.add_partitions(connection, shape, history.current_days(connection))
                 rest = history.remove_oldest(connection, shape) if shape.keep is not None else None

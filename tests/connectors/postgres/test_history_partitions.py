@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from replicator.batch import Batch, Part, Past
+from replicator.errors import Fenced
 from replicator.key import KeyAttribute, KeySchema
+from replicator.state import Owner
 from replicator.target.contract import Table
+from replicator.version import version
 from tests.cli.command_line import World
 from tests.connectors.postgres.history_kit import keep_history
 from tests.connectors.postgres.postgres_kit import target
@@ -14,6 +18,7 @@ from tests.connectors.postgres.test_history_losses import execute
 pytestmark = pytest.mark.postgres
 
 ORDERS = Table("orders", KeySchema((KeyAttribute("id", "S"),)), {"history": {"keep": "2d"}})
+PARTITIONS = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'orders_history'::regclass"
 NOTE = "SELECT obj_description('orders_history_base'::regclass, 'pg_class')"
 
 
@@ -40,3 +45,26 @@ def test_times_that_were_removed_stay_so_when_an_older_partition_comes_back(kept
         add_partition(kept, day)
         assert one.retain([ORDERS])
         assert kept.rows(NOTE) == [("replicator: changes are kept since 979171200",)]
+
+
+def test_a_run_that_was_replaced_removes_nothing(kept: World) -> None:
+    """It may have been suspended, and the run that replaced it may keep changes for longer."""
+    before, now = target(kept.postgres, "orders"), target(kept.postgres, "orders")
+    for one in (before, now):
+        one.checkpoints.claim(Owner("token", "host", 1, 1.0))
+    add_partition(kept, 10)
+    with pytest.raises(Fenced):
+        before.retain([ORDERS])
+    assert now.retain([ORDERS])
+
+
+def test_a_run_that_was_replaced_adds_no_partition(kept: World) -> None:
+    before, now = target(kept.postgres, "orders"), target(kept.postgres, "orders")
+    before.checkpoints.claim(Owner("token", "host", 1, 1.0))
+    before.open([ORDERS], 1024)
+    now.checkpoints.claim(Owner("token", "host", 2, 1.0))
+    there = kept.rows(PARTITIONS)
+    past = Past("orders", ("b",), version(1024, 9), 1_000_000_000.0, "9", "remove")
+    with pytest.raises(Fenced):
+        before.write(Batch([Part("", history=[past])]))
+    assert kept.rows(PARTITIONS) == there
