@@ -6,8 +6,9 @@ was dropped, detached, emptied, or restored from another time is noticed before 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -146,6 +147,19 @@ def note_partitions(
     parts |= {one.oid: (one.first, one.last) for one in there}
     if before is None or restored or parts != before.partitions:
         note(connection, shape, table.epoch if before is None else before.since, parts)
+
+
+def keep_partitions(connection: psycopg.Connection[Any], shapes: Iterable[TableSchema]) -> None:
+    """Keep retention from removing partitions until the transaction ends. Takes no snapshot.
+
+    The server knows the partitions of now, also where a snapshot shows the note and the base of before.
+    """
+    for shape in shapes:
+        if shape.history:
+            # A history that is not there, or is something else, has no partitions: what reads it tells.
+            with contextlib.suppress(psycopg.ProgrammingError), connection.transaction():
+                name = history_of(shape).qualified
+                connection.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(name))
 
 
 def losses(connection: psycopg.Connection[Any], shape: TableSchema, *, scanned: bool) -> Iterator[str]:

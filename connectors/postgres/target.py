@@ -292,7 +292,8 @@ class Postgres(ComparesByTable):
 
     def history_losses(self, tables: Sequence[Table], epoch: int, *, scanned: bool) -> Sequence[str]:
         with self._session.connection() as connection, connection.transaction():
-            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")  # beside a run's retention
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            history_note.keep_partitions(connection, self._shapes(tables))  # before the snapshot is taken
             there = [(shape, catalog.found(connection, shape)) for shape in self._shapes(tables) if shape.history]
             begun = [shape for shape, table in there if table is not None and table.epoch >= epoch]
             return [text for shape in begun for text in history_note.losses(connection, shape, scanned=scanned)]

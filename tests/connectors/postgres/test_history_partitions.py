@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
 import pytest
 
+from connectors.postgres import history, history_note
+from connectors.postgres.table_schema import TableSchema, shapes
 from replicator.batch import Batch, Part, Past
-from replicator.errors import Fenced
+from replicator.errors import Fenced, TransientError
 from replicator.key import KeyAttribute, KeySchema
 from replicator.state import Owner
 from replicator.target.contract import Table
@@ -68,3 +75,23 @@ def test_a_run_that_was_replaced_adds_no_partition(kept: World) -> None:
     with pytest.raises(Fenced):
         before.write(Batch([Part("", history=[past])]))
     assert kept.rows(PARTITIONS) == there
+
+
+def test_what_retention_removes_meanwhile_is_no_loss(kept: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_partition(kept, 10)
+    execute(kept, "UPDATE orders_history SET _changed_at = '2001-01-10T10:00:00Z'")
+    reader, run = target(kept.postgres, "orders"), target(kept.postgres, "orders")
+    with kept.postgres.connect() as client:
+        (shape,) = shapes([ORDERS], "public").values()
+        history.add_partitions(client, shape, [])  # notes the one that was made here
+    look = history_note.losses
+
+    def losses(connection: psycopg.Connection[Any], shape: TableSchema, *, scanned: bool) -> Iterator[str]:
+        with contextlib.suppress(TransientError):  # readers hold the history: it tries again later
+            run.retain([ORDERS])
+        yield from look(connection, shape, scanned=scanned)
+
+    monkeypatch.setattr(history_note, "losses", losses)
+    assert reader.history_losses([ORDERS], 1024, scanned=True) == []
+    assert run.retain([ORDERS])
+    assert reader.history_losses([ORDERS], 1024, scanned=True) == []
