@@ -249,7 +249,7 @@ def remove_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> li
         return None
     oldest, rest = there[0], there[1:]
     names: dict[str, sql.Composable] = {
-        "part": sql.Identifier(shape.schema, oldest.name),
+        "part": sql.Identifier(oldest.schema, oldest.name),
         "base": base_of(shape).qualified,
         "keys": _names(shape),
         "columns": sql.SQL(", ").join(map(sql.SQL, HISTORY_COLUMNS)),

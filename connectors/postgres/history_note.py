@@ -26,12 +26,13 @@ _CHECKPOINTS = """
 SELECT c.oid FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = 'replicator' AND c.relname = 'checkpoints'"""
 _PARTITIONS = """
-SELECT c.oid, c.relname::text, pg_catalog.date_part('epoch', b.bounds[1]::timestamptz)::float8,
+SELECT c.oid, n.nspname::text, c.relname::text, pg_catalog.date_part('epoch', b.bounds[1]::timestamptz)::float8,
   pg_catalog.date_part('epoch', b.bounds[2]::timestamptz)::float8
-FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid,
+FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace,
   LATERAL (SELECT pg_catalog.regexp_match(
     pg_catalog.pg_get_expr(c.relpartbound, c.oid), $$FROM \\('([^']+)'\\) TO \\('([^']+)'\\)$$) AS bounds) AS b
-WHERE i.inhparent = %s AND b.bounds IS NOT NULL ORDER BY 3"""
+WHERE i.inhparent = %s AND b.bounds IS NOT NULL ORDER BY 4"""
 
 _SAMPLED = 100  # documents that are looked up in the history
 _UNKNOWN = """
@@ -48,9 +49,13 @@ _AGAIN = "To begin the history again with a scan of the source: replicator resyn
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """One partition: its oid and name, and its times in seconds since 1970, from ``first`` to before ``last``."""
+    """One partition: its oid, schema and name, and its times in seconds since 1970, from ``first`` to before ``last``.
+
+    Its schema may differ from that of the history: people may have moved it.
+    """
 
     oid: int
+    schema: str
     name: str
     first: float
     last: float

@@ -95,3 +95,21 @@ def test_what_retention_removes_meanwhile_is_no_loss(kept: World, monkeypatch: p
     assert reader.history_losses([ORDERS], 1024, scanned=True) == []
     assert run.retain([ORDERS])
     assert reader.history_losses([ORDERS], 1024, scanned=True) == []
+
+
+def test_a_partition_that_was_moved_to_another_schema_is_removed_in_time(kept: World) -> None:
+    """And no table that has its name."""
+    add_partition(kept, 10)
+    execute(
+        kept,
+        "INSERT INTO orders_history VALUES ('old', '2001-01-10T10:00:00Z', '', 1024::bigint << 48, 'scan', NULL, "
+        """'{"n": 7}')""",
+        "CREATE SCHEMA archive",
+        "ALTER TABLE orders_history_20010110 SET SCHEMA archive",
+        "CREATE TABLE orders_history_20010110 (LIKE orders_history)",
+    )
+    assert target(kept.postgres, "orders").retain([ORDERS])
+    assert kept.has_table("orders_history_20010110")
+    assert kept.rows("SELECT 1 FROM pg_tables WHERE schemaname = 'archive'") == []
+    assert kept.rows("SELECT id FROM orders_history_base") == [("old",)]
+    kept.catch_up()
