@@ -6,11 +6,12 @@ import copy
 import gzip
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 from replicator.pipeline.lineage import ancestors
+from replicator.state import ShardState
 from replicator.testing.dynamodb import (
     children_first,
     duplicated,
@@ -27,6 +28,7 @@ from tests.simulation.clock import TOLERATED
 from tests.simulation.copies import misleads
 from tests.simulation.identities import IDENTITY_ACTS
 from tests.simulation.plan import Act
+from tests.simulation.retention import RETENTION, SKEWED
 from tests.simulation.targets import Killed
 
 if TYPE_CHECKING:
@@ -143,15 +145,27 @@ def refuse_filter(world: Universe, act: Act) -> None:
 
 
 def trim(world: Universe, act: Act) -> None:
-    """Records go before their time, of a shard that somebody has begun to read; of an item, the oldest first."""
+    """Records go before their time, of a shard that a run has begun to read; of an item, the oldest first.
+
+    Not behind a position whose record is a day old: it may go in its time, and then nothing shows what went with it.
+    """
     parents = {shard.id: shard.parent for shard in world.source.shards(world.TABLE)}
-    begun = [id for id in parents if world.begun(id)]
+    begun = [id for id in parents if world.begun(id) and not _due(world, {id, *ancestors([id], parents)})]
     if begun:
         chosen = begun[act.pick(len(begun))]
         world.trimmed_early = True
         world.source.trim(world.TABLE, chosen, int(act.between(1, 9)))
         for older in ancestors([chosen], parents) & parents.keys():
             world.source.trim(world.TABLE, older, sys.maxsize)
+
+
+def _due(world: Universe, shards: Collection[str]) -> bool:
+    """Whether the last record that is stored of one of these shards, which are not read to their end, is a day old."""
+    states = [world.database.entries.get(("shard", id)) for id in shards]
+    stored = [truth.decoded("shard", entry[1]) for entry in states if entry is not None]
+    read = [one for one in stored if isinstance(one, ShardState) and not one.ended]
+    times = [one.created for one in read if one.created is not None]
+    return any(world.clock.now - time >= RETENTION - SKEWED for time in times)
 
 
 def disable(world: Universe, act: Act) -> None:
