@@ -9,10 +9,12 @@ import msgspec
 
 from replicator.aws.boto import ask
 from replicator.aws.errors import AwsError, failure
+from replicator.aws.schedule_expression import longest_pause
 
 GET_FUNCTION, LIST_MAPPINGS = "GetFunctionConfiguration", "ListEventSourceMappings"
 GET_CONCURRENCY = "GetFunctionConcurrency"
-LIST_RULES, DESCRIBE_RULE, LIST_SCHEDULES = "ListRuleNamesByTarget", "DescribeRule", "ListSchedules"
+LIST_RULES, DESCRIBE_RULE = "ListRuleNamesByTarget", "DescribeRule"
+LIST_SCHEDULES, GET_SCHEDULE = "ListSchedules", "GetSchedule"
 UNLIMITED = -1
 
 
@@ -118,13 +120,10 @@ class Functions:
             raise failure(e, f"lambda:{operation}", resource) from e
 
 
-_HOURS = {"minute": 1 / 60, "hour": 1.0, "day": 24.0}
-
-
 class Schedule(msgspec.Struct, frozen=True):
     """What invokes a function by time. ``rule``: of EventBridge; otherwise of EventBridge Scheduler.
 
-    ``expression``: such as rate(15 minutes); empty if it is not known, as of a schedule of EventBridge Scheduler.
+    ``expression``: such as rate(15 minutes).
     """
 
     name: str
@@ -134,10 +133,8 @@ class Schedule(msgspec.Struct, frozen=True):
 
     @property
     def hours(self) -> float | None:
-        """The time between two invocations of a rate; None for any other expression."""
-        number, _, unit = self.expression.removeprefix("rate(").removesuffix(")").partition(" ")
-        of = _HOURS.get(unit.removesuffix("s"))
-        return None if of is None or not number.isdecimal() else int(number) * of
+        """The time between two invocations, at most; None if the expression does not tell."""
+        return longest_pause(self.expression)
 
 
 class Schedules:
@@ -155,7 +152,10 @@ class Schedules:
                     yield Schedule(rule, found.get("State") != "DISABLED", rule=True, expression=expression)
         for each in self._paged(self._scheduler, LIST_SCHEDULES, "Schedules"):
             if _is_of(str(each.get("Target", {}).get("Arn", "")), name):
-                yield Schedule(str(each.get("Name", "")), each.get("State") != "DISABLED", rule=False)
+                place = {"Name": str(each.get("Name", "")), "GroupName": str(each.get("GroupName") or "default")}
+                found = self._call(self._scheduler, GET_SCHEDULE, **place)
+                expression, enabled = str(found.get("ScheduleExpression", "")), found.get("State") != "DISABLED"
+                yield Schedule(place["Name"], enabled, rule=False, expression=expression)
 
     def close(self) -> None:
         self._events.close()

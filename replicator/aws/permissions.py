@@ -93,7 +93,11 @@ STATEMENTS: Mapping[str, Statement] = {
             "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION",
         ),
         Statement("EventSourceMappings", ("lambda:ListEventSourceMappings",), "*"),
-        Statement("Schedules", ("events:ListRuleNamesByTarget", "events:DescribeRule", "scheduler:ListSchedules"), "*"),
+        Statement(
+            "Schedules",
+            ("events:ListRuleNamesByTarget", "events:DescribeRule", "scheduler:ListSchedules", "scheduler:GetSchedule"),
+            "*",
+        ),
         Statement("Serverless", ("aoss:APIAccessAll",), "arn:aws:aoss:REGION:ACCOUNT:collection/COLLECTION"),
     )
 }

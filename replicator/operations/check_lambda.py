@@ -14,7 +14,7 @@ from replicator.config.settings import Config
 from replicator.engine.aws_lambda import TARGET
 from replicator.operations.finding import Finding, Verdict
 from replicator.operations.lambda_package import HANDLER
-from replicator.operations.lambda_template import MAPPING, MEMORY, TIMEOUT
+from replicator.operations.lambda_template import MAPPING, MEMORY, OFTEN, TIMEOUT
 from replicator.options import aws_options
 
 SHORTEST, LEAST = 30, 256  # seconds of the timeout, and MB of memory
@@ -92,13 +92,13 @@ def of_schedules(schedules: Sequence[Schedule], asked: Asked) -> Iterator[Findin
         yield Finding("schedule", "ok", f"{often[0].name} invokes {asked.function}")
         return
     if enabled:
-        yield Finding(
-            "schedule",
-            "problem",
-            f"{enabled[0].name} invokes {asked.function} too rarely, with {enabled[0].expression}: what it has to read "
-            "is gone after a day",
-            asked.command("put-rule", f"--name {enabled[0].name} --schedule-expression 'rate(15 minutes)'", "events"),
+        first = enabled[0]
+        text = (
+            f"{first.name} invokes {asked.function} too rarely, with {first.expression}: what it has to read is gone "
+            "after a day"
         )
+        put = asked.command("put-rule", f"--name {first.name} --schedule-expression '{OFTEN}'", "events")
+        yield Finding("schedule", "problem", text, put if first.rule else f"set its expression to {OFTEN}")
         return
     without = "a shard without records looks like a gap after a day, and a stream that was disabled is not noticed"
     if not schedules:

@@ -20,6 +20,7 @@ from replicator.operations.lambda_package import HANDLER, loaded, placeholders_o
 
 STREAM_ARN = "^arn:aws[a-z-]*:dynamodb:[a-z0-9-]+:[0-9]{12}:table/.+/stream/.+$"
 TIMEOUT, MEMORY = 300, 512  # seconds, and MB
+OFTEN = "rate(15 minutes)"  # of the schedule
 MAPPING = {
     "StartingPosition": "TRIM_HORIZON",
     "BatchSize": 1000,
@@ -190,7 +191,7 @@ def _schedule() -> dict[str, Resource]:
             "Type": "AWS::Events::Rule",
             "Properties": {
                 "Description": "Reads shards that no record has moved",
-                "ScheduleExpression": "rate(15 minutes)",
+                "ScheduleExpression": OFTEN,
                 "Targets": [{"Id": "function", "Arn": arn}],
             },
         },

@@ -297,7 +297,12 @@ def test_check_reads_the_function_in_the_account_of_the_credentials_themselves(w
         [arn_of_function],
     )
     assert statements["EventSourceMappings"] == (["lambda:ListEventSourceMappings"], ["*"])
-    schedules = ["events:ListRuleNamesByTarget", "events:DescribeRule", "scheduler:ListSchedules"]
+    schedules = [
+        "events:ListRuleNamesByTarget",
+        "events:DescribeRule",
+        "scheduler:ListSchedules",
+        "scheduler:GetSchedule",
+    ]
     assert statements["Schedules"] == (schedules, ["*"])
     _, of_function, _ = policy(config, "--account", ACCOUNT, "--function")
     assert not {"Function", "EventSourceMappings", "Schedules"} & {s["Sid"] for s in of_function["Statement"]}

@@ -312,7 +312,18 @@ def test_a_function_that_no_schedule_invokes_is_a_problem(schedules: list[Schedu
     assert list(of_schedules(schedules, ASKED)) == [Finding("schedule", "problem", f"{text}: {WITHOUT}", do)]
 
 
-@pytest.mark.parametrize("expression", ["rate(7 days)", "rate(1 day)", "rate(13 hours)", "rate(721 minutes)"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "rate(7 days)",
+        "rate(1 day)",
+        "rate(13 hours)",
+        "rate(721 minutes)",
+        "cron(0 6,20 * * ? *)",
+        "cron(0 * ? * MON-FRI *)",
+        "at(2026-01-31T12:00:00)",
+    ],
+)
 def test_a_schedule_that_is_rarer_than_what_it_reads_lasts_is_a_problem(expression: str) -> None:
     (found,) = of_schedules([Schedule("week", True, rule=True, expression=expression)], ASKED)
     assert found.verdict == "problem"
@@ -321,6 +332,8 @@ def test_a_schedule_that_is_rarer_than_what_it_reads_lasts_is_a_problem(expressi
     )
     assert "events put-rule" in found.do
     assert "--name week --schedule-expression 'rate(15 minutes)'" in found.do
+    (found,) = of_schedules([Schedule("week", True, rule=False, expression=expression)], ASKED)
+    assert (found.verdict, found.do) == ("problem", "set its expression to rate(15 minutes)")
 
 
 @pytest.mark.parametrize("expression", ["rate(1 minute)", "rate(12 hours)", "cron(0 * * * ? *)", ""])
@@ -348,16 +361,28 @@ def test_rules_and_schedules_of_the_function_and_its_versions_are_found() -> Non
         rules.add_response("list_rule_names_by_target", {"RuleNames": ["live"]}, {"TargetArn": f"{FUNCTION}:live"})
         rules.add_response("describe_rule", {"ScheduleExpression": "cron(0 * * * ? *)", "State": "DISABLED"})
         summaries = [
-            {"Name": "four", "State": "ENABLED", "Target": {"Arn": f"{FUNCTION}:live"}},
+            {"Name": "four", "GroupName": "ours", "State": "ENABLED", "Target": {"Arn": f"{FUNCTION}:live"}},
             {"Name": "of another", "State": "ENABLED", "Target": {"Arn": f"{FUNCTION}-2"}},
         ]
         schedules.add_response("list_schedules", {"Schedules": summaries}, {})
+        full = {"Name": "four", "GroupName": "ours", "State": "ENABLED", "ScheduleExpression": "rate(1 hour)"}
+        schedules.add_response("get_schedule", full, {"Name": "four", "GroupName": "ours"})
         found = list(Schedules((events, scheduler)).of("orders-copy", [FUNCTION, f"{FUNCTION}:live", FUNCTION]))
     assert found == [
         Schedule("one", True, rule=True, expression="rate(15 minutes)"),
         Schedule("live", False, rule=True, expression="cron(0 * * * ? *)"),
-        Schedule("four", True, rule=False),
+        Schedule("four", True, rule=False, expression="rate(1 hour)"),
     ]
+
+
+def test_a_missing_permission_to_read_the_expression_of_a_schedule_is_named() -> None:
+    clients = [boto3.client(name, region_name="eu-west-1", **KEYS) for name in ("events", "scheduler")]
+    with Stubber(clients[0]) as rules, Stubber(clients[1]) as schedules:
+        rules.add_response("list_rule_names_by_target", {"RuleNames": []})
+        schedules.add_response("list_schedules", {"Schedules": [{"Name": "one", "Target": {"Arn": FUNCTION}}]})
+        schedules.add_client_error("get_schedule", "AccessDeniedException", "no policy allows it", 403)
+        with pytest.raises(NotPermitted, match=r"^scheduler:GetSchedule on \* is not permitted"):
+            list(Schedules((clients[0], clients[1])).of("orders-copy", [FUNCTION]))
 
 
 @pytest.mark.parametrize("service", ["events", "scheduler"])
