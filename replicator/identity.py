@@ -23,7 +23,8 @@ class Identity:
     place, independent of the address; empty if the server has none, so that ``place`` is compared instead. ``known``:
     False as long as the place cannot be determined; such an identity is not stored. ``beside``: the place of a table
     that remembers deleted documents, if they have one of their own; then ``id`` is that of the table, a space, and
-    that of the other one.
+    that of the other one. ``names``: further names of the place, which come and go one by one, as the nodes of a
+    cluster do: with half of the earlier ones it is the same.
     """
 
     place: str
@@ -32,6 +33,7 @@ class Identity:
     at: str = ""
     known: bool = True
     beside: str = ""
+    names: tuple[str, ...] = ()
 
 
 REMEMBERS = "it remembers deleted documents, and without that one of them could come back. Leave it to replicator"
@@ -93,6 +95,8 @@ def other_tables(was: Mapping[str, Identity], now: Mapping[str, Identity]) -> tu
 
 def _same_place(was: Identity, now: Identity) -> bool:
     if was.id != "" and (was.id, was.within) == (now.id, now.within):
+        return True
+    if was.names and 2 * len(set(was.names) & set(now.names)) >= len(was.names):
         return True
     return was.at == now.at if was.at and now.at else was.place == now.place
 

@@ -84,15 +84,20 @@ def identity(store: Store, layout: Layout, note: Note | None, *, trusted: bool, 
     server loses nothing. ``tallies``: what tells those of a cluster apart.
     """
     place = f"{layout.prefix.decode()}* in {store.place}"
+    names = tuple(_in_cluster(layout, id) for id in store.node_ids) if isinstance(store, Cluster) else ()
     if note is None:
-        return Identity(place, known=False)
+        return Identity(place, known=False, names=names)
     is_named = isinstance(store, Cluster) and note.place  # whichever nodes url names
-    at = f"{layout.prefix.decode()}* in the cluster {note.place}" if is_named else ""
+    at = _in_cluster(layout, note.place) if is_named else ""
     restarted = not trusted and note.server != store.run_id
     id = f"{note.id} {tallies}".rstrip()
     if restarted or note.is_marked:
         id += f" {'after a restart' if restarted else 'after a loss'} {uuid.uuid4().hex}"
-    return Identity(place, id, at=at)
+    return Identity(place, id, at=at, names=names)
+
+
+def _in_cluster(layout: Layout, name: str) -> str:
+    return f"{layout.prefix.decode()}* in the cluster {name}"
 
 
 def taken(layout: Layout, owner: str) -> str:

@@ -82,6 +82,10 @@ class Cluster:
         return min(self.view.nodes, default="")
 
     @property
+    def node_ids(self) -> list[str]:
+        return sorted(self.view.nodes)
+
+    @property
     def trusts_restarts(self) -> bool:
         return self._options.trust_restarts
 

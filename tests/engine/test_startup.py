@@ -9,7 +9,7 @@ import pytest
 
 from replicator.engine import startup
 from replicator.errors import ConfigError, GapFound
-from replicator.identity import UNKNOWN, Definition, Identity
+from replicator.identity import UNKNOWN, Definition, Identity, other_tables
 from replicator.key import KeyAttribute, KeySchema
 from replicator.pipeline import stages
 from replicator.source.table import SourceTable
@@ -219,6 +219,16 @@ def test_another_place_behind_the_same_address_is_named_exactly() -> None:
         refused.value
     )
     assert "(copy-1 in the cluster Y)" in str(refused.value)
+
+
+@pytest.mark.parametrize(("left", "is_same"), [(("n2", "n3", "n4"), True), (("n3", "n5", "n6"), False)])
+def test_a_place_that_has_half_of_its_names_is_the_same_whatever_it_is_called_now(
+    left: tuple[str, ...], is_same: bool
+) -> None:
+    was = {"copy": Identity("copy at a:1", at="copy in n1", names=("n1", "n2", "n3"))}
+    for at in ("copy in n2", ""):
+        now = {"copy": Identity("copy at b:1", at=at, names=left)}
+        assert (other_tables(was, now) is None) == is_same
 
 
 @pytest.mark.parametrize("told", [(True, False), (False, True), (False, False)])

@@ -700,6 +700,31 @@ def test_a_copy_in_another_cluster_is_another_table_and_is_not_taken_for_a_recre
     )
 
 
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_cluster_that_was_emptied_and_lost_the_node_that_it_was_called_by_is_the_same_one(
+    build: Build, begins: bool
+) -> None:
+    """Also if the url named that node. ``begins``: the note is made again, and the run is killed before it says so."""
+    with RedisCluster(replicas=0) as cluster:
+        before = opened(build(cluster)).identities([table()])
+        gone = min(cluster.nodes, key=lambda node: cluster.ids[node])
+        others = [node for node in cluster.nodes if node is not gone]
+        cluster.empty()
+        cluster.move([n for first, last in cluster.slots(gone) for n in range(first, last + 1)], gone, others[0])
+        gone.kill()
+        for node in others:
+            with node.client() as client:
+                client.execute_command("CLUSTER", "FORGET", cluster.ids[gone])
+        later = build(cluster, url=f"redis+cluster://127.0.0.1:{others[0].port}")
+        if begins:
+            opened(later)
+        now = later.identities([table()])
+        assert other_tables(before, now) is None
+        assert bool(list(recreated_tables(before, now))) == begins, "or it is gone"
+        elsewhere = later.identities([Table("contract", PK, {"prefix": "other:"})])
+        assert other_tables(before, elsewhere) is not None
+
+
 def test_the_plan_names_the_hashes_that_hold_the_counts_of_slots_until_they_are_there(
     cluster: RedisCluster, build: Build
 ) -> None:
