@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from connectors.delta import catalog
+from connectors.delta.background import Background
 from connectors.delta.encode import Encoded, Encoder, encode
 from connectors.delta.errors import Conflict
 from connectors.delta.maintenance import Maintenance
@@ -61,6 +62,7 @@ class Delta(ComparesByTable):
         self._storage = Storage(options)
         self._in_doubt = InDoubtWindow()
         self._open: dict[str, _Open] = {}
+        self._background = Background()
 
     @property
     def in_doubt(self) -> InDoubtWindow:
@@ -184,7 +186,14 @@ class Delta(ComparesByTable):
         return _Open(encoder, TableWriter(of, stored, tombstones), maintenance)
 
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
-        """GapFound if a table was removed or replaced. Looks after the files of those for which it is time."""
+        """GapFound if a table was removed or replaced. Looks after the files of those for which it is time.
+
+        Unfinished while that goes on; the next call waits for it.
+        """
+        self._background.result(self._open, self._recheck, f"the compaction in {self._options.path}")
+        return []
+
+    def _recheck(self) -> None:
         for opened in self._open.values():
             for stored in (opened.writer.stored, opened.writer.tombstones.stored):
                 table = stored.found()
@@ -193,9 +202,13 @@ class Delta(ComparesByTable):
                 stored.require_same(table)
             if opened.maintenance.is_due():
                 opened.maintenance.run()
-        return []
 
     def write(self, batch: Batch) -> Outcome:
+        """As in the contract. Unfinished while a commit goes on: the run saves a heartbeat, and calls again."""
+        outcome: Outcome = self._background.result(batch, lambda: self._written(batch), "a commit")
+        return outcome
+
+    def _written(self, batch: Batch) -> Outcome:
         encoded = self.encode(batch)
         if encoded.rejections:
             return Outcome(encoded.rejections)
@@ -224,7 +237,7 @@ class Delta(ComparesByTable):
         found = self._older(of, below, spares)
         if found:
             writes = [Delete(table.name, id, below, id, 0) for id in found]
-            self.write(Batch([Part("", writes)], tombstones=True))
+            self._written(Batch([Part("", writes)], tombstones=True))
         return len(found)
 
     def _older(self, of: TableSchema, below: int, spares: Sparing) -> list[DocumentId]:
@@ -247,16 +260,20 @@ class Delta(ComparesByTable):
         return TableVerification(of, Encoder(of), self._stored(of), self._tombstones(of))
 
     def close(self) -> None:
+        self._background.settle()
         self._open = {}
         self._storage.close()
 
     def _stored(self, of: TableSchema) -> StoredTable:
+        """For what is not done in the background: one thread at a time uses a table."""
+        self._background.settle()
         opened = self._open.get(of.name)
         if opened is not None and opened.writer.shape == of:
             return opened.writer.stored
         return StoredTable(self._storage, self._storage.place(of.name), self._pipeline)
 
     def _tombstones(self, of: TableSchema) -> Tombstones:
+        self._background.settle()
         opened = self._open.get(of.name)
         if opened is not None and opened.writer.shape == of:
             return opened.writer.tombstones

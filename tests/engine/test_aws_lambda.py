@@ -244,6 +244,10 @@ def test_an_empty_variable_names_no_target(path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("LAMBDA_TASK_ROOT", str(path.parent))
     monkeypatch.setenv("REPLICATOR_TARGET", "")
     assert contextvars.copy_context().run(aws_lambda._started).target is None
+    path.write_text(SEVERAL)
+    monkeypatch.setattr(aws_lambda, "_container", None)
+    aws_lambda.packaged_for("warehouse")
+    assert contextvars.copy_context().run(aws_lambda._started).target == "warehouse"
 
 
 def test_a_command_that_a_targets_function_advises_names_the_target(

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -27,6 +28,7 @@ from replicator.config.engine import Lambda
 from replicator.config.settings import Config, Source
 from replicator.config.target import Destination
 from replicator.errors import NotPermitted, TransientError
+from replicator.operations import check_lambda
 from replicator.operations.check_lambda import Asked, lambda_findings, of_configuration, of_function, of_schedules
 from replicator.operations.check_offline import gathered
 from replicator.operations.finding import Finding, exit_code
@@ -233,7 +235,7 @@ def test_a_function_with_the_variable_of_another_target_is_a_problem(client: Any
         assert configuration is not None
         return list(of_configuration(configuration, replace(ASKED, target="shop")))
 
-    assert said({}) == said({"REPLICATOR_TARGET": "shop"}) == []
+    assert said({}) == said({"REPLICATOR_TARGET": "shop"}) == said({"REPLICATOR_TARGET": ""}) == []
     (finding,) = said({"REPLICATOR_TARGET": "warehouse", "URL": "secret"})
     assert (finding.verdict, finding.subject) == ("problem", "engine.function")
     assert finding.text.startswith("REPLICATOR_TARGET of orders-copy is warehouse")
@@ -440,6 +442,22 @@ def test_without_the_functions_name_nothing_is_asked_and_check_says_so() -> None
     assert note.verdict == "note"
     assert note.text.startswith("not checked: the function and its event source mapping")
     assert note.do == "engine.function: NAME"
+
+
+def test_the_function_of_one_of_several_targets_is_asked_about_that_target(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Asked] = []
+    monkeypatch.setattr(boto, "connect_lambda", lambda access: client)
+
+    def of(*given: Any) -> list[Finding]:
+        asked.append(given[-1])
+        return []
+
+    monkeypatch.setattr(check_lambda, "of_function", of)
+    of_several: Any = SimpleNamespace(name="shop")
+    list(lambda_findings(replace(config("orders-shop"), of_targets=of_several), STREAM))
+    assert [one.target for one in asked] == ["shop"]
 
 
 def test_a_response_that_is_not_from_aws_is_transient(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,11 @@ import pytest
 
 from replicator.aws.prices import PRICES
 from replicator.config.engine import Lambda, Local
+from replicator.config.settings import Config, Source
+from replicator.config.target import Destination
 from replicator.config.verification import Verify
 from replicator.operations import estimate as estimates
-from replicator.operations.estimate import Facts, Limits, Range, calculated, estimate_each, idle_requests
+from replicator.operations.estimate import Facts, Limits, Range, calculated, estimate_each, idle_requests, limits_of
 from replicator.options import Options
 
 FACTS = Facts(
@@ -64,6 +66,15 @@ def test_on_aws_lambda_there_is_no_polling_but_two_requests_for_a_batch_at_most(
     assert still.low == 0
     assert still.high == pytest.approx(scheduled)
     assert still.high < idle_requests(None, month).low
+
+
+def test_the_engine_of_the_config_decides_what_the_stream_costs() -> None:
+    def function(engine: Lambda | Local) -> bool:
+        target = Destination("memory", None, None, {})  # type: ignore[arg-type]
+        return limits_of(Config("orders", Source(table="orders", region="eu-west-1"), target, engine=engine)).function
+
+    assert function(Lambda())
+    assert not function(Local())
 
 
 def test_each_function_on_aws_lambda_reads_the_stream_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,61 @@
+"""Work that may take longer than a run can be without a heartbeat: a merge or a compaction of a large table."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from replicator.errors import Unfinished
+
+PATIENCE = 5.0  # seconds to wait for it at once
+
+
+class Background:
+    """Does one piece of work at a time, on a thread of its own. The client lets other threads run meanwhile.
+
+    ``patience``: seconds to wait at once; None: without limit.
+    """
+
+    def __init__(self, patience: float | None = PATIENCE) -> None:
+        self.patience = patience
+        self._of: object = None
+        self._thread: threading.Thread | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def result(self, of: object, work: Callable[[], Any], what: str) -> Any:
+        """What ``work`` returns or raises. Unfinished, with ``what`` goes on, until the call that finds it done.
+
+        The work is begun unless that of the same object is in progress; that of another one is waited for.
+        """
+        if self._thread is None or self._of is not of:
+            self.settle()
+            self._begin(of, work)
+        assert self._thread is not None
+        self._thread.join(self.patience)
+        if self._thread.is_alive():
+            raise Unfinished(f"{what} goes on")
+        self._thread = self._of = None
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def settle(self) -> None:
+        """Wait until nothing is in progress. What that returned or raised is dropped: it is done again, or obsolete."""
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = self._of = None
+
+    def _begin(self, of: object, work: Callable[[], Any]) -> None:
+        def run() -> None:
+            try:
+                self._result = work()
+            except BaseException as e:  # raised where the result is asked for
+                self._error = e
+
+        self._of, self._result, self._error = of, None, None
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(run,), name="delta", daemon=True)
+        self._thread.start()
