@@ -293,6 +293,13 @@ class Server:
         self.ask(packed(b"PING"))
 
     @property
+    def serving(self) -> str:
+        """The run id, and the replication id that it had before it last became the primary, if it was none before: as
+        of the last INFO. See ``is_still``."""
+        previous = previous_history(self.info)
+        return f"{self.run_id}:{previous}" if previous else self.run_id
+
+    @property
     def scan_id(self) -> str:
         """Cursors of scans are valid as long as it is the same."""
         return self.run_id
@@ -369,6 +376,20 @@ def refused_again(error: ReplicatorError, server: str) -> ReplicatorError:
             "run with the new one"
         )
     return error
+
+
+def previous_history(info: Mapping[str, str]) -> str:
+    """The replication id that a server had before it became the primary; empty if it always was, or forgot it."""
+    return info.get("master_replid2", "") if info.get("master_replid2", "").strip("0") else ""
+
+
+def is_still(noted: str, now: str) -> bool:
+    """Whether servers are those that were noted: no process is another one, and none became the primary again since.
+
+    A primary without replicas forgets its previous replication id after an hour: that is no change.
+    """
+    before, after = (dict(one.partition(":")[::2] for one in text.split(",")) for text in (noted, now))
+    return before.keys() == after.keys() and all(after[run] in ("", before[run]) for run in after)
 
 
 def is_late_since(start: float) -> Callable[[], bool]:

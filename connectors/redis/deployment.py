@@ -57,7 +57,10 @@ class OneServer:
             raise TransientError(f"{self.store} has another primary now; connecting to it")
 
     def compare(self) -> None:
+        """No batch may be in flight."""
         self.store.connect()
+        if self.batches.is_open and self.batches.serving != self.store.serving:
+            self.batches.close()  # what it notes with each batch is of before
         self.tally.read(self.store.ask(*self.tally.commands(self.store, 0)))
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from connectors.redis.cleanup import pages
-from connectors.redis.connection import Server, packed
+from connectors.redis.connection import Server, is_still, packed
 from connectors.redis.errors import IN_CLUSTER, failure
 from connectors.redis.layout import TABLES, Layout, note_of, overlapping
 from connectors.redis.routing import Cluster
@@ -30,8 +30,8 @@ _OLDEST = (6, 2)  # SET with EXAT
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """``server``: the run id of the server when the last batch was stored; a new one after each restart. ``place``:
-    tells clusters apart, whatever happens to the ``id``; empty if there is none.
+    """``server``: which one it was when the last batch was stored: see ``is_still``. ``place``: tells clusters apart,
+    whatever happens to the ``id``; empty if there is none.
     """
 
     pipeline: str
@@ -63,7 +63,9 @@ def write(store: Store, layout: Layout, pipeline: str, epoch: int, *, trusted: b
     """
     store.connect()
     new, now = uuid.uuid4().hex.encode(), b"%d" % (time.time_ns() // 1_000_000_000)
-    run, trust = store.run_id.encode(), b"1" if trusted else b"0"
+    (noted_server,) = store.keyed((b"HGET", layout.note, b"server"))
+    is_noted = noted_server is not None and is_still(noted_server.decode(), store.serving)
+    run, trust = noted_server if is_noted else store.serving.encode(), b"1" if trusted else b"0"
     store.keyed((b"SADD", TABLES, layout.prefix))  # one without a note counts for nothing
     place = store.name.encode() if isinstance(store, Cluster) else b""
     given = [pipeline.encode(), b"%d" % epoch, new, run, trust, now, place, found.encode()]
@@ -89,7 +91,7 @@ def identity(store: Store, layout: Layout, note: Note | None, *, trusted: bool, 
         return Identity(place, known=False, names=names)
     is_named = isinstance(store, Cluster) and note.place  # whichever nodes url names
     at = _in_cluster(layout, note.place) if is_named else ""
-    restarted = not trusted and note.server != store.run_id
+    restarted = not trusted and not is_still(note.server, store.serving)
     id = f"{note.id} {tallies}".rstrip()
     if restarted or note.is_marked:
         id += f" {'after a restart' if restarted else 'after a loss'} {uuid.uuid4().hex}"

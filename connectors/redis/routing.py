@@ -18,7 +18,17 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from connectors.redis.cluster import SLOTS, Place, Seeds, View, latest, slot_of, some, view
-from connectors.redis.connection import Address, ScriptCall, Sent, Server, call, loading, packed, refused_again
+from connectors.redis.connection import (
+    Address,
+    ScriptCall,
+    Sent,
+    Server,
+    call,
+    loading,
+    packed,
+    previous_history,
+    refused_again,
+)
 from connectors.redis.errors import Redirected, failure, unanswered
 from connectors.redis.moves import Standing
 from connectors.redis.options import RedisOptions
@@ -100,6 +110,10 @@ class Cluster:
     def run_id(self) -> str:
         """Of all primaries that have slots."""
         return ",".join(sorted(node.run_id for node in self.nodes()))
+
+    @property
+    def serving(self) -> str:
+        return ",".join(sorted(node.serving for node in self.nodes()))
 
     @property
     def scan_id(self) -> str:
@@ -242,7 +256,7 @@ class Cluster:
         ids = {node.place: id for id, node in self.view.nodes.items() if not node.of}
         primaries = [*self.nodes(), *(node for node in self._idle.values() if _is_informed(node))]
         found = {id: node for node in primaries if (id := ids.get(node.address.node or ("", 0))) is not None}
-        before = {id: previous for id, node in found.items() if (previous := _previous(node.info))}
+        before = {id: previous for id, node in found.items() if (previous := previous_history(node.info))}
         histories = {id: node.info.get("master_replid", "") for id, node in found.items()}
         continued = self._continued(last, histories, before) if last is not None else {}
         found = {id: node for id, node in found.items() if id not in continued}
@@ -451,11 +465,6 @@ class Cluster:
         return list(found.values())
 
 
-def _previous(info: Mapping[str, str]) -> str:
-    """The replication id that a node had before; empty if it had none."""
-    return info.get("master_replid2", "") if info.get("master_replid2", "").strip("0") else ""
-
-
 def has_continued(info: Mapping[str, str], history: str, after: str) -> bool | None:
     """Whether the primary that took over has everything that this node had; None if that is not decided yet.
 
@@ -465,7 +474,7 @@ def has_continued(info: Mapping[str, str], history: str, after: str) -> bool | N
     """
     if info.get("role") != "slave" or info.get("master_replid") == history:
         return None if info.get("master_sync_in_progress", "0") == "0" else False
-    return _previous(info) == history and info.get("master_replid") == after
+    return previous_history(info) == history and info.get("master_replid") == after
 
 
 def _is_informed(node: Server) -> bool:

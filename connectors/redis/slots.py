@@ -185,7 +185,7 @@ class SlotTally:
         arrived = self._moves.look(standing) if self._moves is not None else []
         of, at = self._compared
         is_full = of != cluster.opened or not 0 <= now - at < _REFRESHED
-        of, servers = cluster.opened, cluster.run_id.encode()
+        of, servers = cluster.opened, cluster.serving.encode()
         self._compare(cluster, range(SLOTS) if is_full else _one_of_each(cluster), now)
         if self._moves is not None:
             self._doubt(cluster, self._moves.doubtful)

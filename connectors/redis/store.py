@@ -12,8 +12,8 @@ from connectors.redis.scripts import Script
 class Store(Protocol):
     """``opened`` changes when keys that a scan has yet to find may be where it has been.
 
-    ``run_id``: of the server, or of all primaries; another one after each restart and failover. ``place``: the server
-    and the database.
+    ``run_id``: of the server, or of all primaries; another one after each restart and failover. ``serving``: the same,
+    and also another one if a server was replaced for a time only. ``place``: the server and the database.
     """
 
     @property
@@ -22,6 +22,8 @@ class Store(Protocol):
     def opened(self) -> int: ...
     @property
     def run_id(self) -> str: ...
+    @property
+    def serving(self) -> str: ...
     @property
     def scan_id(self) -> str: ...
     def connect(self) -> None: ...

@@ -65,7 +65,7 @@ class Tally:
         if not self.tables:
             return []
         counts = self.id.encode(), b"%d" % self.batches, b"%d" % step
-        of = self.pipeline.encode(), b"%d" % self.epoch, server.run_id.encode() if self.certain else b""
+        of = self.pipeline.encode(), b"%d" % self.epoch, server.serving.encode() if self.certain else b""
         own = self.token.encode(), b"%d" % self.own, b"%d" % (time.time_ns() // 1_000_000_000)
         keys = [*(table.note for table in self.tables), TABLES]
         return [loading(MARK), call(MARK, keys, [*counts, *of, *own, *(table.prefix for table in self.tables)])]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
-from connectors.redis.connection import Sent, Server
+from connectors.redis.connection import Sent, Server, is_still
 from connectors.redis.deployment import OneServer
 from connectors.redis.errors import code_in, failure
 from connectors.redis.layout import layout
@@ -29,6 +29,7 @@ from replicator.testing.contract import at, batch, put, remove, table
 from replicator.testing.contract.kit import PAIR, PK, built, exhaust
 from replicator.version import FIRST_EPOCH
 from tests.connectors.redis import redis_kit as kit
+from tests.end_to_end.pipeline import eventually
 from tests.servers.redis import RedisServer
 
 Build = Callable[..., Redis]
@@ -562,6 +563,66 @@ def test_a_restart_between_two_runs_is_a_gap_unless_the_server_is_trusted(
     target.close()
     server.restart()
     assert bool(list(recreated_tables(before, build(trust_restarts=trusted).identities([table()])))) != trusted
+
+
+@pytest.mark.parametrize("during", [False, True])
+def test_a_server_that_was_replaced_for_a_time_is_a_gap_between_two_runs_although_its_process_lives_on(
+    build: Build, during: bool
+) -> None:
+    """It was cut off, another one took over, and it took over again. ``during``: a run saw that, and lacks nothing."""
+    with RedisServer() as own, RedisServer() as other:
+        _replicate(other, own)
+        target = build(**kit.options(own))
+        target.open([table()], FIRST_EPOCH)
+        target.write(batch(put({"pk": "a"}, 1)))
+        eventually(lambda: set(kit.documents(other, table())) == {("a",)}, "the other one has received it")
+        _replicate(other, None)
+        if not during:
+            target.write(batch(put({"pk": "b"}, 2)))
+        before = target.identities([table()])
+        _replicate(own, other)
+        _replicate(own, None)
+        assert set(kit.documents(own, table())) == {("a",)}
+        if during:
+            for _ in range(2):
+                assert target.recheck([table()]) == []
+                target.write(batch(put({"pk": "c"}, 3)))
+        later = build(**kit.options(own))
+        assert bool(list(recreated_tables(before, later.identities([table()])))) != during
+        if not during:
+            later.open([table()], FIRST_EPOCH)
+            assert "may have lost the last changes of the run before" in lost(later)
+
+
+def _replicate(server: RedisServer, primary: RedisServer | None) -> None:
+    """Until it has everything; None: no more."""
+    with server.client() as client:
+        if primary is None:
+            client.replicaof("NO", "ONE")
+            return
+        client.replicaof("127.0.0.1", str(primary.port))
+        eventually(lambda: client.info("replication").get("master_link_status") == "up", "it has everything")
+
+
+@pytest.mark.parametrize(
+    ("noted", "now", "same"),
+    [
+        ("a", "a", True),
+        ("a", "a:x", False),
+        ("a:x", "a:x", True),
+        ("a:x", "a:y", False),
+        ("a:x", "a", True),
+        ("a,b:x", "a,b:x", True),
+        ("a,b", "a:x,b", False),
+        ("a,b", "a,c", False),
+        ("a,b", "a", False),
+        ("", "a", False),
+    ],
+)
+def test_servers_are_still_those_that_were_noted_unless_one_restarted_or_took_over_again(
+    noted: str, now: str, same: bool
+) -> None:
+    assert is_still(noted, now) == same
 
 
 # what a server or its keys are refused for
