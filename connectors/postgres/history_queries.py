@@ -17,8 +17,9 @@ from psycopg import sql
 from connectors.postgres import catalog
 from connectors.postgres.cleanup import FROM_TEXT, as_text
 from connectors.postgres.history import allow_joins, kept_since, last_of
-from connectors.postgres.history_note import base_of, since
+from connectors.postgres.history_note import base_of, keep_partitions, since
 from connectors.postgres.table_schema import KeyColumn, TableSchema, history_of
+from replicator.errors import ConfigError
 from replicator.items.attributes import canonical_number
 from replicator.key import KeyAttribute, KeySchema, key_text
 from replicator.target.contract import OWN_IDS
@@ -159,7 +160,10 @@ def as_of(
     at: float,
     epochs: tuple[int, int],
 ) -> Iterator[State]:
-    """The documents as of a time, by key. ``epochs``: see ``KeepsHistory``."""
+    """The documents as of a time, by key. ``epochs``: see ``KeepsHistory``.
+
+    ConfigError if changes up to that time have been removed meanwhile.
+    """
     query = sql.SQL(_AS_OF).format(
         history=history_of(shape).qualified,
         base=base_of(shape).qualified,
@@ -171,8 +175,12 @@ def as_of(
         same_as_next=_same(keys, "n"),
     )
     given = {"at": at, "first": epochs[0], "end": epochs[1]}
-    for row in _pieces(connection, query, given, joins=True):
-        yield State(_key(keys, row[: len(keys)]), *row[len(keys) :])
+    with connection.transaction():
+        keep_partitions(connection, [shape])
+        if (removed := kept_since(connection, shape)) is not None and at < removed:
+            raise ConfigError(f"changes before {_utc(removed)} have just been removed (history: keep)")
+        for row in _pieces(connection, query, given, joins=True):
+            yield State(_key(keys, row[: len(keys)]), *row[len(keys) :])
 
 
 def _pieces(

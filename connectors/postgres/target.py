@@ -207,18 +207,24 @@ class Postgres(ComparesByTable):
                 self._partitions.know(shape, history.add_partitions(connection, shape, times))
 
     def retain(self, tables: Sequence[Table]) -> bool:
-        removed = False
+        removed, held = False, None
         for shape in self._shapes(tables):
-            if not shape.history:
-                continue
-            with self._exclusively() as connection:
-                self._checkpoints.check_claims(connection)  # another run may keep changes for longer
-                connection.execute(_BRIEFLY)
-                there = history.add_partitions(connection, shape, history.current_days(connection))
-                rest = history.remove_oldest(connection, shape) if shape.keep is not None else None
-            removed = removed or rest is not None
-            self._partitions.know(shape, there if rest is None else rest)
+            try:
+                removed = (shape.history and self._retain(shape)) or removed
+            except TransientError as e:  # the others are not held
+                held = e
+        if held is not None and not removed:
+            raise held
         return removed
+
+    def _retain(self, shape: TableSchema) -> bool:
+        with self._exclusively() as connection:
+            self._checkpoints.check_claims(connection)  # another run may keep changes for longer
+            connection.execute(_BRIEFLY)
+            there = history.add_partitions(connection, shape, history.current_days(connection))
+            rest = history.remove_oldest(connection, shape) if shape.keep is not None else None
+        self._partitions.know(shape, there if rest is None else rest)
+        return rest is not None
 
     def ready(self) -> bool:
         return not self._session.in_flight or self._session.ready()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -203,9 +202,11 @@ class Cleanup:
             return False
         self.delivery.settle()
         self._retained_until = now + RETAIN_INTERVAL
-        with contextlib.suppress(TransientError):
+        try:
             if target.retain(self.tables):
                 self._retained_until = now
+        except TransientError as e:
+            log.warning("history not removed", extra={"reason": str(e)})
         return True
 
     def _save_repair(self, save: Save, after: tuple[Repair, int] | None) -> None:

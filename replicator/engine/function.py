@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -240,11 +239,13 @@ class Function:
         following = state is not None and state.stage == stages.FOLLOWING
         if not with_history(tables) or not following or not isinstance(target, KeepsHistory):
             return
-        with suppress(TransientError):
+        try:
             while target.retain(tables):
                 log.info("history removed", extra={"reason": "older than is kept"})
                 if self._environment.stop.is_set():
                     break
+        except TransientError as e:
+            log.warning("history not removed", extra={"reason": str(e)})
 
     def _check_stream(self, arn: str, view: CheckpointView) -> None:
         """Whether events of the stream ``arn`` may be stored in the epoch, which is bound to a stream.

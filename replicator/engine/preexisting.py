@@ -71,7 +71,9 @@ def history_losses(view: CheckpointView, target: object, tables: Sequence[Table]
     state = view.pipeline
     if state is None or not isinstance(target, KeepsHistory) or not with_history(tables):
         return ()
-    return target.history_losses(tables, state.epoch, scanned=state.scan_started is not None)
+    # After an accepted hook change, a repair may have added documents that neither the scan nor a change made.
+    scanned = state.scan_started is not None and not state.mixed
+    return target.history_losses(tables, state.epoch, scanned=scanned)
 
 
 def _epochs(view: CheckpointView, target: Target, tables: Sequence[Table]) -> Mapping[str, int | None]:

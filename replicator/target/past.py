@@ -67,7 +67,8 @@ class KeepsHistory(Protocol):
     def retain(self, tables: Sequence[Table]) -> bool:
         """Make room for the changes of the next days, and remove some that are older than is kept; whether any were.
 
-        TransientError if readers hold the history. Called about once an hour, with no batch in flight.
+        TransientError if nothing was, because readers hold a history. Called about once an hour, with no batch in
+        flight.
         """
 
     def history_epoch(self, tables: Sequence[Table]) -> int:
@@ -92,5 +93,6 @@ class KeepsHistory(Protocol):
     def history_as_of(self, table: Table, key: str | None, at: float, epochs: tuple[int, int]) -> Iterator[State]:
         """The documents as of a time, of one item or (None) all.
 
-        ``epochs``: the one that tells the state at that time, and the next one. ValueError as above.
+        ``epochs``: the one that tells the state at that time, and the next one. ValueError as above; ConfigError if
+        changes up to that time have been removed since ``history_extent`` was read.
         """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -12,10 +14,12 @@ import pytest
 from connectors.postgres import history, history_note
 from connectors.postgres.table_schema import TableSchema, shapes
 from replicator.batch import Batch, Part, Past
-from replicator.errors import Fenced, TransientError
+from replicator.engine.cleanup import Cleanup
+from replicator.errors import ConfigError, Fenced, TransientError
 from replicator.key import KeyAttribute, KeySchema
 from replicator.state import Owner
 from replicator.target.contract import Table
+from replicator.target.past import Extent
 from replicator.version import version
 from tests.cli.command_line import World
 from tests.connectors.postgres.history_kit import keep_history
@@ -29,10 +33,10 @@ PARTITIONS = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'orders_history
 NOTE = "SELECT obj_description('orders_history_base'::regclass, 'pg_class')"
 
 
-def add_partition(world: World, day: int) -> None:
+def add_partition(world: World, day: int, table: str = "orders") -> None:
     execute(
         world,
-        f"CREATE TABLE orders_history_200101{day:02} PARTITION OF orders_history "
+        f"CREATE TABLE {table}_history_200101{day:02} PARTITION OF {table}_history "
         f"FOR VALUES FROM ('2001-01-{day:02}T00:00:00Z') TO ('2001-01-{day + 1:02}T00:00:00Z')",
     )
 
@@ -113,3 +117,52 @@ def test_a_partition_that_was_moved_to_another_schema_is_removed_in_time(kept: W
     assert kept.rows("SELECT 1 FROM pg_tables WHERE schemaname = 'archive'") == []
     assert kept.rows("SELECT id FROM orders_history_base") == [("old",)]
     kept.catch_up()
+
+
+def test_a_time_is_refused_whose_changes_were_removed_since_it_was_allowed(kept: World) -> None:
+    """The base has only what each document was last before the removed time's end."""
+    add_partition(kept, 10)
+    reader = target(kept.postgres, "orders")
+    assert reader.history_extent(ORDERS) == Extent(1024)
+    assert target(kept.postgres, "orders").retain([ORDERS])
+    with pytest.raises(ConfigError, match=r"changes before 2001-01-11T00:00:00.* have just been removed"):
+        list(reader.history_as_of(ORDERS, None, 979171199.0, (1024, 1025)))
+    assert len(list(reader.history_as_of(ORDERS, None, 4e9, (1024, 1025)))) == 1
+
+
+def test_a_history_that_is_held_keeps_no_other_from_being_removed(
+    kept: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the log says so: a session that was forgotten may hold it for good."""
+    others = replace(ORDERS, name="others")
+    run = target(kept.postgres, "orders")
+    run.open([ORDERS, others], 1024)
+    for table in ("orders", "others"):
+        add_partition(kept, 10, table)
+    with kept.postgres.connect() as reader, reader.transaction():
+        reader.execute("SELECT count(*) FROM orders_history")
+        assert run.retain([ORDERS, others])
+        with pytest.raises(TransientError):
+            run.retain([ORDERS, others])
+        cleaning: Any = SimpleNamespace(mapping=SimpleNamespace(histories=True), settle=lambda: None)
+        cleanup: Any = Cleanup(run, run.checkpoints, [ORDERS, others], cleaning, cleaning, cleaning, float, float, None)
+        assert cleanup._retains_history()
+    (logged,) = [record for record in caplog.records if record.message == "history not removed"]
+    assert "holds a lock" in vars(logged)["reason"]
+    assert not kept.has_table("others_history_20010110")
+    assert run.retain([ORDERS, others])
+
+
+def test_documents_that_a_repair_adds_after_a_hook_change_are_no_loss(world: World) -> None:
+    """The history has no change of them: the source has not changed."""
+    keep_history(world)
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "a", "n": 1})
+    world.hook("def hook(item):\n    return None\n")
+    world.catch_up()
+    world.hook("def hook(item):\n    return {'n': int(item['n'])}\n")
+    world.catch_up("--accept-hook-change")
+    # As verify --repair does: an item that is missing gets the version of the scan.
+    execute(world, """INSERT INTO orders VALUES ('a', '{"n": 1}', 1024::bigint << 48)""")
+    assert world.call("check", world.config)[0] == 0
+    world.catch_up()
