@@ -27,6 +27,7 @@ from replicator.engine.parked_limits import ParkedWatch
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import stages
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.coordination import Claimant, has_given, window_of_claim
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.scan import ReadBudget
@@ -67,6 +68,7 @@ class Worker:
         self._post, self._owner, self._connect, self._environment = post, owner, connect, environment
         self._resources = ExitStack()
         self._held: SlotRun | None = None
+        self._waiting: RunContext | None = None  # while the slot cannot be claimed
         self._lingers: float | None = LONGEST_IN_DOUBT  # of what this process sent under its last claim
         self._claimed_before = False
 
@@ -120,6 +122,13 @@ class Worker:
             self._fenced(e)
 
     def _claim(self) -> bool:
+        """While it waits for its turn it keeps its connections, and claims nothing. It claims over new ones, which know
+        the table as it is then.
+        """
+        if self._waiting is not None:
+            if not may_be_claimed(self._waiting, self._post, self._environment):
+                return False
+            self._release()
         context = self._resources.enter_context(self._connect())
         try:
             lingers = self._lingers if self._claimed_before else math.nan
@@ -130,7 +139,7 @@ class Worker:
             self._release()
             raise
         if self._held is None:
-            self._release()
+            self._waiting = context
             return False
         self._claimed_before = True
         return True
@@ -147,7 +156,7 @@ class Worker:
     def _release(self) -> None:
         if self._held is not None:
             self._held.close()
-        self._held = None
+        self._held = self._waiting = None
         self._resources.close()
 
 
@@ -369,6 +378,15 @@ class SlotRun:
         if not isinstance(self._context.target, Transactional):
             with contextlib.suppress(TransientError):
                 self._context.checkpoints.save([Save("pulse", self._post.slot, None, encode(self._heartbeat()))])
+
+
+def may_be_claimed(context: RunContext, post: Post, environment: Environment) -> bool:
+    """Whether an epoch has begun, and something is given to slots; or another run has, which a claim then notices."""
+    retrying = RetryPolicy(environment.stop, environment.waiting, environment.now, environment.random)
+    if not _has_begun(retrying(context.checkpoints.pipeline, asks="checkpoints")):
+        return False
+    claimed = retrying(context.checkpoints.read, asks="checkpoints")
+    return claimed.revision != post.run or has_given(CheckpointView(claimed).slots, post.run)
 
 
 def _has_begun(state: PipelineState | None) -> bool:

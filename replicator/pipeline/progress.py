@@ -172,6 +172,7 @@ def workers_of(
     noted = slots.get(COORDINATOR)
     if noted is None or noted.begun != run or any(lanes.is_lane(s.slot) for s in shards.values() if not s.ended):
         return ()
+    heartbeats = {slot: beat for slot, beat in heartbeats.items() if not slot or _is_of(beat, owners.get(slot))}
     beats = {COORDINATOR: heartbeats.get(""), **heartbeats}
     own = heartbeats.get("")
     restarts = own.restarts if own is not None else {}
@@ -182,6 +183,11 @@ def workers_of(
         _worker(slot, owners.get(slot), beats.get(slot), (given[0][slot], given[1][slot]), restarts, now)
         for slot in (COORDINATOR, *sorted(busy, key=lambda slot: (len(slot), slot)))
     )
+
+
+def _is_of(heartbeat: Heartbeat, owner: Owner | None) -> bool:
+    """Whether it is not known to be that of an earlier worker of the slot."""
+    return owner is None or not owner.run or not heartbeat.who or heartbeat.who == owner.who
 
 
 def _is_up(heartbeat: Heartbeat | None, now: float) -> bool:

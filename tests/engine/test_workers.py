@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -15,10 +16,11 @@ import pytest
 from replicator.batch import Batch, DocumentId, Outcome, Upsert
 from replicator.checkpoints.contract import Claimed
 from replicator.engine import preexisting
+from replicator.engine.context import RunContext
 from replicator.engine.coordinator import COORDINATOR, Coordinator
 from replicator.engine.local import Driver
 from replicator.engine.startup import RESUMING, digest
-from replicator.engine.worker import Worker
+from replicator.engine.worker import Post, Worker
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.hooks.hook import Hook
 from replicator.key import Key
@@ -143,6 +145,48 @@ def test_a_later_run_replaces_the_coordinator_and_all_workers_of_the_earlier_one
     cluster.write("k", 1)
     cluster.settle()
     assert cluster.stored == cluster.wanted
+
+
+def test_a_worker_that_waits_keeps_its_connections_and_claims_nothing() -> None:
+    cluster = Cluster()
+    cluster.coordinator = Coordinator(
+        cluster.context(), cluster.owner("coordinator"), cluster.environment(), cluster.slots
+    )
+    opened, closed = list[RunContext](), list[RunContext]()
+
+    @contextlib.contextmanager
+    def connect() -> Iterator[RunContext]:
+        opened.append(cluster.context())
+        yield opened[-1]
+        closed.append(opened[-1])
+
+    post = Post("0", cluster.running.revision, len(cluster.slots))
+    worker = Worker(post, cluster.owner("worker 0"), connect, cluster.environment())
+    for _ in range(20):
+        assert not worker.step()
+    assert (len(opened), len(closed)) == (1, 0)
+    before = dict(cluster.database.entries)
+    assert not worker.step()
+    assert dict(cluster.database.entries) == before
+    cluster.running.start(RESUMING)
+    cluster.workers["0"] = worker
+    for _ in range(100):
+        cluster.round()
+    assert (len(opened), closed) == (2, opened[:1])
+    worker.close()
+    assert closed == opened
+
+
+def test_a_worker_that_waits_ends_once_another_run_has_begun() -> None:
+    cluster = Cluster()
+    cluster.coordinator = Coordinator(
+        cluster.context(), cluster.owner("coordinator"), cluster.environment(), cluster.slots
+    )
+    worker = cluster.worker("0")
+    assert not worker.step()
+    cluster.start()
+    with pytest.raises(Fenced):
+        worker.step()
 
 
 def store(cluster: Cluster, state: PipelineState) -> None:

@@ -91,6 +91,25 @@ def test_a_run_with_workers_shows_who_has_what_and_what_each_waits_for() -> None
     assert as_values(seen(later))["workers"] is None
 
 
+def test_a_worker_that_has_claimed_its_slot_is_not_up_because_the_one_before_was() -> None:
+    """Until its own first heartbeat, and though that of the earlier one is of a moment ago."""
+    earlier, later = Owner("w", "far", 7, NOW - 60), Owner("x", "near", 8, NOW - 1)
+    entries: dict[tuple[str, str], Any] = {
+        ("owner", ""): Owner("r", "here", 1, NOW - 2),
+        ("owner", "coordinator"): Owner("c", "here", 1, NOW - 2),
+        ("slot", "coordinator"): Slot(0, "", begun=1),
+        ("owner", "1"): later,
+        ("pulse", "1"): Heartbeat(NOW - 3, "live", waiting_for="the target", who=earlier.who),
+        ("shard", "a"): replace(shard(), slot="1"),
+    }
+    (_, worker) = seen(entries).workers
+    assert (worker.is_up, worker.silent, worker.waiting_for, worker.pid) == (False, None, None, 8)
+    (_, worker) = seen({**entries, ("pulse", "1"): Heartbeat(NOW, "live", who=later.who)}).workers
+    assert (worker.is_up, worker.silent) == (True, 0.0)
+    del entries["shard", "a"]
+    assert len(seen(entries).workers) == 1, "nothing is given to the slot, and its worker has not said anything"
+
+
 @pytest.mark.parametrize(("age", "phase"), [(60, "live"), (45 * 60, "live"), (46 * 60, "stopped")])
 def test_between_two_invocations_aws_lambda_is_not_stopped(age: float, phase: str) -> None:
     handed_over = {
