@@ -277,6 +277,8 @@ class SlowWorld(World):
         self.slow = random.Random(seed)
         self.listing_time = self.slow.choice((0.1, 1.0, 2.6, 3.5))
         self.rivals = self.slow.choice((0.0, 0.3, 1.0))
+        self.twice = random.Random(seed + 1)
+        self.omits_twice = self.twice.random() > 0.5
         call = self.source.call
 
         def slowly(operation: str, request: dict[str, Any]) -> Any:
@@ -307,6 +309,19 @@ class SlowWorld(World):
             self.omitted[parent] = self.clock.now + seconds
         self.change()
 
+    def omit_twice(self) -> None:
+        """Listings omit a shard for a minute, list it for some minutes in which no invocation looks, and omit it again.
+
+        Of the two times only the second counts: the parent may have been listed between them.
+        """
+        self.omit(60.0)
+        again = {shard for shard, until in self.omitted.items() if until > self.clock.now}
+        for _ in range(3):
+            self.retry()
+        self.clock.now += ORPHAN_TIME + 60.0
+        self.omitted |= dict.fromkeys(again, self.clock.now + 30.0)
+        self.retry()
+
     def retry(self) -> None:
         """Lambda repeats what failed."""
         self.clock.now += self.slow.choice((1.0, 10.0, 60.0))
@@ -322,6 +337,8 @@ class SlowWorld(World):
             self.omit(self.slow.choice((5.0, 60.0, ORPHAN_TIME - 10.0)))
         if self.slow.random() < 0.3:
             self.retry()
+        if self.omits_twice and self.twice.random() < 0.03:
+            self.omit_twice()
 
     def finish(self) -> None:
         if self.slow.random() < 0.3 and not any(gap.repaired is None for gap in self.gaps):

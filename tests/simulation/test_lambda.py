@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +85,23 @@ def forgets_what_earlier_invocations_saw_missing(patch: Patch) -> None:
     patch.setattr(function, "ORPHAN_PAUSE", -1.0)
 
 
+def goes_on_counting_after_minutes_without_a_listing(patch: Patch) -> None:
+    """The parent may have been listed meanwhile, and be omitted again."""
+    patch.setattr(function, "ORPHAN_PAUSE", math.inf)
+
+
+def starts_the_clock_over_with_each_invocation(patch: Patch) -> None:
+    """The listings of earlier invocations count, but the minutes that they must cover begin with each one."""
+    resumed: Any = function._discovery
+
+    def begun(view: Any, now: float) -> Any:
+        found = resumed(view, now)
+        found.orphaned = {id: replace(orphan, since=now) for id, orphan in found.orphaned.items()}
+        return found
+
+    patch.setattr(function, "_discovery", begun)
+
+
 def gives_up_once_another_invocation_lists(patch: Patch) -> None:
     claim: Any = Function._claim_listing
 
@@ -110,6 +129,8 @@ NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
 
 SLOWLY_NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
     forgets_what_earlier_invocations_saw_missing: (0, "missing for good is no gap"),
+    goes_on_counting_after_minutes_without_a_listing: (1, "nothing was lost, but there are gaps"),
+    starts_the_clock_over_with_each_invocation: (0, "missing for good is no gap"),
     gives_up_once_another_invocation_lists: (1, "no invocation|for good is no gap succeeds any more"),
 }
 
