@@ -63,7 +63,12 @@ def slipped(world: Universe, act: Act) -> Slip:
 
 def _other(world: Universe, chance: random.Random, name: str, region: str) -> DynamoDB:
     """Another account's table, with a few items that are none of the copy's."""
-    found = DynamoDB(now=world.clock, random=chance, dialect=world.scenario.dialect, region=region)
+    found = DynamoDB(
+        now=lambda: world.clock() - 1.0,  # streams that begin within one millisecond have the same name
+        random=chance,
+        dialect=world.scenario.dialect,
+        region=region,
+    )
     found.create_table(name, keys={"pk": "S"}, view=world.scenario.view)
     for n in range(chance.randrange(3)):
         found.put(name, {"pk": f"other{n}", "v": n})

@@ -62,16 +62,18 @@ class Watched(MemoryRows):
         return outcome
 
     def _image(self, write: Write) -> bytes:
-        """What tells two writes of the same version apart: those of one item in several exports of a gap's repair.
+        """What tells two writes of the same version apart: those of one item in several exports of a gap's repair, and
+        those of two records, where listings had old shards mistaken for new ones until that is found to be a gap.
 
-        A refused one is looked up after them, and may be sent once more.
+        A refused one is looked up after them, and may be sent once more. What a lookup finds is newer each time.
         """
         scanned = write.version == versions.version(versions.epoch_of(write.version), 0)
+        looks_up = self._universe.scenario.view == "KEYS_ONLY"
         repaired = self._universe.scenario.repairs_gaps and scanned
-        if not repaired or not isinstance(write, Upsert):
+        if not isinstance(write, Upsert) or (scanned and not repaired) or (looks_up and not repaired):
             return b""
         state = truth.pipeline_of(self._universe.database.entries)
-        looked_up = state is not None and state.repair is not None and state.repair.looking_up
+        looked_up = repaired and state is not None and state.repair is not None and state.repair.looking_up
         return body(write.body) + (b" looked up" if looked_up else b"")
 
     def _apply(self, write: Write, *, keep: bool, same: bool = False) -> bool:
