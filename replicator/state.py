@@ -444,7 +444,7 @@ class Heartbeat:
     may still be applied; None or 0 if none can be. ``repair``: the token of the ``Repair`` for which every delete
     leaves a tombstone, "" if there is none. ``restarts``: of a run's workers, by slot, and of its coordinator.
     ``unknown``: of a worker, shards that the endpoint does not know, without any loss. ``orphaned``: behind AWS Lambda,
-    shards that listings show without their parent.
+    shards that listings show without their parent. ``orphans``: of any run, how many the last listing showed so.
     """
 
     at: float
@@ -461,6 +461,7 @@ class Heartbeat:
     restarts: Mapping[str, int] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     orphaned: Mapping[str, Orphan] = field(default_factory=dict)
+    orphans: int = 0
 
 
 FULL, SAMPLE, BY_RUN = "", "sample", "run"
@@ -482,6 +483,10 @@ class Verified:
     ``segment:NUMBER`` or ``table:NAME``: what is before them is done. ``done``: share of the work. ``found``: when the
     last difference was confirmed. ``hashed``: there were documents whose ids only have a hash of their item's key.
     ``hook``: the fingerprint of the hook that said what the documents should be. ``ttl_deletes``: the config's.
+
+    ``earlier``: differences that passes had found whose entries this one replaced, the last of them at ``found`` unless
+    this pass found others. Only the end of a pass over the whole table forgets them. ``seen``: ``found`` of each pass
+    that was known when this one began, which tells without comparing clocks what was found before; None if unknown.
     """
 
     started: float
@@ -504,14 +509,31 @@ class Verified:
     done: float = 0.0
     found: float | None = None
     ttl_deletes: str = "apply"
+    earlier: int = 0
+    seen: tuple[float, ...] | None = None
+
+    @property
+    def known(self) -> int:
+        """The differences that it has found, and those of the passes that it replaced."""
+        return self.differences + self.earlier
 
     @property
     def unrepaired(self) -> int:
-        return self.differences - self.repaired
+        return self.known - self.repaired
 
-    def found_since(self, moment: float) -> bool:
-        """Whether the pass confirmed a difference after that moment."""
-        return self.differences > 0 and (self.updated if self.found is None else self.found) > moment
+    @property
+    def last_found(self) -> float | None:
+        """When the last of the known differences was confirmed, by the clock of that pass."""
+        if not self.known:
+            return None
+        return self.updated if self.found is None else self.found
+
+    def found_since(self, other: Verified) -> bool:
+        """Whether a difference was confirmed after the ``other`` pass began."""
+        found = self.last_found
+        if found is None:
+            return False
+        return found > other.started if other.seen is None else found not in other.seen
 
 
 @dataclass(frozen=True, slots=True)

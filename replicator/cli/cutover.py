@@ -33,7 +33,11 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
     "--quiet", default="30s", show_default=True, type=Duration(), help="How long the stream must have been idle."
 )
 @click.option(
-    "--verified-within", default="24h", show_default=True, type=Duration(), help="Maximum age of the verify pass."
+    "--verified-within",
+    default="24h",
+    show_default=True,
+    type=Duration(),
+    help="Maximum time since the verify pass began.",
 )
 @json_option
 @click.pass_context

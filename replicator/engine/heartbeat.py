@@ -90,7 +90,8 @@ class ProgressReporter:
 
         ``listed`` is the time of the last stored listing: the shards of a later one may be in a batch in flight.
         """
-        return replace(self._heartbeat(self.progress().phase), listed=self.pipeline.listing_stored)
+        listed, orphans = self.pipeline.listing_stored, len(self.pipeline.discovery.orphaned)
+        return replace(self._heartbeat(self.progress().phase), listed=listed, orphans=orphans)
 
     def stopped(self, filled: Sequence[str], retried: int) -> None:
         """Send the final heartbeat of a clean stop; see ``Heartbeat`` for ``filled`` and ``retried``."""

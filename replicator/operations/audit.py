@@ -56,13 +56,16 @@ MOST_LOGGED = 100  # differences of one pass that are logged
 Observe = Callable[[pipeline_progress.Progress], None]
 
 
-def due_in(passes: Mapping[str, Verified], state: PipelineState, every: float, now: float) -> float:
+def due_in(
+    passes: Mapping[str, Verified], state: PipelineState, every: float, now: float, ttl_deletes: str = "apply"
+) -> float:
     """Seconds until the next pass should begin: ``every`` seconds after the beginning of the last one that ended.
 
-    A pass of an earlier epoch or hook says nothing of the copy as it is now.
+    A pass of an earlier epoch, hook or ``ttl_deletes`` says nothing of the copy as it is now.
     """
     current = [v for v in passes.values() if v.ended is not None and v.scope == FULL_SCOPE]
-    started = [v.started for v in current if (v.epoch, v.hook) == (state.epoch, state.hook)]
+    wanted = (state.epoch, state.hook, ttl_deletes)
+    started = [v.started for v in current if (v.epoch, v.hook, v.ttl_deletes) == wanted]
     return min(every, max(0.0, max(started) + every - now)) if started else 0.0
 
 
@@ -146,8 +149,8 @@ class Audit:
         entries = both.checkpoints.read().entries
         self._passes = passes_of(entries)
         record = PassRecord(both.checkpoints, BY_RUN, owner_of(entries))
-        resume = not not_resumable(record.unfinished(), both, FULL_SCOPE)
-        rest = due_in(self._passes, both.state, self._options.every, self.now())
+        resume = not not_resumable(record.unfinished(), both, FULL_SCOPE, self.now())
+        rest = due_in(self._passes, both.state, self._options.every, self.now(), self.config.ttl_deletes)
         if rest > 0 and not resume:
             return min(rest, LONGEST_REST)
         log.info("verify resumed" if resume else "verify started", extra={"read_units": self._options.read_units})

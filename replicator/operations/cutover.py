@@ -22,8 +22,11 @@ from replicator.aws.errors import AwsError, decoded
 from replicator.checkpoints.contract import Claimed
 from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
+from replicator.engine import preexisting
 from replicator.engine.assembly import ends, introduce, target_tables
+from replicator.engine.binding import check_start
 from replicator.engine.heartbeat import HEARTBEAT_INTERVAL
+from replicator.engine.startup import RESUMING
 from replicator.errors import ReplicatorError
 from replicator.hooks import loading
 from replicator.key import key_text
@@ -35,9 +38,10 @@ from replicator.pipeline.progress import Progress, passes_of, progress
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.table import SourceTable, describe_table
 from replicator.state import FORMAT, FULL_SCOPE, Heartbeat, PipelineState, ShardState, Slot, Verified, decode
-from replicator.target.contract import ComparingSettings, Target, marks_of
+from replicator.target.contract import ComparingSettings, marks_of
 
 READ_WITHIN = 15.0  # seconds in which a live run reads every shard: even without --wait, the command waits that long
+LISTED_WITHIN = 45.0  # seconds in which a live run lists the shards, and says so
 INTERVAL = 1.0  # seconds between reads of the checkpoints
 REPORT_INTERVAL = 10.0  # seconds between two reports of what it is waiting for
 _NAMED = 3  # parked items that a reason names
@@ -51,12 +55,14 @@ _WRITES = (  # IAM actions to deny; none of them is called
 class Criteria:
     """What must hold for a yes. ``asked``: every shard must be read after this moment, seconds since 1970.
 
-    ``quiet``: seconds without a record. ``verified_within``: seconds since a verify pass ended.
+    ``quiet``: seconds without a record. ``verified_within``: seconds since a verify pass began, as that is when the
+    copy was equal. ``ttl_deletes``: the config's, by which the pass must have compared; None: it is not looked at.
     """
 
     asked: float
     quiet: float = 30.0
     verified_within: float = 86_400.0
+    ttl_deletes: str | None = None
 
     def __post_init__(self) -> None:
         if self.quiet <= 0 or self.verified_within <= 0:
@@ -70,7 +76,8 @@ class Standing:
     ``in_doubt``: seconds for which requests without a response may still be applied. ``verification``: the newest pass
     over the whole table that ended, else a sample, else one that did not end. ``parked``: keys of items.
     ``heartbeat``: when the run, or one of its workers, showed last that it is up, by its own clock. ``requested``: a
-    resync is pending.
+    resync is pending. ``listed``: when the run last asked for a listing that was complete and had every shard's
+    parent, by its own clock.
     """
 
     at: float
@@ -83,6 +90,7 @@ class Standing:
     parked: Sequence[str] = ()
     heartbeat: float | None = None
     requested: bool = False
+    listed: float | None = None
 
     @property
     def read_through(self) -> float | None:
@@ -105,7 +113,7 @@ class Reason:
     code: Literal[3, 6, 7]
     text: str
     passing: bool = False
-    about: Literal["", "unread", "late"] = ""
+    about: Literal["", "unread", "unlisted", "late"] = ""
 
 
 def standing(claimed: Claimed, now: float) -> Standing:
@@ -127,7 +135,13 @@ def standing(claimed: Claimed, now: float) -> Standing:
         parked=sorted({item_of(e.id) for e in entries if e.kind == "parked"}),
         heartbeat=max((beat.at for beat in beats.values()), default=None),
         requested=any(e.kind == "request" for e in entries),
+        listed=_listed(beats.get("")),
     )
+
+
+def _listed(heartbeat: Heartbeat | None) -> float | None:
+    """None while shards wait for a parent that is not known: it may have records."""
+    return None if heartbeat is None or heartbeat.orphans or heartbeat.orphaned else heartbeat.listed
 
 
 def _in_doubt(heartbeat: Heartbeat | None, workers: Mapping[str, Slot], now: float) -> float | None:
@@ -182,13 +196,14 @@ def _unequal(at: Standing) -> Iterator[Reason]:
         more = " and others" if len(at.parked) > _NAMED else ""
         named = ", ".join(at.parked[:_NAMED])
         yield Reason(6, f"{len(at.parked):,} item(s) are parked: {named}{more}; see: replicator parked list CONFIG")
-    if (last := at.verification) is not None and last.differences:
+    if (last := at.verification) is not None and last.known:
         repaired = f", {last.repaired:,} of them repaired" if last.repaired else ""
-        yield Reason(6, f"the last verify pass found {last.differences:,} difference(s){repaired}; verify again")
+        yield Reason(6, f"the last verify pass found {last.known:,} difference(s){repaired}; verify again")
     for other in at.other_passes:
-        if last is not None and other.found_since(last.started):
+        if last is not None and other.found_since(last):
             which = f"a later verify pass ({other.scope}{'' if other.ended else ', in progress'})"
-            yield Reason(6, f"{which} found {other.differences:,} difference(s); verify again")
+            which += ", or one that it replaced," if other.earlier else ""
+            yield Reason(6, f"{which} found {other.known:,} difference(s); verify again")
 
 
 def _not_live(at: Standing) -> Iterator[Reason]:
@@ -204,24 +219,38 @@ def _not_live(at: Standing) -> Iterator[Reason]:
 
 
 def _unverified(at: Standing, criteria: Criteria) -> Iterator[Reason]:
-    last, advice = at.verification, "run: replicator verify CONFIG"
-    if last is None:
-        yield Reason(7, f"the copy was not verified; {advice}")
-    elif last.ended is None:
-        yield Reason(7, f"the last verify pass did not end; {advice}")
-    elif at.state is not None and last.epoch != at.state.epoch:
-        yield Reason(7, f"the table was rescanned since the last verify pass; {advice}")
-    elif at.state is not None and last.hook != at.state.hook:
-        yield Reason(7, f"the hook has changed since the last verify pass; {advice}")
-    elif last.scope != FULL_SCOPE:
-        yield Reason(7, f"the last verify pass compared only a part ({last.scope}); {advice}")
-    elif last.parked:
-        yield Reason(7, f"the last verify pass could not compare {last.parked:,} item(s), which were parked; {advice}")
-    elif last.unconfirmed:
-        yield Reason(7, f"the last verify pass left {last.unconfirmed:,} item(s) unconfirmed; {advice}")
-    elif at.at - last.ended > criteria.verified_within:
-        hours = (at.at - last.ended) / 3600
-        yield Reason(7, f"the last verify pass ended {hours:,.1f} hours ago, too long for --verified-within; {advice}")
+    text = "the copy was not verified" if at.verification is None else _unproven(at, at.verification, criteria)
+    if text:
+        yield Reason(7, f"{text}; run: replicator verify CONFIG")
+
+
+def _unproven(at: Standing, last: Verified, criteria: Criteria) -> str:
+    """Why the ``last`` pass does not prove that the copy was equal lately; empty if it does."""
+    if last.ended is None:
+        return "the last verify pass did not end"
+    if (since := _changed_since(at, last, criteria)) or last.scope != FULL_SCOPE:
+        return since or f"the last verify pass compared only a part ({last.scope})"
+    if last.parked:
+        return f"the last verify pass could not compare {last.parked:,} item(s), which were parked"
+    if last.unconfirmed:
+        return f"the last verify pass left {last.unconfirmed:,} item(s) unconfirmed"
+    for what, moment in (("ended", last.ended), ("began", last.started)):
+        if at.at - moment > criteria.verified_within:
+            hours = (at.at - moment) / 3600
+            more = "" if what == "ended" else ", because it proves that the copy was equal then"
+            return f"the last verify pass {what} {hours:,.1f} hours ago, too long for --verified-within{more}"
+    return ""
+
+
+def _changed_since(at: Standing, last: Verified, criteria: Criteria) -> str:
+    """What determines the documents and has changed since the ``last`` pass; empty if nothing has."""
+    if at.state is not None and last.epoch != at.state.epoch:
+        return "the table was rescanned since the last verify pass"
+    if at.state is not None and last.hook != at.state.hook:
+        return "the hook has changed since the last verify pass"
+    if criteria.ttl_deletes not in (None, last.ttl_deletes):
+        return "ttl_deletes has changed since the last verify pass"
+    return ""
 
 
 def _undrained(at: Standing, criteria: Criteria) -> Iterator[Reason]:
@@ -236,6 +265,11 @@ def _undrained(at: Standing, criteria: Criteria) -> Iterator[Reason]:
             f"not drained: {len(unread)} of {len(current)} open shard(s) were not read after {moment(criteria.asked)}"
         )
         yield Reason(7, text, passing=True, about="unread")
+    elif (
+        at.heartbeat is not None and (at.listed or 0.0) < criteria.asked
+    ):  # an earlier listing may have omitted a shard
+        text = f"not drained: the stream's shards were not listed completely after {moment(criteria.asked)}"
+        yield Reason(7, text, passing=True, about="unlisted")
     through, last = at.read_through, at.last
     created = None if last is None else last[1].created
     if through is not None and created is not None and through - created < criteria.quiet:
@@ -277,7 +311,8 @@ def cutover(
     now: Callable[[], float] = time.time,
     pause: Callable[[float], object] = time.sleep,
 ) -> Answer:
-    """The answer. ``wait``: as long as waiting may help; else only until every shard is read.
+    """The answer. ``wait``: as long as waiting may help; else only until every shard is read. ConfigError if the config
+    is not the pipeline's: it would speak of a copy that was never made.
 
     ``tell`` gets what the command is waiting for, at most every ``REPORT_INTERVAL`` seconds.
     """
@@ -286,23 +321,33 @@ def cutover(
     table = describe_table(client, config.source.table)
     Criteria(now(), quiet, verified_within)  # before anything is asked
     criteria: Criteria | None = None
+    hook = loading.load(config.transform, config.base) if config.transform is not None else None
     with ends(config) as (target, checkpoints):
+        check_known(config.pipeline, checkpoints, checkpoints.read())
+        introduce(config, target, table, client)
+        tables = target_tables(config, table, hook)
+        check_start(
+            checkpoints,
+            lambda view: preexisting.inspect(view, table, target, tables, hook),
+            RESUMING,
+            lambda _: None,  # nothing begins
+        )
         while True:
             claimed = checkpoints.read()
             check_known(config.pipeline, checkpoints, claimed)
             at = standing(claimed, now())
-            criteria = criteria or Criteria(asked(at), quiet, verified_within)
+            criteria = criteria or Criteria(asked(at), quiet, verified_within, config.ttl_deletes)
             found = reasons(at, criteria)
-            overdue = at.at - criteria.asked > READ_WITHIN
+            overdue = at.at - criteria.asked > (LISTED_WITHIN if _only_unlisted(found) else READ_WITHIN)
             if not _waits(found, wait=wait, overdue=overdue):
                 break
-            notable = overdue or any(reason.about != "unread" for reason in found)  # reading takes seconds anyway
+            notable = overdue or any(reason.about not in ("unread", "unlisted") for reason in found)  # seconds anyway
             if wait and notable and (told is None or at.at - told >= REPORT_INTERVAL):
                 tell("; ".join(_named(reason, at, client, table).text for reason in found))
                 told = at.at
             pause(INTERVAL)
         found = [_named(reason, at, client, table) for reason in found]
-        settings = _settings(config, target, table, client)
+        settings = target.differing_settings(tables) if isinstance(target, ComparingSettings) else ()
         freeze = freezing(table, aws_options(config.source, table.arn), loops=marks_of(target) is not None)
     return Answer(found, certificate(config, table, at, criteria, found, settings), settings, freeze)
 
@@ -310,7 +355,11 @@ def cutover(
 def _waits(found: Sequence[Reason], *, wait: bool, overdue: bool) -> bool:
     if not found or not all(reason.passing for reason in found):
         return False
-    return wait or (not overdue and any(reason.about == "unread" for reason in found))
+    return wait or (not overdue and (_only_unlisted(found) or any(reason.about == "unread" for reason in found)))
+
+
+def _only_unlisted(found: Sequence[Reason]) -> bool:
+    return all(reason.about == "unlisted" for reason in found)
 
 
 def _named(reason: Reason, at: Standing, client: Client, table: SourceTable) -> Reason:
@@ -338,14 +387,6 @@ def late_key(client: Client, table: SourceTable, shard: str, sequence: str) -> s
     except (AwsError, ReplicatorError):
         return ""
     return key_text(records[0].key) if records and records[0].sequence == sequence else ""
-
-
-def _settings(config: Config, target: Target, table: SourceTable, client: Client) -> Sequence[str]:
-    if not isinstance(target, ComparingSettings):
-        return ()
-    hook = loading.load(config.transform, config.base) if config.transform is not None else None
-    introduce(config, target, table, client)
-    return target.differing_settings(target_tables(config, table, hook))
 
 
 def freezing(table: SourceTable, options: str, *, loops: bool) -> tuple[str, str]:

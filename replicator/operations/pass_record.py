@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from replicator.checkpoints.contract import Checkpoints
 from replicator.errors import Fenced
-from replicator.state import BY_RUN, UNFINISHED, Entry, Save, Verified, decode, encode
+from replicator.state import BY_RUN, SAMPLE, UNFINISHED, Entry, Save, Verified, decode, encode
 
 NAMES = {id: "pass of a run" if id == BY_RUN else "`replicator verify`" for id in UNFINISHED}
 
@@ -25,12 +25,16 @@ class PassRecord:
     Passes of different kinds do not see each other. A pass that is taken over by a later one of its kind gets Fenced,
     and so does one of a run that no longer owns the pipeline: its tables may have been exchanged. ``owner``: the
     revision of that run's claim.
+
+    What the replaced passes found is kept (``Verified.earlier``) until a pass over the whole table has ended.
     """
 
     checkpoints: Checkpoints
     ends_as: str
     owner: int | None = None
     _saved: list[Verified] = field(default_factory=list)  # the last of which may have been stored
+    _earlier: int = 0  # differences that the replaced passes found
+    _found: float | None = None  # the last of them
 
     @property
     def _id(self) -> str:
@@ -41,18 +45,27 @@ class PassRecord:
         entry = self._entry(self._id)
         return None if entry is None else _decoded(entry)
 
+    def seen(self) -> tuple[float, ...]:
+        """What is known to have been found by now, by any pass: see ``Verified.seen``."""
+        passes = [_decoded(e) for e in self._entries() if e.kind == "verified"]
+        return tuple(sorted({found for v in passes if (found := v.last_found) is not None}))
+
     def resume(self, stored: Verified) -> None:
         self._saved = [stored]
 
     def save(self, so_far: Verified) -> None:
         """Fenced if another pass of this kind has begun since, Voided if the entry was removed."""
         revision = self._revision()
+        so_far = self._with_earlier(so_far)
         self._saved = [*self._saved[-1:], so_far]
         self._change([Save("verified", self._id, revision, encode(so_far))])
         self._saved = [so_far]
 
     def end(self, result: Verified) -> None:
         """Replace the last result, as ``save`` does."""
+        result = self._with_earlier(result)
+        if self.ends_as != SAMPLE:  # it has seen all that the passes before it had found
+            result = replace(result, earlier=0, found=result.found if result.differences else None)
         if (last := self._entry(self.ends_as)) is not None and _decoded(last) == result:
             return  # whose response was lost
         removal = Save("verified", self._id, self._revision(), None)
@@ -67,8 +80,10 @@ class PassRecord:
 
     def _revision(self) -> int:
         """The revision of the entry, if it is still this pass's own; 0 if there is none yet."""
-        entry = self._entry(self._id)
+        entries = self._entries()
+        entry = _of(entries, self._id)
         if not self._saved:
+            self._begin(entries)
             return 0 if entry is None else entry.revision
         if entry is None:
             raise Voided
@@ -76,11 +91,30 @@ class PassRecord:
             raise Fenced(f"another {NAMES[self.ends_as]} of this pipeline has taken over; this one must stop")
         return entry.revision
 
+    def _begin(self, entries: Sequence[Entry]) -> None:
+        """Take over what the passes have found that this one replaces now or, as a sample, at its end."""
+        ids = (self._id, self.ends_as) if self.ends_as == SAMPLE else (self._id,)  # the later one first
+        replaced = [_decoded(entry) for id in ids if (entry := _of(entries, id)) is not None]
+        self._earlier = sum(v.known for v in replaced)
+        self._found = next((found for v in replaced if (found := v.last_found) is not None), None)
+
+    def _with_earlier(self, so_far: Verified) -> Verified:
+        if not self._earlier:
+            return so_far
+        return replace(so_far, earlier=self._earlier, found=self._found if so_far.found is None else so_far.found)
+
     def _entry(self, id: str) -> Entry | None:
+        return _of(self._entries(), id)
+
+    def _entries(self) -> Sequence[Entry]:
         entries = self.checkpoints.read().entries
         if self.owner is not None and self.owner != owner_of(entries):
             raise Fenced("another run owns this pipeline")
-        return next((e for e in entries if (e.kind, e.id) == ("verified", id)), None)
+        return entries
+
+
+def _of(entries: Sequence[Entry], id: str) -> Entry | None:
+    return next((e for e in entries if (e.kind, e.id) == ("verified", id)), None)
 
 
 def owner_of(entries: Sequence[Entry]) -> int:

@@ -121,7 +121,7 @@ def switch(
         entry, rebuild = in_progress(claimed)
         if rebuild.switched:
             return Outcome(already=True)
-        criteria = Criteria(now(), verified_within=verified_within)
+        criteria = Criteria(now(), verified_within=verified_within, ttl_deletes=config.ttl_deletes)
         at = standing_of(second_of(config, rebuild), now())
         found = [*ready(at, criteria, verified=not unverified), *busy(claimed, at)]
         if found:

@@ -146,7 +146,7 @@ def switch(
         if _seen(both.target, both.new) == _names(both.new):
             return Outcome(already=True)
         at = standing(second, now())
-        criteria = Criteria(now(), verified_within=verified_within)
+        criteria = Criteria(now(), verified_within=verified_within, ttl_deletes=config.ttl_deletes)
         reasons = [*ready(at, criteria, verified=not unverified), *busy(both.of_first.read(), at)]
         if reasons:
             return refusing(reasons)

@@ -68,6 +68,7 @@ FEWEST = 4  # segments of a scan
 PER_SEGMENT = 50_000  # items of a segment
 SAMPLED = 20  # segments of a sample at least
 FINEST = 1_000_000  # segments of a scan at most
+RESUMABLE = 86_400.0  # seconds since its last save for which a pass can be resumed: what it compared is as old
 
 
 class Unconfirmed(ReplicatorError):
@@ -539,7 +540,7 @@ class Pass:
         now, request, state = self._now(), self._request, self._both.state
         if request.resume:
             stored = self._record.unfinished()
-            if reason := not_resumable(stored, self._both, request.scope):
+            if reason := not_resumable(stored, self._both, request.scope, now):
                 raise ConfigError(f"--resume: {reason}; start one without --resume")
             assert stored is not None
             self._record.resume(stored)
@@ -551,8 +552,16 @@ class Pass:
         total = max(FEWEST, items // PER_SEGMENT)
         if request.share < 1.0:
             total = max(total, items // 1000, math.ceil(SAMPLED / request.share))
-        expiry = self._both.config.ttl_deletes
-        return Verified(now, now, state.epoch, request.scope, min(total, FINEST), hook=state.hook, ttl_deletes=expiry)
+        return Verified(
+            now,
+            now,
+            state.epoch,
+            request.scope,
+            min(total, FINEST),
+            hook=state.hook,
+            ttl_deletes=self._both.config.ttl_deletes,
+            seen=self._record.seen() if self._records else None,
+        )
 
     def _save(self, ended: float | None = None) -> None:
         """Record what is done, and with ``ended`` that all is."""
@@ -617,7 +626,13 @@ def looked_up_at_once(hook: Hook | None, read_units: float | None) -> int:
     return most if read_units is None else max(1, min(most, math.ceil(read_units * SAVE_INTERVAL)))
 
 
-def not_resumable(stored: Verified | None, both: Ends, scope: str) -> str:
+_HASHED = (
+    "the unfinished pass came across documents whose ids only have a hash of their item's key, and what it has seen of "
+    "those is not stored"
+)
+
+
+def not_resumable(stored: Verified | None, both: Ends, scope: str, now: float) -> str:
     """Why the pass cannot be resumed; empty if it can."""
     if stored is None or stored.epoch != both.state.epoch:
         return "there is no unfinished pass of this epoch"
@@ -625,6 +640,12 @@ def not_resumable(stored: Verified | None, both: Ends, scope: str) -> str:
         return "the hook has changed since that pass began"
     if stored.ttl_deletes != both.config.ttl_deletes:
         return "ttl_deletes has changed since that pass began"
+    if now - stored.updated > RESUMABLE:
+        return (
+            f"the unfinished pass was left {(now - stored.updated) / 3600:,.0f} hours ago, so it proves little of today"
+        )
+    if stored.hashed and scope == FULL_SCOPE:
+        return _HASHED
     return "" if stored.scope == scope else f"the unfinished pass is of scope {stored.scope}, not {scope}"
 
 

@@ -624,7 +624,8 @@ class Pipeline:
             if (through, since) != (state.through or 0.0, state.since):
                 self._put(taken, "shard", shard, replace(state, through=through or None, since=since))
         self._idle.clear()
-        self._put(taken, "pulse", self.slot, replace(self._heartbeat, listed=self.discovery.listed))
+        listed, orphans = self.discovery.listed, len(self.discovery.orphaned)
+        self._put(taken, "pulse", self.slot, replace(self._heartbeat, listed=listed, orphans=orphans))
         # Unconditional: while a batch waits for the target, the driver saves heartbeats ahead of it.
         place = ("pulse", self.slot)
         taken.saves[place] = structs.replace(taken.saves[place], expected=None)

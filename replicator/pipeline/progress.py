@@ -66,7 +66,7 @@ class Verifying(msgspec.Struct, frozen=True):
 
     def unrepaired(self, last: Verified | None) -> int:
         """Differences that are not repaired, unless the ``last`` pass that ended began after they were found."""
-        return self.so_far.unrepaired if last is None or self.so_far.found_since(last.started) else 0
+        return self.so_far.unrepaired if last is None or self.so_far.found_since(last) else 0
 
 
 class WorkerProgress(msgspec.Struct, frozen=True):

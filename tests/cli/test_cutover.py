@@ -178,3 +178,32 @@ def test_a_duration_has_a_unit(world: World, given: str) -> None:
     code, _, err = world.call("cutover", world.config, "--quiet", given)
     assert code == 2
     assert "is not a duration such as 30s, 5m, 24h or 7d" in err
+
+
+@pytest.mark.parametrize(
+    ("end", "wanted"),
+    [("source", "source: this pipeline copies"), ("target", 'but the config names "public"."elsewhere"')],
+)
+def test_a_config_that_is_not_the_pipelines_is_an_error_and_no_yes_for_a_copy_that_was_never_made(
+    orders: World, end: str, wanted: str
+) -> None:
+    orders.db.create_table("elsewhere")
+    before, table, after = (orders.folder / "orders.yaml").read_text().partition("target:")
+    with live(orders):
+        verified(orders)
+        changed = [part.replace("  table: orders", "  table: elsewhere") for part in (before, after)]
+        text = changed[0] + table + after if end == "source" else before + table + changed[1]
+        (orders.folder / "orders.yaml").write_text(text)
+        code, _, err = orders.call("cutover", orders.config)
+    assert code == 2
+    assert wanted in err
+
+
+def test_a_hook_that_has_changed_since_the_run_is_an_error(orders: World) -> None:
+    orders.hook("def hook(item):\n    return item\n")
+    with live(orders):
+        verified(orders)
+        orders.hook("def hook(item):\n    return item and None\n")
+        code, _, err = orders.call("cutover", orders.config)
+    assert code == 2
+    assert "the hook changed since the last run" in err

@@ -13,7 +13,7 @@ from replicator.operations import verify as operation
 from replicator.operations.pass_record import PassRecord
 from replicator.operations.verify import Progress, Request, Tally, Watch, examine, opened
 from replicator.pipeline.progress import passes_of
-from replicator.state import FULL, Heartbeat, ShardState, Verified, decode, encode
+from replicator.state import FULL, SAMPLE, Heartbeat, ShardState, Verified, decode, encode
 from replicator.testing.memory import MemoryCheckpoints
 from replicator.verification.compared_ids import ComparedIds
 from replicator.verification.differences import Finding
@@ -75,7 +75,7 @@ class Passes:
             world.clock,
         )
         with opened(load(world.folder / "orders.yaml"), None) as both:
-            record = PassRecord(both.checkpoints, FULL)
+            record = PassRecord(both.checkpoints, FULL if request.share >= 1.0 else SAMPLE)
             return examine(both, request, report or Report(), environment, record, watch)
 
     @property

@@ -32,7 +32,7 @@ from replicator.state import (
 NOW = 1_700_000_000.0
 STATE = PipelineState(1024, "stream", "arn", "id", "following")
 SHARD = ShardState(None, "1", False, NOW - 9000, "1", "5", 5, created=NOW - 100, through=NOW - 1)
-BEAT = Heartbeat(NOW - 1, "live")
+BEAT = Heartbeat(NOW - 1, "live", listed=NOW - 2)
 PASS: dict[str, Any] = {
     "started": NOW - 900,
     "updated": NOW - 800,
@@ -41,7 +41,7 @@ PASS: dict[str, Any] = {
     "scope": "full",
     "total": 1,
 }
-CRITERIA = Criteria(asked=NOW - 5)
+CRITERIA = Criteria(asked=NOW - 5, ttl_deletes="apply")
 KEYS = KeySchema((KeyAttribute("pk", "S"),))
 ARN = "arn:aws:dynamodb:eu-west-1:1:table/t"
 TABLE = SourceTable("t", ARN, "id", KEYS, 0, 0, "s", streaming=True, view="NEW_AND_OLD_IMAGES")
@@ -91,6 +91,15 @@ def test_drained_is_no_record_for_a_while_before_a_read_after_the_moment_asked_a
 def test_a_shard_that_was_not_read_is_no_quiet_one() -> None:
     ((code, text),) = said({"a": SHARD, "b": replace(SHARD, created=None, through=NOW - 60)})
     assert (code, "1 of 2 open shard(s) were not read" in text) == (7, True)
+
+
+def test_the_shards_must_be_listed_after_the_moment_asked_about_as_an_earlier_listing_may_omit_one() -> None:
+    """Of a parent's two children, a listing may show one."""
+    shards = {"a": replace(SHARD, ended=True), "b": replace(SHARD, parent="a")}
+    assert said(shards) == []
+    for beat in (replace(BEAT, listed=NOW - 6), replace(BEAT, listed=None), replace(BEAT, orphans=1)):
+        ((code, text),) = said(shards, beat)
+        assert (code, "shards were not listed completely after 2023-11-14 22:13:15 UTC" in text) == (7, True), beat
 
 
 def test_an_ended_shard_whose_children_are_unknown_may_have_records_behind_it() -> None:
@@ -154,6 +163,8 @@ def test_an_in_doubt_window_that_is_over_is_no_reason() -> None:
         ({"unconfirmed": 2}, 7, "left 2 item(s) unconfirmed"),
         ({"parked": 2}, 7, "could not compare 2 item(s), which were parked"),
         ({"hook": "another"}, 7, "the hook has changed since the last verify pass"),
+        ({"ttl_deletes": "ignore"}, 7, "ttl_deletes has changed since the last verify pass"),
+        ({"started": NOW - 90_000}, 7, "began 25.0 hours ago, too long for --verified-within"),
         ({"differences": 3}, 6, "found 3 difference(s); verify again"),
         ({"differences": 3, "repaired": 3}, 6, "found 3 difference(s), 3 of them repaired; verify again"),
     ],
@@ -193,6 +204,23 @@ def test_a_pass_beside_the_last_full_one_counts_only_by_what_it_found_since(
     assert wanted in "".join(text for _, text in found)
 
 
+@pytest.mark.parametrize(("seen", "counts"), [([], True), ([NOW - 450.0], False), ([NOW - 450.0, NOW - 900.0], False)])
+def test_what_a_pass_found_before_another_began_is_told_without_comparing_their_clocks(
+    seen: list[float], counts: bool
+) -> None:
+    """The run's clock is ahead, so that its pass seems to have begun after a command found a difference."""
+    found = PASS | {
+        "started": NOW - 500,
+        "updated": NOW - 400,
+        "ended": NOW - 400,
+        "found": NOW - 450,
+        "differences": 5,
+    }
+    ahead = PASS | {"started": NOW - 300, "updated": NOW - 290, "ended": NOW - 290, "seen": seen}
+    reasons_given = said(None, BEAT, found, entry("verified", "run", json.dumps(ahead)))
+    assert [code for code, _ in reasons_given] == ([6] if counts else [])
+
+
 def test_the_most_severe_reason_comes_first_and_decides_the_exit_code() -> None:
     gap = entry("gap", "1", Gap("records expired", NOW, 1024, "a", "5"))
     parked = [Entry("parked", f'["k{n}"]@{1:019d}', 1, "") for n in range(5)]
@@ -223,7 +251,8 @@ def test_after_the_runs_clock_was_set_back_it_must_read_beyond_what_it_had_read_
     at = standing(Claimed(1, [entry("pulse", "", BEAT), entry("shard", "a", before)], {}), NOW)
     ((_, text),) = said({"a": before}, criteria=Criteria(asked(at)))
     assert "1 of 1 open shard(s) were not read after" in text
-    assert said({"a": replace(before, through=NOW + 11)}, criteria=Criteria(asked(at))) == []
+    beat = replace(BEAT, listed=NOW + 11)
+    assert said({"a": replace(before, through=NOW + 11)}, beat, criteria=Criteria(asked(at))) == []
 
 
 def test_only_what_may_pass_is_waited_for() -> None:
@@ -243,7 +272,7 @@ def test_only_what_may_pass_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("values", [{"quiet": 0.0}, {"verified_within": -1.0}])
-def test_durations_are_positive(values: dict[str, float]) -> None:
+def test_durations_are_positive(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="positive"):
         Criteria(NOW, **values)
 
@@ -268,5 +297,5 @@ def test_a_late_record_that_cannot_be_read_has_no_key() -> None:
 
 
 def test_a_heartbeat_of_an_earlier_version_has_no_window() -> None:
-    text = msgspec.json.encode({"at": NOW, "phase": "live"}).decode()
+    text = msgspec.json.encode({"at": NOW, "phase": "live", "listed": NOW}).decode()
     assert said(None, None, PASS, entry("pulse", "", text)) == []
