@@ -640,13 +640,15 @@ def not_resumable(stored: Verified | None, both: Ends, scope: str, now: float) -
         return "the hook has changed since that pass began"
     if stored.ttl_deletes != both.config.ttl_deletes:
         return "ttl_deletes has changed since that pass began"
+    if stored.scope != scope:
+        return f"the unfinished pass is of scope {stored.scope}, not {scope}"
     if now - stored.updated > RESUMABLE:
         return (
             f"the unfinished pass was left {(now - stored.updated) / 3600:,.0f} hours ago, so it proves little of today"
         )
     if stored.hashed and scope == FULL_SCOPE:
         return _HASHED
-    return "" if stored.scope == scope else f"the unfinished pass is of scope {stored.scope}, not {scope}"
+    return ""
 
 
 def parked_items(entries: Sequence[Entry]) -> frozenset[str]:

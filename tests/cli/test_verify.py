@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -166,7 +167,8 @@ def note(world: World, value: Verified) -> None:
 
 
 def test_an_interrupted_pass_is_resumed_where_it_was(copied: World) -> None:
-    note(copied, Verified(1.0, 2.0, 1024, "full", 4, (0, 1, 2, 3), (), items=10, documents=10, differences=1))
+    now = time.time()
+    note(copied, Verified(now, now, 1024, "full", 4, (0, 1, 2, 3), (), items=10, documents=10, differences=1))
     (total,) = copied.lines("verify", copied.config, "--resume")
     assert (total["items"], total["documents"], total["differences"]) == (10, 10, 1)
     assert total["result"] == "not equal"
