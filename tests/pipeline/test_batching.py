@@ -100,6 +100,35 @@ def test_pages_without_changes_are_taken_at_once_alone_and_after_the_wait_beside
     assert of_shards(list(buffer.next())) == [0]
 
 
+def test_few_changes_of_shards_and_few_of_segments_are_no_full_batch_together() -> None:
+    buffer = large()
+    buffer.add("shard:s", page(25, 0))
+    buffer.add("segment:0", scan_page(25, 0))
+    assert not buffer.has_batch
+    assert buffer.gathers(0.0)
+
+
+def test_a_small_batch_says_nothing_of_how_long_a_large_one_takes() -> None:
+    buffer = large()
+    for rows, seconds in ((40, 8.0), (1, 0.0)):
+        for _ in range(rows):
+            buffer.add("shard:s", page(1, 0))
+        assert len(of_shards(list(buffer.next()))) == rows
+        buffer.took(seconds)
+    for _ in range(40):
+        buffer.add("shard:s", page(1, 0))
+    assert len(of_shards(list(buffer.next()))) == 10
+
+
+def test_nothing_is_known_of_pages_that_were_dropped() -> None:
+    buffer = large()
+    buffer.add("shard:s", page(40, 0))
+    buffer.clear()
+    assert not buffer.has_batch
+    buffer.add("shard:s", page(1, 0))
+    assert buffer.gathers(0.0)
+
+
 def test_a_full_buffer_is_no_reason_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "BUFFER_BYTES", 300)
     buffer = large()
