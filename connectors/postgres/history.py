@@ -215,7 +215,9 @@ def add_partitions(connection: psycopg.Connection[Any], shape: TableSchema, time
     times_made = missing(there, times, days_per_partition(shape.keep))
     for first, last in times_made:
         made = sql.Identifier(history.schema, _free_name(connection, history, first))
-        connection.execute(sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(made, history.qualified))
+        connection.execute(
+            sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING COMMENTS)").format(made, history.qualified)
+        )
         attach = "ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})"
         bounds = (sql.Literal(datetime.fromtimestamp(at, UTC).isoformat()) for at in (first, last))
         connection.execute(sql.SQL(attach).format(history.qualified, made, *bounds))

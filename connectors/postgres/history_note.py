@@ -1,7 +1,8 @@
 """What is noted on a history itself, and what shows that changes are missing from it.
 
-The note is a comment on ``NAME_history``: it names the tables and partitions with the changes so far, so that one that
-was dropped, detached, emptied, or restored from another time is noticed before anything is added.
+The note is a comment on a column of ``NAME_history``: people comment on tables. It names the tables and partitions with
+the changes so far, so that one that was dropped, detached, emptied, or restored from another time is noticed before
+anything is added.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from replicator.target.contract import SECOND
 from replicator.version import FIRST_EPOCH, version
 
 _PREFIX = "replicator: "
+_NOTED = "_changed_at"  # the column with the note
+_COMMENTS = """
+SELECT pg_catalog.col_description(c.oid, a.attnum), pg_catalog.obj_description(c.oid, 'pg_class')
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid
+WHERE c.oid = %s AND a.attname = %s"""
 _CHECKPOINTS = """
 SELECT c.oid FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = 'replicator' AND c.relname = 'checkpoints'"""
@@ -92,11 +98,15 @@ def partitions(connection: psycopg.Connection[Any], shape: TableSchema) -> list[
 
 
 def noted(connection: psycopg.Connection[Any], table: catalog.Found) -> Note | None:
-    """The note on a history; None if it has none, such as in a copy of it."""
-    row = connection.execute("SELECT pg_catalog.obj_description(%s, 'pg_class')", (table.oid,)).fetchone()
-    text = "" if row is None or row[0] is None else str(row[0])
+    """The note on a history; None if it has none, such as in a copy of it. Before, it was on the table itself."""
+    row = connection.execute(_COMMENTS, (table.oid, _NOTED)).fetchone() or (None, None)
+    return next((found for text in row if (found := _read(text)) is not None), None)
+
+
+def _read(text: str | None) -> Note | None:
+    """The note in a comment; None if it is something else."""
     try:
-        found = json.loads(text.removeprefix(_PREFIX))
+        found = json.loads((text or "").removeprefix(_PREFIX))
         parts = {int(oid): (float(first), float(last)) for oid, (first, last) in found["partitions"].items()}
         return Note(int(found["since"]), (int(found["table"]), int(found["base"])), int(found["within"]), parts)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -133,8 +143,12 @@ def note(
             "partitions": {str(oid): list(times) for oid, times in sorted(partitions.items())},
         }
     )
-    statement = sql.SQL("COMMENT ON TABLE {} IS {}")
-    connection.execute(statement.format(history_of(shape).qualified, sql.Literal(_PREFIX + text)))
+    name, column = history_of(shape).qualified, sql.Identifier(_NOTED)
+    statement = sql.SQL("COMMENT ON COLUMN {}.{} IS {}")
+    connection.execute(statement.format(name, column, sql.Literal(_PREFIX + text)))
+    row = connection.execute(_COMMENTS, (history.oid, _NOTED)).fetchone()
+    if row is not None and _read(row[1]) is not None:  # an earlier note, in the place of people's comments
+        connection.execute(sql.SQL("COMMENT ON TABLE {} IS NULL").format(name))
 
 
 def note_partitions(

@@ -12,6 +12,10 @@ from tests.connectors.postgres.history_kit import as_of, changes, keep_history, 
 
 pytestmark = pytest.mark.postgres
 
+NOTE = (
+    "SELECT col_description('orders_history'::regclass, attnum) FROM pg_attribute "
+    "WHERE attrelid = 'orders_history'::regclass AND attname = '_changed_at'"
+)
 ROWS = "SELECT tableoid::regclass::text FROM orders_history LIMIT 1"
 
 
@@ -91,7 +95,7 @@ def test_a_partition_that_is_attached_again_is_as_before(kept: World) -> None:
 
 def test_a_copy_in_the_place_of_the_history_is_noticed(kept: World) -> None:
     """As after a restore of this one table, whose comments are restored with it."""
-    ((note,),) = kept.rows("SELECT obj_description('orders_history'::regclass, 'pg_class')")
+    ((note,),) = kept.rows(NOTE)
     ((epoch,),) = kept.rows(
         "SELECT col_description('orders_history'::regclass, attnum) FROM pg_attribute "
         "WHERE attrelid = 'orders_history'::regclass AND attname = '_version'"
@@ -103,7 +107,7 @@ def test_a_copy_in_the_place_of_the_history_is_noticed(kept: World) -> None:
         "INSERT INTO copy SELECT * FROM orders_history WHERE id <> 'a'",
         "DROP TABLE orders_history",
         "ALTER TABLE copy RENAME TO orders_history",
-        f"COMMENT ON TABLE orders_history IS $${note}$$",
+        f"COMMENT ON COLUMN orders_history._changed_at IS $${note}$$",
         f"COMMENT ON COLUMN orders_history._version IS $${epoch}$$",
     )
     refused(kept, "is not the table that the last run wrote to: it was recreated, replaced by a copy, or restored")
@@ -198,3 +202,32 @@ def test_marked_rows_whose_history_was_removed_in_time_are_no_loss(world: World)
     world.catch_up()
     execute(world, "DELETE FROM orders_history")  # as retention does, once the document is gone for so long
     assert world.call("check", world.config)[0] == 0
+
+
+def test_a_comment_of_people_on_the_history_changes_nothing(kept: World) -> None:
+    resync(kept)
+    note = kept.rows(NOTE)
+    ((name,),) = kept.rows(ROWS)
+    execute(kept, "COMMENT ON TABLE orders_history IS 'every change of an order'")
+    kept.catch_up()
+    assert kept.rows(NOTE) == note
+    assert kept.rows("SELECT obj_description('orders_history'::regclass, 'pg_class')") == [
+        ("every change of an order",)
+    ]
+    execute(kept, f"DROP TABLE {name}", "COMMENT ON TABLE orders_history IS 'every change'")
+    refused(kept, 'the partition of "public"."orders_history" with the changes from ')
+
+
+def test_a_note_of_an_earlier_version_on_the_table_is_read_and_moved(kept: World) -> None:
+    ((note,),) = kept.rows(NOTE)
+    ((name,),) = kept.rows(ROWS)
+    execute(
+        kept,
+        f"COMMENT ON TABLE orders_history IS $${note}$$",
+        "COMMENT ON COLUMN orders_history._changed_at IS NULL",
+        f"ALTER TABLE orders_history DETACH PARTITION {name}",
+    )
+    refused(kept, 'the partition of "public"."orders_history" with the changes from ')
+    resync(kept)
+    assert kept.rows(NOTE)[0][0].startswith("replicator: {")
+    assert kept.rows("SELECT obj_description('orders_history'::regclass, 'pg_class')") == [(None,)]
