@@ -368,6 +368,7 @@ def forget(world: Universe, act: Act) -> None:
             world.database.entries, world.database.counts = {}, {}
             world.used.clear()
             world.late = [late for late in world.late if late.to == "target"]
+            world.forget_epochs()
 
     world.later_between_runs(0, lose)
     raise Killed

@@ -84,6 +84,7 @@ def _dropped(world: Universe, luck: float) -> None:
     if (name := _table(world, luck)) is not None:
         tombstones = {} if world.scenario.index else world.database.tombstones[name]  # which Postgres has elsewhere
         world.remake(name, {}, tombstones, noted=False)
+        world.forget_epochs()
 
 
 def clone(world: Universe, act: Act) -> None:

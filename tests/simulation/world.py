@@ -264,6 +264,16 @@ class Universe:
         """A request that was given up is applied nevertheless, within minutes."""
         self.late.append(Late(self.clock.now + LATEST * self.random.random(), to, carry_out))
 
+    def forget_epochs(self) -> None:
+        """Requests of an epoch do not arrive once neither checkpoints nor the target say that there was one.
+
+        Nothing can tell a run of that epoch, which begins the first one again: see docs/guarantees.md.
+        """
+        database = self.database
+        left = [*database.epochs.values(), *database.rows.values(), *database.tombstones.values()]
+        if self.scenario.index and not any([("pipeline", "") in database.entries, *left, *database.marked.values()]):
+            self.late = [late for late in self.late if late.to != "target"]
+
     def arrive(self) -> None:
         now = self.clock.now
         due = [late for late in self.late if late.at <= now]
