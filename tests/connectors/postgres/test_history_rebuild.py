@@ -72,6 +72,12 @@ def switched(world: World) -> None:
     done(world, "switch")
 
 
+def caught_up(world: World) -> None:
+    """Read the stream up to the end of the last scan: before that, the history does not tell its states."""
+    world.change("replaces: orders-old.yaml\n", "")
+    world.catch_up()
+
+
 def at(world: World, moment: datetime) -> dict[str, Any]:
     code, out, err = world.call("history", world.config, "--at", moment.isoformat(), "--json")
     assert code == 0, err
@@ -98,8 +104,7 @@ def test_the_history_of_a_rebuilt_copy_continues_that_of_the_old_one(orders: Wor
         put(orders, process, "before the end", 10, "orders", "orders_old")
         done(orders, "finish")
         put(orders, process, "last", 12, "orders")
-    orders.change("replaces: orders-old.yaml\n", "")
-    orders.catch_up()
+    caught_up(orders)
     assert at(orders, built) == {"even": ("old", 4), "odd": ("old", 3), "untouched": ("old", 2)}
     assert at(orders, during) == {"even": ("new", 40), "untouched": ("new", 20), "during": ("new", 60)}
     latest = {"even": 80, "during": 60, "after": 80, "before the end": 100, "last": 120}
@@ -181,8 +186,7 @@ def test_times_that_the_new_copys_history_has_lost_are_told_by_the_old_one(order
         live(orders, process)
         done(orders, "finish")
         put(orders, process, "last", 12, "orders")
-    orders.change("replaces: orders-old.yaml\n", "")
-    orders.catch_up()  # up to the end of the resync's scan, before which its states are not known
+    caught_up(orders)
     expected = {"even": 4, "odd": 3, "untouched": 2, "during": 6}
     assert at(orders, during) == {id: ("old", n) for id, n in expected.items()}
     assert at(orders, after(soon())) == {
@@ -232,6 +236,7 @@ def test_a_history_of_a_later_epoch_than_the_new_copys_is_not_continued(orders: 
         live(orders, process)
         done(orders, "finish")
         put(orders, process, "last", 12, "orders")
+    caught_up(orders)
     assert at(orders, soon()) == {"even": ("new", 40), "untouched": ("new", 20), "last": ("new", 120)}
 
 
@@ -275,6 +280,7 @@ def test_a_rebuild_may_add_a_history(world: World) -> None:
         live(world, process)
         done(world, "finish")
         put(world, process, "last", 12, "orders")
+    caught_up(world)
     assert at(world, soon()) == {"a": ("new", 20), "last": ("new", 120)}
     assert world.call("check", world.config)[0] == 0
 
@@ -366,6 +372,7 @@ def test_states_from_before_what_is_kept_move_with_the_history(orders: World) ->
         live(orders, process)
         done(orders, "finish")
         put(orders, process, "last", 12, "orders")
+    caught_up(orders)
     assert at(orders, soon()) == {"even": ("new", 40), "untouched": ("new", 20), "last": ("new", 120)}
     code, _, err = orders.call("history", orders.config, "--at", "2001-01-01T00:00:00Z", "--human")
     assert (code, "--at: the history begins at" in err) == (2, True), err
