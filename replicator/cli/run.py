@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from replicator.hooks.time_limit import EXIT_DEADLINE
 if TYPE_CHECKING:
     from replicator.config.settings import Config
     from replicator.engine.run import Follow
+    from replicator.hooks.hook import Hook
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +176,7 @@ def _run_each(
     from replicator.config import settings
     from replicator.engine import generations, several
     from replicator.engine.run import run as run_pipeline
+    from replicator.hooks import loading
 
     codes: list[int] = []
     stop = stop_on_signals(lambda: several.worst(codes))
@@ -183,6 +186,7 @@ def _run_each(
         )
         loaded = _apart(own, codes)
         sharing = several.Sharing()
+        loaders: dict[tuple[Path, str | None], Callable[[str, Path], Hook]] = {}
         board_of = stack.enter_context(boards(own, listen))
         started = {config.pipeline for config in loaded}
         for config in own:
@@ -191,8 +195,11 @@ def _run_each(
 
         def work(config: Config, confirm: Callable[[], None]) -> None:
             with shown(config, str(config.path), board_of(config), observer_of(config.pipeline)) as more:
+                more = audited(config, more)
                 pages = sharing.of(config.source)
-                run_pipeline(config, stop=stop, confirm=confirm, pages=pages, **audited(config, more), **how)
+                # a copy that is exchanged starts anew, with the hook that it had: its file may have been edited since
+                load = loaders.setdefault((config.path, config.target_name), functools.cache(loading.load))
+                run_pipeline(config, stop=stop, confirm=confirm, pages=pages, load=load, **more, **how)
             log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": config.pipeline})
 
         runs = [

@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 from replicator.aws.boto import connect
@@ -63,11 +64,12 @@ def run(
     beside: Beside = contextlib.nullcontext,
     follow: Follow | None = None,
     pages: SharedPages | None = None,
+    load: Callable[[str, Path], Hook] = load,
 ) -> None:
     """Replicate until ``stop`` is set, or until caught up. ``resync``: start a new epoch first. ``confirm`` is called
     once the run owns the pipeline, and may raise to end it before it has looked at the target. ``beside``: the context
     in which the run works, for what it does besides; it gets the hook. ``follow``: the engine; this process by default.
-    ``pages``: of the stream, where other pipelines of this process read it too.
+    ``pages``: of the stream, where other pipelines of this process read it too. ``load``: loads the hook.
 
     Raises a ReplicatorError if the run cannot start or continue.
     """

@@ -33,6 +33,7 @@ from replicator.operations.rebuild_checks import (
     Outcome,
     busy,
     check_alike,
+    check_continues,
     check_resumes,
     complete_tables,
     in_progress,
@@ -48,6 +49,7 @@ from replicator.operations.rebuild_checks import (
     still_live,
     tables_of,
     verifying,
+    with_old,
 )
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.state import Entry, Rebuild, Save, encode
@@ -126,6 +128,7 @@ def switch(
         found = [*ready(at, criteria, verified=not unverified), *busy(claimed, at)]
         if found:
             return refusing(found)
+        check_continues(second_of(config, rebuild), first_of(config, rebuild))
         live = tables_of(first_of(config, rebuild))
         _exchange(target, config, live, (RETIRED, BUILT), entry, replace(rebuild, switched=True), pause)
         return Outcome()
@@ -151,6 +154,8 @@ def rollback(
         found = [*repairing(claimed), *([] if unchecked else checks)]
         if found:
             return of_old(found, config)
+        if not unchecked:
+            check_continues(first_of(config, rebuild))
         live = tables_of(second_of(config, rebuild))
         _exchange(target, config, live, (BUILT, RETIRED), entry, replace(rebuild, switched=False), pause)
         return Outcome()
@@ -179,6 +184,7 @@ def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
         found = [*incomplete(at), *rescanning(at), *repairing(claimed), *repairing(second)]
         if found:
             return refusing(found)
+        check_continues(second_of(config, rebuild))
         _require_histories(target, config, rebuild, claimed, second)
         retired = tables_of(replace(config, target=replace(config.target, suffix=RETIRED)))
         save, live = Save(entry.kind, entry.id, entry.revision, None), tables_of(second_of(config, rebuild))
@@ -192,7 +198,7 @@ def _require_histories(target: object, config: Config, rebuild: Rebuild, first: 
     old, new = tables_of(first_of(config, rebuild)), tables_of(second_of(config, rebuild))
     before = preexisting.history_losses(CheckpointView(first), target, old)
     after = preexisting.history_losses(CheckpointView(second), target, new)
-    if lost := [*(text.replace("CONFIG", str(config.replaces)) for text in before), *after]:
+    if lost := [*(with_old(text, config) for text in before), *after]:
         raise ConfigError(*lost)
 
 

@@ -16,6 +16,7 @@ from replicator.engine.startup import RESUMING, start_mode, with_request
 from replicator.errors import ConfigError, GapFound
 from replicator.hooks import loading
 from replicator.hooks.collisions import collision
+from replicator.log import with_target
 from replicator.operations.cutover import Reason, Standing, standing
 from replicator.pipeline import stages
 from replicator.pipeline.checkpoint_view import CheckpointView
@@ -43,10 +44,15 @@ def refusing(reasons: Sequence[Reason]) -> Outcome:
 
 def of_old(reasons: Sequence[Reason], config: Config) -> Outcome:
     """Why there is no rollback. What repairs the old copy needs the old config; a run needs the new one."""
-    named = [r if r.code == 7 else replace(r, text=r.text.replace("CONFIG", str(config.replaces))) for r in reasons]
+    named = [r if r.code == 7 else replace(r, text=with_old(r.text, config)) for r in reasons]
     lossy = any(reason.code in (3, 6) for reason in reasons)
     notes = ("to go back to the old copy as it is: replicator rebuild rollback CONFIG --unchecked",) if lossy else ()
     return replace(refusing(named), notes=notes)
+
+
+def with_old(text: str, config: Config) -> str:
+    """The text, whose commands are for the copy of the old config."""
+    return with_target(text).replace("CONFIG", str(config.replaces))  # type: ignore[no-any-return]
 
 
 def rebuild_of(claimed: Claimed) -> Entry | None:
@@ -128,6 +134,16 @@ def check_resumes(config: Config) -> None:
         view = CheckpointView(checkpoints.read())
         found = preexisting.inspect(view, source, target, target_tables(config, source, hook), hook)
         start_mode(found, with_request(RESUMING, view.request, found))
+
+
+def check_continues(*configs: Config) -> None:
+    """ConfigError unless a run could go on with these copies: an exchange ends what it does, and it starts anew."""
+    for config in configs:
+        try:
+            check_resumes(config)
+        except ConfigError as e:
+            said = f"nothing was changed, as a run could not continue the copy of {config.path.name} afterwards: "
+            raise ConfigError(*(said + problem for problem in e.problems)) from e
 
 
 def standing_of(config: Config, now: float) -> Standing:

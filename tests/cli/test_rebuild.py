@@ -470,6 +470,53 @@ def test_after_the_switch_the_new_config_without_replaces_writes_nothing_to_the_
         assert (code, "needs replaces: until rebuild finish" in out + err) == (2, True), out + err
 
 
+def test_no_step_leaves_readers_a_copy_that_a_run_could_not_continue_with_the_hooks_as_they_are_now(
+    orders: World,
+) -> None:
+    new, old = orders.folder / "hooks.py", orders.folder / "hooks-old.py"
+
+    def refused(step: str, edited: Path, *more: str) -> None:
+        text = edited.read_text()
+        edited.write_text(text + "# for the next release\n")
+        code, problems = refusal(orders, step, *more)
+        edited.write_text(text)
+        config = edited.name.replace("hooks", "orders").replace(".py", ".yaml")
+        said = f"nothing was changed, as a run could not continue the copy of {config} afterwards: transform: the hook"
+        assert (code, [problem[: len(said)] for problem in problems]) == (2, [said])
+
+    done(orders, "start")
+    with running(orders) as process:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        refused("switch", new, "--unverified")
+        refused("switch", old, "--unverified")  # there would be no way back
+        done(orders, "switch", "--unverified")
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        refused("rollback", old)
+        refused("finish", new)
+        orders.db.put("orders", {"id": "99", "n": 5})
+        await_that(lambda: documents(orders, "orders").get("99") == {"made": "new", "n": 50}, process)
+
+
+def test_a_run_keeps_the_hooks_that_it_has_loaded_when_the_tables_are_exchanged(orders: World) -> None:
+    """Their files are edited right after each step, before the run has noticed it."""
+    done(orders, "start")
+    with running(orders) as process:
+        steps = (("switch", "--unverified"), ("rollback", "--unchecked"), ("switch", "--unverified"), ("finish",))
+        for n, step in enumerate(steps):
+            made, factor = ("old", 1) if step[0] == "rollback" else ("new", 10)
+            await_that(lambda: phases(orders) == ["live", "live"], process)
+            process.send_signal(signal.SIGSTOP)
+            done(orders, *step)
+            for file in ("hooks.py", "hooks-old.py"):
+                text = (orders.folder / file).read_text()
+                (orders.folder / file).write_text(text + "# for the next release\n")
+            orders.db.put("orders", {"id": "99", "n": n})
+            process.send_signal(signal.SIGCONT)
+            await_that(lambda: documents(orders, "orders").get("99") == {"made": made, "n": n * factor}, process)  # noqa: B023
+            orders.folder.joinpath("hooks.py").write_text(NEW)
+            orders.folder.joinpath("hooks-old.py").write_text(OLD)
+
+
 def test_a_hook_or_column_that_changes_again_during_a_build_starts_over(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "a", "n": 7})
