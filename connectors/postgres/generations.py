@@ -6,7 +6,7 @@ is refused by name before anything changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, LiteralString
 
@@ -32,7 +32,7 @@ SELECT replicator.advance(%s, NULL, ARRAY[%s], ARRAY[%s], ARRAY[%s::bigint], ARR
 _FENCE = """
 UPDATE replicator.checkpoints SET revision = revision + 1
 WHERE pipeline = ANY (%s) AND kind = 'owner' AND id = ''"""
-_HOLD = "SELECT FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'owner' FOR UPDATE"
+_HOLD = "SELECT FROM replicator.checkpoints WHERE pipeline = ANY (%s) AND kind = 'owner' FOR UPDATE"
 _RELABEL = "UPDATE replicator.tombstones SET target = %s WHERE target = %s"
 _FORGOTTEN: tuple[LiteralString, ...] = (
     "DELETE FROM replicator.checkpoints WHERE pipeline = %s",
@@ -153,13 +153,16 @@ def named(shape: TableSchema, suffix: str) -> TableSchema:
     return replace(shape, name=shape.name + suffix)
 
 
-def problems(connection: Connection, live: Sequence[TableSchema], new: Sequence[TableSchema]) -> Iterator[str]:
+def problems(
+    connection: Connection, live: Sequence[TableSchema], new: Sequence[TableSchema], retired: Sequence[TableSchema]
+) -> Iterator[str]:
     """Why these tables cannot be built, or could not be exchanged later."""
     for shape in live:
         table = catalog.found(connection, shape)
         if table is not None:
             yield from bound(connection, shape, table)
     yield from existing(connection, new)
+    yield from in_the_way(connection, retired)
 
 
 def existing(connection: Connection, new: Sequence[TableSchema]) -> Iterator[str]:
@@ -169,6 +172,13 @@ def existing(connection: Connection, new: Sequence[TableSchema]) -> Iterator[str
             yield f"the name {shape.name} is longer than Postgres' {LONGEST_NAME} bytes"
         elif connection.execute(_TAKEN, (shape.schema, shape.name)).fetchone() is not None:
             yield f"{shape.label} exists already, and a rebuild would create it; rename it or drop it"
+
+
+def in_the_way(connection: Connection, retired: Sequence[TableSchema]) -> Iterator[str]:
+    """What has a name that the live tables must get in an exchange."""
+    for shape in retired:
+        if connection.execute(_TAKEN, (shape.schema, shape.name)).fetchone() is not None:
+            yield f"{shape.label} exists already, and the live table would get that name; rename it or drop it"
 
 
 def bound(connection: Connection, shape: TableSchema, table: catalog.Found) -> Iterator[str]:
@@ -193,6 +203,7 @@ def create(connection: Connection, live: TableSchema, new: TableSchema, pipeline
     old = catalog.found(connection, live)
     if old is None:
         return
+    _give(connection, new, old.owner)
     for name, primary, prefix, definition, unique in connection.execute(_INDEXES, (old.oid,)).fetchall():
         if primary:
             continue
@@ -207,6 +218,20 @@ def create(connection: Connection, live: TableSchema, new: TableSchema, pipeline
         yield f"{new.label} lacks the constraint {name}; add it if you need it"
 
 
+def _give(connection: Connection, shape: TableSchema, owner: str) -> None:
+    """Have the table belong to that role, whose members and whose views read the live table by its rights."""
+    if _there(connection, shape).owner == owner:
+        return
+    try:
+        connection.execute(sql.SQL("ALTER TABLE {} OWNER TO {}").format(shape.qualified, sql.Identifier(owner)))
+    except errors.InsufficientPrivilege as e:
+        raise ConfigError(
+            f'{shape.label} cannot belong to the role "{owner}", as the live table does: {e.diag.message_primary}. '
+            f'GRANT CREATE ON SCHEMA "{shape.schema}" TO "{owner}", and let replicator\'s role SET ROLE to it; or '
+            "give the live table to replicator's role"
+        ) from e
+
+
 def _index(name: str, table: TableSchema, rest: str, *, unique: bool) -> sql.Composed:
     """CREATE INDEX with the ``rest`` of the server's own definition. Without a name that Postgres would truncate."""
     short = sql.Identifier(name) if len(name.encode()) <= LONGEST_NAME else sql.SQL("")
@@ -219,9 +244,27 @@ def _from_catalog(text: str) -> sql.SQL:
     return sql.SQL(text)
 
 
-def hold(connection: Connection, pipeline: str) -> None:
-    """Lock the owners of a second generation. Before the rebuild's entry, because a claim locks them in this order."""
-    connection.execute(_HOLD, (pipeline,))
+def begin_removal(
+    connection: Connection,
+    pipeline: str,
+    entry: Save,
+    ended: Sequence[str],
+    tables: Sequence[tuple[str, Sequence[TableSchema]]],
+) -> None:
+    """Save the rebuild's entry, which is ``pipeline``'s, and lock the ``tables`` that will be dropped, or TablesBusy.
+
+    ``ended``: pipelines that the removal ends. Tables come with the pipeline that wrote them, as the note on the first
+    one must say. Locks come in the same order as in ``exchange``, for the same reasons, and runs wait no longer than
+    readers; a claim, too, locks its owner first.
+    """
+    own = [shapes for writer, shapes in tables if shapes and _writer(connection, shapes[0]) == writer]
+    there = [shape for shapes in own for shape in shapes if catalog.found(connection, shape) is not None]
+    if there:
+        _lock(connection, [], there, LONGEST_CALM, "SHARE UPDATE EXCLUSIVE")
+    connection.execute(_HOLD, (list(ended),))
+    save(connection, pipeline, entry)
+    if there:
+        _lock(connection, [], there, LONGEST_WAIT, "ACCESS EXCLUSIVE")
 
 
 def save(connection: Connection, pipeline: str, entry: Save) -> None:
@@ -235,6 +278,7 @@ class _Dependents:
 
     views: Mapping[int, tuple[str, sql.Composed]]  # names and statements
     triggers: Sequence[tuple[str, str, str]]
+    owner: str
     grants: Sequence[tuple[str, str, str, bool]]
     identity: str  # what UPDATE and DELETE log for logical replication
 
@@ -325,6 +369,11 @@ def _lock(
     connection.execute("SET LOCAL statement_timeout = 0")
 
 
+def _writer(connection: Connection, shape: TableSchema) -> str | None:
+    table = catalog.found(connection, shape)
+    return None if table is None else table.pipeline
+
+
 def _there(connection: Connection, shape: TableSchema) -> catalog.Found:
     table = catalog.found(connection, shape)
     if table is None:
@@ -340,6 +389,7 @@ def _refused(
     if {leaving.pipeline, coming.pipeline} != set(wanted.pipelines) or leaving.pipeline == coming.pipeline:
         yield f"{shape.label} and {other.label} are not those of the rebuild: their notes name other pipelines"
     yield from bound(connection, shape, leaving)
+    yield from in_the_way(connection, [named(shape, wanted.away)])
     own = {VERSION, *leaving.primary, *(column.name for column in shape.columns)}
     if shape.marks:  # the other generation keeps no rows of deleted items
         own.add(DELETED)
@@ -357,7 +407,7 @@ def _dependents(connection: Connection, table: catalog.Found) -> _Dependents:
     triggers = connection.execute(_TRIGGERS, (table.oid,)).fetchall()
     grants = connection.execute(_GRANTS, {"table": table.oid}).fetchall()
     (identity,) = connection.execute(_IDENTITY, (table.oid,)).fetchone() or ("d",)
-    return _Dependents(views, triggers, grants, identity)
+    return _Dependents(views, triggers, table.owner, grants, identity)
 
 
 def _view(schema: str, name: str, definition: str, options: Sequence[str] | None) -> sql.Composed:
@@ -403,10 +453,11 @@ def _rename_one(connection: Connection, kind: LiteralString, shape: TableSchema,
 
 
 def _move(connection: Connection, live: TableSchema, retired: TableSchema, found: _Dependents) -> None:
-    """Give triggers, grants and the replica identity to the table that is live now.
+    """Give the owner, triggers, grants and the replica identity to the table that is live now.
 
-    Triggers leave the other: it would fire them again.
+    Triggers leave the other: it would fire them again. Columns that the other lacks keep their own grants.
     """
+    _give(connection, live, found.owner)
     if found.identity in _IDENTITIES:
         identity = sql.SQL("ALTER TABLE {} REPLICA IDENTITY " + _IDENTITIES[found.identity])
         connection.execute(identity.format(live.qualified))
@@ -417,11 +468,20 @@ def _move(connection: Connection, live: TableSchema, retired: TableSchema, found
         if enabled in _ENABLED:
             state = sql.SQL("ALTER TABLE {} " + _ENABLED[enabled] + " TRIGGER {}")
             connection.execute(state.format(live.qualified, trigger))
-    for grantee in {role for _, role, *_ in connection.execute(_GRANTS, {"table": _there(connection, live).oid})}:
+    _grant(connection, live, found.grants, _there(connection, retired).columns)
+
+
+def _grant(
+    connection: Connection, live: TableSchema, given: Sequence[tuple[str, str, str, bool]], before: Collection[str]
+) -> None:
+    """Give the table these grants instead of its own; but for columns that are not among those of ``before``."""
+    table = _there(connection, live)
+    own = connection.execute(_GRANTS, {"table": table.oid}).fetchall()
+    for grantee in {role for _, role, *_ in own}:
         connection.execute(sql.SQL("REVOKE ALL ON {} FROM {} CASCADE").format(live.qualified, _role(grantee)))
-    columns = _there(connection, live).columns
-    for column, grantee, privilege, grantable in found.grants:
-        if column and column not in columns:
+    kept = [grant for grant in own if grant[0] and grant[0] not in before]
+    for column, grantee, privilege, grantable in (*given, *kept):
+        if column and column not in table.columns:
             continue
         part = sql.SQL("({})").format(sql.Identifier(column)) if column else sql.SQL("")
         option = sql.SQL(" WITH GRANT OPTION" if grantable else "")

@@ -322,11 +322,13 @@ class Postgres(ComparesByTable):
             chosen = history_queries.ids(keys, key)
             yield from history_queries.as_of(connection, shape, keys, chosen, at, epochs)
 
-    def rebuild_problems(self, live: Sequence[Table], new: Sequence[Table]) -> Sequence[str]:
+    def rebuild_problems(
+        self, live: Sequence[Table], new: Sequence[Table], retired: Sequence[Table] = ()
+    ) -> Sequence[str]:
         with self._session.connection() as connection:
             beside = [part for shape in self._shapes(new) for part in history_note.tables_of(shape)]
             return [
-                *generations.problems(connection, self._shapes(live), self._shapes(new)),
+                *generations.problems(connection, self._shapes(live), self._shapes(new), self._shapes(retired)),
                 *generations.existing(connection, beside),
             ]
 
@@ -346,9 +348,11 @@ class Postgres(ComparesByTable):
 
     def discard(self, tables: Sequence[Table], pipeline: str, save: Save) -> None:
         with self._exclusively() as connection:
-            generations.hold(connection, pipeline)
-            generations.save(connection, self._pipeline, save)
-            for shape in self._shapes(tables):
+            shapes = self._shapes(tables)
+            groups = [each for shape in shapes for each in ([shape], history_note.tables_of(shape))]
+            dropped = [(pipeline, group) for group in groups]
+            generations.begin_removal(connection, self._pipeline, save, [pipeline], dropped)
+            for shape in shapes:
                 generations.remove(connection, shape, pipeline)
                 history_merge.discard(connection, shape, pipeline)
             generations.forget(connection, pipeline)
@@ -362,10 +366,12 @@ class Postgres(ComparesByTable):
         continued: Continued | None = None,
     ) -> None:
         with self._exclusively() as connection:
-            generations.hold(connection, pipeline)
-            generations.save(connection, self._pipeline, save)
+            dropped: list[tuple[str, Sequence[TableSchema]]]
+            dropped = [(self._pipeline, [shape]) for shape in self._shapes(retired)]
             if continued is not None:
-                generations.hold(connection, self._pipeline)  # its last batch adds to the history
+                dropped += [(pipeline, history_note.tables_of(shape)) for shape in self._shapes(live)]
+            generations.begin_removal(connection, self._pipeline, save, [self._pipeline, pipeline], dropped)
+            if continued is not None:  # after the last batch of each, which adds to the history
                 kept = [table for table in live if keeps_history(table.options)]
                 for table in kept:
                     (new,), (old,) = self._shapes([table]), self._shapes([replace(table, generation=Generation.ONLY)])

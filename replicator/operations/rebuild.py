@@ -78,7 +78,7 @@ def start(config: Config, now: Callable[[], float] = time.time) -> Outcome:
         live, new = tables_of(old), tables_of(second_of(config, rebuild))
         check_alike(old, config, target)  # type: ignore[arg-type]
         made = complete_tables(second_of(config, rebuild))
-        if problems := [*target.rebuild_problems(live, new), *target.check(made)]:  # type: ignore[attr-defined]
+        if problems := [*target.rebuild_problems(live, new, _retired(config)), *target.check(made)]:  # type: ignore[attr-defined]
             raise ConfigError(*dict.fromkeys(problems))
         save = Save("rebuild", "", 0, encode(rebuild))
         notes = target.prepare(live, made, config.pipeline + SECOND, save)
@@ -161,7 +161,9 @@ def rollback(
         return Outcome()
 
 
-def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
+def finish(
+    config: Config, now: Callable[[], float] = time.time, pause: Callable[[float], object] = time.sleep
+) -> Outcome:
     """Remove the first generation, unless the second is known not to equal the source: it may still be wanted.
 
     The second takes the pipeline's name.
@@ -186,10 +188,10 @@ def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
             return refusing(found)
         check_continues(second_of(config, rebuild))
         _require_histories(target, config, rebuild, claimed, second)
-        retired = tables_of(replace(config, target=replace(config.target, suffix=RETIRED)))
         save, live = Save(entry.kind, entry.id, entry.revision, None), tables_of(second_of(config, rebuild))
         continued = history.continued(claimed, second, history.whole_since(target, live))
-        target.succeed(retired, live, config.pipeline + SECOND, save, continued)
+        second_name, retired = config.pipeline + SECOND, _retired(config)
+        exchanged(lambda: target.succeed(retired, live, second_name, save, continued), pause)
         return Outcome()
 
 
@@ -202,7 +204,7 @@ def _require_histories(target: object, config: Config, rebuild: Rebuild, first: 
         raise ConfigError(*lost)
 
 
-def cancel(config: Config) -> Outcome:
+def cancel(config: Config, pause: Callable[[float], object] = time.sleep) -> Outcome:
     """Remove the second generation, which is not live."""
     if by_alias(config):
         return rebuild_by_alias.cancel(config)
@@ -216,7 +218,8 @@ def cancel(config: Config) -> Outcome:
         rebuild = decoded(entry)
         assert rebuild is not None
         new = tables_of(second_of(config, rebuild))
-        target.discard(new, config.pipeline + SECOND, Save(entry.kind, entry.id, entry.revision, None))
+        save = Save(entry.kind, entry.id, entry.revision, None)
+        exchanged(lambda: target.discard(new, config.pipeline + SECOND, save), pause)
         return Outcome()
 
 
@@ -229,6 +232,11 @@ def _opened(config: Config) -> Iterator[tuple[Rebuilding, Checkpoints]]:
     with ends(config) as (target, checkpoints):
         assert isinstance(target, Rebuilding)
         yield target, checkpoints
+
+
+def _retired(config: Config) -> Sequence[Table]:
+    """The first generation's tables, as they are named while the second one is live."""
+    return tables_of(replace(config, target=replace(config.target, suffix=RETIRED)))
 
 
 def _require_unswitched(entry: Entry) -> None:
@@ -253,7 +261,7 @@ def _exchange(
 
 
 def exchanged(exchange: Callable[[], None], pause: Callable[[float], object]) -> None:
-    """Exchange the tables, in several attempts while readers hold them."""
+    """Exchange or remove the tables, in several attempts while readers hold them."""
     for _ in range(ATTEMPTS - 1):
         try:
             exchange()

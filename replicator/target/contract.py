@@ -409,7 +409,7 @@ class Continued:
 
 
 class TablesBusy(TransientError):
-    """Readers hold the tables, so they were not exchanged. Trying again may help."""
+    """Readers hold the tables, so they were not exchanged or removed. Trying again may help."""
 
 
 SECOND = "@new"
@@ -424,8 +424,12 @@ class Rebuilding(Protocol):
     with the entry ``save`` of that pipeline; Fenced if that entry is not as expected.
     """
 
-    def rebuild_problems(self, live: Sequence[Table], new: Sequence[Table]) -> Sequence[str]:
-        """Why ``new`` cannot be built beside ``live``, or could not take its place. Changes nothing."""
+    def rebuild_problems(
+        self, live: Sequence[Table], new: Sequence[Table], retired: Sequence[Table] = ()
+    ) -> Sequence[str]:
+        """Why ``new`` cannot be built beside ``live``, or could not take its place. Changes nothing. ``retired``: the
+        live tables under the names that they will get in the exchange.
+        """
 
     def prepare(self, live: Sequence[Table], new: Sequence[Table], pipeline: str, save: Save) -> Sequence[str]:
         """Create the tables ``new`` for ``pipeline``; returns what of the live ones they lack, a sentence each."""
@@ -437,7 +441,9 @@ class Rebuilding(Protocol):
         """
 
     def discard(self, tables: Sequence[Table], pipeline: str, save: Save) -> None:
-        """Remove tables that ``pipeline`` wrote, and all that is stored of it. ConfigError if they are not its own."""
+        """Remove tables that ``pipeline`` wrote, and all that is stored of it. ConfigError if they are not its own;
+        TablesBusy while readers hold them.
+        """
 
     def succeed(
         self,
@@ -449,7 +455,7 @@ class Rebuilding(Protocol):
     ) -> None:
         """Remove the ``retired`` tables of the first pipeline and all that is stored of it; ``pipeline``, which wrote
         the ``live`` ones, takes its name. ``continued``: how their history continues that of the first, if they keep
-        one.
+        one. TablesBusy while readers hold what is removed.
         """
 
 

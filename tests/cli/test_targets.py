@@ -6,6 +6,7 @@ import importlib
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -364,6 +365,10 @@ def test_one_target_is_rebuilt_beside_the_others(both: World) -> None:
 
     assert (process.returncode, err, notes) == (0, "", [])
     assert snapshots(out) == {"orders.copies@new"}
+    with ends(load(str(both.folder / "old.yaml"), target="copies")) as (_, checkpoints):
+        checkpoints.save([Save("gap", "s", 0, encode(Gap("trimmed", time.time(), 1024)))])
+    code, out, _ = both.call("rebuild", "rollback", both.config, "--target", "copies", "--human")
+    assert (code, "replicator resync old.yaml --target copies\n" in out) == (3, True), out
 
 
 @pytest.mark.parametrize("end", ["cancel", "finish"])

@@ -13,6 +13,7 @@ import pytest
 
 from connectors.postgres import Postgres, generations
 from replicator.errors import ConfigError, Fenced
+from replicator.operations.rebuild import exchanged
 from replicator.state import Rebuild, Save, encode
 from replicator.target.contract import Exchange, Table, TablesBusy
 from replicator.testing.contract import batch, put
@@ -344,6 +345,56 @@ def test_the_replica_identity_goes_with_the_live_table(
     assert identity() == default != full
 
 
+def test_the_owner_goes_with_the_live_table_so_that_its_members_and_views_read_on(
+    first: Postgres, command: Postgres, one_postgres: Database
+) -> None:
+    def read(what: str) -> list[Any]:
+        with one_postgres.connect() as client:
+            client.execute("SET ROLE app")
+            return client.execute(f"SELECT made FROM public.{what}".encode()).fetchall()  # noqa: S608
+
+    for role in ("app", "other"):
+        run(one_postgres, f"CREATE ROLE {role}; GRANT USAGE, CREATE ON SCHEMA public TO {role}")
+    try:
+        run(one_postgres, "ALTER TABLE public.contract OWNER TO app")
+        run(one_postgres, "CREATE VIEW public.seen AS SELECT pk, made FROM public.contract")
+        run(one_postgres, "ALTER VIEW public.seen OWNER TO app")
+        build(command, one_postgres)
+        command.exchange(switch())
+        assert (read("contract"), read("seen")) == ([("new",)], [("new",)])
+        command.exchange(rollback())
+        assert (read("contract"), read("seen")) == ([("old",)], [("old",)])
+        run(one_postgres, "ALTER TABLE public.contract_new OWNER TO other")  # as one that an earlier version made
+        command.exchange(switch(3))
+        assert (read("contract"), read("seen")) == ([("new",)], [("new",)])
+    finally:
+        run(one_postgres, "DROP OWNED BY app, other CASCADE; DROP ROLE app; DROP ROLE other")
+
+
+def test_a_column_that_only_one_of_the_tables_has_keeps_its_own_grants(
+    command: Postgres, one_postgres: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys.modules[__name__], "OLD", Table("contract", PK, {"columns": {"made": "text", "gone": "text"}})
+    )
+    opened(one_postgres, OLD).checkpoints.claim(owner("first"))
+    run(one_postgres, "GRANT SELECT (pk, made, gone) ON public.contract TO pg_monitor")
+    before = [grant for grant in access(one_postgres) if grant[0]]
+    assert {column for column, *_ in before} == {"gone", "made", "pk"}
+    build(command, one_postgres)
+    run(one_postgres, "GRANT SELECT (made, more) ON public.contract_new TO pg_monitor, pg_read_all_stats")
+    command.exchange(switch())
+    with one_postgres.connect() as client:
+        query = """
+        SELECT column_name::text, grantee::text FROM information_schema.column_privileges
+        WHERE table_name = 'contract' AND grantee LIKE 'pg%' ORDER BY 1, 2"""
+        granted = client.execute(query).fetchall()
+    both = [("more", "pg_monitor"), ("more", "pg_read_all_stats")]
+    assert granted == [("made", "pg_monitor"), *both, ("pk", "pg_monitor")]
+    command.exchange(rollback())
+    assert [grant for grant in access(one_postgres) if grant[0]] == before
+
+
 def access(database: Database) -> Sequence[tuple[Any, ...]]:
     query = """
     SELECT '', (pg_catalog.aclexplode(relacl)).* FROM pg_catalog.pg_class WHERE relname = 'contract' UNION ALL
@@ -436,6 +487,19 @@ def test_the_column_of_deleted_rows_is_no_reason_against_an_exchange(
     assert made(one_postgres) == ["old"]
 
 
+@pytest.mark.usefixtures("second")
+def test_what_has_the_name_that_the_live_table_would_get_is_refused_at_the_start_and_at_the_switch(
+    command: Postgres, one_postgres: Database
+) -> None:
+    run(one_postgres, "CREATE VIEW public.contract_old AS SELECT 1 AS x")
+    problem = '"public"."contract_old" exists already, and the live table would get that name; rename it or drop it'
+    retired, newer = replace(OLD, stored_as="contract_old"), replace(NEW, stored_as="contract_newer")
+    assert command.rebuild_problems([OLD], [newer], [retired]) == [problem]
+    with pytest.raises(ConfigError) as refused:
+        command.exchange(switch())
+    assert (list(refused.value.problems), made(one_postgres)) == ([problem], ["old"])
+
+
 def test_names_that_exist_or_are_too_long_are_refused_before_anything_is_made(
     second: Postgres, command: Postgres, one_postgres: Database
 ) -> None:
@@ -515,6 +579,42 @@ def test_readers_that_hold_the_table_are_not_waited_for_long(
         assert reader.execute("SELECT made FROM public.contract").fetchall() == [("old",)]
     command.exchange(switch())
     assert made(one_postgres) == ["new"]
+
+
+@pytest.mark.parametrize("step", ["finish", "cancel"])
+def test_a_table_that_readers_hold_is_removed_between_their_transactions_while_runs_write_on(
+    step: str, first: Postgres, second: Postgres, command: Postgres, one_postgres: Database
+) -> None:
+    if step == "finish":
+        command.exchange(switch())
+        live = target(one_postgres, SECOND)
+        live.checkpoints.claim(owner("again"))
+        live.open([replace(NEW, stored_as="")], 1024)
+    else:
+        live = first
+    written: list[Future[object]] = []
+
+    def remove() -> None:
+        finished(command) if step == "finish" else command.discard([NEW], SECOND, noted(1, None))
+
+    with one_postgres.connect() as reader, ThreadPoolExecutor() as pool:
+        reader.autocommit = False
+        reader.execute(f"SELECT FROM public.contract_{'old' if step == 'finish' else 'new'}".encode())
+
+        def pause(_: float) -> None:
+            assert written[-1].result(timeout=10) is not None  # it was not kept waiting for the reader
+            if len(written) < 3:
+                write()
+            else:
+                reader.rollback()
+
+        def write() -> None:
+            later = batch(put({"pk": f"b{len(written)}", "made": "later"}, 2))
+            written.append(pool.submit(live.write, later))
+
+        write()
+        exchanged(remove, pause)
+    assert (entry(command), len(written), made(one_postgres).count("later")) == (0, 3, 3)
 
 
 def test_tombstones_go_with_their_table(second: Postgres, command: Postgres, one_postgres: Database) -> None:

@@ -285,3 +285,23 @@ def test_a_view_of_another_role_keeps_tables_from_being_exchanged(shared: Databa
         '"public"."contract" cannot be exchanged because of the view public.theirs, which belongs to the role mallory, '
         "which would stay with the old table: drop it, and create it again after the switch"
     ]
+
+
+def test_a_rebuild_of_a_table_whose_owner_could_not_own_the_new_one_is_refused_at_the_start(shared: Database) -> None:
+    run(shared, "GRANT CREATE ON SCHEMA public TO ours; GRANT mallory TO ours")
+    run(shared, "REVOKE CREATE ON SCHEMA public FROM mallory")
+    one = _ours(shared)
+    one.open([TABLE], FIRST_EPOCH)
+    run(shared, "ALTER TABLE public.contract OWNER TO mallory")
+    new = replace(TABLE, stored_as="contract_new")
+    with pytest.raises(ConfigError) as refused:
+        one.prepare([TABLE], [new], "contract@new", Save("rebuild", "", 0, "{}"))
+    (problem,) = refused.value.problems
+    assert problem == (
+        '"public"."contract_new" cannot belong to the role "mallory", as the live table does: permission denied for '
+        'schema public. GRANT CREATE ON SCHEMA "public" TO "mallory", and let replicator\'s role SET ROLE to it; or '
+        "give the live table to replicator's role"
+    )
+    assert one.epoch([new]) is None
+    run(shared, "GRANT CREATE ON SCHEMA public TO mallory")
+    assert one.prepare([TABLE], [new], "contract@new", Save("rebuild", "", 0, "{}")) == []
