@@ -483,6 +483,7 @@ class Verified:
     ``segment:NUMBER`` or ``table:NAME``: what is before them is done. ``done``: share of the work. ``found``: when the
     last difference was confirmed. ``hashed``: there were documents whose ids only have a hash of their item's key.
     ``hook``: the fingerprint of the hook that said what the documents should be. ``ttl_deletes``: the config's.
+    ``left``: it was interrupted, and has recorded what was done.
 
     ``earlier``: differences that passes had found whose entries this one replaced, the last of them at ``found`` unless
     this pass found others. Only the end of a pass over the whole table forgets them. ``seen``: ``found`` of each pass
@@ -509,6 +510,7 @@ class Verified:
     done: float = 0.0
     found: float | None = None
     ttl_deletes: str = "apply"
+    left: bool = False
     earlier: int = 0
     seen: tuple[float, ...] | None = None
 

@@ -48,7 +48,6 @@ from replicator.operations.rebuild_checks import (
     standing_of,
     still_live,
     tables_of,
-    verifying,
     with_old,
 )
 from replicator.pipeline.checkpoint_view import CheckpointView
@@ -150,11 +149,10 @@ def rollback(
         if not rebuild.switched:
             return Outcome(already=True)
         first, second = standing(claimed, now()), standing_of(second_of(config, rebuild), now())
-        checks = [*ready(first, Criteria(now()), verified=False), *verifying(claimed, second)]
-        found = [*repairing(claimed), *([] if unchecked else checks)]
-        if found:
-            return of_old(found, config)
-        if not unchecked:
+        if not unchecked:  # a command that repairs the tables all the same is fenced off by the exchange
+            found = [*ready(first, Criteria(now()), verified=False), *busy(claimed, second)]
+            if found:
+                return of_old(found, config)
             check_continues(first_of(config, rebuild))
         live = tables_of(second_of(config, rebuild))
         _exchange(target, config, live, (BUILT, RETIRED), entry, replace(rebuild, switched=False), pause)
@@ -183,7 +181,7 @@ def finish(
         with ends(second_of(config, rebuild)) as (_, of_second):
             second = of_second.read()
         at = standing(second, now())
-        found = [*incomplete(at), *rescanning(at), *repairing(claimed), *repairing(second)]
+        found = [*incomplete(at), *rescanning(at), *repairing(claimed, now()), *repairing(second, now())]
         if found:
             return refusing(found)
         check_continues(second_of(config, rebuild))

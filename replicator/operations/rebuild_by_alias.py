@@ -40,7 +40,6 @@ from replicator.operations.rebuild_checks import (
     rescanning,
     still_live,
     tables_of,
-    verifying,
 )
 from replicator.operations.resync import Wanted
 from replicator.pipeline.checkpoint_view import CheckpointView
@@ -162,8 +161,8 @@ def rollback(config: Config, *, unchecked: bool = False, now: Callable[[], float
             return Outcome(already=True)
         claimed = both.of_first.read()
         first = standing(claimed, now())
-        checks = [*ready(first, Criteria(now()), verified=False), *verifying(claimed, standing(second, now()))]
-        if reasons := [*repairing(claimed), *([] if unchecked else checks)]:
+        checks = [*ready(first, Criteria(now()), verified=False), *busy(claimed, standing(second, now()))]
+        if reasons := [] if unchecked else checks:  # repairs go on in their index, whatever the aliases point to
             return of_old(reasons, config)
         pipelines = (both.second.pipeline, both.first.pipeline)
         return Outcome(already=not both.target.point(both.new, both.old, pipelines))
@@ -181,7 +180,7 @@ def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
                 raise not_live()
             first = both.of_first.read()
             at = standing(claimed, now())
-            reasons = [*incomplete(at), *rescanning(at), *repairing(first), *repairing(claimed)]
+            reasons = [*incomplete(at), *rescanning(at), *repairing(first, now()), *repairing(claimed, now())]
             if reasons:
                 return refusing(reasons)
             _require_droppable(both.target.drop_problems(both.old, both.first.pipeline))

@@ -11,6 +11,7 @@ from replicator.checkpoints.contract import Claimed
 from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.assembly import ends, introduce, target_tables
+from replicator.engine.cleanup import ABANDONED
 from replicator.engine.generations import decoded, hook_files
 from replicator.engine.startup import RESUMING, start_mode, with_request
 from replicator.errors import ConfigError, GapFound
@@ -25,6 +26,7 @@ from replicator.state import Entry, Rebuild, decode_repair
 from replicator.target.contract import UNKNOWN_KEYS, Table, Target
 
 EXPIRED = ("expired items that the old copy keeps (ttl_deletes: ignore) are not in the new one",)
+_KILLED = f"; a run forgets one that was killed {ABANDONED / 60:.0f} minutes after it starts: replicator run CONFIG"
 _START = "replicator rebuild start CONFIG"
 
 
@@ -153,13 +155,15 @@ def standing_of(config: Config, now: float) -> Standing:
 
 def busy(first: Claimed, second: Standing) -> Iterator[Reason]:
     """Commands that compare or repair the tables."""
-    yield from repairing(first)
+    yield from repairing(first, second.at)
     yield from verifying(first, second)
 
 
-def repairing(claimed: Claimed) -> Iterator[Reason]:
+def repairing(claimed: Claimed, now: float) -> Iterator[Reason]:
     if any(e.kind == "repair" and not decode_repair(e.text).ended for e in claimed.entries):
-        yield Reason(7, "a verify --repair of these tables is in progress; wait for its end", passing=True)
+        up = standing(claimed, now).progress.phase != "stopped"
+        text = "a verify --repair of these tables is in progress; wait for its end"
+        yield Reason(7, text if up else text + _KILLED, passing=True)
 
 
 def rescanning(at: Standing) -> Iterator[Reason]:

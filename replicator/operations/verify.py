@@ -583,7 +583,7 @@ class Pass:
         note = self._noted(None) if self._records else None
         if note is not None:
             with contextlib.suppress(ReplicatorError, Voided):
-                self._record.save(note)
+                self._record.save(replace(note, left=True))
 
     def _noted(self, ended: float | None) -> Verified | None:
         """What to record: segments, tables and pieces of them of which no candidate is left.
@@ -616,6 +616,7 @@ class Pass:
             ended=ended,
             done=1.0 if ended is not None else note.done,
             hashed=self._examiner.has_hashed,
+            left=False,
         )
         return self._note
 

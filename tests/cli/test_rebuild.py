@@ -497,6 +497,26 @@ def test_no_step_leaves_readers_a_copy_that_a_run_could_not_continue_with_the_ho
         await_that(lambda: documents(orders, "orders").get("99") == {"made": "new", "n": 50}, process)
 
 
+def test_a_repair_that_was_killed_keeps_a_rollback_only_if_it_is_checked_and_a_finish_says_how_it_is_forgotten(
+    orders: World,
+) -> None:
+    done(orders, "start")
+    with running(orders) as process:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        done(orders, "switch", "--unverified")
+    with ends(load(orders.config)) as (_, checkpoints):
+        checkpoints.save([Save("repair", "", 0, encode(Repair("killed")))])
+    reason = (
+        "a verify --repair of these tables is in progress; wait for its end; a run forgets one that was killed "
+        "15 minutes after it starts: replicator run CONFIG"
+    )
+    assert refusal(orders, "finish") == (7, [reason])
+    code, reasons = refusal(orders, "rollback")
+    assert (code, reason in reasons) == (7, True)
+    done(orders, "rollback", "--unchecked")
+    assert {d["made"] for d in documents(orders, "orders").values()} == {"old"}
+
+
 def test_a_run_keeps_the_hooks_that_it_has_loaded_when_the_tables_are_exchanged(orders: World) -> None:
     """Their files are edited right after each step, before the run has noticed it."""
     done(orders, "start")

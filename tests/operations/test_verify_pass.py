@@ -18,6 +18,7 @@ from replicator.errors import ConfigError, Fenced, TransientError
 from replicator.hooks.hook import Hook
 from replicator.marks import Marks, mark_of
 from replicator.operations import verify as operation
+from replicator.operations.cutover import standing
 from replicator.operations.parked import void_verified
 from replicator.operations.pass_record import Part, PassRecord, Voided
 from replicator.operations.verify import Paused, Request, Source, Watch, looked_up_at_once, opened
@@ -209,6 +210,21 @@ def test_a_pass_that_must_not_go_on_records_what_it_did(passes: Passes) -> None:
     with pytest.raises(Paused):
         passes.make(Request(read_units=5), watch=Impatient())
     assert passes.recorded[UNFINISHED[FULL]].updated == passes.world.clock()
+
+
+def test_an_interrupted_pass_counts_as_in_progress_again_once_it_is_resumed(passes: Passes) -> None:
+    world = passes.world
+
+    def in_progress() -> bool:
+        claimed = MemoryCheckpoints(world.database).read()
+        return standing(claimed, world.clock()).progress.verifying is not None
+
+    seen: list[bool] = []
+    passes.make(Request(read_units=5), Report(lambda: seen.append(in_progress())), seconds=60)
+    assert (set(seen), in_progress()) == ({True}, False)
+    seen.clear()
+    passes.make(Request(read_units=5, resume=True), Report(lambda: seen.append(in_progress())))
+    assert (set(seen), in_progress()) == ({True}, False)
 
 
 def test_a_stopped_pass_does_not_read_what_it_has_no_units_for(passes: Passes) -> None:
