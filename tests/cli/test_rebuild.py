@@ -505,7 +505,8 @@ def test_a_repair_that_was_killed_keeps_a_rollback_only_if_it_is_checked_and_a_f
         await_that(lambda: phases(orders) == ["live", "live"], process)
         done(orders, "switch", "--unverified")
     with ends(load(orders.config)) as (_, checkpoints):
-        checkpoints.save([Save("repair", "", 0, encode(Repair("killed")))])
+        stopped = Save("pulse", "", None, encode(Heartbeat(1.0, "stopped")))
+        checkpoints.save([stopped, Save("repair", "", 0, encode(Repair("killed")))])
     reason = (
         "a verify --repair of these tables is in progress; wait for its end; a run forgets one that was killed "
         "15 minutes after it starts: replicator run CONFIG"
