@@ -7,12 +7,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 import orjson
 
-from replicator.items.attributes import canonical_number, from_python
+from replicator.items.attributes import Malformed, canonical_number, from_python
 
 Key = tuple[str, ...]
 """An item's primary key, partition key first: each value as the text in its typed JSON, numbers in canonical form.
@@ -20,6 +20,8 @@ Key = tuple[str, ...]
 The types are known from the table's ``KeySchema``, so equal keys are equal tuples, whether streamed or scanned.
 """
 
+_LONGEST = (2048, 1024)  # bytes of a partition key, and of a sort key
+_EXACT = Context(prec=200)
 _LONGEST_KEY_TEXT = 512  # bytes; every checkpoint store and target can index that
 
 
@@ -59,6 +61,12 @@ class KeySchema:
         """The key in DynamoDB's typed JSON, for requests."""
         return {a.name: {a.kind: text} for a, text in zip(self.attributes, key, strict=True)}
 
+    def allows(self, key: object) -> bool:
+        """Whether an item can have this key: DynamoDB refuses a request for another one."""
+        if not isinstance(key, (list, tuple)) or len(key) != len(self.attributes):
+            return False
+        return all(_allows(a.kind, text, most) for a, text, most in zip(self.attributes, key, _LONGEST, strict=False))
+
     def values(self, key: Key) -> dict[str, str | Decimal | bytes]:
         """The key as Python values by attribute name."""
         return {a.name: _VALUE[a.kind](text) for a, text in zip(self.attributes, key, strict=True)}
@@ -79,6 +87,26 @@ class KeySchema:
         if set(given) != set(self.names):
             raise ValueError(f"the key has the attributes {', '.join(self.names)}, not {', '.join(given) or 'none'}")
         return self.key({a.name: _typed(a, given[a.name]) for a in self.attributes})
+
+
+def _allows(kind: str, text: object, most: int) -> bool:
+    if not isinstance(text, str):
+        return False
+    try:
+        if kind == "N":
+            return canonical_number(text) == text and _is_number(Decimal(text))
+        if kind == "S":
+            return 1 <= len(text.encode()) <= most
+        value = base64.b64decode(text, validate=True)
+    except (Malformed, ValueError):
+        return False
+    return 1 <= len(value) <= most and base64.b64encode(value).decode() == text
+
+
+def _is_number(value: Decimal) -> bool:
+    """Whether DynamoDB can hold it: 38 digits, and 1E-130 to 9.99E+125."""
+    digits = value.normalize(_EXACT).as_tuple().digits
+    return not value or (len(digits) <= 38 and -130 <= value.adjusted() <= 125)
 
 
 def _decoded(name: str, given: object) -> bytes:

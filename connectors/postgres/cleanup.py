@@ -14,7 +14,7 @@ from connectors.postgres.encode import Statement, fits
 from connectors.postgres.table_schema import DELETED, VERSION, KeyColumn, TableSchema
 from connectors.postgres.text import literal
 from replicator.batch import Batch, Delete, DocumentId, Part, Past
-from replicator.items.attributes import canonical_number
+from replicator.items.attributes import Malformed, canonical_number
 from replicator.key import key_text
 from replicator.target.contract import Table
 from replicator.version import epoch_of
@@ -37,9 +37,18 @@ _FIRST_PART = r'^\["(?:[^"\\]|\\.)*"'  # of an id as JSON
 _MOST_HELD = 5000  # undeletable documents after which a sweep stops searching
 _MOST_REASONS = 3  # in a message
 
+
+def _number(text: str) -> str:
+    """The number as a key has it; as it is if no item can have it (NaN, or too many digits): it is another's row."""
+    try:
+        return canonical_number(text)
+    except Malformed:
+        return text
+
+
 FROM_TEXT: Mapping[str, Callable[[str], str]] = {
     "S": str,
-    "N": canonical_number,
+    "N": _number,
     "B": lambda text: base64.b64encode(bytes.fromhex(text)).decode(),
 }
 

@@ -228,7 +228,7 @@ def _fields(finding: Finding) -> dict[str, Any]:
         "kind": finding.kind,
         "table": finding.table,
         "id": list(finding.id),
-        "item": None if finding.item is None else list(finding.item),
+        "item": list(finding.item) if finding.item else None,
         "fields": list(finding.fields),
         "version": finding.version,
     }

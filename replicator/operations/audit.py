@@ -217,7 +217,7 @@ class Log:
                 "kind": found.kind,
                 "table": found.table,
                 "id": key_text(found.id),
-                "item": None if found.item is None else key_text(found.item),
+                "item": key_text(found.item) if found.item else None,
                 "fields": list(found.fields),
             },
         )

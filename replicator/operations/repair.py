@@ -87,6 +87,7 @@ class Repairs:
         self._refreshed_at = 0.0
         self._offered: list[Result] = []
         self.repaired = 0
+        self.changed: list[Finding] = []  # what the last flush came too late for
 
     def __enter__(self) -> Repairs:
         if self._wanted:
@@ -120,7 +121,8 @@ class Repairs:
             self._offered.append(result)
 
     def flush(self, verifier: Verifier) -> None:
-        """Repair what was offered. Documents that changed meanwhile become candidates again."""
+        """Repair what was offered. Documents that changed meanwhile become candidates again: see ``changed``."""
+        self.changed = []
         if self._wanted:
             self._acknowledge()
             offered, self._offered = self._offered, []
@@ -158,6 +160,7 @@ class Repairs:
     def _done(self, finding: Finding, reason: str, verifier: Verifier) -> None:
         if reason == CHANGED:
             verifier.look_again(finding)
+            self.changed.append(finding)
             return
         self.repaired += not reason
         self._report.repair(finding, reason)

@@ -54,7 +54,7 @@ from replicator.state import (
 )
 from replicator.target.contract import Table, Target, marks_of
 from replicator.target.verification import CANNOT_COMPARE, CursorExpired, Verifiable, Walked
-from replicator.verification.differences import Positions, has_scanned, positions
+from replicator.verification.differences import Finding, Positions, has_scanned, positions
 from replicator.verification.examiner import Examiner, Floor, Image
 from replicator.verification.verifier import Result, Verifier
 from replicator.version import version
@@ -161,6 +161,11 @@ class Tally:
             setattr(self, kind, getattr(self, kind) + 1)
         else:
             setattr(self, result.outcome, getattr(self, result.outcome) + 1)
+
+    def take_back(self, finding: Finding) -> None:
+        """A difference is looked at again, and counted again if it is one then."""
+        kind = finding.kind
+        setattr(self, kind, getattr(self, kind) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +312,9 @@ class Pass:
         self._now, self._monotonic = environment.now, environment.monotonic
         self._retrying = RetryPolicy(self._stop, report.waiting, self._now, environment.random)
         floor = Floor(version(both.state.complete, 0), both.state.epoch)
-        self._examiner = Examiner(both.mapping, both.tables, both.comparing, floor, environment.hook_limit)
+        self._examiner = Examiner(
+            both.mapping, both.tables, both.comparing, floor, environment.hook_limit, keys=both.source.keys
+        )
         expiring = both.config.ttl_deletes == "ignore"
         self._verifier = Verifier(
             self._examiner,
@@ -498,6 +505,8 @@ class Pass:
         if self._verifier.pending or self._repairs.waits or now - self._looked_at >= SAVE_INTERVAL:
             self._look()
         self._repairs.flush(self._verifier)
+        for finding in self._repairs.changed:
+            self.tally.take_back(finding)
         self.tally.repaired = self._repaired_before + self._repairs.repaired
         if now - self._saved_at >= SAVE_INTERVAL:
             self._save()

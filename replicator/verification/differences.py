@@ -37,6 +37,9 @@ from replicator.state import Heartbeat, PipelineState, ShardState
 Kind = Literal["missing", "extra", "different", "rejected"]
 """``rejected``: the hook or the target refuses the item, so it has no documents to compare."""
 
+NO_ITEM: Key = ()
+"""In place of the key of a document's item: no item can have that document, so something else has written it."""
+
 LOOKS = {"missing": 3}  # how many reads in a row must show it before it is confirmed; one by default
 MOST_CHANGES = 100  # looks that found item or document changed, after which a candidate is left unconfirmed
 MARGIN = 1.0  # seconds that a shard must be read beyond a candidate's time: clocks differ, and streams lag
@@ -47,8 +50,9 @@ _SETS = frozenset({"SS", "NS", "BS"})
 class Finding:
     """A document that differs from what its item requires, at one moment.
 
-    ``item``: the item's key; None if the document only has its hash. ``version``: of the stored document. ``fields``:
-    names whose values differ. ``reason``: why the item or the document is refused.
+    ``item``: the item's key; None if the document only has its hash, ``NO_ITEM`` if no item can have the document.
+    ``version``: of the stored document. ``fields``: names whose values differ. ``reason``: why the item or the document
+    is refused.
     """
 
     kind: Kind

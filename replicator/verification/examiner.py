@@ -16,12 +16,12 @@ from replicator.batch import DocumentId, Upsert
 from replicator.hooks.hook import DocumentMapping, Poison
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
-from replicator.key import Key, key_text
+from replicator.key import Key, KeySchema, key_text
 from replicator.marks import unmarked
 from replicator.target.contract import Table, marks_of
 from replicator.target.verification import VERSION_FIELD, Comparison, Expiring, Verifiable
 from replicator.verification.compared_ids import ComparedIds
-from replicator.verification.differences import Finding
+from replicator.verification.differences import NO_ITEM, Finding
 
 Image = msgspec.Raw | bytes
 Place = tuple[str, DocumentId]
@@ -60,7 +60,8 @@ class Examiner:
     """Compares items with the documents in ``tables`` of ``target``. ``limit``: of the hook's time.
 
     ``compared``: documents that the scan compared, as far as they fit. ``hashed``: all of those of items whose keys are
-    too long to be part of an id, as hashes: such items cannot be looked up by the document.
+    too long to be part of an id, as hashes: such items cannot be looked up by the document. ``keys``: of the source's
+    table, which tell what items there can be.
     """
 
     mapping: DocumentMapping
@@ -72,6 +73,7 @@ class Examiner:
     hashed: set[bytes] = field(default_factory=set)
     compared: ComparedIds = field(default_factory=ComparedIds)
     forgot_hashed: bool = False  # an earlier part of the pass came across such documents
+    keys: KeySchema | None = None
 
     def scanned(self, items: Sequence[tuple[Key, Image]]) -> list[Finding]:
         """The findings about the documents that these items must have."""
@@ -95,7 +97,7 @@ class Examiner:
         if not ids:
             return []
         keys = {id: self.item_of(id) for id in ids}
-        images = read({key for key in keys.values() if key is not None})
+        images = read({key for key in keys.values() if key})
         expected = self._places(images)
         extra = [id for id in ids if not self._is_expected(table, id, keys[id], expected)]
         stored = zip(extra, self.target.versions(table, extra) if extra else (), strict=True)
@@ -156,10 +158,17 @@ class Examiner:
         return bool(self.hashed) or self.forgot_hashed
 
     def item_of(self, id: DocumentId) -> Key | None:
-        """The key of a document's item; None if the id only has its hash."""
+        """The key of a document's item; None if the id only has its hash, ``NO_ITEM`` if no item can have the id."""
         if not self.mapping.own_ids:
-            return id
-        return tuple(orjson.loads(id[0])) if id[0].startswith("[") else None
+            return id if self.keys is None or self.keys.allows(id) else NO_ITEM
+        if id[0].startswith("sha256:"):
+            return None
+        try:
+            key = orjson.loads(id[0])
+        except ValueError:
+            return NO_ITEM
+        possible = isinstance(key, list) if self.keys is None else self.keys.allows(key)
+        return tuple(key) if possible and key_text(key) == id[0] else NO_ITEM
 
     def _expected(self, items: Iterable[tuple[Key, Image]]) -> tuple[list[Upsert], list[Finding]]:
         """The documents of these items, and a finding for each on which the hook fails."""

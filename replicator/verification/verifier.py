@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from replicator.batch import DocumentId, Upsert
 from replicator.key import Key, key_text
 from replicator.verification.differences import (
+    NO_ITEM,
     Candidate,
     Finding,
     Positions,
@@ -59,6 +60,7 @@ class Verifier:
     parked: Collection[str] = frozenset()
     _pending: dict[Place, Candidate] = field(default_factory=dict)
     _told: set[Key] = field(default_factory=set)  # parked items that were reported
+    _itemless: list[Finding] = field(default_factory=list)  # that had changed when they were repaired
     _through: float | None = None
     _moved_at: float | None = None
     _ahead: float = 0.0  # seconds by which the run's clock is ahead, as far as its heartbeats have shown
@@ -66,7 +68,7 @@ class Verifier:
 
     @property
     def pending(self) -> int:
-        return len(self._pending)
+        return len(self._pending) + len(self._itemless)
 
     @property
     def full(self) -> bool:
@@ -74,7 +76,8 @@ class Verifier:
 
     def origins(self) -> set[str]:
         """The segments and tables that candidates are left of."""
-        return {candidate.origin for candidate in self._pending.values()}
+        origins = {candidate.origin for candidate in self._pending.values()}
+        return origins | {"repair"} if self._itemless else origins
 
     def scanned(self, items: Sequence[tuple[Key, Image]], at: float, origin: str) -> Iterator[Result]:
         """Compare items, which had been read at ``at``, with their documents."""
@@ -122,7 +125,8 @@ class Verifier:
             yield from self._looked(items[start : start + PIECE])
 
     def wait(self, positions: Positions) -> Iterator[Result]:
-        """Look at no candidate yet. If no run advances, all are unconfirmed."""
+        """Look at no candidate yet, but at what no lag explains. If no run advances, all are unconfirmed."""
+        yield from self._looked_at_itemless()
         self._ahead = max(self._ahead, positions.ahead)
         self._read = max(self._read, positions.through or 0.0)
         if self._pending and self._stands_still(positions):
@@ -135,7 +139,16 @@ class Verifier:
 
     def look_again(self, finding: Finding) -> None:
         """A repair came too late: the document had changed, and may differ again."""
+        if finding.item == NO_ITEM:
+            self._itemless.append(finding)
+            return
         self._pending[finding.place] = Candidate(finding, UNKNOWN, self._moment(), "repair")
+
+    def _looked_at_itemless(self) -> Iterator[Result]:
+        findings, self._itemless = {finding.place: finding for finding in self._itemless}, []
+        for place, version in self.examiner.versions(findings).items():
+            if version is not None:
+                yield Result("difference", replace(findings[place], version=version))
 
     def _moment(self) -> float:
         """Now, but nothing that was stored before: the clock may have been set back since."""
@@ -156,6 +169,8 @@ class Verifier:
             item = finding.item
             if item is None:
                 yield Result("unconfirmed", finding, reason=_HASHED)
+            elif item == NO_ITEM:
+                yield Result("difference", finding)
             elif key_text(item) in self.parked:
                 yield from self._parked(finding)
             elif self._is_kept(finding, images.get(item)):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
+from replicator.batch import Delete, Upsert
 from replicator.errors import ConfigError
 from replicator.operations.cutover import Criteria, ready, standing
 from replicator.operations.pass_record import PassRecord
 from replicator.operations.verify import Request
-from replicator.state import FULL
-from replicator.testing.memory import MemoryCheckpoints
-from tests.faults.world import TABLE
+from replicator.state import FULL, Heartbeat, Repair, decode, encode
+from replicator.target.contract import Table
+from replicator.target.verification import CHANGED
+from replicator.testing.memory import MemoryCheckpoints, MemoryTarget
+from tests.faults.world import TABLE, World
 from tests.faults.world import faults as faults
 from tests.operations.passes import Passes, Report
 from tests.operations.passes import forgetful as forgetful
@@ -98,3 +102,64 @@ def test_a_full_pass_that_came_across_hashed_keys_is_not_resumed_as_what_it_saw_
     record.save(replace(left, hashed=True))
     with pytest.raises(ConfigError, match="--resume: the unfinished pass came across documents whose ids only have"):
         passes.make(Request(resume=True))
+
+
+def foreign(passes: Passes, id: tuple[str, ...]) -> None:
+    rows = passes.world.database.rows[TABLE]
+    version, _ = next(iter(rows.values()))
+    rows[id] = (version, b'{"id": "x"}')
+
+
+@pytest.mark.parametrize("id", ["", "x" * 3000])
+def test_a_document_that_no_item_can_have_is_extra_and_its_key_is_not_looked_up(passes: Passes, id: str) -> None:
+    foreign(passes, (id,))
+    report = Report()
+    assert passes.make(Request(), report).extra == 1
+    assert [result.finding.id for result in report.results] == [(id,)]
+    assert id not in passes.requested_keys()
+
+
+class Acknowledging(Passes):
+    """The run has noticed the repairs."""
+
+    def _beat(self) -> None:
+        super()._beat()
+        entries = self.world.database.entries
+        announced = entries.get(("repair", ""))
+        repair = None if announced is None else decode("repair", "", announced[1])
+        token = repair.token if isinstance(repair, Repair) else ""
+        entries["pulse", ""] = (1, encode(Heartbeat(self.world.clock(), "live", repair=token)))
+
+
+class Late(MemoryTarget):
+    """Each document changes once, just before it is repaired."""
+
+    late = 0
+
+    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
+        Late.late += 1
+        return [CHANGED] * len(writes) if Late.late == 1 else super().replace(table, writes)
+
+    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
+        Late.late += 1
+        return [CHANGED] * len(writes) if Late.late == 1 else super().remove(table, writes)
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_what_is_repaired_after_it_had_changed_once_is_one_difference(
+    faults: World, patched: None, *, possible: bool
+) -> None:
+    faults.fill(20)
+    passes = Acknowledging(faults)
+    Late.late, faults.target = 0, lambda: Late(faults.database)
+    rows = faults.database.rows[TABLE]
+    if possible:
+        for n in range(3):
+            rows[(f"k{n}",)] = (rows[(f"k{n}",)][0], b'{"id": "other"}')
+    else:
+        foreign(passes, ("",))
+    tally = passes.make(Request(repair=True))
+    count = 3 if possible else 1
+    assert (tally.differences, tally.repaired, tally.exit_code) == (count, count, 0)
+    assert ("",) not in rows
+    assert passes.make(Request()).differences == 0
