@@ -89,7 +89,7 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
         place = f"shard {gap.shard or 'any'}, last position stored {gap.sequence or 'none'}"
         yield "", Text(escaped(f"{gap.reason} ({place})"), "red")
     if p.verified is not None:
-        yield "verified", Text(verified(p.verified), style="red" if p.verified.differences else "")
+        yield "verified", Text(verified(p.verified), style="red" if p.verified.known else "")
     if p.verifying is not None:
         yield "verifying", Text(verifying(p.verifying), style="red" if p.verifying.so_far.differences else "")
     if p.request is not None:
@@ -139,7 +139,7 @@ def verified(last: Verified) -> str:
     what = "" if last.scope == FULL_SCOPE else f", of a sample of {last.scope}"
     left = f", {last.parked:,} parked, {last.unconfirmed:,} unconfirmed" if last.parked or last.unconfirmed else ""
     until, ended = moment(last.started), moment(last.ended or last.updated)
-    return f"up to {until}: {last.differences:,} differences{left}{what}; the pass ended {ended}"
+    return f"up to {until}: {last.known:,} differences{left}{what}; the pass ended {ended}"
 
 
 def verifying(going: Verifying) -> str:

@@ -107,8 +107,9 @@ def verify(
             tally = verified(loaded, request, report, environment)
     finally:
         signal.signal(signal.SIGTERM, before)
-    _summarize(tally, request, as_json=as_json, stopped=stop.is_set())
-    ctx.exit(tally.exit_code if not stop.is_set() else 7)
+    code = _exit_code(tally, request)
+    _summarize(tally, request, code, as_json=as_json, stopped=stop.is_set())
+    ctx.exit(code if not stop.is_set() else 7)
 
 
 def _keyed(text: str) -> Callable[[Any], Any]:
@@ -234,15 +235,14 @@ def _fields(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _summarize(tally: Tally, request: Request, *, as_json: bool, stopped: bool) -> None:
+def _summarize(tally: Tally, request: Request, code: int, *, as_json: bool, stopped: bool) -> None:
     from replicator.verification.differences import at_most
 
-    sampled = request.share < 1.0 and request.key is None
-    bound = at_most(tally.differences, tally.items) if sampled else None
+    bound = at_most(tally.differences, tally.items) if request.is_sample else None
     if as_json:
         put(
             {
-                "result": "stopped" if stopped else _VERDICTS[tally.exit_code],
+                "result": "stopped" if stopped else _VERDICTS[code],
                 "scope": request.scope,
                 "items": tally.items,
                 "documents": tally.documents,
@@ -274,7 +274,20 @@ def _summarize(tally: Tally, request: Request, *, as_json: bool, stopped: bool) 
         say(f"{tally.unconfirmed:,} unconfirmed: possibly changes not applied yet; verify again while a run is up")
     if tally.kept:
         say(f"{tally.kept:,} documents of expired items kept (ttl_deletes: ignore)")
-    say("stopped before the end" if stopped else _SENTENCES[tally.exit_code])
+    say("stopped before the end" if stopped else _sentence(code, request, tally))
+
+
+def _exit_code(tally: Tally, request: Request) -> int:
+    """A sample without an item says nothing."""
+    return 7 if tally.exit_code == 0 and request.is_sample and not tally.items else tally.exit_code
+
+
+def _sentence(code: int, request: Request, tally: Tally) -> str:
+    if code == 7 and request.is_sample and not tally.items:
+        return "the sample has no item: verify a larger one"
+    if code == 0 and (request.is_sample or request.key is not None):
+        return "what was compared is equal; it is not the whole table"
+    return _SENTENCES[code]
 
 
 _VERDICTS = {0: "equal", 6: "not equal", 7: "unconfirmed"}

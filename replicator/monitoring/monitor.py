@@ -14,6 +14,7 @@ from replicator.monitoring.history import History, Sample
 from replicator.monitoring.metrics import Metrics, Moment
 from replicator.pipeline.details import Details
 from replicator.pipeline.progress import CURRENT, Progress, aged, as_values
+from replicator.state import FULL_SCOPE
 
 FAILED = "the pipeline has ended by an error, which is in the log"
 
@@ -133,12 +134,13 @@ class Monitor:
     def verify_due(self) -> float | None:
         """When the next verification pass must have ended; None if the run makes none.
 
-        It begins ``verify_every`` after the beginning of the last one, and should not take longer than that.
+        It begins ``verify_every`` after the beginning of the last one over the whole table, and should not take longer
+        than that.
         """
         every, progress = self.subject.verify_every, self._progress
         if every is None:
             return None
-        if progress.verified is not None:
+        if progress.verified is not None and progress.verified.scope == FULL_SCOPE:
             return progress.verified.started + 2 * every
         return (self.began if progress.verifying is None else progress.verifying.so_far.started) + 2 * every
 

@@ -306,7 +306,7 @@ def _last_pass(last: Verified | None, now: float) -> str:
     rest = f", {last.parked:,} parked" if last.parked else ""
     rest += f", {last.unconfirmed:,} unconfirmed" if last.unconfirmed else ""
     scope = "" if last.scope == FULL_SCOPE else f" in a sample of {last.scope}"
-    found = f"{last.differences:,} differences{scope}{rest}, {brief(max(0.0, now - last.ended))} ago"
+    found = f"{last.known:,} differences{scope}{rest}, {brief(max(0.0, now - last.ended))} ago"
     return f"verified up to {_day(last.started)} {_clock(last.started)}: {found}"
 
 

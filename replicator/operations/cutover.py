@@ -19,6 +19,7 @@ from replicator import __version__
 from replicator.aws.boto import connect
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, decoded
+from replicator.change import Record
 from replicator.checkpoints.contract import Claimed
 from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
@@ -367,9 +368,17 @@ def _named(reason: Reason, at: Standing, client: Client, table: SourceTable) -> 
     if reason.about != "late" or at.last is None:
         return reason
     shard, state = at.last
-    key = late_key(client, table, shard, state.sequence or "")
-    named = f"by a change of item {key}" if key else "by a change whose record cannot be read"
-    return Reason(reason.code, f"{reason.text}, {named}; stop its writer", reason.passing, reason.about)
+    record = _record(client, table, shard, state.sequence or "")
+    if record is None:
+        named = "by a change whose record cannot be read; stop its writer"
+    elif record.expired:
+        named = (
+            f"when the time to live removed item {key_text(record.key)}; turn the time to live of {table.name} off "
+            "until the switch, or use a shorter --quiet"
+        )
+    else:
+        named = f"by a change of item {key_text(record.key)}; stop its writer"
+    return Reason(reason.code, f"{reason.text}, {named}", reason.passing, reason.about)
 
 
 class _Iterator(msgspec.Struct):
@@ -378,6 +387,11 @@ class _Iterator(msgspec.Struct):
 
 def late_key(client: Client, table: SourceTable, shard: str, sequence: str) -> str:
     """The key of the item of one record, as text; empty if the record cannot be read."""
+    record = _record(client, table, shard, sequence)
+    return "" if record is None else key_text(record.key)
+
+
+def _record(client: Client, table: SourceTable, shard: str, sequence: str) -> Record | None:
     position = {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": sequence}
     try:
         body = client.call("GetShardIterator", {"StreamArn": table.stream_arn or "", "ShardId": shard, **position})
@@ -385,8 +399,8 @@ def late_key(client: Client, table: SourceTable, shard: str, sequence: str) -> s
         page = client.call("GetRecords", {"ShardIterator": iterator, "Limit": 1})
         records = RecordsDecoder(table.keys, images=False)(page).records
     except (AwsError, ReplicatorError):
-        return ""
-    return key_text(records[0].key) if records and records[0].sequence == sequence else ""
+        return None
+    return records[0] if records and records[0].sequence == sequence else None
 
 
 def freezing(table: SourceTable, options: str, *, loops: bool) -> tuple[str, str]:

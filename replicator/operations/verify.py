@@ -91,6 +91,10 @@ class Request:
     read_units: float | None = None
 
     @property
+    def is_sample(self) -> bool:
+        return self.share < 1.0 and self.key is None
+
+    @property
     def scope(self) -> str:
         if self.key is not None:
             return "key"

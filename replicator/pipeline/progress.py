@@ -15,6 +15,7 @@ from replicator.pipeline.lineage import childless, readable
 from replicator.pipeline.parked import item_of
 from replicator.state import (
     BY_RUN,
+    FULL_SCOPE,
     UNFINISHED,
     Counts,
     Entry,
@@ -237,20 +238,23 @@ def passes_of(entries: Iterable[Entry]) -> dict[str, Verified]:
 def with_passes(progress: Progress, passes: Mapping[str, Verified], now: float) -> Progress:
     """``progress`` with the last pass that ended, and the one in progress. A run's own may wait for a long time.
 
-    The last one is the one that began last: it has seen what has been repaired since the others began.
+    The last one is the one over the whole table that began last, else a sample: it has seen what has been repaired
+    since the others began. What others have found since is added (``Verified.earlier``): a later sample hides nothing.
     """
     ended = [v for v in passes.values() if v.ended is not None]
     by = {UNFINISHED[BY_RUN]: "run"}
     going = [
         (id in by, v.updated, Verifying(v, by.get(id, "command")))
         for id, v in passes.items()
-        if v.ended is None and (id in by or (now - v.updated < ABANDONED and not v.left))
+        if v.ended is None and (id in by or now - v.updated < ABANDONED)
     ]
-    return structs.replace(
-        progress,
-        verified=max(ended, key=lambda v: v.started, default=None),
-        verifying=max(going, key=lambda g: g[:2])[2] if going else None,
-    )
+    last = max(ended, key=lambda v: (v.scope == FULL_SCOPE, v.started), default=None)
+    verifying = max(going, key=lambda g: g[:2])[2] if going else None
+    others = [v for v in passes.values() if v is not last and (verifying is None or v is not verifying.so_far)]
+    since = max((v.unrepaired for v in others if last is not None and v.found_since(last)), default=0)
+    if last is not None and since:
+        last = replace(last, earlier=since)
+    return structs.replace(progress, verified=last, verifying=verifying)
 
 
 def measured(
@@ -343,7 +347,7 @@ def as_values(progress: Progress) -> dict[str, Any]:
             "scope": v.scope,
             "items": v.items,
             "documents": v.documents,
-            "differences": v.differences,
+            "differences": v.known,
             "repaired": v.repaired,
             "parked": v.parked,
             "unconfirmed": v.unconfirmed,

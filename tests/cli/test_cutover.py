@@ -86,6 +86,17 @@ def test_a_late_writer_is_named_by_its_key_which_is_escaped(orders: World) -> No
     assert "to freeze the source's writers: aws dynamodb put-resource-policy" in text
 
 
+def test_a_removal_by_the_time_to_live_is_named_as_no_writer_can_be_stopped(orders: World) -> None:
+    orders.db.put("orders", {"id": "old", "n": 1})
+    with live(orders) as run:
+        verified(orders)
+        orders.db.expire("orders", {"id": "old"})
+        await_that(lambda: len(orders.rows("SELECT FROM orders")) == 1, run)
+        code, text, _ = orders.call("cutover", orders.config, "--human", "--quiet", "1h")
+    assert code == 7
+    assert 'when the time to live removed item ["old"]; turn the time to live of orders off until the switch' in text
+
+
 def test_while_it_waits_it_says_for_what_and_names_the_late_writer(orders: World) -> None:
     with live(orders) as run:
         verified(orders)

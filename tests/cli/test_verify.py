@@ -134,6 +134,17 @@ def test_a_sample_tells_its_confidence(copied: World) -> None:
     assert "with 95 % confidence" in out
 
 
+def test_a_sample_without_an_item_says_nothing_and_one_that_is_equal_does_not_speak_of_the_whole_copy(
+    copied: World,
+) -> None:
+    code, out, _ = copied.call("verify", copied.config, "--sample", "0.0001%", "--human")
+    assert (code, "the sample has no item: verify a larger one" in out) == (7, True), out
+    for of in (("--sample", "99%"), ("--key", '{"id": "1"}')):
+        code, out, _ = copied.call("verify", copied.config, *of, "--human")
+        assert (code, "what was compared is equal; it is not the whole table" in out) == (0, True), out
+        assert "the copy equals the source" not in out
+
+
 def test_documents_of_long_keys_that_a_sample_does_not_read_are_not_reported(world: World) -> None:
     world.hook(HOOK)
     world.db.create_table("orders")

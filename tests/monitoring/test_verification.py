@@ -32,6 +32,7 @@ def observed(**more: Verified | Verifying) -> Monitor:
         ({"verified": LAST, "verifying": CURRENT}, NOW + 18 * HOUR),
         ({"verifying": CURRENT}, NOW + 47 * HOUR),
         ({}, NOW - 5000 + 48 * HOUR),
+        ({"verified": replace(LAST, scope="1 %", started=NOW)}, NOW - 5000 + 48 * HOUR),
     ],
 )
 def test_a_pass_must_have_ended_two_intervals_after_the_last_one_or_the_run_began(
@@ -63,6 +64,25 @@ def test_differences_that_a_pass_by_hand_has_looked_at_since_no_longer_count() -
     samples = metrics(seen.metrics.text().decode())
     assert samples['replicator_verify_differences{pass="current",pipeline="orders"}'] == 0
     assert not any("differences" in alarm.title for alarm in view(seen).alarms)
+
+
+def shown_differences(passes: dict[str, Verified]) -> tuple[str, float]:
+    """The scope of the pass that is shown, and the differences by the metric."""
+    last = with_passes(Progress("live"), passes, NOW).verified
+    assert last is not None
+    samples = metrics(observed(verified=last).metrics.text().decode())
+    return last.scope, samples['replicator_verify_differences{pass="last",pipeline="orders"}']
+
+
+def test_a_sample_hides_no_difference_and_its_own_are_added_to_the_last_full_pass() -> None:
+    sample = replace(LAST, scope="1 %", started=NOW - HOUR, updated=NOW - HOUR, ended=NOW - HOUR, seen=())
+    different = replace(LAST, differences=5, found=LAST.started + 1)
+    assert shown_differences({"": different, "sample": sample}) == ("full", 5)
+    assert shown_differences({"": LAST, "sample": replace(sample, differences=2, found=NOW - HOUR)}) == ("full", 2)
+    assert shown_differences({"": LAST, "sample": replace(sample, differences=2, repaired=2)}) == ("full", 0)
+    assert shown_differences({"": LAST, "sample": replace(sample, earlier=3, found=NOW - HOUR)}) == ("full", 3)
+    assert shown_differences({"": LAST, "sample": replace(sample, differences=2, found=NOW - 40 * HOUR)}) == ("full", 0)
+    assert shown_differences({"sample": replace(sample, differences=2)}) == ("1 %", 2)
 
 
 def test_a_run_that_verifies_nothing_has_no_such_metrics_and_no_card() -> None:
