@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from connectors.delta import catalog
-from connectors.delta.background import Background
 from connectors.delta.encode import Encoded, Encoder, encode
 from connectors.delta.errors import Conflict
 from connectors.delta.maintenance import Maintenance
@@ -23,6 +22,7 @@ from replicator.aws.permissions import Needed
 from replicator.batch import Batch, BatchSize, Delete, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, NotPermitted, TransientError, Unfinished
 from replicator.identity import REMEMBERS, Change, Identity, Parts
+from replicator.target.background import Background
 from replicator.target.contract import Denied, Table
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.verification import ComparesByTable

@@ -16,7 +16,7 @@ from urllib3 import HTTPSConnectionPool, ProxyManager, Timeout
 from connectors.search.options import SearchOptions
 from replicator.errors import ConfigError
 from replicator.files import key_exposure, read_regular
-from replicator.response_limits import WHOLE, body_of
+from replicator.response_limits import WHOLE, body_of, bounded
 
 _LARGEST = 1 << 20  # bytes of a certificate or key
 
@@ -135,6 +135,7 @@ class Node(Urllib3HttpNode):
             self.pool = _pool(config, str(self.pool.ca_certs), self.proxy)
         self._urlopen = self.pool.urlopen
         self._seconds = WHOLE * float(config.request_timeout or 60.0)
+        self.pool.ConnectionCls = bounded(self.pool.ConnectionCls, self._seconds)
         self.pool.urlopen = self._opened  # type: ignore[method-assign, assignment]
 
     def _opened(self, *args: Any, **kwargs: Any) -> _Whole:

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 from standardwebhooks import Webhook as Signer
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, Timeout
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError, SSLError
 
 from connectors.webhook.breaker import CLOSED
@@ -24,9 +24,10 @@ from connectors.webhook.options import WebhookOptions
 from replicator import __version__
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.options import split_url
-from replicator.response_limits import LARGEST, WHOLE, body_of
+from replicator.response_limits import WHOLE, TooLarge, body_of, bounded
 
 TOO_LARGE = 413
+_LARGEST = 1 << 20  # bytes of a response's body; only epochs and the numbers of superseded events are read from it
 _ITS_OWN = frozenset({400, 409, 412, TOO_LARGE, 416, 418, 422, 424})
 """Statuses that may be about what was sent. All other refusals are about the endpoint, whatever is sent there."""
 _GONE = 410  # Standard Webhooks: stop sending
@@ -126,11 +127,11 @@ class Client:
                 preload_content=False,
                 decode_content=False,
             )
-            body = body_of(response, None, WHOLE * self._options.timeout)
+            body = _body(response, WHOLE * self._options.timeout)
         except HTTPError as e:
             self._breaker = self._breaker.failed(self._monotonic())
             raise self._no_response(e) from e
-        return self._judged(response.status, response.headers, _plain(body, response.headers.get("content-encoding")))
+        return self._judged(response.status, response.headers, body)
 
     def _judged(self, status: int, headers: Mapping[str, str], body: bytes) -> Response:
         if 200 <= status < 300 or status in _ITS_OWN:
@@ -233,6 +234,7 @@ class Client:
                 )
             else:
                 self._pool = HTTPConnectionPool(host, self._port, timeout=timeout, maxsize=1)
+            self._pool.ConnectionCls = bounded(self._pool.ConnectionCls, WHOLE * self._options.timeout)
         return self._pool
 
 
@@ -242,13 +244,23 @@ def _to(location: str) -> str:
     return f" to {parts.scheme}://{parts.hostname}" if parts.scheme and parts.hostname else ""
 
 
-def _plain(body: bytes, encoding: str | None) -> bytes:
-    """A body without compression; empty if it cannot be read: the status alone says if a message is accepted."""
+def _body(response: BaseHTTPResponse, seconds: float) -> bytes:
+    """A body without compression; empty if it is too large or damaged: the status alone says if a message is accepted.
+
+    urllib3's errors if it is incomplete.
+    """
+    try:
+        body = body_of(response, None, seconds, _LARGEST)
+    except TooLarge:
+        return b""
+    encoding = response.headers.get("content-encoding")
     if encoding in (None, "", "identity"):
         return body
     if encoding == "gzip":
         with contextlib.suppress(zlib.error):
-            return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(body, LARGEST)
+            inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
+            plain = inflate.decompress(body, _LARGEST)
+            return b"" if inflate.unconsumed_tail else plain
     return b""
 
 

@@ -27,6 +27,7 @@ from connectors.webhook.options import WebhookOptions, WebhookTable
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, NotPermitted, TransientError, Unfinished
 from replicator.identity import Identity
+from replicator.target.background import Background
 from replicator.target.contract import Denied, Table
 from replicator.target.in_doubt import TOO_LATE, InDoubtWindow, is_late
 
@@ -34,6 +35,7 @@ _UNSEEN = (
     "webhook: events are sent at least once, and only the receiver can compare versions. A receiver that does not may "
     "end with an older state of an item after a retry, a restart or a timeout"
 )
+_SUSPECTS = 3  # events; if no other is accepted before so many are rejected, the receiver is at fault
 _FORGETS = (
     "; state_requests is false, so lost checkpoints and an emptied receiver go unnoticed; then run: "
     "replicator resync CONFIG"
@@ -42,13 +44,34 @@ _FORGETS = (
 
 @dataclass(slots=True)
 class _Attempt:
-    """A batch that is being sent. ``messages``: those not answered yet, in order. ``superseded``: by source."""
+    """A batch that is being sent. ``messages``: those not answered yet, in order. ``superseded``: by source.
+
+    ``accepted``: the last message that was. ``suspects``: rejected messages of one event, with the status, while it is
+    open whether the receiver accepts anything. ``probes``: messages that are sent before all others to find that out.
+    """
 
     batch: Batch
     frame: Frame
     messages: deque[Message]
     superseded: dict[str, int] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
+    accepted: Message | None = None
+    suspects: list[tuple[Message, int]] = field(default_factory=list)
+    probes: deque[Message] = field(default_factory=deque)
+    probed: int = 0  # status of the last one
+
+    def acquit(self) -> None:
+        """Let the suspects be sent again: after a failure, what they were rejected for may be over."""
+        self.messages.extendleft(message for message, _ in reversed(self.suspects))
+        self.suspects = []
+        self.probes.clear()
+
+    def reject(self) -> None:
+        """Reject the suspects: the receiver accepts other messages."""
+        for message, status in self.suspects:
+            self.rejections.append(Rejection(message.events[0].write, _reason(status)))
+        self.suspects = []
+        self.probes.clear()
 
     @property
     def outcome(self) -> Outcome:
@@ -77,6 +100,7 @@ class Webhook:
         self._in_doubt = InDoubtWindow()
         self._encoder = Encoder((), options.max_bytes)
         self._attempt: _Attempt | None = None
+        self._background = Background(name="webhook")
         self._largest = options.max_bytes  # of a body; smaller once the receiver has said that one is too large
         self._marks: dict[str, str] = {}  # by table: what the last purge marked there
 
@@ -137,11 +161,7 @@ class Webhook:
             if rejections:
                 return Outcome(rejections)
             attempt = self._attempt = self._begun(batch, events)
-        began = self._now()
-        while attempt.messages:
-            if is_late(began, self._now()):
-                raise Unfinished(TOO_LATE)
-            self._send_next(attempt)
+        self._send_all(attempt)
         self._attempt = None
         return attempt.outcome
 
@@ -167,23 +187,57 @@ class Webhook:
         pieces = chunked(events, self._options.max_events, self._largest)
         return _Attempt(batch, frame, deque(frame.message(self._new_id(), piece) for piece in pieces))
 
+    def _send_all(self, attempt: _Attempt) -> None:
+        began = self._now()
+        try:
+            while attempt.messages or attempt.probes:
+                if is_late(began, self._now()):
+                    raise Unfinished(TOO_LATE)
+                if attempt.probes:
+                    self._probe(attempt)
+                else:
+                    self._send_next(attempt)
+        except Unfinished:
+            raise
+        except TransientError:
+            attempt.acquit()
+            raise
+
     def _send_next(self, attempt: _Attempt) -> None:
         """Send the next message. One that may have been carried out stays the next one, with the same id and body."""
         message = attempt.messages[0]
-        try:
-            response = self._client.send(message)
-        except ResponseLost:
-            self._in_doubt.begin()
-            raise
+        response = self._sent(message)
         if response.accepted:
             attempt.messages.popleft()
+            attempt.accepted = message
+            attempt.reject()
             self._count(attempt, message, response)
         elif len(message.events) > 1:
             self._divide(attempt, message, response.status)
         else:
-            self._require_willing(response.status)
             attempt.messages.popleft()
-            attempt.rejections.append(Rejection(message.events[0].write, _reason(response.status)))
+            attempt.suspects.append((message, response.status))
+            self._suspect(attempt)
+
+    def _sent(self, message: Message) -> Response:
+        """The response to a message of a batch. Unfinished while it is awaited: the next call must be for the same one.
+
+        So the run saves a heartbeat and confirms its ownership while a receiver takes long.
+        """
+        if not self._background.is_for(message):
+            self._settle()
+        try:
+            what = f"the wait for a response of {self._client.server}"
+            response: Response = self._background.result(message, lambda: self._client.send(message), what)
+        except ResponseLost:
+            self._in_doubt.begin()
+            raise
+        return response
+
+    def _settle(self) -> None:
+        """Wait for the response to a message of another batch, of which only matters whether it was lost."""
+        if isinstance(self._background.settle(), ResponseLost):
+            self._in_doubt.begin()
 
     def _divide(self, attempt: _Attempt, message: Message, status: int) -> None:
         """Halve a message that was rejected, until each one left is either accepted or has one event."""
@@ -193,16 +247,34 @@ class Webhook:
         for events in reversed(halves(message.events)):
             attempt.messages.appendleft(attempt.frame.message(self._new_id(), events))
 
-    def _require_willing(self, status: int) -> None:
-        """TransientError unless the receiver accepts a message without events: then it would reject any event.
+    def _suspect(self, attempt: _Attempt) -> None:
+        """Find out whether the receiver rejects this event or everything, as many do that cannot verify a signature.
 
-        Many receivers answer 400 to a signature that they cannot verify.
+        It is asked with a message without events, and with one that it accepted before.
         """
-        empty = Frame(self._pipeline, timestamp(self._now())).message(self._new_id(), ())
-        if not (response := self._client.send(empty)).accepted:
+        if attempt.accepted is not None or len(attempt.suspects) == 1:
+            empty = Frame(self._pipeline, timestamp(self._now())).message(self._new_id(), ())
+            attempt.probes.extend([empty] if attempt.accepted is None else [empty, attempt.accepted])
+        else:
+            self._require_others(attempt)
+
+    def _probe(self, attempt: _Attempt) -> None:
+        response = self._sent(attempt.probes[0])
+        if response.accepted:
+            attempt.reject()
+            return
+        attempt.probes.popleft()
+        attempt.probed = response.status
+        if not attempt.probes:
+            self._require_others(attempt)
+
+    def _require_others(self, attempt: _Attempt) -> None:
+        """TransientError unless there are other events of the batch that the receiver may accept."""
+        if attempt.accepted is not None or len(attempt.suspects) == _SUSPECTS or not attempt.messages:
             raise TransientError(
-                f"{self._client.server} rejects everything (status {status} for an event, {response.status} for none). "
-                "Does it have the same secret (target.secret) and the right time?"
+                f"{self._client.server} rejects everything (status {attempt.suspects[-1][1]} for an event, "
+                f"{attempt.probed} for none). Does it have the same secret (target.secret) and the right time, and "
+                "does it accept an empty list of events?"
             )
 
     def _count(self, attempt: _Attempt, message: Message, response: Response) -> None:
@@ -227,7 +299,11 @@ class Webhook:
         return {name: found[name] for name in names}
 
     def _note(self, kind: str, data: Mapping[str, Any]) -> Response:
-        """Send a message that is not about changes. ConfigError if the receiver rejects it."""
+        """Send a message that is not about changes. ConfigError if the receiver rejects it.
+
+        TransientError if it rejects a sweep or a purge: it accepted others before, as it must at the start of a run.
+        """
+        self._settle()
         message = note(self._new_id(), kind, self._now(), {"pipeline": self._pipeline, **data})
         response = self._client.send(message)
         if response.accepted:
@@ -238,10 +314,18 @@ class Webhook:
                 "epoch, or belong to another pipeline. If the checkpoints were lost, copy everything again with: "
                 "replicator resync CONFIG"
             )
-        raise ConfigError(
-            f"{self._client.server} rejects a replicator.{kind} message (status {response.status}). Does it have the "
-            "same secret (target.secret), and does it accept messages of types that it does not know?"
+        text = f"{self._client.server} rejects a replicator.{kind} message (status {response.status}). "
+        if response.status == TOO_LARGE and data.get("spare"):
+            raise TransientError(
+                f"{text}It names all parked items ({len(message.body):,} bytes): retry or discard them (replicator "
+                "parked CONFIG), or let the receiver accept larger requests"
+            )
+        text += (
+            "Does it have the same secret (target.secret), and does it accept messages of types that it does not know?"
         )
+        if kind in ("sweep", "purge"):
+            raise TransientError(f"{text} It accepted requests before, so this may be temporary")
+        raise ConfigError(text)
 
 
 def _is_epoch(found: object) -> bool:

@@ -45,7 +45,7 @@ from replicator.aws.objects import Objects
 from replicator.aws.sigv4 import Keys
 from replicator.aws.threaded import Divided, Threads
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError
-from replicator.response_limits import WHOLE, body_of
+from replicator.response_limits import WHOLE, body_of, bounded
 
 if TYPE_CHECKING:
     from replicator.options import Access
@@ -77,6 +77,7 @@ class Boto:
         self._clients = {"dynamodb": dynamodb, "dynamodbstreams": streams}
         self._body = threading.local()
         for client in self._clients.values():
+            _bound(client, timeout)
             client.meta.events.register("before-call", self._replace_body)
             client.meta.events.register("before-parse", self._keep_body)
             client.meta.events.register("before-send", partial(self._exchange, client._endpoint.http_session))
@@ -311,6 +312,7 @@ def _own_client(service: str, access: Access, place: str) -> Any:
     own = access.model_copy(update={"role_arn": None, "external_id": None})
     with _config_errors(place):
         client = _session(own, place).create_client(service, region_name=own.region, config=_config(own))
+        _bound(client, own.timeout)
         require_safe(client.meta.endpoint_url, place, insecure=own.insecure)
         return client
 
@@ -362,6 +364,16 @@ def _connected(access: Access, place: str) -> Boto:
     for url in (dynamodb.meta.endpoint_url, streams.meta.endpoint_url):
         require_safe(url, place, insecure=access.insecure)
     return Boto(dynamodb, streams, session, access.timeout, access)
+
+
+def _bound(client: Any, timeout: float) -> None:
+    """Let each exchange of a botocore client take at most WHOLE times ``timeout``, however its response trickles.
+
+    Not for S3, whose objects are read for as long as they take.
+    """
+    pools = client._endpoint.http_session._pool_classes_by_scheme
+    for scheme, pool in pools.items():
+        pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": bounded(pool.ConnectionCls, WHOLE * timeout)})
 
 
 def _config(access: Access) -> BotoConfig:
@@ -425,7 +437,7 @@ def _assumed(session: Any, access: Access, role_arn: str, place: str) -> Any:
         )
     extra = {"RoleSessionName": "replicator"} | ({"ExternalId": access.external_id} if access.external_id else {})
     fetcher = AssumeRoleCredentialFetcher(
-        client_creator=partial(session.create_client, config=_sts_config(access)),
+        client_creator=partial(_sts_client, session, access),
         source_credentials=own,
         role_arn=role_arn,
         extra_args=extra,
@@ -458,6 +470,10 @@ def _fetch_role(fetcher: Any, role_arn: str, place: str) -> Any:
         ) from e
 
 
-def _sts_config(access: Access) -> BotoConfig:
+def _sts_client(session: Any, access: Access, service: str, **given: Any) -> Any:
     """As for other calls, which are retried where that is visible, but a response is short."""
-    return _config(access).merge(BotoConfig(read_timeout=min(LONGEST_STS, access.timeout)))
+    longest = min(LONGEST_STS, access.timeout)
+    config = _config(access).merge(BotoConfig(read_timeout=longest))
+    client = session.create_client(service, config=config, **given)
+    _bound(client, longest)
+    return client

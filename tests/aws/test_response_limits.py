@@ -1,4 +1,4 @@
-"""Responses that are endless, huge when decompressed, or trickle: from AWS over boto3, and from search engines."""
+"""Responses that are endless, huge when decompressed, or trickle: from AWS over boto3, search engines, receivers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from typing import Any, Protocol
 import pytest
 
 from connectors.elasticsearch import ElasticsearchOptions
+from connectors.search import nodes
 from connectors.search.connection import Connection
 from connectors.search.errors import ResponseLost
 from connectors.search.nodes import node_configs
+from connectors.webhook import client
+from connectors.webhook.messages import note
+from connectors.webhook.options import WebhookOptions
 from replicator import response_limits
+from replicator.aws import boto
 from replicator.aws.boto import connect
 from replicator.aws.errors import AwsError, failure
 from replicator.config.settings import Source
+from replicator.errors import TransientError
 
 LARGEST = 1 << 20
 HEAD = "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{more}\r\n"
@@ -91,7 +97,7 @@ def ask(request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.Monk
     url = f"http://127.0.0.1:{server.port}"
     made: list[Any] = []
 
-    def boto(timeout: float = 5.0) -> bytes | str:
+    def aws(timeout: float = 5.0) -> bytes | str:
         if not made:
             made.append(connect(Source(table="orders", region="eu-west-1", endpoint_url=url, timeout=timeout)))
         try:
@@ -110,7 +116,7 @@ def ask(request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.Monk
         except ResponseLost as e:
             return str(e)
 
-    return boto if request.param == "boto3" else search
+    return aws if request.param == "boto3" else search
 
 
 def answer(body: bytes, *headers: str, whole: bool = True) -> bytes:
@@ -193,6 +199,59 @@ def test_a_trickling_response_is_abandoned_after_five_timeouts(server: Server, a
     stopped.set()
     assert "did not respond in time" in said or "Read timeout" in said
     assert time.monotonic() - began >= response_limits.WHOLE * 1.0
+
+
+OK = HEAD.format(status="200 OK", more="transfer-encoding: chunked\r\n").encode()
+FOREVER: dict[str, tuple[bytes, bytes]] = {
+    "the head": (b"HTTP/1.1 200 OK\r\nx-a: ", b"a"),
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "the size of a chunk": (OK, b"0"),
+    "trailers": (OK + b"2\r\n{}\r\n0\r\n", b"x: y\r\n"),
+    "trailers at full speed": (OK + b"2\r\n{}\r\n0\r\n", b"x: y\r\n" * 1000),
+}
+
+
+@pytest.mark.parametrize("part", FOREVER)
+@pytest.mark.parametrize("kind", ["boto3", "search", "webhook"])
+def test_a_response_that_never_ends_is_abandoned_whichever_part_does_not_end(
+    server: Server, monkeypatch: pytest.MonkeyPatch, kind: str, part: str
+) -> None:
+    for module in (boto, nodes, client):
+        monkeypatch.setattr(module, "WHOLE", 1)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    begun, again = FOREVER[part]
+    stopped = threading.Event()
+
+    def says() -> Pieces:
+        yield begun
+        while not stopped.wait(0.0 if "full speed" in part else 0.02):
+            yield again
+
+    server.says = says
+    came: list[str] = []
+    thread = threading.Thread(target=lambda: came.append(asked(kind, server.port)), daemon=True)
+    thread.start()
+    thread.join(15)
+    stopped.set()
+    assert came, "the exchange does not end"
+    assert "did not respond in time" in came[0] or "Read timeout" in came[0]
+
+
+def asked(kind: str, port: int) -> str:
+    """The message of the error with a timeout of one second."""
+    url = f"http://127.0.0.1:{port}"
+    try:
+        if kind == "boto3":
+            connect(Source(table="orders", region="eu-west-1", endpoint_url=url, timeout=1)).call("ListTables", {})
+        elif kind == "search":
+            Connection(node_configs(url, ElasticsearchOptions(url=url, timeout=1)), "Elasticsearch").request("GET", "/")
+        else:
+            options = WebhookOptions.model_validate({"url": url, "secret": "whsec_" + "b2xk" * 8, "timeout": 1})
+            client.Client(options).send(note("id", "state", 0.0, {}))
+    except (AwsError, TransientError) as e:
+        return str(e)
+    return "a response"
 
 
 def test_a_truncated_response_is_lost(server: Server, ask: Ask) -> None:

@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 import pytest
 
-from connectors.delta.background import Background
 from connectors.delta.maintenance import Maintenance
 from connectors.delta.target import Delta
 from connectors.delta.writer import TableWriter
@@ -16,6 +15,7 @@ from replicator.batch import Outcome
 from replicator.config.target import destination
 from replicator.errors import TransientError, Unfinished
 from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
+from replicator.target.background import Background
 from replicator.testing.contract import batch, put, table
 from replicator.version import FIRST_EPOCH
 

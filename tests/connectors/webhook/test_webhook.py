@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -51,6 +52,17 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Held:
+    """An answer that comes when the test lets it."""
+
+    def __init__(self, then: Callable[[Request], Answer]) -> None:
+        self.may_come, self.then = threading.Event(), then
+
+    def __call__(self, request: Request) -> Answer:
+        assert self.may_come.wait(60)
+        return self.then(request)
 
 
 @dataclass
@@ -222,6 +234,89 @@ def test_a_receiver_that_rejects_everything_parks_nothing(make: Make, receiver: 
     assert made.target.write(given) == Outcome()
 
 
+def strict(request: Request, *refused: str) -> Answer:
+    """Of a receiver that validates: no message without events, and none with certain ids."""
+    if request.message["type"] != "replicator.changes":
+        return willing(request)
+    return Answer(422 if not request.keys or set(request.keys) & set(refused) else 200)
+
+
+@pytest.mark.parametrize("refused", ["a", "e", "h", "ab", "bh", "fgh"])
+def test_a_rejected_event_is_parked_also_by_a_receiver_that_rejects_messages_without_events(
+    make: Make, receiver: Scripted, refused: str
+) -> None:
+    made = make()
+    receiver.answer = lambda request: strict(request, *refused)
+    assert [r.write.id for r in made.target.write(eight()).rejections] == [(pk,) for pk in refused]
+    accepted = {key for sent in receiver.changes if not set(sent.keys) & set(refused) for key in sent.keys}
+    assert accepted == set("abcdefgh") - set(refused)
+
+
+@pytest.mark.parametrize("refused", ["abc", "abcdefgh"])
+def test_until_some_event_is_accepted_a_receiver_that_rejects_all_messages_parks_nothing(
+    make: Make, receiver: Scripted, refused: str
+) -> None:
+    made = make()
+    receiver.answer = lambda request: strict(request, *refused)
+    for _ in range(2):
+        with pytest.raises(TransientError, match="does it accept an empty list of events"):
+            made.target.write(given := eight())
+    assert len(receiver.changes) < 20
+    receiver.answer = willing
+    assert made.target.write(given) == Outcome()
+    assert {key for sent in receiver.changes[-8:] for key in sent.keys} == set("abcdefgh")
+
+
+def test_a_secret_that_changes_within_a_batch_parks_nothing(make: Make, receiver: Scripted) -> None:
+    """What was accepted a moment ago is rejected, too."""
+    made = make(max_events=4)
+    answers = iter([200])
+    receiver.answer = lambda _: Answer(next(answers, 400))
+    with pytest.raises(TransientError, match="rejects everything"):
+        made.target.write(given := eight())
+    receiver.answer = willing
+    assert made.target.write(given) == Outcome()
+    assert [key for sent in receiver.changes[-3:] for key in sent.keys] == list("efgh")
+
+
+def test_a_lost_response_to_an_accepted_message_sent_again_is_in_doubt(make: Make, receiver: Scripted) -> None:
+    made = make(max_events=4)
+    accepted: list[str] = []
+
+    def answer(request: Request) -> Answer:
+        if request.id in accepted:
+            return LOST
+        accepted.extend([request.id] if "a" in request.keys else [])
+        return Answer(200 if "a" in request.keys else 422)
+
+    receiver.answer = answer
+    with pytest.raises(ResponseLost):
+        made.target.write(given := eight())
+    assert made.target.in_doubt
+    receiver.answer = lambda request: strict(request, "e")
+    assert [r.write.id for r in made.target.write(given).rejections] == [("e",)]
+
+
+@pytest.mark.parametrize("kind", ["sweep", "purge"])
+@pytest.mark.parametrize("status", [400, 412, 422])
+def test_a_sweep_or_purge_that_is_rejected_during_a_run_is_waited_for(
+    make: Make, receiver: Scripted, kind: str, status: int
+) -> None:
+    made = make()
+    receiver.answer = always(status)
+    with pytest.raises(TransientError, match=rf"rejects a replicator\.{kind} message \(status {status}\)"):
+        getattr(made.target, kind)(table(), at(5), [("a",)])
+    receiver.answer = willing
+    assert getattr(made.target, kind)(table(), at(5), [("a",)]) == 0
+
+
+def test_a_sweep_that_is_too_large_is_waited_for_and_says_what_makes_it_large(make: Make, receiver: Scripted) -> None:
+    made = make()
+    receiver.answer = always(413)
+    with pytest.raises(TransientError, match=r"names all parked items \([0-9,]+ bytes\): retry or discard them"):
+        made.target.sweep(table(), at(5), [("a" * 1500,) for _ in range(1000)])
+
+
 def test_a_receiver_that_is_gone_for_good_ends_the_run(make: Make, receiver: Scripted) -> None:
     made = make()
     receiver.answer = always(410)
@@ -269,6 +364,46 @@ def test_a_message_whose_response_was_lost_is_sent_again_as_it_was(make: Make, r
     assert first.id != lost.id
     made.target.write(batch(remove("a", 2)))
     assert receiver.changes[-1].message["data"]["tombstones"]
+
+
+def test_a_response_that_takes_long_lets_the_run_save_a_heartbeat_and_each_message_is_sent_once(
+    make: Make, receiver: Scripted
+) -> None:
+    made = make(max_events=4, timeout=30)
+    receiver.answer = held = Held(lambda request: strict(request, "c"))
+    made.target._background.patience = 0.0
+    given, calls = eight(), 0
+    for _ in range(3):
+        with pytest.raises(Unfinished, match="the wait for a response of http://127"):
+            made.target.write(given)
+    held.may_come.set()
+    made.target._background.patience = 0.01
+    while calls < 1000:
+        calls += 1
+        try:
+            outcome = made.target.write(given)
+            break
+        except Unfinished:
+            continue
+    assert [r.write.id for r in outcome.rejections] == [("c",)]
+    ids = [sent.id for sent in receiver.changes]
+    assert len(ids) == len(set(ids)) + 1, "the accepted one again, which proves that the receiver rejects an event"
+
+
+@pytest.mark.parametrize("then", [always(200), always(500)])
+def test_a_response_to_an_abandoned_batch_is_waited_for_and_in_doubt_if_it_is_lost(
+    make: Make, receiver: Scripted, then: Callable[[Request], Answer]
+) -> None:
+    made = make(timeout=30)
+    receiver.answer = held = Held(lambda request: then(request) if "a" in request.keys else willing(request))
+    made.target._background.patience = 0.0
+    with pytest.raises(Unfinished):
+        made.target.write(batch(put({"pk": "a"}, 1)))
+    threading.Timer(0.0, held.may_come.set).start()
+    made.target._background.patience = None
+    assert made.target.write(batch(put({"pk": "b"}, 1))) == Outcome()
+    assert [sent.keys for sent in receiver.changes] == [["a"], ["b"]]
+    assert bool(made.target.in_doubt) == (then(receiver.changes[0]).status == 500)
 
 
 def test_a_batch_that_takes_long_is_continued_once_ownership_is_confirmed(make: Make, receiver: Scripted) -> None:
@@ -323,6 +458,18 @@ def test_a_compressed_body_is_read(make: Make, receiver: Scripted) -> None:
     body = gzip.compress(b'{"superseded": [0, 7]}')
     receiver.answer = lambda _: Answer(headers={"content-encoding": "gzip"}, body=body)
     assert made.target.write(eight()).superseded == {"shard:contract": 2}
+
+
+def test_only_a_short_body_is_read_and_the_status_alone_says_that_a_message_is_accepted(
+    make: Make, receiver: Scripted
+) -> None:
+    """A compressed body of 130 KB may hold 44 million objects."""
+    made = make()
+    large = b'{"superseded": [' + b"0," * (1 << 19) + b"0]}"
+    compressed = gzip.compress(b'{"superseded": [0]' + b" " * (1 << 27) + b"}")
+    for answer in (Answer(body=large), Answer(headers={"content-encoding": "gzip"}, body=compressed)):
+        receiver.answer = lambda _, answer=answer: answer  # type: ignore[misc]
+        assert made.target.write(eight()) == Outcome()
 
 
 # when nothing is sent

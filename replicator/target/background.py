@@ -1,4 +1,4 @@
-"""Work that may take longer than a run can be without a heartbeat: a merge or a compaction of a large table."""
+"""Work that may take longer than a run can be without a heartbeat: a merge of a large table, a slow receiver."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ PATIENCE = 5.0  # seconds to wait for it at once
 class Background:
     """Does one piece of work at a time, on a thread of its own. The client lets other threads run meanwhile.
 
-    ``patience``: seconds to wait at once; None: without limit.
+    ``patience``: seconds to wait at once; None: without limit. ``name``: of the thread.
     """
 
-    def __init__(self, patience: float | None = PATIENCE) -> None:
+    def __init__(self, patience: float | None = PATIENCE, name: str = "delta") -> None:
         self.patience = patience
+        self._name = name
         self._of: object = None
         self._thread: threading.Thread | None = None
         self._result: Any = None
         self._error: BaseException | None = None
+
+    def is_for(self, of: object) -> bool:
+        """Whether the work of this object is in progress, or its result was not asked for yet."""
+        return self._thread is not None and self._of is of
 
     def result(self, of: object, work: Callable[[], Any], what: str) -> Any:
         """What ``work`` returns or raises. Unfinished, with ``what`` goes on, until the call that finds it done.
 
         The work is begun unless that of the same object is in progress; that of another one is waited for.
         """
-        if self._thread is None or self._of is not of:
+        if not self.is_for(of):
             self.settle()
             self._begin(of, work)
         assert self._thread is not None
@@ -42,11 +47,16 @@ class Background:
             raise self._error
         return self._result
 
-    def settle(self) -> None:
-        """Wait until nothing is in progress. What that returned or raised is dropped: it is done again, or obsolete."""
-        if self._thread is not None:
-            self._thread.join()
+    def settle(self) -> BaseException | None:
+        """Wait until nothing is in progress. What that returned is dropped: it is done again, or obsolete.
+
+        Returns what it raised.
+        """
+        if self._thread is None:
+            return None
+        self._thread.join()
         self._thread = self._of = None
+        return self._error
 
     def _begin(self, of: object, work: Callable[[], Any]) -> None:
         def run() -> None:
@@ -57,5 +67,5 @@ class Background:
 
         self._of, self._result, self._error = of, None, None
         context = contextvars.copy_context()
-        self._thread = threading.Thread(target=context.run, args=(run,), name="delta", daemon=True)
+        self._thread = threading.Thread(target=context.run, args=(run,), name=self._name, daemon=True)
         self._thread.start()
