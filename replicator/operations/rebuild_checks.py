@@ -155,15 +155,16 @@ def standing_of(config: Config, now: float) -> Standing:
 
 def busy(first: Claimed, second: Standing) -> Iterator[Reason]:
     """Commands that compare or repair the tables."""
-    yield from repairing(first, second.at)
+    yield from repairing(first)
     yield from verifying(first, second)
 
 
-def repairing(claimed: Claimed, now: float) -> Iterator[Reason]:
+def repairing(claimed: Claimed, now: float | None = None) -> Iterator[Reason]:
+    """``now``: for steps that need no run, to say what one is needed for if none is up."""
     if any(e.kind == "repair" and not decode_repair(e.text).ended for e in claimed.entries):
-        up = standing(claimed, now).progress.phase != "stopped"
+        stopped = now is not None and standing(claimed, now).progress.phase == "stopped"
         text = "a verify --repair of these tables is in progress; wait for its end"
-        yield Reason(7, text if up else text + _KILLED, passing=True)
+        yield Reason(7, text + _KILLED if stopped else text, passing=True)
 
 
 def rescanning(at: Standing) -> Iterator[Reason]:
