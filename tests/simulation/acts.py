@@ -284,6 +284,13 @@ def dawdle(world: Universe, act: Act) -> None:
         world.during_batch = partial(runs.go, world, int(act.between(5, 60)))
 
 
+def ponder(world: Universe, act: Act) -> None:
+    """The hook takes its time for each item, or does no longer; another run takes over while a batch is made."""
+    world.hook_delay = act.between(0.02, 3.0) if act.luck[0] < 0.8 else 0.0
+    if act.luck[0] < 0.1:
+        world.during_hook = partial(runs.go, world, int(act.between(5, 60)))
+
+
 def restart(world: Universe, act: Act) -> None:
     """The engine is restarted: it forgets what it had only in memory."""
     world.database.volatile.clear()
@@ -415,6 +422,7 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "die": die,
     "takeover": takeover,
     "dawdle": dawdle,
+    "ponder": ponder,
     "restart": restart,
     "resync": resync,
     "rehook": rehook,

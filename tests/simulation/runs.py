@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from replicator.aws.errors import AwsError
+from replicator.batch import Batch
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
 from replicator.engine import preexisting
@@ -122,6 +123,7 @@ def driver_in(universe: Universe, copy: RunContext) -> Driver:
         universe.clock,
     )
     driver = Driver(copy, Owner(f"run{universe.runs}", "here", 1, universe.clock()), world)
+    _slow_hook(universe, driver)
     _judge_gaps(universe, driver)
     return driver
 
@@ -225,6 +227,21 @@ def _interrupt_start(universe: Universe, copy: RunContext) -> None:
     for end, names in ((copy.checkpoints, ("claim", "read", "parked", "save")), (copy.target, ("open", "write"))):
         for name in names:
             setattr(end, name, partial(call, getattr(end, name)))
+
+
+def _slow_hook(universe: Universe, driver: Driver) -> None:
+    """Time passes in the hook; what a batch may do then is done by the production code before each call."""
+    take = driver.pipeline.take
+
+    def slow(now: float, before_hook: Callable[[bool], None]) -> Batch | None:
+        def before(divisible: bool) -> None:
+            universe.ponder()
+            before_hook(divisible)
+
+        return take(now, before)
+
+    if "ponder" in universe.scenario.rates:
+        driver.pipeline.take = slow  # type: ignore[method-assign, assignment]
 
 
 def refused(universe: Universe, slip: Slip, command: Wrong = "run") -> None:

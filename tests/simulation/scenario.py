@@ -51,6 +51,9 @@ ODD_ANSWERS: Mapping[str, float] = {
 Drawn from random streams of their own, act by act.
 """
 
+PONDERING: Mapping[str, float] = {"ponder": 0.05}
+"""The same for hooks that take long, in one seed of three."""
+
 SPOILING: Mapping[str, float] = {"spoil": 0.05}
 """The same for files of exports, where there are any."""
 
@@ -245,6 +248,7 @@ def draw(seed: int) -> Scenario:
     rates |= _in_one_of_three(seed, "cleaning", CLEANING)
     rates |= _in_one_of_three(seed, "commands", COMMANDS)
     rates |= _in_one_of_three(seed, "requests", REQUESTS)
+    rates |= _in_one_of_three(seed, "pondering", PONDERING)
     exports = random.Random(f"files {seed}").random() < 0.12
     rates |= {what: _swung(seed, what, rate) for what, rate in SPOILING.items() if exports}
     drawn = Scenario(

@@ -75,6 +75,7 @@ def sizes(found: Scenario) -> Iterator[None]:
         _set(shard_reader, "PROOF_PAGES", PROOF_PAGES),
         _set(discovery, "SETTLED", SETTLED),
         _set(discovery, "ORPHAN_TIME", SETTLED),
+        _set(batching, "MOST_SECONDS", 1.0 if "ponder" in found.rates else batching.MOST_SECONDS),
     ):
         yield
 

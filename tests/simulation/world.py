@@ -68,6 +68,8 @@ class Universe:
         self.armed: dict[str, int] = {}
         self.late: list[Late] = []
         self.request_delay = 0.0  # seconds that each request of a batch takes at most
+        self.hook_delay = 0.0  # the same for each call of the hook
+        self.during_hook: Callable[[], object] | None = None  # called once while a batch is made
         self.during_batch: Callable[[], object] | None = None  # called once in the middle of a batch
         self.during_start: Callable[[], object] | None = None  # called once between two requests of a run that starts,
         self.during_start_after = 0  # after so many requests
@@ -252,8 +254,8 @@ class Universe:
             repairing.end(self)
         self.source.heal()
         self.effects_left, self.clock.skew = 0, 0.0
-        self.pace, self.slow, self.request_delay = min(0.1, self.pace), 0.0, 0.0
-        self.during_batch = self.during_cleanup = self.before_purge = self.during_start = None
+        self.pace, self.slow, self.request_delay, self.hook_delay = min(0.1, self.pace), 0.0, 0.0, 0.0
+        self.during_hook = self.during_batch = self.during_cleanup = self.before_purge = self.during_start = None
         ACTS["enable"](self, Act(self.step, "enable", (0.0, 0.0)))
 
     def soon(self, steps: int, what: str) -> None:
@@ -297,6 +299,14 @@ class Universe:
             self.clock.now += self.request_delay * self.answers.random()
         if self.during_batch is not None and self.depth < 2:
             interrupt, self.during_batch = self.during_batch, None
+            interrupt()
+
+    def ponder(self) -> None:
+        """Time passes in the hook, while a batch is made, and perhaps another run takes over."""
+        if self.hook_delay:
+            self.clock.now += self.hook_delay * self.answers.random()
+        if self.during_hook is not None and self.depth < 2:
+            interrupt, self.during_hook = self.during_hook, None
             interrupt()
 
     def overtake(self) -> None:

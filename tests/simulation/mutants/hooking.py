@@ -1,4 +1,4 @@
-"""Rules 7, 8, 12 and 13: leaving is a delete, items are parked, ids in between, everything counted."""
+"""Rules 6, 7, 8, 12 and 13: order, leaving is a delete, items are parked, ids in between, everything counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import structs
 
 from replicator.batch import Batch, Outcome, Upsert, Write
-from replicator.change import Change
+from replicator.change import Change, Page, ScanPage
 from replicator.engine import cleanup
 from replicator.engine.delivery import Delivery
 from replicator.hooks.hook import DocumentMapping
@@ -30,6 +30,7 @@ from tests.simulation.mutants.scenarios import (
     resyncs_of_parked_items,
     retries_of_scanned_items,
     retries_with_another_hook,
+    slow_hooks,
     with_hook,
     with_refusals,
 )
@@ -209,3 +210,21 @@ def other_hooks_leave_nothing(patch: Patch) -> None:
 @mutant("a retry of a scanned item relies on the parked image alone", 8, shape=retries_of_scanned_items)
 def retries_old_images(patch: Patch) -> None:
     patch.setattr(parking, "is_superseded", lambda *_: False)
+
+
+@mutant("pages that a batch leaves since the hook takes long are lost", 6, shape=slow_hooks)
+def left_pages_are_lost(patch: Patch) -> None:
+    patch.setattr(PageBuffer, "leave", lambda self, source, pages, fits: None)
+
+
+@mutant("pages that a batch leaves since the hook takes long come after later ones", 6, shape=slow_hooks)
+def left_pages_come_late(patch: Patch) -> None:
+    inner = PageBuffer.leave
+
+    def leave(self: PageBuffer, source: str, pages: list[Page | ScanPage], fits: int | None) -> None:
+        later = self._queues.pop(source, ())
+        inner(self, source, pages, fits)
+        if later:
+            self._queues[source] = deque([*later, *self._queues[source]])
+
+    patch.setattr(PageBuffer, "leave", leave)

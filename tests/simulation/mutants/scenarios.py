@@ -330,3 +330,10 @@ def repairing_gaps(drawn: Scenario) -> Scenario:
     drawn = replace(drawn, gap_exports=True, hook=hook, keeps_expired=False, columns=False, existing=False)
     drawn = replace(drawn, trims=True, months=False, cron=False)
     return replace(drawn, steps=200, pace=max(drawn.pace, 0.3), rates={**kept, **rates})
+
+
+def slow_hooks(drawn: Scenario) -> Scenario:
+    """A hook that takes long for each item, while much is written and pages wait."""
+    rates = {"write": 1.0, "burst": 0.2, "ponder": 0.05, "roll": 0.02}
+    hook = drawn.hook or "kept"
+    return replace(drawn, hook=hook, trims=False, months=False, refuses=False, records_a_page=2, steps=120, rates=rates)
