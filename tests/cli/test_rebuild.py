@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -516,6 +516,40 @@ def test_a_repair_that_was_killed_keeps_a_rollback_only_if_it_is_checked_and_a_f
     assert (code, reasons[1:]) == (7, [reason])
     done(orders, "rollback", "--unchecked")
     assert {d["made"] for d in documents(orders, "orders").values()} == {"old"}
+
+
+def test_start_refuses_a_taken_name_of_the_old_copy_and_finish_and_cancel_wait_for_the_readers_of_what_they_remove(
+    orders: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in orders.environ.items():
+        monkeypatch.setenv(name, value)
+    with orders.postgres.connect() as connection:
+        connection.execute("CREATE TABLE orders_old (x int)")
+        taken = '"public"."orders_old" exists already, and the live table would get that name; rename it or drop it'
+        assert refusal(orders, "start") == (2, [taken])
+        connection.execute("DROP TABLE orders_old")
+
+    def removed(step: Callable[..., object], table: str) -> None:
+        pauses: list[float] = []
+        with orders.postgres.connect() as reader:
+            reader.autocommit = False
+            reader.execute(f"SELECT FROM {table}".encode())
+
+            def pause(seconds: float) -> None:
+                pauses.append(seconds)
+                reader.rollback()
+
+            step(load(orders.config), pause=pause)
+        assert (pauses[:1], orders.has_table(table)) == ([rebuild.PAUSE], False)
+
+    done(orders, "start")
+    removed(rebuild.cancel, "orders_new")
+    done(orders, "start")
+    with running(orders) as process:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        done(orders, "switch", "--unverified")
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        removed(rebuild.finish, "orders_old")
 
 
 def test_a_run_keeps_the_hooks_that_it_has_loaded_when_the_tables_are_exchanged(orders: World) -> None:
