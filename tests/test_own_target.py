@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from replicator.errors import ConfigError
 from replicator.target.contract import Table
 from replicator.testing.contract import TargetContract
 from replicator.testing.servers.ministack import MiniStack
@@ -74,6 +76,43 @@ class TestSQLite(TargetContract):
             monkeypatch.setattr(sqlite3, "connect", breaks)
 
         return once
+
+
+def own(path: Path, name: str = "orders") -> tuple[Any, list[Table]]:
+    module = runpy.run_path(str(FILE))
+    options = module["SQLite"].Options.model_validate({"path": path.name}, context={"base": path.parent})
+    return module["SQLite"](options, name), [Table(name, None)]  # type: ignore[arg-type]
+
+
+def test_two_tables_of_a_file_have_an_epoch_each(tmp_path: Path) -> None:
+    for name, epoch in (("aaa", 1024), ("bbb", 1024), ("aaa", 1025)):
+        target, tables = own(tmp_path / "rows.db", name)
+        target.open(tables, epoch)
+    for name, epoch in (("aaa", 1025), ("bbb", 1024)):
+        target, tables = own(tmp_path / "rows.db", name)
+        assert target.epoch(tables) == epoch
+
+
+@pytest.mark.parametrize("name", ["order", "group", "1abc"])
+def test_a_table_may_have_the_name_of_a_keyword(tmp_path: Path, name: str) -> None:
+    target, tables = own(tmp_path / "rows.db", name)
+    assert target.check(tables) == []
+    target.open(tables, 1024)
+    assert target.epoch(tables) == 1024
+    assert target.sweep(tables[0], 1, []) == target.purge(tables[0], 1) == 0
+
+
+def test_its_check_does_not_create_the_file(tmp_path: Path) -> None:
+    target, tables = own(tmp_path / "rows.db")
+    assert (target.check(tables), target.epoch(tables), len(target.plan(tables))) == ([], None, 2)
+    assert not (tmp_path / "rows.db").exists()
+
+
+def test_a_file_that_is_no_database_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "rows.db").write_text("no database" * 100)
+    target, tables = own(tmp_path / "rows.db")
+    with pytest.raises(ConfigError, match="file is not a database"):
+        target.check(tables)
 
 
 def test_it_is_under_eighty_lines() -> None:

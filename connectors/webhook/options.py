@@ -26,6 +26,7 @@ _PREFIX = "whsec_"
 _SHORTEST, _LONGEST = 24, 64  # bytes of a secret, as Standard Webhooks specifies
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _OURS = frozenset({"host", "content-type", "content-length", "transfer-encoding", "connection", "user-agent", "accept"})
+_OURS |= {"content-encoding", "expect", "upgrade", "te", "trailer"}  # would claim what is not so of our requests
 MEGABYTE = 1 << 20
 
 
@@ -67,8 +68,11 @@ def _header_value(value: SecretStr) -> SecretStr:
 
 def _is_place(parts: SplitResult) -> bool:
     """Whether the host may have an address, and the port is one."""
+    host = parts.hostname or ""
+    if " " in host or not host.isprintable():
+        return False
     try:
-        return parts.port != 0 and (parts.hostname or "").encode("idna") != b""
+        return parts.port != 0 and host.encode("idna") != b""
     except ValueError:  # also of the encoding
         return False
 
@@ -131,6 +135,13 @@ class WebhookOptions(Options):
         """By the receiver's address, and the table's name in the events."""
         url = self.url.get_secret_value()
         return [("webhook", server_of(url, WEB_PORTS), split_url(url).query, table)]
+
+    @field_validator("headers")
+    @classmethod
+    def _once(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        if len({name.lower() for name in headers}) < len(headers):
+            raise ValueError("has a header twice: upper and lower case are the same in their names")
+        return headers
 
     @field_validator("url")
     @classmethod

@@ -312,7 +312,7 @@ class Webhook:
             raise ConfigError(
                 f"{self._client.server} refuses a replicator.{kind} message (status 409): its tables have a later "
                 "epoch, or belong to another pipeline. If the checkpoints were lost, copy everything again with: "
-                "replicator resync CONFIG"
+                "replicator resync CONFIG. If the pipeline was renamed, remove what is noted of the other name"
             )
         text = f"{self._client.server} rejects a replicator.{kind} message (status {response.status}). "
         if response.status == TOO_LARGE and data.get("spare"):

@@ -3,23 +3,26 @@
 import json
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 from replicator import options
 from replicator.batch import Delete, Outcome, Rejection
-from replicator.errors import TransientError
+from replicator.errors import ConfigError, TransientError
 from replicator.items.to_json import DocumentText, Unfit
 
-TABLE = "CREATE TABLE {0} (id TEXT PRIMARY KEY, version INTEGER NOT NULL, document TEXT)"
-PUT = """INSERT INTO {0} VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE
+TABLE = """CREATE TABLE "{0}" (id TEXT PRIMARY KEY, version INTEGER NOT NULL, document TEXT)"""
+EPOCHS = "CREATE TABLE replicator_epochs (name TEXT PRIMARY KEY, epoch INTEGER NOT NULL)"
+NOTE = "INSERT INTO replicator_epochs VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET epoch = max(epoch, excluded.epoch)"
+PUT = """INSERT INTO "{0}" VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE
 SET version = excluded.version, document = excluded.document WHERE version < excluded.version"""
-FORGET = "DELETE FROM {0} WHERE document IS NULL AND version < ?"
-TOMBSTONES = "SELECT id FROM {0} WHERE document IS NULL AND version < ?"
-OLDER = "SELECT id FROM {0} WHERE document IS NOT NULL AND version < ?"
+FORGET = 'DELETE FROM "{0}" WHERE document IS NULL AND version < ?'
+TOMBSTONES = 'SELECT id FROM "{0}" WHERE document IS NULL AND version < ?'
+OLDER = 'SELECT id FROM "{0}" WHERE document IS NOT NULL AND version < ?'
 
 
 class SQLite:
     class Options(options.Options):
-        path: str
+        path: options.FileName
 
     class TableOptions(options.Options):
         pass
@@ -28,28 +31,31 @@ class SQLite:
         self.path, self.text = options.path, DocumentText()
 
     def run(self, work):
-        """Run ``work`` in one transaction. SQLite errors (a lock, a full disk) may be transient."""
+        """Run ``work`` in one transaction. A lock or a full disk is waited for; a file that is no database is not."""
         try:
             with closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
                 return work(connection.execute)
         except sqlite3.Error as e:
-            raise TransientError(f"SQLite in {self.path}: {e}") from e
+            error = ConfigError if type(e) is sqlite3.DatabaseError else TransientError
+            raise error(f"SQLite in {self.path}: {e}") from e
 
     def plan(self, tables):
-        there = self.run(lambda sql: {name for (name,) in sql("SELECT name FROM sqlite_master")})
-        return [TABLE.format(t.name) for t in tables if t.name not in there]
+        new = Path(self.path).parent.is_dir() and not Path(self.path).exists()  # connecting would create the file
+        there = [] if new else self.run(lambda sql: [name for (name,) in sql("SELECT name FROM sqlite_master")])
+        names = {"replicator_epochs": EPOCHS, **{t.name: TABLE.format(t.name) for t in tables}}
+        return [statement for name, statement in names.items() if name not in there]
 
     def check(self, tables):
         self.plan(tables)  # raises if the file is unreachable
         return [f"table {t.name}: use letters and digits only" for t in tables if not t.name.isalnum()]
 
     def epoch(self, tables):
-        return None if self.plan(tables) else self.run(lambda sql: sql("PRAGMA user_version").fetchone()[0])
+        noted = {} if self.plan(tables) else self.run(lambda sql: dict(sql("SELECT * FROM replicator_epochs")))
+        return max((noted[t.name] for t in tables if t.name in noted), default=None)
 
     def open(self, tables, epoch):
-        noted = max(epoch, self.run(lambda sql: sql("PRAGMA user_version").fetchone()[0]))
-        for statement in [*self.plan(tables), f"PRAGMA user_version = {noted}"]:
-            self.run(lambda sql, statement=statement: sql(statement))
+        statements = self.plan(tables)
+        self.run(lambda sql: [sql(s) for s in statements] + [sql(NOTE, (t.name, epoch)) for t in tables])
 
     def write(self, batch):
         rows, rejections = [], []

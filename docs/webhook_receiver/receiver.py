@@ -121,12 +121,12 @@ class Handler(BaseHTTPRequestHandler):
     database = secret = ""
 
     def do_POST(self):
-        size = int(self.headers["content-length"])
-        if size > LARGEST:
+        size = self.headers.get("content-length", "")
+        if not size.isdecimal() or int(size) > LARGEST:
             self.close_connection = True
-            self.answer(413, "")
+            self.answer(413 if size.isdecimal() else 411, "")
         else:
-            self.answer(*self.received(self.rfile.read(size)))
+            self.answer(*self.received(self.rfile.read(int(size))))
 
     def received(self, body):
         """The response, once everything is committed."""

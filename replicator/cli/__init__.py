@@ -120,7 +120,7 @@ class Commands(click.Group):
 )
 @click.version_option(__version__, message="%(version)s")
 def main() -> None:
-    """Replicate DynamoDB tables to Postgres, Elasticsearch, OpenSearch or DynamoDB.
+    """Replicate DynamoDB tables to databases, search engines, Delta Lake, webhooks or DynamoDB.
 
     Initial snapshot plus ongoing changes, in order, including deletes. One config file describes one pipeline:
 

@@ -122,14 +122,17 @@ def _unwanted() -> Callable[[yaml.Event], str]:
     def look(event: yaml.Event) -> str:
         nonlocal depth
         if isinstance(event, yaml.AliasEvent):
-            return ": YAML aliases (*name) are not supported; repeat the value"
+            return f":{_line(event)}: YAML aliases (*name) are not supported; repeat the value"
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            return f":{line}: is nested more than {_DEEPEST} levels deep"
+            return f":{_line(event)}: is nested more than {_DEEPEST} levels deep"
         return ""
 
     return look
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 1
 
 
 def _unquoted(error: yaml.MarkedYAMLError) -> str:

@@ -10,7 +10,7 @@ import inspect
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import getcontext
 from pathlib import Path
 from types import ModuleType
@@ -42,12 +42,25 @@ def load(spec: str, base: Path) -> Hook:
         raise ConfigError(_missing(name, path))
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigError(f"transform: {name} in {path} is async; a hook must be a plain function")
+    _require_one_argument(function, name, path)
     return Hook(
         name=name,
         function=function,
         fingerprint=_fingerprint(path, name, path.parents[above]),
         declared=is_declared(function),
     )
+
+
+def _require_one_argument(function: Callable[..., object], name: str, path: Path) -> None:
+    try:
+        parameters = inspect.signature(function)
+    except (TypeError, ValueError):  # not every callable has one
+        return
+    try:
+        parameters.bind(object())
+    except TypeError as e:
+        names = ", ".join(parameters.parameters) or "no argument"
+        raise ConfigError(f"transform: {name} in {path} takes {names}; a hook takes one argument, the item") from e
 
 
 def use_exact_decimals() -> None:

@@ -22,7 +22,7 @@ from replicator.engine.generations import generations, rebuild_entry, resolved
 from replicator.engine.startup import check_source
 from replicator.errors import ConfigError
 from replicator.hooks.hook import DocumentMapping, Hook, Poison
-from replicator.hooks.time_limit import HookLimit
+from replicator.hooks.time_limit import HookLimit, HookTimeout
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 from replicator.items.to_json import unreadable
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from replicator.config.settings import Config
     from replicator.config.verification import Verify
 
+_INTERRUPTED = 3  # items; a hook that takes too long for so many is not tried on more of them
 SAMPLED = 50  # items that the hook is run on
 
 
@@ -224,28 +225,38 @@ def _no_key(table: SourceTable) -> dict[str, dict[str, str]]:
     return {a.name: {a.kind: {"N": "0", "B": "AA=="}.get(a.kind, "-")} for a in table.keys.attributes}
 
 
-def _determinism(config: Config, hook: Hook, table: SourceTable, images: Sequence[bytes]) -> Iterator[Finding]:
+def _determinism(config: Config, hook: Hook, table: SourceTable, images: list[bytes]) -> Iterator[Finding]:
     """Run the hook twice on each sampled item: the same image must give the same documents."""
     tables, reader = tuple(config.target.tables), KeyReader(table.keys)
     parked: list[str] = []
+    called = stored = interrupted = 0
     for image in images:
+        if interrupted == _INTERRUPTED:
+            del images[called:]  # nor for what the target can store
+            break
+        called += 1
         key = key_text(reader.of(image))
         try:
             with HookLimit(config.hook_timeout):
                 first, second = (_documents(hook, Item(image), tables) for _ in range(2))
         except (Poison, Malformed) as e:
             parked.append(f"item {key}: {e}")
+            interrupted += isinstance(e.__cause__, HookTimeout)
             continue
+        stored += bool(first) or (first is not None and not hook.declared)
         if not _alike(first, second):
             text = f"{hook.name} is not deterministic: two calls differ for item {key}"
             yield Finding("transform", "problem", text, "remove clocks, random numbers and lookups from the hook")
             return
     if parked:
-        text = f"{len(parked)} of {len(images)} live items would be parked, e.g. {parked[0]}"
-        verdict: Verdict = "problem" if len(parked) == len(images) else "note"
+        text = f"{len(parked)} of {called} live items would be parked, e.g. {parked[0]}"
+        verdict: Verdict = "problem" if len(parked) == called else "note"
         yield Finding("transform", verdict, text, "replicator preview shows the hook's result for an item")
-    if len(parked) < len(images):
-        yield Finding("transform", "ok", f"{hook.name} is deterministic ({len(images) - len(parked)} items sampled)")
+    if (left := called - len(parked)) and not stored:
+        text = f"0 of {called} sampled items would be stored: {hook.name} returns no document for any of them"
+        yield Finding("transform", "note", text, "does it lack a return? A hook that filters may keep others")
+    if left:
+        yield Finding("transform", "ok", f"{hook.name} is deterministic ({left} items sampled)")
 
 
 def _alike(one: object, other: object) -> bool:

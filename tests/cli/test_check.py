@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -315,6 +316,41 @@ def test_a_hook_that_parks_every_item_is_a_problem(world: World) -> None:
     assert world.call("check", world.config)[0] == 2
     (problem,) = texts(world, "problem")
     assert problem.startswith("transform: 2 of 2 live items would be parked, e.g. item ")
+
+
+def test_a_hook_that_makes_nothing_of_any_item_is_a_note(world: World) -> None:
+    """As one without a return; but one that filters may return None for all items of a sample."""
+    world.db.create_table("orders")
+    for n in range(2):
+        world.db.put("orders", {"id": str(n)})
+    world.hook("def hook(item):\n    document = {'id': item['id']}\n")
+
+    code, out, _ = world.call("check", world.config)
+    assert code == 0
+    assert "0 of 2 sampled items would be stored: hook returns no document for any of them" in out
+    assert "does it lack a return? A hook that filters may keep others" in out
+
+
+@pytest.mark.parametrize("kept", ["{}", "item if item['id'] == '1' else None"])
+def test_a_hook_that_makes_something_of_some_item_is_not(world: World, kept: str) -> None:
+    world.db.create_table("orders")
+    for n in range(2):
+        world.db.put("orders", {"id": str(n)})
+    world.hook(f"def hook(item):\n    return {kept}\n")
+    assert not any("would be stored" in text for text in texts(world, "note"))
+
+
+def test_a_hook_that_does_not_end_is_tried_on_three_items_only(world: World) -> None:
+    world.db.create_table("orders")
+    for n in range(5):
+        world.db.put("orders", {"id": str(n)})
+    world.hook("def hook(item):\n    while True:\n        pass\n")
+    path = Path(world.config)
+    path.write_text(path.read_text() + "\nhook_timeout: 0.1\n")
+
+    (problem,) = texts(world, "problem")
+    assert problem.startswith("transform: 3 of 3 live items would be parked, e.g. item ")
+    assert "took longer than 0.1 s (hook_timeout)" in problem
 
 
 def with_columns(world: World, *cities: object) -> None:

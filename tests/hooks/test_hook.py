@@ -159,6 +159,19 @@ def test_a_file_without_functions_is_reported_as_such(tmp_path: Path) -> None:
     assert rejected("hooks.py:order", tmp_path) == f"transform: {path} has no function order; it has none"
 
 
+@pytest.mark.parametrize(("given", "takes"), [("", "no argument"), ("item, old", "item, old"), ("*, item", "item")])
+def test_a_function_that_cannot_be_called_with_an_item_is_rejected(given: str, takes: str, tmp_path: Path) -> None:
+    path = written(tmp_path, f"def order({given}):\n    return {{}}\n")
+    expected = f"transform: order in {path} takes {takes}; a hook takes one argument, the item"
+    assert rejected("hooks.py:order", tmp_path) == expected
+
+
+@pytest.mark.parametrize("given", ["item, /", "item, old=None", "*items", "it, **more"])
+def test_a_function_that_can_be_called_with_an_item_is_a_hook(given: str, tmp_path: Path) -> None:
+    written(tmp_path, f"def order({given}):\n    return {{}}\n")
+    assert load("hooks.py:order", tmp_path).name == "order"
+
+
 @pytest.mark.parametrize("body", ["return {}", "yield {}"], ids=["coroutine", "generator"])
 def test_an_async_function_is_rejected(body: str, tmp_path: Path) -> None:
     path = written(tmp_path, f"async def order(item):\n    {body}\n")

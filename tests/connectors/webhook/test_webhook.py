@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ from replicator.target.contract import Denied, Table
 from replicator.target.in_doubt import TRUSTED
 from replicator.testing.contract.kit import at, batch, put, remove, table
 from replicator.version import FIRST_EPOCH
-from tests.connectors.webhook.receiver_kit import SECRET
+from tests.connectors.webhook.receiver_kit import SECRET, running
 from tests.connectors.webhook.scripted import LOST, Answer, Request, Scripted, always, serving, willing
 
 OLD_SECRET = "whsec_" + "b2xk" * 8
@@ -515,6 +517,18 @@ def test_a_circuit_opens_for_longer_until_a_probe_succeeds() -> None:
     assert CLOSED.failed(0.0, retry_after=1e9).left(0.0) == LONGEST_WISH
 
 
+# the documented receiver
+
+
+@pytest.mark.parametrize(("length", "status"), [("-1", 411), ("", 411), ("x", 411), ("33554433", 413)])
+def test_the_documented_receiver_reads_no_body_without_a_length_that_it_accepts(
+    tmp_path: Path, length: str, status: int
+) -> None:
+    with running(tmp_path) as documented, socket.create_connection(("127.0.0.1", documented.port), 30) as client:
+        client.sendall(b"POST /in HTTP/1.1\r\nhost: a\r\n" + (f"content-length: {length}\r\n\r\n".encode()))
+        assert client.recv(1 << 16).split()[1] == str(status).encode()
+
+
 # before a run
 
 
@@ -569,6 +583,11 @@ BASE = {"type": "webhook", "url": "https://hooks.example/in", "secret": SECRET, 
         ({"url": "https://hooks.example:99999/in"}, ("url",), "must have the form https://host/path"),
         ({"url": "https://hooks.example:abc/in"}, ("url",), "must have the form https://host/path"),
         ({"url": "https://hooks..example/in"}, ("url",), "must have the form https://host/path"),
+        ({"url": "https://hooks exa.mple/in"}, ("url",), "must have the form https://host/path"),
+        ({"url": "https://hooks\u2028.example/in"}, ("url",), "must have the form https://host/path"),
+        ({"headers": {"X-A": "1", "x-a": "2"}}, ("headers",), "has a header twice"),
+        ({"headers": {"Content-Encoding": "gzip"}}, ("headers", "Content-Encoding"), "is set by replicator itself"),
+        ({"headers": {"TE": "trailers"}}, ("headers", "TE"), "is set by replicator itself"),
         ({"url": "https://me:pw@hooks.example"}, ("url",), "contains a user name; put a login under headers"),
         ({"secret": "hunter2"}, ("secret",), "must be whsec_ followed by 24 to 64 random bytes in base64"),
         ({"secret": "whsec_c2hvcnQ="}, ("secret",), "must be whsec_ followed by"),
