@@ -418,7 +418,10 @@ def _refused(
 ) -> Iterator[Finding]:
     """Sampled items whose documents the target would reject."""
     mapping, reader = DocumentMapping(hook, tuple(config.target.tables)), KeyReader(table.keys)
-    previews = [preview(reader.of(image), image, mapping) for image in images]
+    previews = []
+    for image in images:
+        with HookLimit(config.hook_timeout):
+            previews.append(preview(reader.of(image), image, mapping))
     accepted = [p for p in previews if p.problem is None]  # by the hook
     rejected = [(p.key, rejections[0].reason) for p in accepted if (rejections := refusals(p.writes))]
     if not rejected:
