@@ -100,6 +100,7 @@ def test_a_pass_begins_once_the_run_is_live(passes: Passes) -> None:
         ({SAMPLE: replace(ENDED, scope="1 %")}, 5000.0, 0.0),
         ({BY_RUN: replace(ENDED, epoch=1023)}, 5000.0, 0.0),
         ({BY_RUN: replace(ENDED, hook="")}, 5000.0, 0.0),
+        ({BY_RUN: replace(ENDED, ttl_deletes="ignore")}, 5000.0, 0.0),
         ({UNFINISHED[FULL]: replace(ENDED, ended=None)}, 5000.0, 0.0),
     ],
 )
