@@ -11,7 +11,7 @@ from replicator.engine.heartbeat import ProgressReporter, Rate
 from replicator.hooks.hook import DocumentMapping
 from replicator.pipeline import stages
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import PipelineState
+from replicator.state import Heartbeat, PipelineState, decode
 from replicator.version import FIRST_EPOCH
 
 NOW = 1_700_000_000.0
@@ -62,3 +62,21 @@ def test_a_rate_ignores_zero_intervals_and_falling_counts() -> None:
     assert rate.value == 5.0
     rate.update(50, 20.0)
     assert rate.value == pytest.approx(3.0)
+
+
+def test_a_heartbeat_says_of_how_many_shards_the_last_listing_lacked_the_parent() -> None:
+    pipeline = Pipeline(DocumentMapping(None, ("orders",)), Claimed(1))
+    state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stages.FOLLOWING)
+    pipeline.begin(state, Listing((Shard("a"),), True, "ENABLED", NOW - 9), stages.segments(1))
+    reporter = ProgressReporter(pipeline, lambda progress: None, lambda: NOW, lambda: 0.0)
+    listed = (Shard("a"), Shard("c", "p"), Shard("d", "c"))
+    for shards, orphans in ((listed, 2), ((*listed, Shard("p")), 0)):
+        pipeline.listed(Listing(shards, True, "ENABLED", NOW - 3))
+        reporter.tick()
+        batch = pipeline.take(NOW)
+        assert batch is not None
+        (beat,) = [decode("pulse", "", save.text) for save in batch.saves if save.kind == "pulse" and save.text]
+        assert isinstance(beat, Heartbeat)
+        assert beat.orphans == reporter.current().orphans == orphans
+        pipeline.stored(batch, Outcome(), NOW)
+        reporter = ProgressReporter(pipeline, lambda progress: None, lambda: NOW, lambda: 0.0)
