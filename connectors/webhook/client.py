@@ -147,7 +147,8 @@ class Client:
         if status >= 500:
             return ResponseLost(f"{self.server} fails (status {status})")
         if status in (408, 425, 429):
-            return TransientError(f"{self.server} wants fewer or later requests (status {status})")
+            text = f"{self.server} wants fewer or later requests (status {status})"
+            return ResponseLost(text) if status == 408 else TransientError(text)  # 408: a gateway may have forwarded it
         error = self._permanent(status, headers)
         if self._accepted and status != _GONE:
             return TransientError(f"{error}. It accepted requests before, so this may be temporary")

@@ -236,6 +236,17 @@ def test_a_receiver_that_rejects_everything_parks_nothing(make: Make, receiver: 
     assert made.target.write(given) == Outcome()
 
 
+@pytest.mark.parametrize(("status", "in_doubt"), [(408, True), (504, True), (425, False), (429, False), (403, False)])
+def test_a_request_that_a_gateway_may_have_forwarded_is_in_doubt(
+    make: Make, receiver: Scripted, status: int, in_doubt: bool
+) -> None:
+    made = make()
+    receiver.answer = always(status)
+    with pytest.raises(TransientError):
+        made.target.write(eight())
+    assert bool(made.target.in_doubt) == in_doubt
+
+
 def strict(request: Request, *refused: str) -> Answer:
     """Of a receiver that validates: no message without events, and none with certain ids."""
     if request.message["type"] != "replicator.changes":
