@@ -282,7 +282,7 @@ WRONG: Mapping[Apply, int] = {
     swept_once: 6,
     forgotten_early: 71,
     others_forgotten: 1,
-    replacement_forgotten: 256,
+    replacement_forgotten: 3308,
     child_given_early: 13,
     ordinals_anew: 4,
     begun_early: 94,
