@@ -171,6 +171,9 @@ def _walk(node: yaml.Node, path: PathInFile, lines: dict[PathInFile, int]) -> It
 
 def _walk_entry(name: yaml.Node, value: yaml.Node, path: PathInFile, lines: dict[PathInFile, int]) -> Iterator[Problem]:
     line = name.start_mark.line + 1
+    if name.tag == "tag:yaml.org,2002:merge":
+        yield Problem(path, f"YAML merge keys (<<, on line {line}) are not supported; repeat the options")
+        return
     if not isinstance(name, yaml.ScalarNode) or name.tag != "tag:yaml.org,2002:str":
         yield Problem(path, f"the key on line {line} is not a string in YAML; put it in quotes")
         return

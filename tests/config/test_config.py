@@ -275,6 +275,7 @@ _TYPED = """url: postgresql://me@127.0.0.1:5432/shop
         (("source:", "transform: hooks\nsource:"), "transform: must have the form hooks.py:function"),
         (("source:", "on: 1\nsource:"), "the key on line 2 is not a string in YAML; put it in quotes"),
         (("source:", "? [a]\n: 1\nsource:"), "the key on line 2 is not a string in YAML"),
+        (("source:", "<<: {a: 1}\nsource:"), "YAML merge keys (<<, on line 2) are not supported; repeat the options"),
         (("source:", "pipeline: x\nsource:"), "orders.yaml:1: pipeline: duplicate key, on lines 1 and 2"),
         (("source:", "a: *x\nsource:"), "orders.yaml:2: YAML aliases (*name) are not supported"),
         (("source:", "a: {\nsource:"), "invalid YAML"),
