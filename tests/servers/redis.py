@@ -171,15 +171,26 @@ class RedisCluster:
         """Its bus has a port of its own: that of the server plus 10000 may be none."""
         return RedisServer("--cluster-port", str(free_port()), *self._options, program=self._program)
 
+    def _begun(self, node: RedisServer) -> RedisServer:
+        """The node, or another one if a process has taken one of its ports since they were chosen."""
+        for _ in range(3):
+            try:
+                return self._resources.enter_context(node)
+            except RuntimeError as e:
+                node.__exit__()
+                if "in use" not in str(e):
+                    raise
+            node = self._made()
+        return self._resources.enter_context(node)
+
     @property
     def url(self) -> str:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
 
     def __enter__(self) -> RedisCluster:
         try:
-            for node in self.nodes:
-                self._resources.enter_context(node)
-                self.ids[node] = self._id(node)
+            self.nodes = [self._begun(node) for node in self.nodes]
+            self.ids = {node: self._id(node) for node in self.nodes}
             self._form()
         except BaseException:
             self._resources.close()
@@ -231,7 +242,7 @@ class RedisCluster:
 
     def add(self) -> RedisServer:
         """A further node without slots."""
-        node = self._resources.enter_context(self._made())
+        node = self._begun(self._made())
         self.ids[node] = self._id(node)
         self.meet(node, self.nodes[0])
         self.nodes.append(node)
