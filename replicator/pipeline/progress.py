@@ -246,7 +246,7 @@ def with_passes(progress: Progress, passes: Mapping[str, Verified], now: float) 
     going = [
         (id in by, v.updated, Verifying(v, by.get(id, "command")))
         for id, v in passes.items()
-        if v.ended is None and (id in by or now - v.updated < ABANDONED)
+        if v.ended is None and (id in by or (now - v.updated < ABANDONED and not v.left))
     ]
     last = max(ended, key=lambda v: (v.scope == FULL_SCOPE, v.started), default=None)
     verifying = max(going, key=lambda g: g[:2])[2] if going else None
