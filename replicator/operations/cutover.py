@@ -23,14 +23,12 @@ from replicator.change import Record
 from replicator.checkpoints.contract import Claimed
 from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
-from replicator.engine import preexisting
-from replicator.engine.assembly import ends, introduce, target_tables
-from replicator.engine.binding import check_start
+from replicator.engine.assembly import ends
 from replicator.engine.heartbeat import HEARTBEAT_INTERVAL
-from replicator.engine.startup import RESUMING
 from replicator.errors import ReplicatorError
 from replicator.hooks import loading
 from replicator.key import key_text
+from replicator.operations.verify import checked_tables
 from replicator.options import aws_options
 from replicator.pipeline.coordination import slots_of, writers
 from replicator.pipeline.lineage import childless, readable
@@ -325,14 +323,7 @@ def cutover(
     hook = loading.load(config.transform, config.base) if config.transform is not None else None
     with ends(config) as (target, checkpoints):
         check_known(config.pipeline, checkpoints, checkpoints.read())
-        introduce(config, target, table, client)
-        tables = target_tables(config, table, hook)
-        check_start(
-            checkpoints,
-            lambda view: preexisting.inspect(view, table, target, tables, hook),
-            RESUMING,
-            lambda _: None,  # nothing begins
-        )
+        tables = checked_tables(config, hook, client, table, target, checkpoints)
         while True:
             claimed = checkpoints.read()
             check_known(config.pipeline, checkpoints, claimed)

@@ -193,6 +193,21 @@ class Ends:
         return (*self.source.keys.names, *(() if marks is None else (marks.deleted,)))
 
 
+def checked_tables(
+    config: Config, hook: Hook | None, client: Client, source: SourceTable, target: Target, checkpoints: Checkpoints
+) -> Sequence[Table]:
+    """The tables of a target, which is told of the source. ConfigError if the config is not the pipeline's."""
+    introduce(config, target, source, client)
+    tables = target_tables(config, source, hook)
+    check_start(
+        checkpoints,
+        lambda view: preexisting.inspect(view, source, target, tables, hook),
+        RESUMING,
+        lambda _: None,  # nothing begins
+    )
+    return tables
+
+
 @contextlib.contextmanager
 def opened(config: Config, hook: Hook | None) -> Iterator[Ends]:
     """Both ends of a pipeline that has run. ConfigError if the config is not the pipeline's."""
@@ -200,14 +215,7 @@ def opened(config: Config, hook: Hook | None) -> Iterator[Ends]:
     with ends(config) as (target, checkpoints):
         check_known(config.pipeline, checkpoints, checkpoints.read())
         source = describe_table(client, config.source.table)
-        introduce(config, target, source, client)
-        tables = target_tables(config, source, hook)
-        check_start(
-            checkpoints,
-            lambda view: preexisting.inspect(view, source, target, tables, hook),
-            RESUMING,
-            lambda _: None,  # verify begins no epoch
-        )
+        tables = checked_tables(config, hook, client, source, target, checkpoints)
         yield Ends(
             config,
             client,
