@@ -287,15 +287,20 @@ class RedisCluster:
         return bytes(text).decode().splitlines()
 
     def is_up(self) -> bool:
-        """Every node agrees, and every replica follows its primary."""
+        """Every node agrees, also on which of them are replicas, and every replica follows its primary."""
         living = [node for node in self.nodes if node.is_running]
+        replicas = set[str]()
         for node in living:
             with node.client() as client:
                 info: Any = client.execute_command("CLUSTER", "INFO")
                 replication: Any = client.info("replication")
             if b"cluster_state:ok" not in info or replication.get("master_link_status", "up") != "up":
                 return False
-        return all(len(self.primaries(of)) == self._primaries for of in living)
+            if replication["role"] == "slave":
+                replicas.add(self.ids[node])
+        ids = {self.ids[node] for node in living}
+        seen = [{f[0] for f in map(str.split, self._lines(of)) if "slave" in f[2]} & ids for of in living]
+        return all(one == replicas for one in seen) and all(len(self.primaries(of)) == self._primaries for of in living)
 
     def primaries(self, seen_by: RedisServer | None = None) -> list[RedisServer]:
         """Those that have slots."""
