@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Wrong = Literal["run", "resync", "retry"]
 PATIENCE = 2000  # turns within which a run that nothing disturbs must be live
+TURNS_A_SHARD = 100  # with more than twenty open ones: each poll is a turn, and an unlisted parent is awaited for minutes
 
 
 class NeverSettled(AssertionError):
@@ -286,11 +287,13 @@ def settle(universe: Universe) -> None:
     requests.renew(universe)
     universe.caught_up = False
     before = universe.existing, universe.unrepaired
-    go(universe, PATIENCE)
+    shards = universe.source.open_shards(universe.TABLE) if universe.streaming else []
+    turns = max(PATIENCE, TURNS_A_SHARD * len(shards))
+    go(universe, turns)
     if before != (universe.existing, universe.unrepaired):  # it was refused, and people have a new one made, or resync
-        go(universe, PATIENCE)
+        go(universe, turns)
     if not universe.caught_up:
-        raise NeverSettled(f"the last run did not catch up within {PATIENCE} turns")
+        raise NeverSettled(f"the last run did not catch up within {turns} turns")
     if universe.scenario.index:
         _outlive(universe, _has_doubt)
     if "repair" in universe.scenario.rates:
