@@ -29,7 +29,7 @@ from replicator.pipeline import stages
 from replicator.pipeline.batching import PageBuffer
 from replicator.pipeline.coordination import Workers
 from replicator.pipeline.details import Details, parked_details, shard_details
-from replicator.pipeline.gap_repair import stored_until
+from replicator.pipeline.gap_repair import first_loss
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source import chosen, export
 from replicator.source.scan import ReadBudget
@@ -433,8 +433,7 @@ class Driver:
         log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence})
         self._steps.clear()
         if not self._recorded(gap):
-            since = None if gap.of_target else stored_until(self.pipeline.shards, gap.shard)
-            self.pipeline.gap(gap, self._now(), since)
+            self.pipeline.gap(gap, self._now(), first_loss(gap, self.pipeline.shards))
         self._delivery.flush()
         if self._context.config.on_gap == "stop" or self._resyncs >= MAX_RESYNCS:
             gap.caution = caution_of(self._context.target)

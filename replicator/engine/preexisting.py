@@ -63,6 +63,7 @@ def inspect(
         history_epoch=target.history_epoch(tables) if isinstance(target, KeepsHistory) else 0,
         history_beside=target.history_epoch_beside(tables) if isinstance(target, KeepsHistory) else 0,
         history_losses=history_losses(view, target, tables),
+        own_ids=hook is not None and hook.declared,
     )
 
 

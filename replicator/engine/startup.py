@@ -65,7 +65,7 @@ class StartupState:
     stopped. ``adopted``: tables with rows that no pipeline wrote, to be taken over. ``generation``: which copy it is.
     ``aliased``: readers use an alias, which a rebuild can move to other tables. ``history_epoch``: the latest one in
     the histories of the tables, 0 without any. ``history_beside``: the same of the old copy, if this is the new
-    one of a rebuild. ``history_losses``: what these lack, in sentences.
+    one of a rebuild. ``history_losses``: what these lack, in sentences. ``own_ids``: the hook chooses document ids.
     """
 
     state: PipelineState | None
@@ -88,6 +88,7 @@ class StartupState:
     history_epoch: int = 0
     history_beside: int = 0
     history_losses: Sequence[str] = ()
+    own_ids: bool = False
 
     @property
     def highest(self) -> int:
@@ -170,6 +171,7 @@ def start_mode(found: StartupState, allowed: Allowed) -> StartMode:
         return StartMode.BEGIN
     if (gap := find_gap(found)) is not None:
         raise gap
+    check_hook_of_export(found)
     if not allowed.hook_change:
         check_hook(found)
     if not found.changes:
@@ -381,6 +383,23 @@ def check_hook(found: StartupState) -> None:
             f"transform: the hook {what} since the last run. Either resume and leave existing documents as they are "
             f"(run --accept-hook-change), or {_recompute(found)}"
             + ("" if found.hook else ". To keep the documents' shape, restore transform: in the config")
+        )
+
+
+def check_hook_of_export(found: StartupState) -> None:
+    """ConfigError if another hook than before would read the rest of an export, and it chooses document ids.
+
+    The items that it still has may have been removed since. A removal left tombstones for the documents that the hook
+    of its time makes of the item; those that only the new hook makes would come back with the export's image.
+    """
+    state = found.state
+    if state is None or state.export is None or state.stage != stages.SCANNING or state.hook == found.hook:
+        return
+    if found.own_ids:
+        raise ConfigError(
+            "transform: the hook, which chooses document ids, changed while the backfill reads an export: documents of "
+            "items that were removed since could come back. Either restore the hook until the backfill is done (run "
+            f"--until backfilled), or {_recompute(found)}"
         )
 
 

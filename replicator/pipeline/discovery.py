@@ -121,7 +121,7 @@ class Discovery:
         for id, orphan in self.orphaned.items():
             if orphan.listings >= limit and now - orphan.since >= time:
                 reason = f"the shard's parent is missing from {orphan.listings} listings: its records are lost"
-                raise GapFound(reason, id)
+                raise GapFound(reason, id, since=bound, of_target=bound is None)
 
     def _missing(self, known: Mapping[str, ShardState], ids: Iterable[str], now: float) -> set[str]:
         """Missing shards that are at their end and have no children. GapFound if a missing one may have lost records.

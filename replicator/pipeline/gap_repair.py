@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from replicator.errors import GapFound
 from replicator.pipeline import lineage, stages
 from replicator.state import Floor, GapRepair, PipelineState, ShardState
 from replicator.version import version
@@ -32,6 +33,14 @@ def stored_until(shards: Mapping[str, ShardState], lost: str | None = None) -> f
         counted.add(lost)
     states = [stages.start(shards[id], shards) for id in counted]
     return min((max(s.since, s.created or 0.0) for s in states), default=None)
+
+
+def first_loss(gap: GapFound, shards: Mapping[str, ShardState]) -> float | None:
+    """No change of before is lost; None if that is unknown. What was lost in an unlisted shard, no position tells."""
+    if gap.of_target:
+        return None
+    times = [at for at in (stored_until(shards, gap.shard), gap.since) if at is not None]
+    return min(times, default=None)
 
 
 def last_record(state: PipelineState, shards: Mapping[str, ShardState]) -> float:

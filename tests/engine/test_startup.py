@@ -13,7 +13,7 @@ from replicator.identity import UNKNOWN, Definition, Identity, other_tables
 from replicator.key import KeyAttribute, KeySchema
 from replicator.pipeline import stages
 from replicator.source.table import SourceTable
-from replicator.state import Gap, PipelineState, SegmentState, ShardState
+from replicator.state import ExportState, Gap, PipelineState, SegmentState, ShardState
 from replicator.version import FIRST_EPOCH, LAST_EPOCH
 
 TABLE = SourceTable(
@@ -321,6 +321,38 @@ def test_a_changed_hook_must_be_accepted(stored: str, now: str, was: str) -> Non
         startup.check_hook(startup_state(state=replace(STATE, hook=stored), hook=now))
     assert "--accept-hook-change" in str(refused.value)
     assert "resync" in str(refused.value)
+
+
+@pytest.mark.parametrize("allowed", [RESUMING, startup.Allowed(hook_change=True)])
+def test_a_hook_that_chooses_ids_must_not_change_while_the_backfill_reads_an_export(allowed: startup.Allowed) -> None:
+    """An item that the export still has may be gone by now; nothing keeps out what another hook makes of it."""
+    reading = replace(STATE, stage=stages.SCANNING, export=ExportState("arn:export/1"), hook="before")
+    with pytest.raises(ConfigError, match="changed while the backfill reads an export: documents of items") as refused:
+        mode(allowed, state=reading, own_ids=True)
+    assert "restore the hook until the backfill is done (run --until backfilled), or" in str(refused.value)
+    assert "replicator resync CONFIG" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "state": replace(STATE, stage=stages.SCANNING, export=ExportState("arn:export/1"), hook="abc"),
+            "own_ids": True,
+        },
+        {"state": replace(STATE, stage=stages.SCANNING, export=ExportState("arn:export/1"), hook="before")},
+        {"state": replace(STATE, stage=stages.SCANNING, hook="before"), "own_ids": True},
+        {"state": replace(STATE, export=ExportState("arn:export/1"), hook="before"), "own_ids": True},
+    ],
+    ids=["the same hook", "documents under their items' keys", "a scan", "after the backfill"],
+)
+def test_otherwise_a_changed_hook_can_be_accepted(changes: dict[str, Any]) -> None:
+    assert mode(startup.Allowed(hook_change=True), **changes) is startup.StartMode.RESUME
+
+
+def test_a_resync_makes_all_documents_of_a_changed_hook_anew_also_from_an_export() -> None:
+    reading = replace(STATE, stage=stages.SCANNING, export=ExportState("arn:export/1"), hook="before")
+    assert mode(startup.Allowed(resync=True), state=reading, own_ids=True) is startup.StartMode.BEGIN
 
 
 def test_an_unchanged_hook_is_accepted() -> None:

@@ -227,6 +227,17 @@ def test_a_shard_whose_parent_five_listings_do_not_show_is_a_gap_not_a_root() ->
     with pytest.raises(GapFound, match="parent is missing from 5 listings") as found:
         discovery.news(known, listing(Shard("a"), Shard("z", "y")))
     assert found.value.shard == "z"
+    assert found.value.of_target, "it is not known since when its parent's records are lost"
+
+
+@pytest.mark.parametrize(("listed", "since"), [(None, 20.0), (50.0, 50.0)])
+def test_a_missing_parents_records_are_lost_since_the_last_full_listing_or_the_epochs_beginning(
+    listed: float | None, since: float
+) -> None:
+    discovery, known = Discovery(listed=listed, begun=20.0), {"a": state()}
+    with pytest.raises(GapFound, match="parent is missing from 5 listings") as found:
+        lists(discovery, known, Shard("a"), Shard("z", "y"), times=5, at=DAY + 100.0)
+    assert (found.value.since, found.value.of_target) == (since, False)
 
 
 def test_a_parent_that_cannot_have_been_trimmed_yet_is_waited_for_five_minutes_whatever_listings_omit() -> None:

@@ -7,12 +7,14 @@ import random
 
 import pytest
 
+from replicator.errors import GapFound
 from replicator.pipeline import gap_repair
 from replicator.pipeline.gap_repair import (
     LONGEST,
     OVERLAP,
     SHORTEST,
     above,
+    first_loss,
     planned,
     stored_until,
     thinned,
@@ -77,6 +79,15 @@ def test_a_shard_that_was_taken_for_one_without_children_tells_it_of_records_tha
     assert stored_until(shards, "a") == NOW
     assert stored_until(shards, "leaf") == NOW - 50
     assert stored_until(shards, "unknown") == NOW
+
+
+def test_what_a_shard_that_was_never_listed_lost_is_older_than_any_position_if_it_may_be() -> None:
+    shards = {"a": shard(since=NOW), "b": shard(since=NOW + 50)}
+    assert first_loss(GapFound("trimmed", "a"), shards) == NOW
+    assert first_loss(GapFound("its parent is missing", "z", since=NOW - HOUR), shards) == NOW - HOUR
+    assert first_loss(GapFound("its parent is missing", "z", since=NOW + HOUR), shards) == NOW
+    assert first_loss(GapFound("its parent is missing", "z", since=NOW - HOUR), {}) == NOW - HOUR
+    assert first_loss(GapFound("the target lost rows", since=NOW - HOUR, of_target=True), shards) is None
 
 
 def test_a_floor_is_the_lowest_ordinal_that_another_record_may_follow() -> None:

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 
 Wrong = Literal["run", "resync", "retry"]
 PATIENCE = 2000  # turns within which a run that nothing disturbs must be live
-TURNS_A_SHARD = 100  # with more than twenty open ones: each poll is a turn, and an unlisted parent is awaited for minutes
+TURNS_A_SHARD = (
+    100  # with more than twenty open ones: each poll is a turn, and an unlisted parent is awaited for minutes
+)
 
 
 class NeverSettled(AssertionError):
@@ -183,8 +185,7 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
         _refused_export(universe, str(e))
     except GapFound as e:  # ended with exit code 3; a person starts it again
         if "on_gap: export cannot repair that" in str(e):
-            universe.unrepaired += 1
-            universe.order_resync()
+            _rescan(universe)
     except Killed:
         pass
     finally:
@@ -204,13 +205,24 @@ def _turns(universe: Universe, driver: Driver, turned: list[float]) -> None:
 
 def _refused_export(universe: Universe, reason: str) -> None:
     """A run was refused, which must have a reason: people restore files that were overwritten, and have a new export
-    made instead of one that exists.
+    made instead of one that exists, and resync where the fixed hook must not read the rest of one.
     """
     spoiled = universe.spoils > 0 and "is damaged" in reason
     too_old = universe.existing not in ("", "-") and "backfill.export: the export is of" in reason
-    assert spoiled or too_old or not universe.streaming, f"a run was refused though nothing is wrong: {reason}"
+    another = universe.fixed and "changed while the backfill reads an export" in reason
+    if another:
+        _rescan(universe)
+    assert spoiled or too_old or another or not universe.streaming, (
+        f"a run was refused though nothing is wrong: {reason}"
+    )
     universe.restore_files()
     universe.existing = "-" if too_old else universe.existing
+
+
+def _rescan(universe: Universe) -> None:
+    """People order a resync, because nothing less helps."""
+    universe.rescans += 1
+    universe.order_resync()
 
 
 def _interrupt_start(universe: Universe, copy: RunContext) -> None:
@@ -286,11 +298,11 @@ def settle(universe: Universe) -> None:
     universe.restore_files()
     requests.renew(universe)
     universe.caught_up = False
-    before = universe.existing, universe.unrepaired
+    before = universe.existing, universe.rescans
     shards = universe.source.open_shards(universe.TABLE) if universe.streaming else []
     turns = max(PATIENCE, TURNS_A_SHARD * len(shards))
     go(universe, turns)
-    if before != (universe.existing, universe.unrepaired):  # it was refused, and people have a new one made, or resync
+    if before != (universe.existing, universe.rescans):  # it was refused, and people have a new one made, or resync
         go(universe, turns)
     if not universe.caught_up:
         raise NeverSettled(f"the last run did not catch up within {turns} turns")

@@ -100,7 +100,7 @@ class Universe:
         self.emptied: int | None = None  # the step when a table was last emptied by hand
         self.spoiled: dict[tuple[str, str], bytes] = {}  # files of exports that have other contents now
         self.spoils = 0
-        self.unrepaired = 0  # gaps that no export could repair
+        self.rescans = 0  # resyncs that were ordered because nothing less helped
         self.existing = ""  # the ARN of an export that people made; "-" once one was refused
         self._ordered: int | None = None  # the epoch (0 before the first) when a resync was ordered
         self._acts: dict[int, list[Act]] = {}
