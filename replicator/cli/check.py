@@ -77,8 +77,8 @@ def _offline(path: str, target: str | None) -> Findings:
 
 
 def _of_each(configs: Sequence[Config], findings_of: Callable[[Config], list[Finding]]) -> Findings:
-    """The findings of each target, with what keeps it from running beside the others. On AWS Lambda each has a function
-    of its own.
+    """The findings of each target, with what keeps it from running beside the others, or beside the other copy of a
+    rebuild. On AWS Lambda each has a function of its own.
     """
     from replicator.config.engine import Lambda
     from replicator.engine.generations import collisions
@@ -86,12 +86,14 @@ def _of_each(configs: Sequence[Config], findings_of: Callable[[Config], list[Fin
     from replicator.operations.finding import problem
 
     found = {config.target_name: findings_of(config) for config in configs}
-    if len(configs) > 1 and not isinstance(configs[0].engine, Lambda):
-        apart = collisions(configs)
-        alone = needs_own_process(configs)
-        for config in configs:
-            problems = filter(None, (alone, apart.get(config.pipeline)))
-            found[config.target_name] += (problem("pipeline", text) for text in problems)
+    if isinstance(configs[0].engine, Lambda):
+        return found
+    several = len(configs) > 1
+    apart = collisions(configs) if several else {}
+    alone = needs_own_process(configs) if several or configs[0].replaces is not None else ""
+    for config in configs:
+        problems = filter(None, (alone, apart.get(config.pipeline)))
+        found[config.target_name] += (problem("pipeline", text) for text in problems)
     return found
 
 

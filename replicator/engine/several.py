@@ -58,12 +58,17 @@ def needs_own_process(configs: Sequence[Config]) -> str:
     """Why the pipelines of one file cannot run in one process with others; empty if they can."""
     if all(isinstance(config.engine, Local) for config in configs):
         return ""
+    if any(config.replaces is not None for config in configs):
+        return (
+            "engine: only local runs both copies of a rebuild (replaces), in one process; add --engine local to "
+            "replicator run until the rebuild has ended, or set engine.type: local"
+        )
     if len(configs) > 1:
         how = "start a separate replicator run for each target, with --target NAME, or add --engine local"
         return f"engine: only local runs several targets in one process; {how}"
     return (
-        "engine: only local runs several pipelines, or both copies of a rebuild, in one process; "
-        "start a separate replicator run for this config, or add --engine local"
+        "engine: only local runs several pipelines in one process; start a separate replicator run for this config, or "
+        "add --engine local"
     )
 
 

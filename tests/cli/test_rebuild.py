@@ -401,6 +401,20 @@ def test_targets_without_a_rebuild_say_what_to_do_instead_and_check_and_run_refu
         assert (code, f"replaces: {sentence}" in out + err) == (2, True), out + err
 
 
+def test_a_rebuild_with_ray_is_refused_by_check_and_run_and_goes_on_with_the_engine_local(orders: World) -> None:
+    with Path(orders.config).open("a") as file:
+        file.write("engine: {type: ray}\n")
+    text = (
+        "only local runs both copies of a rebuild (replaces), in one process; add --engine local to replicator run "
+        "until the rebuild has ended, or set engine.type: local"
+    )
+    for command in (("check", "--offline"), ("check",), ("run",)):
+        code, out, err = orders.call(*command, orders.config)
+        assert (code, (out + err).count(text)) == (2, 1), out + err
+    done(orders, "start")
+    assert orders.call("run", orders.config, "--engine", "local", "--until", "caught-up")[0] == 0
+
+
 def test_after_the_switch_the_old_config_alone_writes_nothing(orders: World) -> None:
     done(orders, "start")
     with running(orders) as process:

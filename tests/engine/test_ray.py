@@ -69,6 +69,23 @@ class RayActorError(RayError):
     """Of an actor that is gone, or being restarted."""
 
 
+class ObjectLostError(RayError):
+    """Of a result whose node is gone."""
+
+
+class OutOfMemoryError(RayError):
+    """Of a process that Ray killed because its node had no memory left."""
+
+
+class NodeDiedError(RayError): ...
+
+
+class WorkerCrashedError(RayError): ...
+
+
+LOST = (ObjectLostError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)
+
+
 @dataclass(eq=False)
 class Ref:
     """The result of a call; pending until there is one."""
@@ -105,7 +122,7 @@ class Simulated:
     turns: int = 0
     stops_after: int = 200
     ends: bool = True  # the coordinator, in time
-    exceptions = SimpleNamespace(RayError=RayError, RayActorError=RayActorError)
+    exceptions = SimpleNamespace(**{e.__name__: e for e in (RayError, RayActorError, *LOST)})
 
     def remote(self, actor: type) -> Any:
         made = self._worker if actor is WorkerActor else self._coordinator
@@ -311,6 +328,36 @@ def test_a_worker_whose_process_cannot_start_ends_the_run() -> None:
     ray.works[1].result = RayError("No module named 'replicator'\nTraceback")
     with pytest.raises(ConfigError, match=r"engine: worker 1 cannot start: No module named 'replicator'$"):
         run.work()
+
+
+@pytest.mark.parametrize("error", LOST)
+def test_a_worker_whose_result_is_lost_with_its_node_begins_again(
+    error: type[RayError], caplog: pytest.LogCaptureFixture
+) -> None:
+    ray = Simulated([report()], stops_after=40)
+
+    def lose_once() -> None:
+        ray.works[0].result = error("the node is gone\nTraceback")
+
+    ray.observed = _OnFirst(lose_once)
+    with caplog.at_level(logging.WARNING, "replicator"):
+        ray.run()
+    assert len(ray.works) == 3
+    assert [(r.message, vars(r)["reason"]) for r in caplog.records] == [("worker's result lost", "the node is gone")]
+
+
+@pytest.mark.parametrize("error", [RayActorError, RayError, *LOST])
+def test_a_report_that_is_lost_ends_nothing(error: type[RayError]) -> None:
+    """Its process was killed by Ray's memory monitor, or the node that has the report is gone."""
+    ray = Simulated([report(parked=1), report(), error("lost"), report(parked=3)], stops_after=5)
+    assert ray.run() == 3
+    assert ray.said == ["drain", "end"]
+
+
+def test_the_names_of_errors_are_those_of_ray() -> None:
+    exceptions = pytest.importorskip("ray").exceptions
+    for error in (RayActorError, *LOST):
+        assert issubclass(getattr(exceptions, error.__name__), exceptions.RayError)
 
 
 def test_a_worker_that_was_fenced_begins_again_as_long_as_the_run_owns_the_pipeline() -> None:

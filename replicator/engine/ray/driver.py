@@ -157,7 +157,7 @@ class Run:
         asked, self._asked = self._asked, None
         try:
             report: FromCoordinator = self._ray.get(asked)
-        except self._ray.exceptions.RayActorError as e:  # it is being restarted
+        except self._ray.exceptions.RayError as e:  # it is being restarted, or its node is gone with the report
             self._unheard(_first_line(e))
             return None
         self._heard = self._now()
@@ -312,9 +312,13 @@ class Run:
         return None
 
     def _result(self, slot: str, call: Any) -> Ended:
+        errors = self._ray.exceptions
         try:
             ended: Ended = self._ray.get(call)
-        except self._ray.exceptions.RayError as e:  # its process cannot start: replicator is missing on its node
+        except (errors.ObjectLostError, errors.OutOfMemoryError, errors.NodeDiedError, errors.WorkerCrashedError) as e:
+            log.warning("worker's result lost", extra={"worker": slot, "reason": _first_line(e)})
+            return Ended(Fenced(f"engine: worker {slot} was lost: {_first_line(e)}"))  # it begins again
+        except errors.RayError as e:  # its process cannot start: replicator is missing on its node
             return Ended(ConfigError(f"engine: worker {slot} cannot start: {_first_line(e)}"))
         return ended
 
