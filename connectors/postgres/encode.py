@@ -176,6 +176,11 @@ class TableEncoder:
         columns = self._body_literals(rows, reasons)
         return ([], reasons) if reasons else ([*_key_literals(self._keys, rows), *columns], {})
 
+    def kept(self, bodies: Sequence[Body]) -> bytes:
+        """Documents as the history would keep them, as an array literal; NULL for those that it cannot."""
+        assert self._history is not None, "the table keeps no history"
+        return self._history.documents(bodies)
+
     def keys(self, rows: Sequence[Row]) -> tuple[list[bytes], Reasons]:
         """Keys of rows as array literals; or, instead, why some of the ids cannot be keys."""
         reasons = _unfit_keys(self._keys, rows, self._room)

@@ -28,6 +28,7 @@ from replicator.errors import ConfigError
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 from replicator.target.contract import SECOND
+from replicator.target.verification import HISTORY_FIELD, HISTORY_ORDER
 
 DAY = 86_400
 _PERIODS = ((31, 1), (366, 7))  # days kept, at most; days per partition
@@ -59,13 +60,14 @@ _NEWEST = "t._changed_at DESC, pg_catalog.length(t._sequence) DESC, t._sequence 
 _IS_NEWER = "l._version >= s._version OR l._changed_at >= s._changed_at"
 
 # What a scan finds is news only if it differs from the last row, and if the stream has said nothing since.
-_UNLESS_KNOWN = """
+_LAST_OF_ONE = """
 LEFT JOIN LATERAL (
   SELECT * FROM (SELECT * FROM {history} UNION ALL SELECT * FROM {base}) AS t
   WHERE {matches} AND t._sequence <> '' ORDER BY {newest} LIMIT 1) AS l ON true
 LEFT JOIN LATERAL (
   SELECT * FROM (SELECT * FROM {history} UNION ALL SELECT * FROM {base}) AS t
-  WHERE {matches} AND t._sequence = '' ORDER BY t._version DESC LIMIT 1) AS s ON true
+  WHERE {matches} AND t._sequence = '' ORDER BY t._version DESC LIMIT 1) AS s ON true"""
+_UNLESS_KNOWN = """{last}
 WHERE NOT CASE
   WHEN l._version IS NOT NULL AND (s._version IS NULL OR {is_newer})
     THEN l._version > d.v OR l._changed_at >= pg_catalog.to_timestamp(d.at)
@@ -87,6 +89,23 @@ last AS ({last})
 INSERT INTO {base} AS b ({keys}, {columns}) SELECT DISTINCT {keys}, {columns} FROM last
 ON CONFLICT ({keys}) DO UPDATE SET ({columns}) = ({values})"""
 _GONE = "DELETE FROM {base} AS b USING {part} AS p WHERE {same} AND b._new IS NULL AND b._problem IS NULL"
+
+# Whether the last state that a history tells is another than the expected one, and whether the order of the newest
+# changes is not that of their versions. A document that is expected to have none, or is not known, is not compared.
+_DIFFERS = """CASE WHEN d.h IS NOT NULL AND NOT coalesce((
+  SELECT CASE WHEN l._version IS NOT NULL AND (s._version IS NULL OR {is_newer})
+    THEN l._problem IS NOT NULL OR l._new IS NOT DISTINCT FROM d.h
+    ELSE s._problem IS NOT NULL OR s._new IS NOT DISTINCT FROM d.h END
+  FROM (SELECT) AS one{last}
+  WHERE l._version IS NOT NULL OR s._version IS NOT NULL), false) THEN {state} END"""
+_UNORDERED = """CASE WHEN EXISTS (
+  SELECT FROM (
+    SELECT r._version AS later, pg_catalog.lead(r._version) OVER (ORDER BY r.place) AS earlier
+    FROM (
+      SELECT t._version, pg_catalog.row_number() OVER (ORDER BY {newest}) AS place FROM {history} AS t
+      WHERE {matches} AND t._sequence <> '' ORDER BY {newest} LIMIT {most}) AS r
+  ) AS pair WHERE pair.later >> 48 = pair.earlier >> 48 AND pair.later <= pair.earlier) THEN {order} END"""
+_ORDERED = 100  # newest changes of a document whose order is checked
 
 # Documents that the history has, and the table has not after a scan: they were parked, or the table was made anew.
 _SWEEP = """
@@ -369,6 +388,10 @@ class HistoryEncoder:
             literal(reasons),
         ]
 
+    def documents(self, bodies: Sequence[Mapping[str, object]]) -> bytes:
+        """Documents as they would be kept, as an array; NULL for those that cannot be."""
+        return json_literal(self._documents(bodies)[0])
+
     def _documents(self, bodies: Sequence[Mapping[str, object] | None]) -> tuple[list[str | None], dict[int, str]]:
         """Documents as JSON texts; and why some cannot be stored, by index."""
         if all(body is None or type(body) is Item for body in bodies):
@@ -413,17 +436,39 @@ def _insert(shape: TableSchema, unless_known: sql.Composable) -> bytes:
 
 
 def _unless_known(shape: TableSchema) -> sql.Composed:
+    return sql.SQL(_UNLESS_KNOWN).format(last=_last_of_one(shape), is_newer=sql.SQL(_IS_NEWER))
+
+
+def _last_of_one(shape: TableSchema) -> sql.Composed:
+    """Joins ``l`` and ``s``, the last that the stream and that a scan has told of the document with the key ``d``."""
+    return sql.SQL(_LAST_OF_ONE).format(
+        history=history_of(shape).qualified,
+        base=base_of(shape).qualified,
+        matches=_is_that_of(shape),
+        newest=sql.SQL(_NEWEST),
+    )
+
+
+def _is_that_of(shape: TableSchema) -> sql.Composed:
     pairs = (
         sql.SQL("t.{} = {}").format(sql.Identifier(key.name), sql.SQL(f"d.c{i}")) for i, key in enumerate(shape.keys)
     )
-    history, base = history_of(shape).qualified, base_of(shape).qualified
-    return sql.SQL(_UNLESS_KNOWN).format(
-        history=history,
-        base=base,
-        matches=sql.SQL(" AND ").join(pairs),
-        newest=sql.SQL(_NEWEST),
-        is_newer=sql.SQL(_IS_NEWER),
+    return sql.SQL(" AND ").join(pairs)
+
+
+def differing(shape: TableSchema) -> sql.Composed:
+    """An array of texts: how the history of the document with the key ``d`` differs from the expected ``d.h``."""
+    state = sql.SQL(_DIFFERS).format(
+        last=_last_of_one(shape), is_newer=sql.SQL(_IS_NEWER), state=sql.Literal(HISTORY_FIELD)
     )
+    order = sql.SQL(_UNORDERED).format(
+        history=history_of(shape).qualified,
+        matches=_is_that_of(shape),
+        newest=sql.SQL(_NEWEST),
+        most=sql.Literal(_ORDERED),
+        order=sql.Literal(HISTORY_ORDER),
+    )
+    return sql.SQL("pg_catalog.array_remove(ARRAY[{}, {}]::text[], NULL)").format(state, order)
 
 
 def _names(shape: TableSchema) -> sql.Composed:

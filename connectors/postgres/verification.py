@@ -16,7 +16,7 @@ import orjson
 import psycopg
 from psycopg import sql
 
-from connectors.postgres import generations
+from connectors.postgres import generations, history
 from connectors.postgres.cells import binary
 from connectors.postgres.cleanup import FROM_TEXT, as_text, live
 from connectors.postgres.encode import Row, Statement, TableEncoder, fits
@@ -126,6 +126,8 @@ class TableVerification:
     def _asked(self, expected: Sequence[Upsert]) -> tuple[_Asked, list[bytes]]:
         refused, literals = self._encoded([(write.id, write, 0) for write in expected])
         sent = [number for number in range(len(expected)) if number not in refused]
+        if self.shape.history and sent:
+            literals = [*literals, self.encoder.kept([expected[number].body for number in sent])]
         return _Asked(len(expected), refused, sent), literals
 
     def _answered(self, asked: _Asked) -> list[Comparison]:
@@ -226,12 +228,18 @@ class TableVerification:
         return {number - 1: "" for (number,) in rows}
 
     def _compare_sql(self) -> sql.Composed:
+        """The row and its history are of one moment: they commit together."""
+        arrays, names, differing = self._arrays(), self._names(), self._differing_sql()
+        if self.shape.history:
+            arrays = sql.SQL(", ").join([arrays, _raw(f"${len(self._types()) + 1}::jsonb[]")])
+            names = sql.SQL(", ").join([names, _raw("h")])
+            differing = sql.SQL("pg_catalog.array_cat({}, {})").format(differing, history.differing(self.shape))
         return sql.SQL(_COMPARE).format(
             version=sql.Identifier(VERSION),
             marked=_raw("t.{} IS NOT NULL").format(sql.Identifier(DELETED)) if self.shape.marks else _raw("false"),
-            differing=self._differing_sql(),
-            arrays=self._arrays(),
-            names=self._names(),
+            differing=differing,
+            arrays=arrays,
+            names=names,
             table=self.shape.qualified,
             matches=self._matches(),
         )
@@ -301,11 +309,11 @@ class TableVerification:
         columns = () if keys_only else self.shape.columns
         return [k.type for k in self.shape.keys] + ["text" if c.type in _CASTS else c.type for c in columns]
 
-    def _arrays(self, *, keys_only: bool = False) -> sql.SQL:
+    def _arrays(self, *, keys_only: bool = False) -> sql.Composable:
         types = self._types(keys_only=keys_only)
         return _raw(", ".join(f"${n}::{type}[]" for n, type in enumerate(types, start=1)))
 
-    def _names(self, *, keys_only: bool = False) -> sql.SQL:
+    def _names(self, *, keys_only: bool = False) -> sql.Composable:
         return _raw(", ".join(f"c{n}" for n in range(len(self._types(keys_only=keys_only)))))
 
     def _matches(self) -> sql.Composed:

@@ -25,7 +25,7 @@ from replicator.errors import ConfigError, Fenced, Unfinished
 from replicator.pipeline.coordination import writers
 from replicator.state import Heartbeat, Repair, Save, decode, encode
 from replicator.target.contract import Transactional
-from replicator.target.verification import CHANGED, UNVERSIONED, Repairable
+from replicator.target.verification import CHANGED, HISTORY_FIELD, HISTORY_ORDER, UNVERSIONED, Repairable
 from replicator.verification.differences import Finding
 from replicator.verification.verifier import Result, Verifier, with_version
 from replicator.version import epoch_of, version
@@ -38,6 +38,7 @@ REFRESH = 60.0  # seconds between notes that the command is still running
 _LATER_EPOCH = (
     "its version is of a later epoch than the pipeline's, so nothing newer would replace it: replicator resync CONFIG"
 )
+_IN_THE_HISTORY = "a repair adds nothing to a history; a scan adds what differs: replicator resync CONFIG"
 
 
 T = TypeVar("T")
@@ -137,6 +138,8 @@ class Repairs:
             known = finding.version
             if known is not None and known != UNVERSIONED and epoch_of(known) > self._both.state.epoch:
                 self._report.repair(finding, _LATER_EPOCH)
+            elif finding.fields and {HISTORY_FIELD, HISTORY_ORDER}.issuperset(finding.fields):
+                self._report.repair(finding, _IN_THE_HISTORY)
             elif finding.kind == "extra":
                 removals.append(result)
             elif finding.kind == "missing" or known is None or known < floor:

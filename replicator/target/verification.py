@@ -18,6 +18,8 @@ from replicator.target.contract import Table
 
 UNVERSIONED = -1  # the version of a stored document that has none
 VERSION_FIELD = "version"  # how a wrong version is listed among the fields that differ
+HISTORY_FIELD = "_history"  # and a history whose last state of the document is another one
+HISTORY_ORDER = "_history._version"  # and one whose changes are in another order than their versions
 CHANGED = "the document changed meanwhile"
 
 

@@ -16,7 +16,10 @@ from replicator.errors import Fenced
 from replicator.operations.repair import REFRESH
 from replicator.state import Repair, Save, encode
 from replicator.target.contract import Table
+from replicator.target.verification import HISTORY_FIELD
 from replicator.testing.memory import MemoryRows, body
+from replicator.verification.differences import Finding
+from replicator.verification.verifier import Result
 from replicator.version import FIRST_EPOCH, version
 from tests.verification.world import NAME, World
 
@@ -232,3 +235,20 @@ def test_a_version_of_a_later_epoch_is_reported_and_left_alone() -> None:
     assert [reason.partition(",")[0] for _, reason in world.repaired] == [
         "its version is of a later epoch than the pipeline's"
     ]
+
+
+def test_of_a_history_that_differs_it_is_said_what_makes_it_equal_and_it_is_not_repaired() -> None:
+    world = World(pauses=True)
+    world.put("k0", n=1)
+    world.catch_up()
+    at, stored = world.database.rows[NAME]["k0",]
+    expected = Upsert(NAME, ("k0",), {"pk": "k0", "n": 2}, at, ("k0",), 0)
+    finding = Finding("different", NAME, ("k0",), ("k0",), at, (HISTORY_FIELD,))
+    with world.repairs() as repairs:
+        world.notice()
+        repairs.offer(Result("difference", finding, expected))
+        repairs.flush(world.verifier())
+        assert repairs.repaired == 0
+    assert world.database.rows[NAME]["k0",] == (at, stored)
+    ((told, reason),) = world.repaired
+    assert "replicator resync" in reason, told

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from connectors.postgres import Postgres
-from replicator.batch import Batch
+from replicator.batch import Batch, Upsert
 from replicator.change import Page, Record, ScanPage
 from replicator.errors import ConfigError
 from replicator.hooks.hook import DocumentMapping, Hook
@@ -120,6 +120,14 @@ class Copy:
         return _image(key, self.source.state(self.random.uniform(began, until - 1)).get(key))
 
 
+def compared(target: Postgres, table: Table, state: Mapping[tuple[str, ...], int]) -> set[tuple[str, ...]]:
+    """What differs from the expected documents, in the rows or in the history, as ``verify`` tells it."""
+    writes = [Upsert(table.name, key, {"pk": key[0], "v": value}, 0, key, 0) for key, value in state.items()]
+    found = target.compare(table, writes)
+    assert all(comparison.version is not None for comparison in found)
+    return {comparison.fields for comparison in found if comparison.fields}
+
+
 def as_of(copy: Copy, at: float, epochs: tuple[int, int]) -> dict[tuple[str, ...], int]:
     found = copy.target.history_as_of(copy.table, None, at, epochs)
     return {(s.key["pk"],): json.loads(s.document or "null")["v"] for s in found}
@@ -187,6 +195,7 @@ def test_what_is_older_than_is_kept_is_removed_and_the_state_since_then_stays(
     for at in [extent.since, *(chance.uniform(extent.since, time.time()) for _ in range(20))]:
         assert as_of(copy, at, (FIRST_EPOCH, FIRST_EPOCH + 1)) == source.state(at), at
     copy.epoch(FIRST_EPOCH + 1, time.time(), time.time() + 1)  # a scan finds nothing that is new
+    assert compared(copy.target, table, source.state(time.time())) == set()
     assert not [row for row in rows(one_postgres, "contract_history") if row["_version"] >> 48 > FIRST_EPOCH]
 
 
@@ -275,6 +284,7 @@ class Story:
             while self.target.sweep(self.table, version(number, 0), ()):
                 pass
             self.settled = True
+            assert compared(self.target, self.table, self.expected(plan.hook, plan.stop - 1)) == set(), self.plans
         yield
 
     def scanned(self, key: tuple[str, ...], plan: Plan) -> bytes | None:
@@ -283,6 +293,9 @@ class Story:
         exported = plan.began < now
         at = plan.began if exported else self.random.uniform(plan.began, plan.stop - 1)
         return _image(key, self.source.state(at).get(key))
+
+    def expected(self, hook: int, at: float) -> dict[tuple[str, ...], int]:
+        return {k: h for k, v in self.source.state(at).items() if (h := _hooked(hook, v)) is not None}
 
     def agrees(self, at: float) -> bool | None:
         """Whether the state as of a time is that of the source; None: the time is refused."""
@@ -293,8 +306,7 @@ class Story:
             epochs = chosen_epochs(known, self.table.name, extent, at)
         except ConfigError:
             return None
-        hook = next(plan.hook for plan in self.plans if plan.epoch == epochs[0])
-        expected = {k: h for k, v in self.source.state(at).items() if (h := _hooked(hook, v)) is not None}
+        expected = self.expected(next(plan.hook for plan in self.plans if plan.epoch == epochs[0]), at)
         found = {(s.key["pk"],): s for s in self.target.history_as_of(self.table, None, at, epochs)}
         assert {k: json.loads(s.document or "null")["v"] for k, s in found.items()} == expected, (
             at,
