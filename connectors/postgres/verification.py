@@ -78,11 +78,16 @@ _KEPT = """kept AS (
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A piece of ``count`` documents: why some cannot be stored, and the places of those that the server compares."""
+    """A piece of documents: why some cannot be stored, and the places of those that the server compares.
 
-    count: int
+    ``literals``: its parameters. ``kept``: whether they are compared with their histories, too.
+    """
+
+    expected: Sequence[Upsert]
     refused: Mapping[int, str]
     sent: Sequence[int]
+    literals: Sequence[bytes]
+    kept: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +107,12 @@ class TableVerification:
         """Piece by piece: while the server compares one, the next is encoded."""
         found: list[Comparison] = []
         waiting: list[_Asked] = []
-        query = self._compare_sql().as_bytes()
         with self._nothing_left_in_flight():
             for start in range(0, len(expected), _COMPARED):
-                asked, literals = self._asked(expected[start : start + _COMPARED])
+                asked = self._asked(expected[start : start + _COMPARED], kept=self.shape.history)
                 while waiting:
                     found += self._answered(waiting.pop())
-                if asked.sent:
-                    self.session.send([Statement(query, literals, planned_once=False)])
-                waiting.append(asked)
+                waiting.append(self._sent(asked))
             while waiting:
                 found += self._answered(waiting.pop())
         return found
@@ -123,18 +125,29 @@ class TableVerification:
             self.session.close()
             raise
 
-    def _asked(self, expected: Sequence[Upsert]) -> tuple[_Asked, list[bytes]]:
+    def _asked(self, expected: Sequence[Upsert], *, kept: bool) -> _Asked:
         refused, literals = self._encoded([(write.id, write, 0) for write in expected])
         sent = [number for number in range(len(expected)) if number not in refused]
         if self.shape.history and sent:
-            literals = [*literals, self.encoder.kept([expected[number].body for number in sent])]
-        return _Asked(len(expected), refused, sent), literals
+            bodies = [expected[number].body for number in sent]
+            literals = [*literals, self.encoder.kept(bodies) if kept else literal([None] * len(sent))]
+        return _Asked(expected, refused, sent, literals, kept)
+
+    def _sent(self, asked: _Asked) -> _Asked:
+        if asked.sent:
+            self.session.send([Statement(self._compare_sql().as_bytes(), asked.literals, planned_once=False)])
+        return asked
 
     def _answered(self, asked: _Asked) -> list[Comparison]:
-        found = [Comparison(None)] * asked.count
+        found = [Comparison(None)] * len(asked.expected)
         for number, reason in asked.refused.items():
             found[number] = Comparison(None, refused=reason)
-        numbers, versions, differing = self._collected() if asked.sent else (None, None, None)
+        try:
+            ((numbers, versions, differing),) = self.session.collect()[0] if asked.sent else [(None, None, None)]
+        except psycopg.Error as e:
+            if is_data_error(e):
+                return self._divided(asked, refusal(e, self.shape.name))
+            raise self.session.translated(e) from e
         for number, version in zip(_numbers(numbers), _numbers(versions), strict=True):
             found[asked.sent[number - 1]] = Comparison(version)
         for number, marked, names in orjson.loads(differing or b"[]"):
@@ -142,12 +155,17 @@ class TableVerification:
             found[at] = Comparison(found[at].version, (DELETED,) if marked else tuple(names))
         return found
 
-    def _collected(self) -> tuple[bytes | None, ...]:
-        try:
-            ((row,),) = self.session.collect()
-        except psycopg.Error as e:
-            raise self.session.translated(e) from e
-        return row
+    def _divided(self, asked: _Asked, reason: str) -> list[Comparison]:
+        """After the server has refused a value: the answers for each half, down to the document that has it.
+
+        The history has the reason in place of a document that only it cannot keep.
+        """
+        expected = asked.expected
+        if len(expected) == 1 and not asked.kept:
+            return [Comparison(None, refused=reason)]
+        middle, kept = len(expected) // 2, asked.kept and len(expected) > 1
+        halves = (half for half in (expected[:middle], expected[middle:]) if half)
+        return [one for half in halves for one in self._answered(self._sent(self._asked(half, kept=kept)))]
 
     def versions(self, ids: Sequence[DocumentId]) -> list[int | None]:
         possible = [number for number, id in enumerate(ids) if fits(self.shape.keys, id)]

@@ -177,6 +177,22 @@ def note(world: World, value: Verified) -> None:
         connection.commit()
 
 
+def test_a_document_that_only_the_server_refuses_is_told_as_parked_and_the_others_are_compared(world: World) -> None:
+    world.hook(
+        "from decimal import Decimal\n\n"
+        "def hook(item):\n"
+        '    return {"n": Decimal("1E+200000") if item["n"] == 3 else item["n"]}\n'
+    )
+    world.db.create_table("orders")
+    for n in range(8):
+        world.db.put("orders", {"id": str(n), "n": n})
+    world.catch_up()
+    with live(world):
+        *found, total = world.lines("verify", world.config)
+    assert [(line["result"], line["id"]) for line in found] == [("parked", ["3"])]
+    assert (total["parked"], total["differences"], total["documents"]) == (1, 0, 8)
+
+
 def test_an_interrupted_pass_is_resumed_where_it_was(copied: World) -> None:
     now = time.time()
     note(copied, Verified(now, now, 1024, "full", 4, (0, 1, 2, 3), (), items=10, documents=10, differences=1))
