@@ -348,14 +348,16 @@ def roll_back(world: Universe, act: Act) -> None:
     """The store comes back from an older copy of itself, when nothing is under way any more, as people are told.
 
     They are told to order a resync, too. Here one is ordered only where a run would not notice what it needs: the copy
-    does not know what a later run knew, that a table held documents when it stopped.
+    does not know what a later run knew, that a table held documents when it stopped; or which documents a retry with
+    another hook made.
     """
-    backup, taken = copy.deepcopy(world.database), world.step
+    backup, taken, retried = copy.deepcopy(world.database), world.step, len(world.retried_with_another_hook)
 
     def put_back() -> None:
         needed = world.awaits_resync() or bool(world.hook_version) or ("request", "") in world.database.entries
         if world.scenario.index and not world.trimmed_early:
             needed = needed or misleads(world, taken, backup.entries) or world.emptied == world.step
+            needed = needed or len(world.retried_with_another_hook) > retried
             world.database.entries, world.database.counts = backup.entries, backup.counts
             world.used.clear()
             world.late.clear()

@@ -40,6 +40,7 @@ DROPPED_IN_VAIN = 62718710  # an order to discard got no answer, and a retry sto
 LATE_REPAIR = 62699443  # whose tombstone came after the purge that follows repairs
 UNLISTED_SINCE_THE_BEGINNING = 63094748  # a shard whose lost records no position told of: exports began after them
 FIXED_BESIDE_AN_EXPORT = 63083324  # a hook, which made documents of an item that had been removed
+RETRIED_AND_PUT_BACK = 63131422  # checkpoints that knew what another hook had made of an item
 MANY_OPEN = 63067708  # shards: a parent that no listing shows is awaited for more than two thousand turns
 
 
@@ -73,6 +74,7 @@ def test_a_restored_store_is_resynced_if_nothing_else_reveals_it(seed: int) -> N
         UNLISTED_SINCE_THE_BEGINNING,
         FIXED_BESIDE_AN_EXPORT,
         MANY_OPEN,
+        RETRIED_AND_PUT_BACK,
     ],
 )
 def test_a_seed_that_failed_once_holds(seed: int) -> None:
