@@ -246,8 +246,8 @@ class Coordinator(Driver):
 
     def _watch_workers(self) -> None:
         """Notice what workers found. GapFound, or ConfigError if all together parked too much."""
-        check_parked(self.pipeline.parked, self._context.config.parked_limit)
         state = self._state()
+        check_parked(self.pipeline.parked, self._context.config.parked_limit, state)
         for gap in self.pipeline.view.gaps.values():
             if gap.repaired is None and gap.epoch >= state.repairing:
                 raise _found(gap)

@@ -120,7 +120,7 @@ class LaneRun(SlotRun):
             keys, left = keys_for(records, keys), left[count:]
 
     def _check_parked(self) -> None:
-        check_parked(self.pipeline.parked, self._context.config.parked_limit)
+        check_parked(self.pipeline.parked, self._context.config.parked_limit, self.pipeline.state)
 
     def _step(self) -> None:
         self._check_parked()

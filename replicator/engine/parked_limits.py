@@ -12,7 +12,7 @@ from replicator.engine.delivery import Delivery
 from replicator.errors import ConfigError
 from replicator.pipeline.parked import ParkedItems
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import Counts
+from replicator.state import Counts, PipelineState
 
 log = logging.getLogger("replicator")
 
@@ -83,21 +83,25 @@ class ParkedWatch:
 
     def _enforce(self) -> None:
         try:
-            check_parked(self.pipeline.parked, self.limit)
+            check_parked(self.pipeline.parked, self.limit, self.pipeline.state)
         except ConfigError:
             self.delivery.flush()
             raise
 
 
-def check_parked(parked: ParkedItems, limit: int) -> None:
-    """ConfigError if too many items are parked, or one parked item has too many documents."""
-    if len(parked) > limit:
+def check_parked(parked: ParkedItems, limit: int, state: PipelineState | None) -> None:
+    """ConfigError if too many items are parked, or one parked item has too many documents.
+
+    What was parked before the last scan of all items began does not count: that scan reads those items again.
+    """
+    epoch = 0 if state is None else state.complete
+    if parked.number_since(epoch) > limit:
         raise ConfigError(
             f"more than {limit} items are parked (parked_limit): the hook or the target's table is probably "
             "wrong. Inspect them with: replicator parked list CONFIG; fix the cause, then run: "
             "replicator parked retry CONFIG --all"
         )
-    if parked.most_leaves > MAX_LEAVES:
+    if parked.most_leaves_since(epoch) > MAX_LEAVES:
         raise ConfigError(
             f"the changes of one parked item name more than {MAX_LEAVES:,} documents, and the list would keep growing. "
             "Find the item with: replicator parked list CONFIG; fix the cause and run: replicator "

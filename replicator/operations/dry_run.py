@@ -45,9 +45,9 @@ def outlook(
             return f"run will repair a gap from exports, if point-in-time recovery goes back far enough: {e.reason}"
         preexisting.check_new_epoch(target, tables)
         return f"run will rescan the table (on_gap: resync): {e.reason}"
-    check_parked(parked, config.parked_limit)
     if how is StartMode.RESUME:
         assert existing.state is not None
+        check_parked(parked, config.parked_limit, existing.state)
         return f"run will resume where the last one stopped (epoch {existing.state.epoch})"
     if existing.has_documents and not existing.additions:
         preexisting.check_new_epoch(target, tables, view.request)

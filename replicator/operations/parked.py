@@ -29,7 +29,7 @@ from replicator.pipeline.compaction import run_writes
 from replicator.pipeline.parked import DROPPED, PARKED, RETRIED, Held, held, item_of
 from replicator.pipeline.past import history
 from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
-from replicator.pipeline.stages import FOLLOWING
+from replicator.pipeline.stages import FOLLOWING, SCANNING
 from replicator.state import (
     Counts,
     Dropped,
@@ -209,6 +209,18 @@ def pipeline_of(checkpoints: Checkpoints) -> PipelineState:
     return state
 
 
+def _read_again(changed: int, pipeline: PipelineState) -> str:
+    """Why a change of this version is not retried: a scan or an export brings the item; empty if none does."""
+    if epoch_of(changed) < pipeline.complete:
+        if pipeline.stage == SCANNING and not pipeline.partial:
+            return "a resync is in progress, which reads the item again: nothing is left to do"
+        return "parked before the last resync, which has rescanned the item; drop it"
+    repair = pipeline.repair
+    if repair is not None and not repair.done and changed == version(pipeline.epoch, 0):
+        return "a gap is being repaired from exports, which may have a newer change of the item: retry it afterwards"
+    return ""
+
+
 def retry(
     parked: ParkedItem,
     mapping: DocumentMapping,
@@ -224,11 +236,8 @@ def retry(
     changes that a scan found, where documents have their own ids, and about all where the target compares no versions.
     """
     pipeline = pipeline_of(checkpoints)
-    if epoch_of(parked.entry.version) < pipeline.complete:
-        return "parked before the last resync, which has rescanned the item; drop it"
-    repair = pipeline.repair
-    if repair is not None and not repair.done and parked.entry.version == version(pipeline.epoch, 0):
-        return "a gap is being repaired from exports, which may have a newer change of the item: retry it afterwards"
+    if reason := _read_again(parked.entry.version, pipeline):
+        return reason
     try:
         if is_unguarded(target) or (mapping.own_ids and is_scanned(parked.entry)):
             assert source is not None, "only the source can tell whether what a scan found is still the newest"

@@ -126,7 +126,8 @@ class ParkedItems:
         self._parked: dict[str, Held] = {}
         self._dropped: dict[str, dict[str, Held]] = {}  # by item and id
         self.retries = retries
-        self.most_leaves = 0  # the most documents that a single item may have in the target
+        self._counts: Counter[int] = Counter()  # of parked entries, by the epochs of their changes
+        self._leaves: Counter[int] = Counter()  # the most documents that a single item may have in the target, the same
 
     @classmethod
     def among(cls, entries: Iterable[Entry], known: Mapping[str, Held] = MappingProxyType({})) -> ParkedItems:
@@ -158,6 +159,14 @@ class ParkedItems:
 
     def __bool__(self) -> bool:
         return bool(self._parked or self._dropped)
+
+    def number_since(self, epoch: int) -> int:
+        """How many items were parked in this epoch or later. Earlier ones are void once a scan of all items begins."""
+        return sum(count for of, count in self._counts.items() if of >= epoch)
+
+    def most_leaves_since(self, epoch: int) -> int:
+        """The most documents that a single item which was parked in this epoch or later may have in the target."""
+        return max((leaves for of, leaves in self._leaves.items() if of >= epoch), default=0)
 
     @property
     def ids(self) -> list[str]:
@@ -209,16 +218,20 @@ class ParkedItems:
             self._remove(kind, before.id)
         if after is None:
             return
-        self.most_leaves = max(self.most_leaves, len(after.leaves))
+        epoch = epoch_of(after.version)
+        self._leaves[epoch] = max(self._leaves[epoch], len(after.leaves))
         if kind == PARKED:
+            self._remove(PARKED, after.id)
             self._parked[item_of(after.id)] = after
+            self._counts[epoch] += 1
         else:
             self._dropped.setdefault(item_of(after.id), {})[after.id] = after
 
     def _remove(self, kind: str, id: str) -> None:
         item = item_of(id)
         if kind == PARKED:
-            self._parked.pop(item, None)
+            if (held := self._parked.pop(item, None)) is not None:
+                self._counts[epoch_of(held.version)] -= 1
         elif (of_item := self._dropped.get(item)) is not None:
             of_item.pop(id, None)
             if not of_item:

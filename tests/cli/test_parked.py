@@ -509,3 +509,39 @@ def test_a_retry_creates_no_table_in_the_place_of_one_that_is_gone(parked: World
     assert (code, out) == (3, "")
     assert "is gone from the target since the last run" in err
     assert not world.has_table("orders")
+
+
+ALL_FAIL = "def hook(item):\n    raise ValueError('no')\n"
+NONE_FAILS = "def hook(item):\n    return {'total': item['total']}\n"
+
+
+@pytest.fixture
+def full(world: World) -> World:
+    """A pipeline that parked all items, more than its limit. The hook is corrected since."""
+    world.db.create_table("orders")
+    for n in range(8):
+        world.db.put("orders", {"id": str(n), "total": n})
+    world.hook(ALL_FAIL)
+    world.change("target:", "parked_limit: 3\ntarget:")
+    code, _, err = world.shell.run("run", world.config, "--until", "caught-up", "--human")
+    assert (code, "more than 3 items are parked" in err) == (2, True), err
+    world.hook(NONE_FAILS)
+    return world
+
+
+def test_a_resync_reads_again_what_was_parked_before_however_much_that_is(full: World) -> None:
+    assert full.call("resync", full.config)[0] == 0
+    assert full.call("check", full.config)[0] == 0
+    full.catch_up()
+    assert full.rows("SELECT count(*) FROM orders") == [(8,)]
+    assert full.lines("status", full.config)[0]["parked"] == 0
+
+
+def test_a_gap_that_a_rescan_repairs_is_repaired_however_much_was_parked_before(full: World) -> None:
+    full.change("target:", "on_gap: resync\ntarget:")
+    full.db.disable_stream("orders")
+    full.db.enable_stream("orders")
+    code, out, _ = full.call("check", full.config, "--human")
+    assert (code, "run will rescan the table (on_gap: resync)" in out) == (0, True), out
+    full.catch_up("--accept-hook-change")
+    assert full.rows("SELECT count(*) FROM orders") == [(8,)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -11,9 +12,9 @@ from replicator.engine import parked_limits
 from replicator.engine.delivery import Delivery
 from replicator.engine.parked_limits import IDLE_INTERVAL, LOG_INTERVAL, ParkedWatch
 from replicator.errors import ConfigError
-from replicator.pipeline.parked import Held, ParkedItems
+from replicator.pipeline.parked import Held, Move, ParkedItems
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import Counts
+from replicator.state import Counts, PipelineState
 from replicator.version import version
 
 
@@ -23,6 +24,7 @@ class Parking:
     def __init__(self) -> None:
         self.parked = ParkedItems()
         self.total = Counts()
+        self.state: PipelineState | None = None
         self.reasons: dict[str, int] = {}
         self.looked = 0
 
@@ -123,3 +125,29 @@ def test_too_many_documents_of_one_parked_item_end_the_run(monkeypatch: pytest.M
     parking.parked = ParkedItems.of([Held(f"a@{version(1024, 1):019d}", leaves=leaves)])
     with pytest.raises(ConfigError, match="the changes of one parked item name more than 2 documents"):
         watch(parking, Clock()).check()
+
+
+def held(item: str, epoch: int, leaves: int = 0) -> Held:
+    return Held(f"{item}@{version(epoch, 1):019d}", leaves=frozenset(("t", str(n)) for n in range(leaves)))
+
+
+def test_what_was_parked_before_a_scan_of_all_items_began_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scan reads those items again. Otherwise no run could ever repair a copy most of whose items are parked."""
+    monkeypatch.setattr(parked_limits, "MAX_LEAVES", 2)
+    parking = Parking()
+    parking.state = PipelineState(1025, "stream", "table", "id", "scanning", started=0.0)
+    parking.parked = ParkedItems.of([held(f"i{n}", 1024, leaves=3) for n in range(5)])
+    watch(parking, Clock(), limit=3).check()
+    parking.state = replace(parking.state, full=1024)  # a scan of chosen items leaves the others as they are
+    with pytest.raises(ConfigError, match="more than 3 items are parked"):
+        watch(parking, Clock(), limit=3).check()
+    parking.state = replace(parking.state, full=0)
+    for n in range(4):  # parked again by the scan, each in the place of the earlier entry
+        parking.parked.apply(Move("parked", held(f"i{n}", 1024), held(f"i{n}", 1025)))
+    with pytest.raises(ConfigError, match="more than 3 items are parked"):
+        watch(parking, Clock(), limit=3).check()
+    parking.parked.undo(Move("parked", held("i0", 1024), held("i0", 1025)))
+    watch(parking, Clock(), limit=3).check()
+    parking.parked.apply(Move("parked", None, held("i9", 1025, leaves=3)))
+    with pytest.raises(ConfigError, match="the changes of one parked item name more than 2 documents"):
+        watch(parking, Clock(), limit=4).check()

@@ -231,6 +231,14 @@ def test_a_change_parked_before_a_resync_is_not_brought_back(database: MemoryDat
     assert database.documents("orders") == {}
 
 
+def test_a_retry_during_a_resync_says_that_the_item_is_read_again(target: MemoryTarget) -> None:
+    park(target, "a", 7)
+    rescanning = replace(STATE, epoch=1025, stage="scanning", resync=True)
+    assert retry(only(target), AS_IS, target, target.checkpoints, rescanning) == (
+        "a resync is in progress, which reads the item again: nothing is left to do"
+    )
+
+
 def test_what_an_export_brought_is_retried_once_the_gap_is_repaired(
     database: MemoryDatabase, target: MemoryTarget
 ) -> None:
