@@ -113,10 +113,15 @@ class Layout:
         return self.keys == OWN_IDS
 
     @property
+    def guards(self) -> tuple[str, ...]:
+        """The attributes by which the sweep and the purge find items; none if it adds none."""
+        return () if self.pristine else (self.version, self.deleted)
+
+    @property
     def ours(self) -> tuple[str, ...]:
         """Attribute names that documents must not use."""
         marks = () if self.mark is None else (self.mark,)
-        return () if self.pristine else (self.version, self.deleted, *marks)
+        return (*self.guards, *marks)
 
 
 def layouts(tables: Sequence[Table], options: DynamoDBOptions) -> Mapping[str, Layout]:

@@ -7,7 +7,7 @@ eventually consistent and need permissions of their own, and DynamoDB Local has 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -33,13 +33,15 @@ class Note:
     """The ``pipeline`` that writes to a table, and its latest ``epoch`` there. ``stripped``: it has ended.
 
     ``source``: the ARN of the table that it copies, if it marks its writes (``loops``); empty in notes of earlier
-    versions.
+    versions. ``attributes``: in which of an item's attributes its versions and the marks of tombstones are, none in a
+    pristine table; None in notes of earlier versions.
     """
 
     pipeline: str
     epoch: int
     stripped: bool = False
     source: str = ""
+    attributes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +87,12 @@ class Epochs:
         return {"TableName": self.name, "Key": {"table": {"S": table.name}}, "ConsistentRead": True}
 
     def write(self, table: Described, note: Note) -> None:
-        """Store a note, unless the same table has one with a later epoch, or with the same one and its source.
+        """Store a note, unless the same table has one with a later epoch, or with the same one and all it needs.
 
         ConfigError if another pipeline's note is there: two may have started on one table at the same moment. The same
         if the table was stripped: its own checkpoints say so, too, unless they were lost.
         """
+        lacks = "attribute_not_exists(#o)" + (" OR attribute_not_exists(#a)" if note.source else "")
         request = {
             "TableName": self.name,
             "Item": {
@@ -97,11 +100,12 @@ class Epochs:
                 "identity": {"S": table.identity},
                 "pipeline": {"S": note.pipeline},
                 "epoch": {"N": str(note.epoch)},
+                **({"attributes": _list(note.attributes)} if note.attributes is not None else {}),
                 **({"source": {"S": note.source}} if note.source else {}),
             },
             "ConditionExpression": (
                 "attribute_not_exists(#e) OR #i <> :i OR (#p = :p AND attribute_not_exists(#s) AND "
-                "(#e < :e OR (#e = :e AND attribute_not_exists(#o))))"
+                f"(#e < :e OR (#e = :e AND ({lacks}))))"
             ),
             "ExpressionAttributeNames": {
                 "#e": "epoch",
@@ -109,6 +113,7 @@ class Epochs:
                 "#p": "pipeline",
                 "#s": "stripped",
                 "#o": "source",
+                **({"#a": "attributes"} if note.source else {}),
             },
             "ExpressionAttributeValues": {
                 ":e": {"N": str(note.epoch)},
@@ -148,12 +153,17 @@ def foreign(epochs_table: str, where: str) -> str:
     )
 
 
+def _list(names: Iterable[str]) -> dict[str, Any]:
+    return {"L": [{"S": name} for name in names]}
+
+
 def _note(response: Mapping[str, Any], identity: str) -> Note | None:
     item = response.get("Item")
     if item is None or item["identity"]["S"] != identity:
         return None
     source = item.get("source", {}).get("S", "")
-    return Note(item["pipeline"]["S"], int(item["epoch"]["N"]), "stripped" in item, source)
+    attributes = tuple(name["S"] for name in item["attributes"]["L"]) if "attributes" in item else None
+    return Note(item["pipeline"]["S"], int(item["epoch"]["N"]), "stripped" in item, source, attributes)
 
 
 def ended(table: str, epochs_table: str) -> str:

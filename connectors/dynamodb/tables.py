@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,13 +18,17 @@ from connectors.dynamodb.options import DynamoDBOptions
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, failure
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
-from replicator.identity import Identity
+from replicator.identity import Change, Identity
 from replicator.key import KeySchema
 from replicator.options import aws_options, table_name
 from replicator.source.table import SourceTable
 from replicator.version import epoch_of
 
 _SAMPLED = 50  # items
+_ELSEWHERE = (
+    "delete and re-create this one, or name another in the config, then run: replicator resync CONFIG "
+    "--accept-identity-change"
+)
 
 
 class Tables:
@@ -101,7 +105,7 @@ class Tables:
             if plan is not None and plan.ttl is not None and epochs.read(table) is None:
                 self._enable_ttl(name, plan.ttl)
             source = self.source[0].arn if self.source is not None and self._options.loops else ""
-            epochs.write(table, Note(self._pipeline, epoch, source=source))
+            epochs.write(table, Note(self._pipeline, epoch, source=source, attributes=layout.guards))
 
     def try_writes(self, wanted: Iterable[str]) -> None:
         """Try every call that a run makes on existing tables, under conditions that never hold. NotPermitted if one is
@@ -268,22 +272,31 @@ class Tables:
     def _contents(self, layout: Layout, note: Note | None, epoch: int) -> Iterator[str]:
         """Why items that are already in the table prevent a run."""
         starts_epoch = note is None or note.epoch < epoch
-        if not starts_epoch or self._options.adopt or (note is not None and not layout.pristine):
+        if not starts_epoch:
             return
-        if not self._sample(layout):
+        if note is not None and not layout.pristine:
+            if note.attributes not in (None, layout.guards) and not self._is_empty(layout.name):
+                yield _guarded_otherwise(layout, note.attributes or ())
+            return
+        if self._options.adopt or not self._sample(layout):
             return
         if layout.pristine:
-            yield (
-                f"the target's table {layout.name} is not empty, but a pristine copy starts with an empty table: "
-                "without versions, obsolete items cannot be told from current ones. Delete and re-create the table, or "
-                "remove pristine from the config"
-            )
+            yield _not_empty(layout.name)
         else:
             yield (
                 f"the target's table {layout.name} already has items, and no record that this pipeline wrote them. "
                 "Name an empty table, or take this one over (adopt: true): the source's items replace those with the "
                 "same key, all others stay"
             )
+
+    def refused_changes(self, wanted: Mapping[str, Layout], changes: Sequence[Change]) -> list[str]:
+        """Why the items of tables that are not empty cannot be brought to a changed definition, a sentence each."""
+        return [text for name, layout in wanted.items() for text in self._refused(layout, _former(layout, changes))]
+
+    def _refused(self, layout: Layout, former: tuple[str, ...]) -> Iterator[str]:
+        if former == layout.guards or self._described(layout.name) is None or self._is_empty(layout.name):
+            return
+        yield _not_empty(layout.name) if layout.pristine else _guarded_otherwise(layout, former)
 
     def _create(self, plan: Plan) -> Described | None:
         name = str(plan.create["TableName"])
@@ -315,6 +328,42 @@ class Tables:
         response = catalog.ask(self._account.client, "DescribeTimeToLive", {"TableName": name}, name)
         ttl: Mapping[str, Any] = response["TimeToLiveDescription"]
         return ttl
+
+
+def _former(layout: Layout, changes: Sequence[Change]) -> tuple[str, ...]:
+    """The attributes with which a table's items were stored."""
+    was = {change.part: change.was for change in changes if change.table == layout.name}
+    if was.get("pristine"):
+        return ()
+    return was.get("version_attribute") or layout.version, was.get("deleted_attribute") or layout.deleted
+
+
+def _not_empty(name: str) -> str:
+    return (
+        f"the target's table {name} is not empty, but a pristine copy starts with an empty table: without versions, "
+        f"obsolete items cannot be told from current ones. To start with one, {_ELSEWHERE}"
+    )
+
+
+def _guarded_otherwise(layout: Layout, former: tuple[str, ...]) -> str:
+    """That the sweep would not find the table's items: their versions are in ``former`` attributes, or nowhere.
+
+    Removing whatever has no version is no remedy: items that others wrote to an adopted table have none, either.
+    """
+    if not former:
+        return (
+            f"the items of the target's table {layout.name} have no versions, because they were stored with pristine: "
+            "true: without it, no resync could tell obsolete items from current ones. Restore pristine: true. Or, to "
+            f"start with an empty table, {_ELSEWHERE}"
+        )
+    options = ("version_attribute", "deleted_attribute")
+    changed = [of for of in zip(options, former, layout.guards, strict=True) if of[1] != of[2]]
+    before, after = (" and ".join(f"{of[0]}: {of[which]}" for of in changed) for which in (1, 2))
+    return (
+        f"the items of the target's table {layout.name} were stored with {before}, and the config has {after}: a "
+        "resync would leave obsolete items, or show tombstones as items. Restore the former name. Or, to start with an "
+        f"empty table, {_ELSEWHERE}"
+    )
 
 
 def wrong_names(names: Iterable[str]) -> Iterator[str]:

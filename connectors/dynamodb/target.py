@@ -123,6 +123,9 @@ class DynamoDB(ComparesByTable):
             "deleted_attribute": self._options.deleted_attribute,
         }
 
+    def refused_changes(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str]:
+        return self._tables.refused_changes(layouts(tables, self._options), changes)
+
     def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
         """Always None: there are no columns to add."""
         return None

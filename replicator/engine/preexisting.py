@@ -26,6 +26,7 @@ from replicator.target.contract import (
     Identifying,
     Inspectable,
     Rebuilding,
+    RefusingChanges,
     Table,
     Target,
     with_history,
@@ -54,6 +55,9 @@ def inspect(
         parts=defined,
         hook=hook.fingerprint if hook is not None else "",
         additions=_additions(target, tables, changed),
+        refused_changes=target.refused_changes(tables, changed)
+        if changed and isinstance(target, RefusingChanges)
+        else (),
         emptied=_emptied(view, target, tables),
         adopted=target.adopted(tables) if isinstance(target, Adopting) else (),
         stripped=view.stripped,

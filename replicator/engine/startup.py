@@ -61,8 +61,9 @@ class StartupState:
 
     ``epochs``: ``Target.epoch`` of each table. ``identities``, ``parts``: of the tables in the current config.
     ``hook``: the hook's fingerprint, "" without a hook. ``additions``: statements that bring the tables to the current
-    definition, None if that requires a resync. ``emptied``: tables that are empty now and were not when the last run
-    stopped. ``adopted``: tables with rows that no pipeline wrote, to be taken over. ``generation``: which copy it is.
+    definition, None if that requires a resync. ``refused_changes``: why not even a resync brings the documents to the
+    current definition. ``emptied``: tables that are empty now and were not when the last run stopped. ``adopted``:
+    tables with rows that no pipeline wrote, to be taken over. ``generation``: which copy it is.
     ``aliased``: readers use an alias, which a rebuild can move to other tables. ``history_epoch``: the latest one in
     the histories of the tables, 0 without any. ``history_beside``: the same of the old copy, if this is the new
     one of a rebuild. ``history_losses``: what these lack, in sentences. ``own_ids``: the hook chooses document ids.
@@ -79,6 +80,7 @@ class StartupState:
     parts: Mapping[str, Parts]
     hook: str
     additions: Sequence[str] | None = None
+    refused_changes: Sequence[str] = ()
     emptied: Sequence[str] = ()
     adopted: Sequence[str] = ()
     stripped: Stripped | None = None
@@ -165,6 +167,8 @@ def start_mode(found: StartupState, allowed: Allowed) -> StartMode:
     if not (allowed.resync and allowed.identity_change):
         check_identity(found)
     if allowed.resync:
+        if found.refused_changes:
+            raise ConfigError(*found.refused_changes)
         check_sweep(found, allowed)
         return StartMode.BEGIN
     if not found.has_documents:
@@ -409,6 +413,8 @@ def _recompute(found: StartupState) -> str:
 
 def _redefined(found: StartupState, additions: Sequence[str] | None) -> ConfigError:
     """The error for tables whose definition changed since their documents were written."""
+    if found.refused_changes:
+        return ConfigError(*found.refused_changes)
     changed = "; ".join(map(str, found.changes))
     if additions is None:
         return ConfigError(

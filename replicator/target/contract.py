@@ -375,6 +375,14 @@ class Defining(Protocol):
         """Execute the additions. Idempotent."""
 
 
+@runtime_checkable
+class RefusingChanges(Protocol):
+    """A Defining target that finds what it stored by its own options: some changes would hide earlier documents."""
+
+    def refused_changes(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str]:
+        """Why the tables' documents cannot be brought to the changed definition, even by a resync; a sentence each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """What exchanges two generations of tables.

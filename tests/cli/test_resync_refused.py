@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from replicator.aws import boto
@@ -17,6 +19,14 @@ from tests.cli.test_check_agrees_with_run import Wrong, assert_agreed, stream_re
 from tests.cli.test_run import await_that, phase
 
 NOT_EMPTY = "is not empty, but a pristine copy starts with an empty table"
+NO_VERSIONS = "have no versions, because they were stored with pristine: true"
+RENAMED = "were stored with version_attribute: _replicator_version, and the config has version_attribute: _v"
+MARKED_OTHERWISE = "were stored with deleted_attribute: _replicator_deleted, and the config has deleted_attribute: _d"
+
+
+def versioned(world: World) -> None:
+    pristine(world)
+    world.change("  pristine: true\n", "")
 
 
 @pytest.fixture
@@ -120,3 +130,63 @@ def test_a_pending_request_that_the_target_refuses_can_be_withdrawn(
     assert_agreed(copied, Wrong(lambda _: None, 2, "a resync is requested; to resume without it"))
     assert copied.call("resync", copied.config, "--cancel")[0] == 0
     assert copied.call("check", copied.config)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("has_gap", "before", "old", "new", "words", "remedy"),
+    [
+        (True, pristine, "  pristine: true\n", "", NO_VERSIONS, "another table"),
+        (False, pristine, "  pristine: true\n", "", NO_VERSIONS, "restored"),
+        (True, versioned, "  create: true", "  version_attribute: _v\n  create: true", RENAMED, "re-created"),
+        (False, versioned, "  create: true", "  deleted_attribute: _d\n  create: true", MARKED_OTHERWISE, "restored"),
+        (False, versioned, "  create: true", "  pristine: true\n  create: true", NOT_EMPTY, "re-created"),
+    ],
+    ids=["pristine removed, gap", "pristine removed", "version renamed, gap", "mark renamed", "pristine added"],
+)
+def test_a_definition_under_which_the_sweep_would_find_nothing_is_refused_and_each_remedy_works(
+    world: World, has_gap: bool, before: Callable[[World], None], old: str, new: str, words: str, remedy: str
+) -> None:
+    world.db.create_table("orders")
+    for id in ("1", "2"):
+        world.db.put("orders", {"id": id})
+    before(world)
+    world.catch_up()
+    world.db.delete("orders", {"id": "2"})
+    if has_gap:
+        stream_replaced(world)
+    world.change(old, new)
+    was = stored(world)
+    if has_gap:
+        assert world.shell.run("run", world.config, "--until", "caught-up")[0] == 3
+    else:
+        assert_agreed(world, Wrong(lambda _: None, 2, words))
+    for command in (["resync"], ["resync", "--now"]):
+        code, _, err = world.call(command[0], world.config, *command[1:])
+        assert (code, words in err) == (2, True)
+    assert has_gap or stored(world) == was
+
+    table = "elsewhere" if remedy == "another table" else "copy"
+    if remedy == "restored":
+        world.change(new or "  create: true", old if new else "  pristine: true\n  create: true")
+        assert world.call("check", world.config)[0] == (3 if has_gap else 0)
+        return
+    if remedy == "another table":
+        world.change("table: copy", "table: elsewhere")
+    else:
+        world.db.call("DeleteTable", {"TableName": "copy"})
+    assert world.call("resync", world.config, "--accept-identity-change")[0] == 0
+    world.catch_up()
+    assert [item["id"] for item in world.db.items(table) if "_replicator_deleted" not in item] == ["1"]
+    assert world.call("verify", world.config)[0] == 0
+
+
+def test_without_checkpoints_the_tables_note_tells_how_its_items_are_stored(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    versioned(world)
+    world.catch_up()
+    for path in world.folder.glob("*.checkpoints*"):
+        path.unlink()
+    world.change("  create: true", "  version_attribute: _v\n  create: true")
+    code, _, err = world.call("resync", world.config, "--now")
+    assert (code, RENAMED in err) == (2, True)

@@ -416,6 +416,31 @@ class TestEpochs:
         assert make(endpoint, pristine=True).parts(COPY) == {"pristine": "true"}
         assert usual.additions([COPY], []) is None
 
+    @pytest.mark.parametrize("loops", [False, True])
+    def test_a_note_of_an_earlier_version_learns_the_attributes_once_the_pipeline_resumes(
+        self, db: DynamoDB, endpoint: str, make: Make, loops: bool
+    ) -> None:
+        db.call("CreateTable", INDEXED)
+        source = describe_table(UnsignedClient(endpoint), "orders")
+
+        def target(**options: Any) -> Target:
+            made = make(endpoint, loops=loops, **options)
+            made.mirror(source, UnsignedClient(endpoint))
+            return made
+
+        first = target()
+        first.open([COPY], FIRST_EPOCH)
+        first.write(batch(Upsert("copy", ("a", "1"), {"pk": "a", "at": 1}, at(1), ("a", "1"), 1)))
+        note = kit.items(endpoint, kit.EPOCHS)[0]
+        assert note.pop("attributes") == {"L": [{"S": kit.VERSION}, {"S": kit.DELETED}]}
+        kit.client(endpoint).put_item(TableName=kit.EPOCHS, Item=note)
+        assert target(version_attribute="_v").epoch_problems([COPY]) == []
+
+        target().open([COPY], FIRST_EPOCH)
+        (problem,) = target(version_attribute="_v").epoch_problems([COPY])
+        assert "stored with version_attribute: _replicator_version, and the config has version_attribute: _v" in problem
+        assert target(adopt=True).epoch_problems([COPY]) == []
+
     def test_a_later_epoch_is_not_overwritten(self, endpoint: str, make: Make) -> None:
         make(endpoint).open([COPY], FIRST_EPOCH + 1)
         make(endpoint).open([COPY], FIRST_EPOCH)
