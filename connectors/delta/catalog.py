@@ -8,13 +8,19 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
 
-from connectors.delta.probe import has_files
+from connectors.delta.probe import has_files, table_around
 from connectors.delta.schema import VERSION, TableSchema
 from connectors.delta.stored_table import EPOCH, PIPELINE, StoredTable
 from replicator.version import epoch_of
 
 
 def problems(stored: StoredTable, shape: TableSchema, table: DeltaTable | None) -> Iterator[str]:
+    if outer := table_around(stored.storage, stored.place):
+        yield (
+            f"{stored.place} is inside the Delta table {outer}, whose upkeep removes files that it does not have. "
+            "Correct target.path: it is the folder that contains the tables' folders"
+        )
+        return
     if table is None:
         yield from _in_the_way(stored)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from connectors.delta.errors import Conflict, Missing, translated
 from connectors.delta.options import DeltaOptions
 from connectors.delta.stored_table import StoredTable
 from connectors.delta.tombstones import Tombstones
+
+log = logging.getLogger("replicator")
 
 _HOUR = 3600.0
 _UNCOMMITTED = 24  # hours that no commit takes
@@ -48,16 +51,27 @@ class Maintenance:
         with translated(stored.place):
             if len(table.file_uris()) > _FEW:
                 table.optimize.compact()
-            self._remove_files(table)
+            self._remove_files(table, stored.place)
             table.cleanup_metadata()
 
-    def _remove_files(self, table: DeltaTable) -> None:
+    def _remove_files(self, table: DeltaTable, place: str) -> None:
         """Those that the log has as removed, and those that it does not have: it forgets removals, and commits fail.
 
-        Of the latter, young ones may belong to the commit that a command is about to make.
+        Of the latter, young ones may belong to the commit that a command is about to make. None is removed if there is
+        another table inside the folder, whose files would be among them.
         """
         kept = round(self.options.keep_days * 24)
         if kept < _UNCOMMITTED:
             table.vacuum(retention_hours=kept, dry_run=False, enforce_retention_duration=False)
+        inside = _table_inside(table)
+        if inside:
+            log.warning("another Delta table is inside; files of no table stay", extra={"table": place, "has": inside})
         hours = max(kept, _UNCOMMITTED)
-        table.vacuum(retention_hours=hours, dry_run=False, enforce_retention_duration=False, full=True)
+        table.vacuum(retention_hours=hours, dry_run=False, enforce_retention_duration=False, full=not inside)
+
+
+def _table_inside(table: DeltaTable) -> str:
+    """The folder of another table among the files that the log does not have, of any age; empty without one."""
+    unknown = table.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False, full=True)
+    found = (path.partition("/_delta_log/") for path in unknown)
+    return next((folder for folder, log, _ in found if log), "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,6 +108,23 @@ def _as_it_is(path: str) -> str:
     return path
 
 
+@dataclass(frozen=True, slots=True)
+class FolderPlace:
+    """Where a table's files are: the file system or service, and the folder there."""
+
+    server: tuple[object, ...]
+    path: str
+
+    def overlap(self, other: object) -> str:
+        """Why one table's files are among the other's, although they are not equal; empty if they are not."""
+        if not isinstance(other, FolderPlace) or self.server != other.server:
+            return ""
+        outer, inner = sorted((self.path, other.path), key=len)
+        if not inner.startswith(f"{outer}/"):
+            return ""
+        return f"{inner} is inside {outer}, whose upkeep removes files of others; set another path"
+
+
 class DeltaOptions(Access):
     """Where the tables are, how S3 is reached, and how their files are looked after."""
 
@@ -135,9 +153,9 @@ class DeltaOptions(Access):
     def places(self, table: str, options: Mapping[str, Any]) -> Sequence[object]:
         """By the table's folder. A bucket's name is unique, but for other services with the API of S3."""
         if not self.in_s3:
-            return [("delta", str((Path(self.path) / table).resolve()))]
+            return [FolderPlace(("delta",), str((Path(self.path) / table).resolve()))]
         endpoint = None if self.endpoint_url is None else server_of(self.endpoint_url, WEB_PORTS)
-        return [("delta", endpoint, f"{self.path}/{table}")]
+        return [FolderPlace(("delta", endpoint), f"{self.path}/{table}")]
 
     @property
     def in_s3(self) -> bool:

@@ -302,6 +302,21 @@ def test_prefixes_of_two_targets_that_begin_alike_are_refused(write: Write, one:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
+        ("path: lake, table: t", "path: ./here/../lake/t, table: u"),
+        ("path: lake/t/u, table: v", "path: lake, table: t"),
+        ("path: 's3://a/lake', table: t", "path: 's3://a/lake/t', table: u, region: eu-west-1"),
+    ],
+)
+def test_a_delta_table_inside_that_of_another_target_is_refused(write: Write, one: str, other: str) -> None:
+    """The outer table's upkeep would remove the files of the inner one."""
+    (problem,) = problems_of(write(f"{TOP}targets:\n  a: {{type: delta, {one}}}\n  b: {{type: delta, {other}}}\n"))
+    assert ": targets.b: the target a and the table " in problem
+    assert "lake/t, whose upkeep removes files of others; set another path" in problem
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
         (PG.format("localhost/shop"), PG.format("localhost/shop") + ", schema: other"),
         (PG.format("localhost/shop"), PG.format("localhost:5433/shop")),
         (PG.format("localhost/shop"), PG.format("localhost/stock")),
@@ -314,7 +329,8 @@ def test_prefixes_of_two_targets_that_begin_alike_are_refused(write: Write, one:
         ),
         (AWS, AWS.replace("eu-west-1", "eu-west-2")),
         (AWS, f"{AWS}, profile: other"),
-        ("type: delta, path: lake, table: t", "type: delta, path: lake/t, table: t"),
+        ("type: delta, path: lake, table: t", "type: delta, path: lake/tt, table: t"),
+        ("type: delta, path: 's3://a/b', table: t", "type: delta, path: 's3://a/c/b', table: t"),
         (
             f"{AWS}, role_arn: 'arn:aws:iam::123456789012:role/a'",
             f"{AWS}, role_arn: 'arn:aws:iam::210987654321:role/a'",

@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from connectors.delta.target import Delta
+from replicator.aws.errors import AwsError
+from replicator.aws.objects import Objects
 from replicator.config.target import destination
 from replicator.errors import ConfigError
 from replicator.testing.contract import batch, put, table
@@ -136,6 +138,34 @@ def test_other_files_where_the_table_should_be_are_refused_by_check_and_run(
     with pytest.raises(ConfigError, match="has files, and is not a Delta table"):
         target.open([table()], FIRST_EPOCH)
     assert len(keys(s3)) == 2
+
+
+@pytest.mark.parametrize("outer", ["", "lake/", "lake/deeper/"])
+def test_a_path_inside_another_table_is_refused_by_check_and_run(
+    s3: Bucket, build: Build, s3_endpoint: str, outer: str
+) -> None:
+    s3.put(s3.name, f"{outer}_delta_log/00000000000000000000.json", b"")
+    target = build(s3_endpoint, path=f"s3://{s3.name}/lake/deeper")
+    (problem,) = target.check([table()])
+    place = f"s3://{s3.name}/{outer}".rstrip("/")
+    assert problem.startswith(f"s3://{s3.name}/lake/deeper/contract is inside the Delta table {place}, whose upkeep")
+    with pytest.raises(ConfigError, match="is inside the Delta table"):
+        target.open([table()], FIRST_EPOCH)
+    assert len(keys(s3)) == 1
+
+
+def test_a_folder_above_the_table_that_may_not_be_listed_is_taken_for_no_table(
+    s3: Bucket, build: Build, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Objects.names
+
+    def listed(self: Objects, prefix: str) -> list[str]:
+        if not prefix.startswith("lake/contract/"):
+            raise AwsError("AccessDenied", "s3:ListBucket", 403)
+        return names(self, prefix)
+
+    monkeypatch.setattr(Objects, "names", listed)
+    assert build(s3_endpoint).check([table()]) == []
 
 
 def test_files_with_names_that_are_no_part_of_a_table_are_left_alone(

@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
@@ -698,6 +699,27 @@ def test_no_file_of_a_partition_is_removed_whatever_its_name(folder: Path, build
     assert len(before) == len(marks)
 
 
+def test_files_of_a_table_inside_the_folder_are_not_removed(
+    folder: Path, build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither its log, however young that is, nor its rows; files that this table's log has as removed are."""
+    target = build(keep_days=1)
+    target.open([table()], FIRST_EPOCH)
+    target.write(batch(put({"pk": "a", "n": 1}, 1)))
+    (own,) = (folder / "contract").glob("*.parquet")
+    write_deltalake(folder / "contract" / "other" / "inner", pa.table({"id": ["b"]}))
+    (inner,) = (folder / "contract" / "other").glob("**/*.parquet")
+    for path in (own, inner):
+        os.utime(path, (1, 1))
+    target.write(batch(put({"pk": "a", "n": 2}, 2)))
+    target._open["contract"].maintenance.options = target._options.model_copy(update={"keep_days": 0})
+    target._open["contract"].maintenance.run()
+    assert not own.exists()
+    assert kit.rows(str(folder / "contract" / "other" / "inner")) == [{"id": "b"}]
+    (said,) = [record for record in caplog.records if "another Delta table is inside" in record.message]
+    assert (said.table, said.has) == (f"{folder}/contract", "other/inner")  # type: ignore[attr-defined]
+
+
 def _files(folder: Path) -> list[str]:
     return [path.rpartition("/")[2] for path in DeltaTable(f"{folder}/contract").file_uris()]
 
@@ -751,6 +773,27 @@ def test_a_folder_with_other_files_is_refused(folder: Path, build: Build) -> Non
     (folder / "contract" / "notes.txt").write_text("mine")
     (problem,) = build().check([table()])
     assert problem.endswith("has files, and is not a Delta table. Choose another table or path")
+
+
+@pytest.mark.parametrize("path", ["contract", "contract/deeper", "link/deeper"])
+def test_a_path_inside_another_table_is_refused_by_check_and_run(folder: Path, build: Build, path: str) -> None:
+    """Whose upkeep would remove this one's files."""
+    build().open([table()], FIRST_EPOCH)
+    (folder / "contract" / "to").mkdir()
+    (folder / "link").symlink_to(folder / "contract" / "to")
+    target = build(path=str(folder / path))
+    (problem,) = target.check([table()])
+    assert f"is inside the Delta table {folder}/contract, whose upkeep removes files that it does not have" in problem
+    with pytest.raises(ConfigError, match="is inside the Delta table"):
+        target.open([table()], FIRST_EPOCH)
+    assert not (folder / path / "contract").exists()
+
+
+def test_a_table_that_is_inside_another_one_since_is_refused(folder: Path, build: Build) -> None:
+    build().open([table()], FIRST_EPOCH)
+    write_deltalake(folder, pa.table({"id": ["a"]}))
+    (problem,) = build().check([table()])
+    assert problem.startswith(f"{folder}/contract is inside the Delta table {folder}, whose upkeep removes files")
 
 
 def test_a_file_where_the_folder_should_be_is_refused(folder: Path, build: Build) -> None:
