@@ -50,6 +50,8 @@ class LaneRun(SlotRun):
         if held is None:
             raise TransientError("an epoch is beginning, so nothing can be stored: Lambda retries")
         assert isinstance(held, LaneRun)
+        if context.hook is not None:
+            held.pipeline.pages.divide()
         return held
 
     @property
@@ -97,6 +99,7 @@ class LaneRun(SlotRun):
             self.accept(msgspec.structs.replace(batch, records=left[:1]))
 
     def _accept(self, shard: str, records: Sequence[Record], size: int) -> None:
+        """Stopped if the time is over before all of them are stored."""
         if not records:
             return
         state, created = self.pipeline.shards[shard], min(records[-1].created, self._environment.now())
@@ -104,6 +107,8 @@ class LaneRun(SlotRun):
         self.pipeline.accept(Page(shard, records, False, through, size=size, since=since))
         self._beat()
         self._delivery.flush()
+        if self.pipeline.pages:  # the hook was not called on them: the response names the first one
+            raise Stopped
         self._watch.check()
         self._recheck.check()
 

@@ -11,6 +11,10 @@ turns, as for others, every second batch of a backfill would have only the few c
 How long a batch takes to make is mostly the hook's time, which is not known before. So batches get smaller where the
 last one took long, and one that takes much longer than those is closed with what it has by then: a run that makes a
 batch stores nothing else, and must end soon if it is asked to.
+
+Behind AWS Lambda a lane has the time of an invocation, and what it has not stored by then is made again by the next
+one. So its pages are divided: each has one change. The first batch has one page, and later ones have what fits. That
+stores something if there is time for one change, however slow the hook is.
 """
 
 from __future__ import annotations
@@ -20,8 +24,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from replicator.batch import BatchSize
 from replicator.change import Page, ScanPage
+from replicator.state import ShardState
 
 BATCH_ROWS = 2000  # changes; larger batches are not faster, but for some targets
 BATCH_BYTES = 8 << 20
@@ -31,6 +38,7 @@ LARGE = 2  # times BATCH_BYTES, for targets that say how many changes they want;
 FIRST_ROWS = 2000  # changes in their first batch: how long the hook takes is not known yet
 TAKE_SECONDS = 2.0  # for making a batch, by how long the last one took
 MOST_SECONDS = 4.0  # after which it is closed all the same; other runs and status wait 15 seconds for a heartbeat
+DIVIDED = 1000  # pages at most that one is divided into
 LARGE_PAGES = 64  # the same of SOURCE_PAGES: a page of a quiet shard has few changes
 
 
@@ -88,6 +96,7 @@ class PageBuffer:
         self._taken = 0  # changes in the last batch
         self._rest: deque[tuple[str, list[Page | ScanPage]]] | None = None  # of a returned batch that is taken again
         self._scan_turn = True
+        self.is_divided = False  # whether each page of a shard has one record
 
     def __bool__(self) -> bool:
         return bool(self._queues or self._returned)
@@ -101,9 +110,14 @@ class PageBuffer:
         self._size += page.size
         self._held[_kind(source)].add(page, 1)
 
+    def divide(self) -> None:
+        """From now on pages come divided (``divided``): batches begin with one change, and get as large as fits."""
+        self.is_divided, self._most = True, 1
+
     def room(self, source: str) -> bool:
         """Whether one more page of ``source`` may be fetched."""
         most = SOURCE_PAGES if self._wanted is None else LARGE_PAGES
+        most *= DIVIDED if self.is_divided else 1
         return self._size < BUFFER_BYTES and len(self._queues.get(source, ())) < most
 
     @property
@@ -262,3 +276,16 @@ def _kind(source: str) -> str:
 
 def _rows(page: Page | ScanPage) -> int:
     return len(page.records) if isinstance(page, Page) else len(page.items)
+
+
+def divided(page: Page, state: ShardState) -> Iterator[Page]:
+    """A page for each record, in order. The last one is the page's end in every respect.
+
+    ``state``: the shard's before them. What one of them proves is not more than its record does.
+    """
+    most, size = page.through or 0.0, page.size // max(1, len(page.records))
+    for record in page.records[:-1]:
+        through = max(state.through or 0.0, min(record.created, most)) or None
+        since = min(record.created, page.since) or state.since
+        yield Page(page.shard, (record,), through=through, size=size, since=since)
+    yield msgspec.structs.replace(page, records=page.records[-1:], size=size)

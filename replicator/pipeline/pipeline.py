@@ -27,7 +27,7 @@ from replicator.identity import UNKNOWN, Definition
 from replicator.marks import Marks
 from replicator.pipeline import gap_repair, lineage, stages
 from replicator.pipeline.advance import scanned, streamed
-from replicator.pipeline.batching import GivenUp, PageBuffer
+from replicator.pipeline.batching import GivenUp, PageBuffer, divided
 from replicator.pipeline.checkpoint_view import CheckpointView, Undo
 from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.coordination import COORDINATOR, Workers, inherited_window, taking_away
@@ -354,7 +354,8 @@ class Pipeline:
         if self.gone(page.shard):
             self._check_gone(page)
         elif page.records or page.ended:
-            self.pages.add(f"shard:{page.shard}", page)
+            for part in divided(page, self.view.shards[page.shard]) if self.pages.is_divided else (page,):
+                self.pages.add(f"shard:{page.shard}", part)
             self._idle.pop(page.shard, None)  # it precedes the page, which may have records that are older than it says
         elif f"shard:{page.shard}" not in self.pages:
             self._idle[page.shard] = page

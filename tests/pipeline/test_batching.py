@@ -10,7 +10,8 @@ import pytest
 from replicator.batch import BatchSize
 from replicator.change import Page, Record, ScanPage
 from replicator.pipeline import batching
-from replicator.pipeline.batching import PageBuffer, Pages
+from replicator.pipeline.batching import PageBuffer, Pages, divided
+from replicator.state import ShardState
 
 ROWS, BYTES = 10, 100
 
@@ -256,6 +257,32 @@ def test_returned_pages_count_again(one: Page) -> None:
     assert not buffer.has_batch
     buffer.give_back(taken)
     assert buffer.has_batch
+
+
+def test_divided_pages_have_one_change_each_and_prove_no_more_than_it_does() -> None:
+    state = ShardState("0", None, whole=True, since=2.0, through=11.0)
+    records = [Record(("k",), str(n), created) for n, created in enumerate((10.0, 0.0, 12.0, 13.0))]
+    whole = Page("s", records, ended=True, through=20.0, size=400, since=13.0)
+    pages = list(divided(whole, state))
+    assert [p.records for p in pages] == [[r] if n == 3 else (r,) for n, r in enumerate(records)]
+    assert [p.ended for p in pages] == [False, False, False, True]
+    assert [p.through for p in pages] == [11.0, 11.0, 12.0, 20.0]
+    assert [p.since for p in pages] == [10.0, 2.0, 12.0, 13.0]
+    assert [p.size for p in pages] == [100] * 4
+    assert list(divided(page(0, 0), state)) == [page(0, 0)]
+
+
+def test_batches_of_divided_pages_begin_with_one_change_and_get_as_large_as_there_is_time_for() -> None:
+    buffer = PageBuffer()
+    buffer.divide()
+    for one in divided(page(8, 0), ShardState("0", None, whole=True, since=0.0)):
+        buffer.add("shard:s", one)
+    assert buffer.room("shard:s")
+    sizes = list[int]()
+    for seconds in (0.5, 2.0, 1.0):
+        sizes.append(sum(of_shards(list(buffer.next()))))
+        buffer.took(seconds)
+    assert sizes == [1, 4, 3]
 
 
 def _drained(buffer: PageBuffer) -> Iterator[Page]:

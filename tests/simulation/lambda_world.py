@@ -12,7 +12,7 @@ import contextlib
 import copy
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from replicator.batch import Batch, Outcome
@@ -21,8 +21,10 @@ from replicator.engine.function import IDLE, Function
 from replicator.engine.local import Driver
 from replicator.engine.startup import RESUMING, Allowed
 from replicator.errors import GapFound, ReplicatorError
+from replicator.hooks.hook import Hook
 from replicator.pipeline.discovery import ORPHAN_TIME
 from replicator.retention import SAFE_SILENCE
+from replicator.state import ShardState, decode
 from tests.engine.cluster import TABLE
 from tests.engine.event_source import EventSource
 from tests.engine.function_stack import TIME, Stack
@@ -40,10 +42,10 @@ class Killed(BaseException):
 class World(Stack):
     """``records``: of the stream, all in all."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, hook: Hook | None = None) -> None:
         self.chance = random.Random(seed)
         view = "KEYS_ONLY" if self.chance.random() < 0.2 else "NEW_AND_OLD_IMAGES"
-        super().__init__(shards=self.chance.randint(1, 3), view=view)
+        super().__init__(shards=self.chance.randint(1, 3), view=view, hook=hook)
         self.records, self.written = 0, 0
         self.live: list[Function] = []
         self.late: list[dict[str, Any]] = []
@@ -137,6 +139,15 @@ class World(Stack):
         else:
             self.mapping.done(shard, batch, response)
             self.late.append(batch)
+            self._check_done(shard)
+
+    def _check_done(self, shard: str) -> None:
+        """What the mapping never delivers again is stored, unless nothing of the shard is needed."""
+        _, text = self.database.entries.get(("shard", shard), (0, ""))
+        state = decode("shard", shard, text) if text else None
+        if isinstance(state, ShardState) and not state.ended and state.sequence is not None:
+            done = self.mapping.shards[shard].after
+            assert int(state.sequence) >= done, "a response says that records are stored that are not"
 
     def deliver_divided(self) -> None:
         """A batch whose items are divided among two invocations, which end in any order."""
@@ -356,6 +367,70 @@ class SlowWorld(World):
             self.retry()
         self.omitted.clear()
         self.repair()
+
+
+class SlowHookWorld(World):
+    """The hook takes from milliseconds to the longest that an invocation's time allows, for each item."""
+
+    def __init__(self, seed: int) -> None:
+        self.hooks = random.Random(seed + 2)
+        self.slowest, self.time = self.hooks.choice((0.02, 0.3, 2.0, 10.0)), self.hooks.choice((27.0, TIME))
+        self.shares = self.hooks.choice(((1.0,), (0.1, 1.0)))
+        self.is_slow = False
+        super().__init__(seed, Hook("slow", self._slowly, "f", declared=False))
+
+    def _slowly(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        if self.is_slow:
+            self.clock.now += self.slowest * self.hooks.choice(self.shares)
+        return {**item, "v": int(item["v"])}
+
+    def until_over(self) -> None:
+        self._until = self.clock.now + self.time
+
+    def act(self) -> None:
+        """Now and then many items change at once."""
+        if self.hooks.random() < 0.03:
+            for n in range(12, 36):
+                self.records, self.written = self.records + 1, self.written + 1
+                self.write(f"k{n}", self.written)
+
+    @contextlib.contextmanager
+    def slowly(self) -> Iterator[None]:
+        """The hook of invocations is slow: that of a backfill would take its time."""
+        before, self.is_slow = self.is_slow, True
+        try:
+            yield
+        finally:
+            self.is_slow = before
+
+    def deliver_one(self, shard: str | None = None) -> None:
+        with self.slowly():
+            super().deliver_one(shard)
+
+    def deliver_divided(self) -> None:
+        with self.slowly():
+            super().deliver_divided()
+
+    def keep_up(self) -> None:
+        with self.slowly():
+            super().keep_up()
+
+    def finish(self) -> None:
+        """However slow the hook is, the invocations of all that is left store it."""
+        self.before_write = None
+        for n in range(5 * self.records + 20):
+            for shard in self.mapping.ready():
+                self.deliver_one(shard)
+            if n % 20 == 19:
+                self.clock.now += IDLE + 1.0
+                self.keep_up()
+            if any(gap.repaired is None for gap in self.gaps):
+                self.repair()
+            if self.stored == self.wanted:
+                break
+        else:
+            raise AssertionError(f"invocations store no more: {self.stored} is stored, and {self.wanted} wanted")
+        super().finish()
 
 
 ACTIONS: tuple[tuple[int, str], ...] = (

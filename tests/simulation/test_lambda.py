@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -14,9 +15,11 @@ import pytest
 from replicator.engine import function
 from replicator.engine.function import Function
 from replicator.engine.lane_run import LaneRun
-from replicator.pipeline import lanes
+from replicator.engine.retry import Stopped
+from replicator.pipeline import batching, lanes
+from replicator.pipeline.batching import PageBuffer
 from replicator.source.lambda_event import ShardBatch
-from tests.simulation.lambda_world import SlowWorld, World, simulate
+from tests.simulation.lambda_world import SlowHookWorld, SlowWorld, World, simulate
 
 SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400")) // 150
 SLOW_SEEDS = 10 * SEEDS  # of few shards
@@ -39,6 +42,11 @@ def test_whatever_happens_to_invocations_the_target_converges_and_nothing_counts
 @pytest.mark.timeout(60 + 6 * SLOW_SEEDS)
 def test_however_slow_listings_are_invocations_of_half_a_minute_add_shards_and_record_gaps() -> None:
     simulate_all(range(SLOW_SEEDS), SlowWorld)
+
+
+@pytest.mark.timeout(60 + 6 * SLOW_SEEDS)
+def test_however_slow_the_hook_is_invocations_store_what_is_delivered_and_say_what_is_not() -> None:
+    simulate_all(range(SLOW_SEEDS), SlowHookWorld)
 
 
 def simulate_all(seeds: Iterable[int], kind: type[World] = World) -> None:
@@ -118,6 +126,32 @@ def gives_up_once_another_invocation_lists(patch: Patch) -> None:
     patch.setattr(Function, "_claim_listing", once)
 
 
+def takes_what_it_had_no_time_for_as_stored(patch: Patch) -> None:
+    accept: Any = LaneRun._accept
+
+    def accepts(*given: Any) -> None:
+        with contextlib.suppress(Stopped):
+            accept(*given)
+
+    patch.setattr(LaneRun, "_accept", accepts)
+
+
+def stores_a_page_or_nothing(patch: Patch) -> None:
+    patch.setattr(PageBuffer, "divide", lambda _: None)
+
+
+def begins_with_all_there_is(patch: Patch) -> None:
+    """Which is divided, but only once it took long: a batch that is begun when time is over is made for nothing."""
+    divide: Any = PageBuffer.divide
+
+    def at_once(buffer: Any) -> None:
+        divide(buffer)
+        buffer._most = math.inf
+
+    patch.setattr(PageBuffer, "divide", at_once)
+    patch.setattr(batching, "MOST_SECONDS", math.inf)
+
+
 NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
     looks_at_the_first_record_of_a_batch_alone: (78, "changes were counted"),
     trusts_the_event: (7, "changes were counted"),
@@ -133,6 +167,22 @@ SLOWLY_NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
     starts_the_clock_over_with_each_invocation: (0, "missing for good is no gap"),
     gives_up_once_another_invocation_lists: (1, "no invocation|for good is no gap succeeds any more"),
 }
+
+
+HOOKS_NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
+    takes_what_it_had_no_time_for_as_stored: (22, "a response says that records are stored that are not"),
+    stores_a_page_or_nothing: (22, "invocations store no more"),
+    begins_with_all_there_is: (22, "invocations store no more"),
+}
+
+
+@pytest.mark.parametrize("design", HOOKS_NOTICED, ids=lambda design: design.__name__)
+@pytest.mark.timeout(300)
+def test_a_wrong_design_is_noticed_where_hooks_are_slow(design: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    design(monkeypatch)
+    seed, said = HOOKS_NOTICED[design]
+    with pytest.raises(AssertionError, match=said):
+        simulate_all([seed, *range(MOST)], SlowHookWorld)
 
 
 @pytest.mark.parametrize("design", SLOWLY_NOTICED, ids=lambda design: design.__name__)

@@ -1,0 +1,129 @@
+"""Invocations with a slow hook: a response names what is not stored, and each invocation stores something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from replicator.engine.function import IDLE
+from replicator.errors import TransientError
+from replicator.hooks.hook import Hook
+from replicator.state import ShardState, decode
+from tests.engine.function_stack import Stack
+
+SHORT = 27.0  # seconds: the shortest Timeout, less the margin
+
+
+class Slow(Stack):
+    """Twenty items, copied, and a hook that takes ``seconds`` for each."""
+
+    def __init__(self, **config: Any) -> None:
+        self.seconds = 0.0
+        super().__init__(shards=1, hook=Hook("slow", self._hook, "f", declared=False), **config)
+        self.write_all(0)
+        self.backfill()
+
+    def _hook(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        self.clock.now += self.seconds
+        return {**item, "v": int(item["v"])}
+
+    def write_all(self, first: int) -> None:
+        for n in range(20):
+            self.write(f"k{n}", first + n)
+
+    def until_over(self) -> None:
+        self._until = self.clock.now + SHORT
+
+    @property
+    def read(self) -> int:
+        """How many changes of the stream are stored."""
+        return sum(c.read for source, c in self.database.counts.items() if source.startswith("shard:"))
+
+    def state(self, shard: str) -> ShardState:
+        state = decode("shard", shard, self.database.entries["shard", shard][1])
+        assert isinstance(state, ShardState)
+        return state
+
+
+def invoked(stack: Slow) -> list[str]:
+    """What the next event's response says is not stored; ["all"] if the invocation fails, and [] at the end."""
+    (shard,) = stack.mapping.ready()
+    batch = stack.mapping.event(shard)
+    if batch is None:
+        return []
+    stack.until_over()
+    try:
+        response = stack.container().invoke(batch)
+    except TransientError:
+        return ["all"]
+    stack.mapping.done(shard, batch, response)
+    return [failure["itemIdentifier"] for failure in response["batchItemFailures"]]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 10.0, 26.0])
+def test_each_invocation_stores_some_changes_however_slow_the_hook_is_and_names_the_first_of_the_others(
+    seconds: float,
+) -> None:
+    stack = Slow()
+    stack.write("k0", 99)
+    stack.deliver(stack.container())
+    stack.write_all(100)
+    stack.seconds, before, left = seconds, stack.read, ["all"]
+    while left:
+        left = invoked(stack)
+        (shard,) = stack.mapping.ready()
+        event = stack.mapping.event(shard)
+        first = [] if event is None else [event["Records"][0]["dynamodb"]["SequenceNumber"]]
+        assert left == first, "the mapping delivers again from the first record that is not stored"
+        assert stack.read > before
+        before = stack.read
+    assert stack.stored == stack.wanted
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 10.0])
+def test_what_an_event_does_not_continue_is_read_page_by_page_and_stored_in_parts_by_events_and_the_schedule(
+    seconds: float,
+) -> None:
+    stack = Slow()
+    stack.write_all(100)
+    (shard,) = stack.mapping.ready()
+    given_up = stack.mapping.event(shard)
+    assert given_up is not None
+    stack.mapping.drop(shard, given_up)
+    stack.write("k1", 500)
+    stack.seconds, before = seconds, stack.read
+    for n in range(20):
+        if stack.stored == stack.wanted:
+            break
+        if n % 2:
+            invoked(stack)
+        else:
+            stack.clock.now += IDLE + 1
+            stack.until_over()
+            stack.container().invoke({})
+        assert stack.read > before
+        before = stack.read
+    assert stack.stored == stack.wanted
+    assert not stack.gaps
+
+
+def test_a_slow_hook_does_not_make_the_shards_position_older_than_what_is_stored_nor_newer() -> None:
+    stack = Slow()
+    stack.write("k0", 99)
+    stack.deliver(stack.container())
+    for n in range(6):
+        stack.write(f"k{n}", 100 + n)
+        stack.clock.now += 3600.0
+    stack.seconds = SHORT + 1
+    (shard,) = stack.mapping.ready()
+    batch = stack.mapping.event(shard)
+    assert batch is not None
+    created = [record["dynamodb"]["ApproximateCreationDateTime"] for record in batch["Records"]]
+    for n in range(6):
+        invoked(stack)
+        state = stack.state(shard)
+        assert state.sequence == batch["Records"][n]["dynamodb"]["SequenceNumber"]
+        assert state.created == state.through == created[n]
+        assert state.since <= created[n]
