@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -152,8 +153,9 @@ class PostgresCheckpoints:
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         try:
-            self._session.send([*self._advance(saves, counts), *self.folding(saves, counts)])
-            self._session.collect()
+            with self._session.aside() if _are_heartbeats(saves) else contextlib.nullcontext():
+                self._session.send([*self._advance(saves, counts), *self.folding(saves, counts)])
+                self._session.collect()
         except psycopg.Error as e:
             found = self._session.translated(e)
             if not isinstance(found, StoredAlready):
@@ -256,6 +258,10 @@ class PostgresCheckpoints:
         rows = connection.execute(_COUNTS, (self._pipeline,)).fetchall()
         owner = next((e.revision for e in entries if (e.kind, e.id) == ("owner", "")), 0)
         return Claimed(owner, entries, {row[0]: Counts(*row[1:]) for row in rows})
+
+
+def _are_heartbeats(saves: Sequence[Save]) -> bool:
+    return bool(saves) and all(save.kind == "pulse" and save.expected is None for save in saves)
 
 
 def _by_source(parts: Sequence[Part]) -> dict[str, Counts]:

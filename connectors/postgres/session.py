@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ _POOLED = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """The results of a transaction that was in flight, or why it failed."""
+
+    rows: list[Rows]
+    error: psycopg.Error | None = None
+
+
 class Session:
     """A lazily opened connection to one database. ``section``: the part of the config that describes it."""
 
@@ -61,10 +70,11 @@ class Session:
         self._user = ""  # of the last login
         self._prepared: dict[bytes, bytes] = {}
         self._sent: list[bool] | None = None  # for each pending result: whether ``collect`` returns it
+        self._received: _Received | None = None  # ahead of ``collect``
 
     @property
     def in_flight(self) -> bool:
-        return self._sent is not None
+        return self._sent is not None or self._received is not None
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Watched]:
@@ -100,17 +110,36 @@ class Session:
 
     def collect(self) -> list[Rows]:
         """Wait for the commit; each statement's rows. psycopg.Error if it failed."""
+        received, self._received = self._received or self._receive(), None
+        if received.error is not None:
+            raise received.error
+        return received.rows
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """For another transaction while one is in flight: the results of that one are kept until they are collected."""
+        kept = self._receive() if self._sent is not None else self._received
+        self._received = None
+        try:
+            yield
+        finally:
+            self._received = kept
+
+    def _receive(self) -> _Received:
         wanted, self._sent = self._sent, None
         assert wanted is not None, "nothing was sent"
         try:
             connection = self._open_still()
             answers = list(_answers(connection))
             connection.pgconn.exit_pipeline_mode()
+        except psycopg.Error as e:
+            self.close()
+            return _Received([], e)
         except BaseException:
             self.close()
             raise
         found = [rows for rows, keep in zip(answers, wanted, strict=True) if keep]
-        return found[1:-1]
+        return _Received(found[1:-1])
 
     def translated(self, error: psycopg.Error) -> Exception:
         return translated(error, self._server, f"{self._section}.url", self._user)
@@ -118,7 +147,7 @@ class Session:
     def close(self) -> None:
         connection, self._connection = self._connection, None
         self._prepared = {}
-        self._sent = None
+        self._sent = self._received = None
         if connection is not None:
             connection.close()
 

@@ -75,7 +75,7 @@ class Postgres(ComparesByTable):
 
     @property
     def checkpoints(self) -> PostgresCheckpoints:
-        """The pipeline's checkpoints. Must not be used while a batch is in flight."""
+        """The pipeline's checkpoints. While a batch is in flight, only heartbeats may be saved."""
         return self._checkpoints
 
     @staticmethod

@@ -33,8 +33,9 @@ class _Unacknowledged(Exception):
 class Delivery:
     """Stores batches in order. For a ``Pipelined`` target, the next batch is encoded while one is in flight.
 
-    ``still_at_it`` is called periodically during a batch that takes long; ``stored`` with the number of changes in each
-    stored batch and the seconds that took. ``stopping``: whether the run was asked to end.
+    ``still_at_it`` is called periodically during a batch that takes long, when a heartbeat may be saved; ``active``
+    also when none may. ``stored`` is called with the number of changes in each stored batch and the seconds that took.
+    ``stopping``: whether the run was asked to end.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Delivery:
         stored: Callable[[int, float], None] = lambda changes, seconds: None,
         monotonic: Callable[[], float] = time.monotonic,
         stopping: Callable[[], bool] = lambda: False,
+        active: Callable[[], None] = lambda: None,
     ) -> None:
+        self._active = active
         self._report_stored = stored
         self._monotonic = monotonic
         self._stopping = stopping
@@ -144,13 +147,19 @@ class Delivery:
     def taken(self) -> Batch | None:
         """The next batch from the pipeline. Runs the hook, but on no further item once the run was asked to end."""
         while True:
-            making = Making(self._monotonic, self._stopping, self._still_at_it)
+            making = Making(self._monotonic, self._stopping, self._still_making)
             with self._hook_limit:
                 batch = self._pipeline.take(self._now(), making)
             if batch is not None and batch.parts and not making.is_late:
                 self._pipeline.pages.took(making.seconds)
             if batch is not None or not making.is_late:
                 return batch
+
+    def _still_making(self) -> None:
+        """A transaction that is in flight has the connection until its results are there."""
+        self._active()
+        if not self._transactional or self._in_flight is None or self._is_ready():
+            self._still_at_it()
 
     def _sent(self, encoded: Any) -> None:
         assert self._overlapping is not None
@@ -168,6 +177,7 @@ class Delivery:
             try:
                 return self._overlapping.collect()
             except Unfinished:
+                self._active()
                 self._still_at_it()
             except TransientError:
                 pass  # perhaps stored; writing the batch again is idempotent
@@ -176,6 +186,7 @@ class Delivery:
     def _written_out(self, batch: Batch) -> Outcome:
         """Write a batch, in several stretches if it takes long; ownership is confirmed before each of them."""
         while (outcome := self._retrying(lambda: self._stretch(batch))) is None:
+            self._active()
             self._still_at_it()
         return outcome
 

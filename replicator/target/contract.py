@@ -121,6 +121,9 @@ class Transactional(Protocol):
 
     After a lost response the same batch comes again. If this run already saved exactly its entries, the batch is
     stored: ``write`` changes and counts nothing and returns an empty Outcome, rather than raising Fenced.
+
+    If it is ``Pipelined``, heartbeats (entries of the kind ``pulse`` without an expected revision) may be saved between
+    ``send`` and ``collect``, once ``ready`` is true: a slow hook may be at work on the next batch then.
     """
 
     @property

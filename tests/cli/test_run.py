@@ -220,6 +220,21 @@ def test_a_hook_that_takes_too_long_parks_its_item_and_others_are_stored(world: 
     assert world.rows("SELECT count(*) FROM orders") == [(20,)]
 
 
+def test_heartbeats_of_a_run_with_a_slow_hook_leave_the_batch_in_flight_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one batch is stored, the hook makes the next one."""
+    monkeypatch.setattr("replicator.engine.making.HEARTBEAT_INTERVAL", 0.05)
+    world.db.create_table("orders")
+    for n in range(200):
+        world.db.put("orders", {"id": f"{n:03}", "n": n})
+    world.hook("import time\ndef hook(item):\n    time.sleep(0.005)\n    return {'n': int(item['n'])}\n")
+
+    code, out, err = world.call("run", world.config, "--until", "caught-up")
+    assert code == 0, out + err
+    assert world.rows("SELECT count(*) FROM orders") == [(200,)]
+
+
 def test_a_hanging_hook_does_not_keep_a_signal_from_ending_the_run(world: World) -> None:
     """The next run delivers its item and everything after it."""
     fill(world)

@@ -9,7 +9,7 @@ import pytest
 from replicator.batch import Batch, Part, Upsert
 from replicator.errors import Fenced
 from replicator.state import Counts, Save
-from replicator.target.contract import Target
+from replicator.target.contract import Pipelined, Target
 from replicator.testing.contract.kit import (
     Contract,
     Stored,
@@ -35,6 +35,41 @@ class Transactions(Contract):
         found = {(e.kind, e.id): e.revision for e in transactional(build()).checkpoints.read().entries}
         assert found == {("owner", ""): 1, ("shard", "s"): 1, ("pulse", ""): 1}
         assert set(stored(table())) == {("a",)}
+
+    def test_heartbeats_may_be_saved_while_a_batch_is_in_flight(self, opened: Target, stored: Stored) -> None:
+        """A slow hook may be at work on the next batch, whatever becomes of this one."""
+        checkpoints = transactional(opened).checkpoints
+        checkpoints.claim(owner("first"))
+        if not isinstance(opened, Pipelined):
+            pytest.skip("this target does not overlap")
+        poor = Upsert("contract", ("b",), self.unacceptable, at(1), ("b",))
+        for n, write in enumerate((put({"pk": "a"}, 1), poor, put({"pk": "c"}, 1))):
+            opened.send(opened.encode(batch(write, saves=[Save("shard", str(n), 0, "{}")])))
+            while not opened.ready():
+                pass
+            for text in ('{"a": 1}', '{"a": 2}'):
+                checkpoints.save([Save("pulse", "", None, text)])
+            assert [r.write for r in opened.collect().rejections] == [write] * (write is poor)
+        found = {(e.kind, e.id): e.revision for e in checkpoints.read().entries}
+        assert found == {("owner", ""): 1, ("shard", "0"): 1, ("shard", "2"): 1, ("pulse", ""): 6}
+        assert set(stored(table())) == {("a",), ("c",)}
+
+    def test_a_batch_in_flight_that_another_run_has_fenced_stays_so_after_a_heartbeat(
+        self, opened: Target, build: Callable[[], Target], stored: Stored
+    ) -> None:
+        checkpoints = transactional(opened).checkpoints
+        checkpoints.claim(owner("first"))
+        if not isinstance(opened, Pipelined):
+            pytest.skip("this target does not overlap")
+        transactional(build()).checkpoints.claim(owner("second"))
+        opened.send(opened.encode(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "{}")])))
+        while not opened.ready():
+            pass
+        with pytest.raises(Fenced):
+            checkpoints.save([Save("pulse", "", None, "{}")])
+        with pytest.raises(Fenced):
+            opened.collect()
+        assert stored(table()) == {}
 
     def test_a_rejection_moves_no_entry(self, opened: Target) -> None:
         checkpoints = transactional(opened).checkpoints
