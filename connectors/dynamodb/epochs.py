@@ -73,14 +73,16 @@ class Epochs:
 
         ForeignTable if a table of that name is not replicator's. It is not described: that is one more permission.
         """
+        account, of_another, _ = source.requested.rpartition("/")
+        name = account + of_another + self.name
         try:
-            body = self.client.call("GetItem", self._request_of(source))
+            body = self.client.call("GetItem", self._request_of(source) | {"TableName": name})
         except AwsError as e:
             if e.code == "ResourceNotFoundException":
                 return None
             if e.code == "ValidationException":
                 raise ForeignTable(foreign(self.name, "beside the source")) from e
-            raise failure(e, "GetItem", self.name) from e
+            raise failure(e, "GetItem", name) from e
         return _note(decoded(body, dict[str, Any], "GetItem"), source.identity)
 
     def _request_of(self, table: Described | SourceTable) -> dict[str, Any]:

@@ -256,7 +256,7 @@ class Tables:
         """With ``loops`` each table expires its own items, so the copy needs the source's time to live."""
         if self.source is None:
             return
-        wanted = expiring_attribute(self.source[1], self.source[0].name)
+        wanted = expiring_attribute(self.source[1], self.source[0].requested)
         existing = self._time_to_live(layout.name)
         will_be_enabled = self._options.create and note is None and existing.get("TimeToLiveStatus") == "DISABLED"
         if wanted is None or will_be_enabled or wanted == _enabled_attribute(existing):
@@ -402,11 +402,11 @@ def table_plan(layout: Layout, mirrored: tuple[SourceTable, Client] | None, *, t
     if mirrored is None or layout.keys != mirrored[0].keys:
         return Plan(_minimal(layout.name, layout.keys))
     source, client = mirrored
-    table = ask(client, "DescribeTable", {"TableName": source.name}, source.name)["Table"]
+    table = ask(client, "DescribeTable", {"TableName": source.requested}, source.requested)["Table"]
     request = _like(layout.name, table)
     if tags and (copied := tags_of(client, source.arn)):
         request["Tags"] = copied
-    return Plan(request, expiring_attribute(client, source.name))
+    return Plan(request, expiring_attribute(client, source.requested))
 
 
 def expiring_attribute(client: Client, table: str) -> str | None:

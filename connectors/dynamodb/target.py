@@ -83,7 +83,7 @@ class DynamoDB(ComparesByTable):
         if self._tables.source is None or any(table.keys == OWN_IDS for table in tables):
             return ()
         source, client = self._tables.source
-        pairs = [((client, source.name), (self._account.client, table.name)) for table in tables]
+        pairs = [((client, source.requested), (self._account.client, table.name)) for table in tables]
         return [*(line for pair in pairs for line in differing(*pair)), *self._tables.opposite()]
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:

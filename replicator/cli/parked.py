@@ -162,7 +162,7 @@ def _open_tables(
     check_tables(preexisting.inspect(CheckpointView(checkpoints.read()), source, target, tables, hook))
     target.open(tables, epoch)
     keeps_expired = config.ttl_deletes == "ignore" and not is_unguarded(target)  # else a removed item could come back
-    return SourceItems(partial(sample.one, client, source.name, source.keys), keeps_expired)
+    return SourceItems(partial(sample.one, client, source.requested, source.keys), keeps_expired)
 
 
 @parked.command

@@ -256,10 +256,12 @@ def check_source(
 ) -> None:
     """ConfigError if the table has no stream, or one that cannot be replicated. ``options``: see ``aws_options``."""
     enable = (
-        f"aws dynamodb update-table --table-name {table.name}{options} "
+        f"aws dynamodb update-table --table-name {table.requested}{options} "
         "--stream-specification StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES"
     )
-    disable = f"aws dynamodb update-table --table-name {table.name}{options} --stream-specification StreamEnabled=false"
+    disable = (
+        f"aws dynamodb update-table --table-name {table.requested}{options} --stream-specification StreamEnabled=false"
+    )
     recreate = f"Disable the stream: {disable}; then enable it again: {enable}"
     if table.stream_arn is None or not table.streaming:
         raise ConfigError(f"table {table.name} has no enabled stream, so changes cannot be read; enable it: {enable}")

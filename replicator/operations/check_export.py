@@ -52,7 +52,7 @@ def _export(config: Config, client: Client, table: SourceTable) -> Finding:
             return Finding("permission", "ok", f"dynamodb:ExportTableToPointInTime on {resource}")
         if e.code == "PointInTimeRecoveryUnavailableException":
             enable = (
-                f"enable it: aws dynamodb update-continuous-backups --table-name {table.name}"
+                f"enable it: aws dynamodb update-continuous-backups --table-name {table.requested}"
                 f"{aws_options(config.source, table.arn)} "
                 "--point-in-time-recovery-specification PointInTimeRecoveryEnabled=true"
             )

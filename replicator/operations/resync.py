@@ -177,13 +177,13 @@ def _keys(schema: KeySchema, given: Iterable[tuple[str, str]]) -> tuple[Key, ...
 
 def _try(client: Client, table: SourceTable, parsed: condition.Condition) -> None:
     """ConfigError if DynamoDB does not accept the condition."""
-    request = {"TableName": table.name, "Limit": 1, **parsed.filter}
+    request = {"TableName": table.requested, "Limit": 1, **parsed.filter}
     try:
         client.call("Scan", request)
     except AwsError as e:
         if e.code == "ValidationException":
             raise ConfigError(f"--where: DynamoDB does not accept the condition: {e.message}") from e
-        raise failure(e, "Scan", table.name) from e
+        raise failure(e, "Scan", table.requested) from e
 
 
 def _joined(checkpoints: Checkpoints, request: ResyncRequest) -> ResyncRequest:

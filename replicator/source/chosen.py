@@ -40,11 +40,11 @@ class _Responses(msgspec.Struct):
 
 def check_permitted(client: Client, table: SourceTable, key: Key) -> None:
     """NotPermitted if items may not be looked up: a run would end with that, again and again."""
-    request = {"RequestItems": {table.name: {"Keys": [table.keys.typed(key)]}}}
+    request = {"RequestItems": {table.requested: {"Keys": [table.keys.typed(key)]}}}
     try:
         client.call("BatchGetItem", request)
     except AwsError as e:
-        raise failure(e, "BatchGetItem", table.name) from e
+        raise failure(e, "BatchGetItem", table.requested) from e
 
 
 def read(

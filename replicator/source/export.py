@@ -401,7 +401,7 @@ def _started(table: SourceTable, one: Ahead, now: Callable[[], float]) -> Genera
 
 def _refused_window(table: SourceTable, window: Window, now: float) -> Generator[Call, bytes, ReplicatorError]:
     """What it means that DynamoDB does not export the changes of a window: it lies too far back, or is too recent."""
-    since = yield from _recoverable_since(table.name)
+    since = yield from _recoverable_since(table.requested)
     if since is None or since > window[0]:
         return ConfigError(
             f"on_gap: point-in-time recovery of {table.name} does not reach back to {moment(window[0])}, so the "
@@ -449,7 +449,7 @@ _REFUSED = {
 def _named(table: SourceTable) -> str:
     """The table as options of a command of the AWS CLI."""
     region = (table.arn or "").split(":")[3:4]
-    return f"{table.name} --region {region[0]}" if region else table.name
+    return f"{table.requested} --region {region[0]}" if region else table.requested
 
 
 def _failed(error: AwsError, operation: str, resource: str, named: str = "TABLE") -> ReplicatorError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -17,6 +17,9 @@ VIEW_TYPES = ("NEW_IMAGE", "NEW_AND_OLD_IMAGES", "KEYS_ONLY", "OLD_IMAGE")
 @dataclass(frozen=True, slots=True)
 class SourceTable:
     """A DynamoDB table. ``stream_arn`` and ``view``: of the current or last stream, None if there was none.
+
+    ``requested``: how a request must name it, as the config does. A table of another account is requested by its ARN;
+    ``name`` alone is a table of the caller's own account, so it is for messages and documents.
 
     ``identity``: unique to this table, even among tables of the same name elsewhere (some endpoints return equal ARNs).
     ``server``: host and port of the endpoint that described it.
@@ -33,6 +36,7 @@ class SourceTable:
     view: str | None
     identity: str = ""
     server: str = ""
+    requested: str = field(kw_only=True)
 
 
 class _Attribute(msgspec.Struct):
@@ -83,12 +87,12 @@ def find_table(client: Client, name: str) -> SourceTable | None:
             return None
         raise failure(e, "DescribeTable", name) from e
     try:
-        return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table, getattr(client, "server", ""))
+        return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table, name, getattr(client, "server", ""))
     except (KeyError, ValueError) as e:  # a key attribute without a definition, or of a type that keys cannot have
         raise TransientError(f"the response to DescribeTable is not DynamoDB JSON: {e}") from e
 
 
-def _source_table(table: _Table, server: str) -> SourceTable:
+def _source_table(table: _Table, requested: str, server: str) -> SourceTable:
     kinds = {a.AttributeName: a.AttributeType for a in table.AttributeDefinitions}
     ordered = sorted(table.KeySchema, key=lambda a: a.KeyType != "HASH")
     stream = table.StreamSpecification or _StreamSpecification()
@@ -104,4 +108,5 @@ def _source_table(table: _Table, server: str) -> SourceTable:
         view=stream.StreamViewType,
         identity=table.TableId or str(table.CreationDateTime or 0.0),
         server=server,
+        requested=requested,
     )

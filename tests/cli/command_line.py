@@ -175,7 +175,7 @@ class Marking(DynamoDB):
 _CONFIG = """\
 pipeline: orders
 source:
-  table: orders
+  table: {table}
   region: us-east-1
   endpoint_url: {endpoint}
 target:
@@ -185,11 +185,16 @@ target:
 """
 
 
+def configured(endpoint: str, postgres: Database, table: str = "orders") -> str:
+    """A config of ``table``, which may be an ARN."""
+    return _CONFIG.format(endpoint=endpoint, url=postgres.url, table=table)
+
+
 @contextmanager
 def serving(folder: Path, postgres: Database) -> Iterator[World]:
     db = Marking(now=time.time, random=random.Random(1))
     with served(db) as endpoint:
-        (folder / "orders.yaml").write_text(_CONFIG.format(endpoint=endpoint, url=postgres.url))
+        (folder / "orders.yaml").write_text(configured(endpoint, postgres))
         environ = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": SECRET}
         yield World(db, postgres, folder, environ)
 

@@ -21,7 +21,9 @@ from replicator.version import FIRST_EPOCH, version
 
 KEYS = KeySchema((KeyAttribute("id", "S"),))
 TABLES = (Table("orders", KEYS), Table("lines", KEYS))
-SOURCE = SourceTable("source", "arn", "id", KEYS, 0, 0, "stream", True, "NEW_AND_OLD_IMAGES", "identity", "server")
+SOURCE = SourceTable(
+    "source", "arn", "id", KEYS, 0, 0, "stream", True, "NEW_AND_OLD_IMAGES", "identity", "server", requested="source"
+)
 
 
 @pytest.fixture

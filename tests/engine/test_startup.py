@@ -27,6 +27,7 @@ TABLE = SourceTable(
     streaming=True,
     view="NEW_AND_OLD_IMAGES",
     server="dynamodb.us-east-1.amazonaws.com",
+    requested="orders",
 )
 STATE = PipelineState(
     epoch=FIRST_EPOCH,

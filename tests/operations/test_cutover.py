@@ -44,7 +44,7 @@ PASS: dict[str, Any] = {
 CRITERIA = Criteria(asked=NOW - 5, ttl_deletes="apply")
 KEYS = KeySchema((KeyAttribute("pk", "S"),))
 ARN = "arn:aws:dynamodb:eu-west-1:1:table/t"
-TABLE = SourceTable("t", ARN, "id", KEYS, 0, 0, "s", streaming=True, view="NEW_AND_OLD_IMAGES")
+TABLE = SourceTable("t", ARN, "id", KEYS, 0, 0, "s", streaming=True, view="NEW_AND_OLD_IMAGES", requested="t")
 
 
 def entry(kind: str, id: str, value: object) -> Entry:

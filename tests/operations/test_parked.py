@@ -55,7 +55,18 @@ AS_IS = DocumentMapping(None, ("orders",))
 TABLE = Table("orders", KeySchema((KeyAttribute("id", "S"),)))
 SOURCE = "segment:0"
 ORIGIN = SourceTable(
-    "source", "table", "id", TABLE.keys, 0, 0, "stream", True, "NEW_AND_OLD_IMAGES", "identity", "server"
+    "source",
+    "table",
+    "id",
+    TABLE.keys,
+    0,
+    0,
+    "stream",
+    True,
+    "NEW_AND_OLD_IMAGES",
+    "identity",
+    "server",
+    requested="source",
 )
 
 

@@ -32,6 +32,7 @@ class Catalog:
         shards: int,
         region: str,
         lingering: float = 0.0,
+        account: str = ACCOUNT,
     ) -> None:
         self.now = now
         self.random = random
@@ -39,6 +40,7 @@ class Catalog:
         self.numbering = numbering
         self.region = region
         self.lingering = lingering
+        self.account = account
         self.tables: dict[str, Table] = {}
         self._streams: dict[str, Stream] = {}
         self._labelled = 0.0  # label of the newest stream, in milliseconds; labels are unique
@@ -71,7 +73,7 @@ class Catalog:
             "KeySchema": request["KeySchema"],
             "TableStatus": "ACTIVE",
             "CreationDateTime": self.now(),
-            "TableArn": f"arn:aws:dynamodb:{self.region}:{ACCOUNT}:table/{name}",
+            "TableArn": f"arn:aws:dynamodb:{self.region}:{self.account}:table/{name}",
             "TableId": str(uuid.UUID(int=self.random.getrandbits(128))),
             "BillingModeSummary": {"BillingMode": request.get("BillingMode", "PROVISIONED")},
         }

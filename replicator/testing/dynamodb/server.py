@@ -11,7 +11,7 @@ from typing import Any
 from replicator.items import attributes
 from replicator.items.item import Item
 from replicator.testing.dynamodb.calls import CALLS, check
-from replicator.testing.dynamodb.catalog import Catalog
+from replicator.testing.dynamodb.catalog import ACCOUNT, Catalog
 from replicator.testing.dynamodb.exports import Exports
 from replicator.testing.dynamodb.faults import AWS, Dialect, Distortion, Faults, Misreport
 from replicator.testing.dynamodb.items import Items
@@ -32,7 +32,7 @@ class DynamoDB:
     Methods take tables by name. ``shards``: shards of a new stream; ``numbering``: the format of sequence numbers;
     ``exports``: to S3.
     ``dialect``: what this endpoint supports; ``calls``: call counts by operation. A closed shard stays listed for up
-    to ``lingering`` seconds after its last record can be trimmed.
+    to ``lingering`` seconds after its last record can be trimmed. ``account``: in the ARNs.
     """
 
     def __init__(
@@ -45,11 +45,12 @@ class DynamoDB:
         shards: int = 1,
         region: str = "us-east-1",
         lingering: float = 0.0,
+        account: str = ACCOUNT,
     ) -> None:
         self.calls: Counter[str] = Counter()
         self._lock = threading.RLock()
         self._faults = Faults()
-        self._catalog = Catalog(now, random, numbering or Numbering(), shards, region, lingering)
+        self._catalog = Catalog(now, random, numbering or Numbering(), shards, region, lingering, account)
         self._items = Items(self._catalog, self._faults)
         self._writes = Writes(self._catalog)
         self._reads = StreamReads(self._catalog, self._faults, dialect)
