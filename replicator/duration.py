@@ -1,4 +1,4 @@
-"""Durations as text."""
+"""Durations and sizes as text."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ def duration(seconds: float | None) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def data_size(count: int) -> str:
+    """``512 bytes``, ``4.2 GB``."""
+    for size, unit in ((1 << 40, "TB"), (1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

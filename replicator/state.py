@@ -435,6 +435,23 @@ class Orphan:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryReport:
+    """What the run has last seen of a table's history. ``since``: the oldest time whose state it tells; None: it tells
+    none yet. ``unknown``: seconds since then whose states it does not tell. ``removed``: the time before which changes
+    are removed, because they are not kept for longer; None: none are. ``bytes``: with indexes. ``lost``: which part of
+    it is gone, "" if none is. Times are in seconds since 1970.
+    """
+
+    table: str
+    since: float | None
+    unknown: float
+    removed: float | None
+    bytes: int
+    partitions: int
+    lost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """The run's last heartbeat, with the rates it measured. ``phase``: as in `status`.
 
@@ -445,6 +462,7 @@ class Heartbeat:
     leaves a tombstone, "" if there is none. ``restarts``: of a run's workers, by slot, and of its coordinator.
     ``unknown``: of a worker, shards that the endpoint does not know, without any loss. ``orphaned``: behind AWS Lambda,
     shards that listings show without their parent. ``orphans``: of any run, how many the last listing showed so.
+    ``histories``: of the tables that keep one, as last looked at.
     """
 
     at: float
@@ -462,6 +480,7 @@ class Heartbeat:
     unknown: tuple[str, ...] = ()
     orphaned: Mapping[str, Orphan] = field(default_factory=dict)
     orphans: int = 0
+    histories: tuple[HistoryReport, ...] = ()
 
 
 FULL, SAMPLE, BY_RUN = "", "sample", "run"

@@ -28,7 +28,7 @@ from replicator.items.attributes import image
 from replicator.operations.preview import preview
 from replicator.pipeline.progress import Backfill as BackfillProgress
 from replicator.pipeline.progress import Progress, Verifying, WorkerProgress, as_values
-from replicator.state import Gap, Owner, ResyncRequest, Stripped, Verified
+from replicator.state import Gap, HistoryReport, Owner, ResyncRequest, Stripped, Verified
 from replicator.target import contract
 from tests.cli.command_line import World
 from tests.test_faults_table import is_said
@@ -256,6 +256,7 @@ def test_every_json_field_of_status_is_documented_and_no_other() -> None:
         verifying=Verifying(Verified(0.0, 1.0, 1024, "full", 4), "run"),
         stripped=Stripped(0.0),
         workers=(WorkerProgress("0"),),
+        histories=(HistoryReport("orders", 0.0, 0.0, None, 1, 1),),
     )
 
     given = json_fields(as_values(progress)) | {"pipeline", "reduced_guarantee"}

@@ -22,7 +22,7 @@ from replicator.cli.render import as_table
 from replicator.operations.cutover import Reason
 from replicator.operations.rebuild_checks import Outcome
 from replicator.pipeline.progress import Backfill, Progress, Shards, Verifying, WorkerProgress
-from replicator.state import Counts, Gap, Verified
+from replicator.state import Counts, Gap, HistoryReport, Verified
 
 FULL = Progress(
     "gap",
@@ -37,6 +37,10 @@ FULL = Progress(
     waiting_for="the target does not answer",
     verified=Verified(100.0, 200.0, 1024, "full", 4, differences=2, parked=1, ended=200.0),
     verifying=Verifying(Verified(300.0, 400.0, 1024, "full", 4, items=1000, done=0.37), "run"),
+    histories=(
+        HistoryReport("orders", 100.0, 60.0, None, 4096, 3),
+        HistoryReport("lines", None, 0.0, 50.0, 1, 0, "a part is gone"),
+    ),
     workers=(
         WorkerProgress("coordinator", "near", 2, silent=1.0, restarts=1),
         WorkerProgress("0", "far", 7, silent=40.0, shards=2, segments=1, waiting_for="the target"),

@@ -23,7 +23,7 @@ from replicator.errors import ConfigError
 from replicator.items.attributes import canonical_number
 from replicator.key import KeyAttribute, KeySchema, key_text
 from replicator.target.contract import OWN_IDS
-from replicator.target.past import Change, Extent, Period, State
+from replicator.target.past import Change, Extent, Period, Size, State
 
 _KINDS = {"text": "S", "numeric": "N", "bytea": "B"}
 _OURS = {"_changed_at", "_sequence"}
@@ -35,6 +35,13 @@ FROM pg_catalog.pg_index AS i CROSS JOIN LATERAL pg_catalog.unnest(i.indkey) WIT
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number
 JOIN pg_catalog.pg_class AS c ON c.oid = i.indrelid JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE i.indisprimary AND n.nspname = %s AND c.relname = %s ORDER BY k.place"""
+
+_SIZE = """
+SELECT coalesce(sum(pg_catalog.pg_total_relation_size(t.oid)), 0)::bigint, count(*) FILTER (WHERE t.is_partition)
+FROM (
+  SELECT inhrelid AS oid, true AS is_partition FROM pg_catalog.pg_inherits WHERE inhparent = %(history)s
+  UNION ALL SELECT %(base)s::oid, false
+) AS t"""
 
 _CHANGES = """
 SELECT * FROM (
@@ -88,6 +95,16 @@ def extent(connection: psycopg.Connection[Any], shape: TableSchema) -> Extent | 
     """What the history contains; None if there is none."""
     table = catalog.found(connection, history_of(shape))
     return None if table is None else Extent(since(connection, table), kept_since(connection, shape))
+
+
+def size(connection: psycopg.Connection[Any], shape: TableSchema) -> Size | None:
+    """How much a history has; None if there is none."""
+    tables = [catalog.found(connection, part) for part in (history_of(shape), base_of(shape))]
+    if None in tables:
+        return None
+    history, base = (table.oid for table in tables if table is not None)
+    row = connection.execute(_SIZE, {"history": history, "base": base}).fetchone()
+    return None if row is None else Size(*row)
 
 
 @dataclass(frozen=True, slots=True)

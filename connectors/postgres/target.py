@@ -37,7 +37,7 @@ from replicator.state import Save
 from replicator.target.contract import Continued, Exchange, Generation, Table, keeps_history, with_history
 from replicator.target.observed import Field, Proposal
 from replicator.target.past import Change as PastChange
-from replicator.target.past import Extent, Period, State
+from replicator.target.past import Extent, Period, Size, State
 from replicator.target.verification import ComparesByTable
 
 _LOCK = """
@@ -308,6 +308,11 @@ class Postgres(ComparesByTable):
         (shape,) = self._shapes([table])
         with self._session.connection() as connection:
             return history_queries.extent(connection, shape)
+
+    def history_size(self, table: Table) -> Size | None:
+        (shape,) = self._shapes([table])
+        with self._session.connection() as connection:
+            return history_queries.size(connection, shape)
 
     def history_changes(self, table: Table, key: str, period: Period) -> Iterator[PastChange]:
         (shape,) = self._shapes([table])

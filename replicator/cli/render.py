@@ -10,10 +10,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from replicator.duration import duration
+from replicator.duration import data_size, duration
 from replicator.escape import escaped
 from replicator.pipeline.progress import Backfill, Progress, Verifying, WorkerProgress
-from replicator.state import FULL_SCOPE, ResyncRequest, Verified
+from replicator.state import FULL_SCOPE, HistoryReport, ResyncRequest, Verified
 
 if TYPE_CHECKING:
     from replicator.operations.status import Reading
@@ -92,6 +92,7 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
         yield "verified", Text(verified(p.verified), style="red" if p.verified.known else "")
     if p.verifying is not None:
         yield "verifying", Text(verifying(p.verifying), style="red" if p.verifying.so_far.differences else "")
+    yield from (("history", _history(history)) for history in p.histories)
     if p.request is not None:
         yield "resync", Text(escaped(requested(p.request)), style="yellow")
     if p.waiting_for:
@@ -147,6 +148,16 @@ def verifying(going: Verifying) -> str:
     now = going.so_far
     by = "" if going.by == "run" else ", by replicator verify"
     return f"{now.done:.0%}, {now.items:,} items, {now.differences:,} differences{by}"
+
+
+def _history(history: HistoryReport) -> Text:
+    """Since when a history tells the table, or which part of it is gone."""
+    if history.lost:
+        return Text(escaped(f"{history.table}: {history.lost}"), "red")
+    since = "tells no time yet" if history.since is None else f"since {moment(history.since)}"
+    unknown = f" without {duration(history.unknown)} in between" if history.unknown else ""
+    size = f"{data_size(history.bytes)} in {history.partitions} partition(s)"
+    return Text(escaped(f"{history.table}: {since}{unknown}, {size}"))
 
 
 def moment(at: float) -> str:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from replicator.batch import DocumentId
 from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.delivery import Delivery
+from replicator.engine.preexisting import history_reports
 from replicator.engine.retry import POSTPONED, RetryPolicy, unless_postponed
 from replicator.errors import Fenced, Postponed, SweepRefused, TransientError
 from replicator.key import Key
 from replicator.pipeline import stages
 from replicator.pipeline.parked import REPAIR, item_of, kept_keys, key_in, parked_keys, version_in
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import PipelineState, Repair, Save, encode
+from replicator.state import HistoryReport, PipelineState, Repair, Save, encode
 from replicator.target.contract import Table, Target
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.past import KeepsHistory
@@ -39,7 +41,7 @@ class Cleanup:
 
     ``may_purge``: whether no worker needs the tombstones that the last piece of a purge has found; ``forgotten``: or
     leaves any more for the repair with this token, which has ended. ``postponed``: why the target cannot be gone
-    through at present.
+    through at present. ``histories``: as last looked at.
     """
 
     target: Target
@@ -54,6 +56,7 @@ class Cleanup:
     may_purge: Callable[[], bool] = lambda: True
     forgotten: Callable[[str], bool] = lambda token: True
     postponed: str | None = None
+    histories: tuple[HistoryReport, ...] = ()
     _spared_items: set[str] = field(default_factory=set)  # by the current sweep
     _through: dict[Pass, set[str]] = field(default_factory=dict)  # tables that a pass has finished
     _refused: dict[str, SweepRefused] = field(default_factory=dict)  # by table
@@ -205,9 +208,20 @@ class Cleanup:
         try:
             if target.retain(self.tables):
                 self._retained_until = now
+                log.info("history removed", extra={"reason": "older than is kept"})
         except TransientError as e:
             log.warning("history not removed", extra={"reason": str(e)})
+        self._look_at_histories(target)
         return True
+
+    def _look_at_histories(self, target: KeepsHistory) -> None:
+        """Say once which part of a history is lost: a run that begins now would refuse to go on."""
+        told = {report.table: report.lost for report in self.histories}
+        with suppress(TransientError):
+            self.histories = history_reports(target, self.tables, self.pipeline.view)
+        for report in self.histories:
+            if report.lost and report.lost != told.get(report.table):
+                log.error("history lost", extra={"table": report.table, "reason": report.lost})
 
     def _save_repair(self, save: Save, after: tuple[Repair, int] | None) -> None:
         try:

@@ -7,6 +7,7 @@ fence lets one of them store, and the other starts over from what is stored then
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -246,6 +247,20 @@ class Function:
                     break
         except TransientError as e:
             log.warning("history not removed", extra={"reason": str(e)})
+        self._report_histories(target)
+
+    def _report_histories(self, target: KeepsHistory) -> None:
+        """Note what is known of the histories. If another invocation notes something at the same time, a later event
+        does it."""
+        view = CheckpointView(self._read())
+        if view.heartbeat is None:
+            return
+        with contextlib.suppress(Fenced, TransientError):
+            reports = preexisting.history_reports(target, self._context.tables, view)
+            for lost in (report for report in reports if report.lost):
+                log.error("history lost", extra={"table": lost.table, "reason": lost.lost})
+            beat = replace(view.heartbeat, histories=reports)
+            self._context.checkpoints.save([view.put("pulse", "", beat)[0]])
 
     def _check_stream(self, arn: str, view: CheckpointView) -> None:
         """Whether events of the stream ``arn`` may be stored in the epoch, which is bound to a stream.
@@ -509,7 +524,9 @@ class Function:
         state, discovery, now = view.pipeline, shown.discovery, self._environment.now()
         assert state is not None
         phase = "live" if state.stage == stages.FOLLOWING else "backfill"
+        before = view.heartbeat.histories if view.heartbeat is not None else ()
         beat = Heartbeat(now, phase, listed=discovery.listed, who=self._owner.who, orphaned=discovery.orphaned)
+        beat = replace(beat, histories=before)
         everything = [*saves, view.put("pipeline", "", state)[0], Save("pulse", "", None, encode(beat))]
         self._retrying(lambda: self._context.checkpoints.save(everything), asks="checkpoints")
         return view.shards

@@ -13,7 +13,7 @@ from replicator.checkpoints.contract import Claimed
 from replicator.pipeline import stages
 from replicator.pipeline.pipeline import Pipeline
 from replicator.pipeline.progress import HEARTBEAT_TIMEOUT, Progress, WorkerProgress, measured
-from replicator.state import Heartbeat, decode
+from replicator.state import Heartbeat, HistoryReport, decode
 from replicator.target.in_doubt import InDoubtWindow
 
 log = logging.getLogger("replicator")
@@ -45,6 +45,7 @@ class ProgressReporter:
     ``waiting_for``: what blocks the run at the moment, or None. ``who``: the owner named in heartbeats.
     ``beat``: called with each heartbeat.
     ``in_doubt``: of a target that applies requests late. ``workers``: of a run with several, and their ``restarts``.
+    ``histories``: of the target's tables, as last looked at.
     ``now``: wall clock, for timestamps. ``monotonic``: for intervals.
     """
 
@@ -58,6 +59,7 @@ class ProgressReporter:
     in_doubt: InDoubtWindow | None = None
     workers: tuple[WorkerProgress, ...] = ()
     restarts: Mapping[str, int] = field(default_factory=dict)
+    histories: Callable[[], tuple[HistoryReport, ...]] = tuple
     _rate: Rate = field(default_factory=Rate)
     _scan_rate: Rate = field(default_factory=Rate)
     _beat_at: float = -math.inf
@@ -121,6 +123,7 @@ class ProgressReporter:
         rates, repair = (self._rate.value, self._scan_rate.value), self.pipeline.parked.repairing
         left = None if self.in_doubt is None else self.in_doubt.left
         beat = Heartbeat(self.now(), phase, *rates, self.waiting_for, who=self.who, repair=repair, in_doubt=left)
+        beat = replace(beat, histories=self.histories())
         return replace(beat, restarts=self.restarts) if self.restarts else beat
 
     def _phase(self, progress: Progress) -> str:

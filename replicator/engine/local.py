@@ -105,6 +105,7 @@ class Driver:
             monotonic,
             self._in_doubt,
         )
+        self._reporter.histories = lambda: self._cleanup.histories
         self._requests = RequestWatch(
             checkpoints, self.pipeline, self._delivery, self._cleanup, self._retrying, monotonic
         )

@@ -13,8 +13,9 @@ from replicator.errors import ConfigError
 from replicator.hooks.hook import Hook
 from replicator.identity import Change, Definition, Identity, Parts, changes
 from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.past import told
 from replicator.source.table import SourceTable
-from replicator.state import ResyncRequest
+from replicator.state import HistoryReport, ResyncRequest
 from replicator.target.contract import (
     Adopting,
     Aliased,
@@ -29,6 +30,7 @@ from replicator.target.contract import (
     RefusingChanges,
     Table,
     Target,
+    keeps_history,
     with_history,
 )
 from replicator.target.past import KeepsHistory
@@ -79,6 +81,20 @@ def history_losses(view: CheckpointView, target: object, tables: Sequence[Table]
     # After an accepted hook change, a repair may have added documents that neither the scan nor a change made.
     scanned = state.scan_started is not None and not state.mixed
     return target.history_losses(tables, state.epoch, scanned=scanned)
+
+
+def history_reports(target: KeepsHistory, tables: Sequence[Table], view: CheckpointView) -> tuple[HistoryReport, ...]:
+    """What is known of the histories that exist, by table."""
+    found: list[HistoryReport] = []
+    for table in tables:
+        if keeps_history(table.options):
+            extent, size = target.history_extent(table), target.history_size(table)
+            created, removed = (0, None) if extent is None else (extent.created, extent.since)
+            since, unknown = told(view.histories_by_epoch, table.name, created, removed)
+            lost = " ".join(history_losses(view, target, [table]))
+            total, partitions = (0, 0) if size is None else (size.bytes, size.partitions)
+            found.append(HistoryReport(table.name, since, unknown, removed, total, partitions, lost))
+    return tuple(found)
 
 
 def _epochs(view: CheckpointView, target: Target, tables: Sequence[Table]) -> Mapping[str, int | None]:

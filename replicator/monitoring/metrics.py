@@ -125,6 +125,7 @@ class _Moments(Collector):
         yield from self._verification(moment)
         yield from self._work(moment)
         yield from self._workers(moment.progress)
+        yield from self._histories(moment.progress)
 
     def _state(self, moment: Moment) -> Iterator[Metric]:
         p, name = moment.progress, "replicator_phase"
@@ -216,6 +217,26 @@ class _Moments(Collector):
             if not worker.is_coordinator:
                 shards.add_metric(name, worker.shards)
         yield from (up, shards, waiting, restarts)
+
+    def _histories(self, p: Progress) -> Iterator[Metric]:
+        """Of tables that keep every change."""
+        if not p.histories:
+            return
+        labels, name = ["pipeline", "table"], "replicator_history_"
+        since = GaugeMetricFamily(f"{name}since_timestamp_seconds", "The oldest time that it tells.", labels=labels)
+        unknown = GaugeMetricFamily(f"{name}unknown_seconds", "Time since then that it does not tell.", labels=labels)
+        lost = GaugeMetricFamily(f"{name}lost", "1 while a part of it is gone.", labels=labels)
+        size = GaugeMetricFamily(f"{name}bytes", "Its size on disk, with indexes.", labels=labels)
+        partitions = GaugeMetricFamily(f"{name}partitions", "Its partitions.", labels=labels)
+        for history in p.histories:
+            of = [self._pipeline, history.table]
+            if history.since is not None:
+                since.add_metric(of, history.since)
+            unknown.add_metric(of, history.unknown)
+            lost.add_metric(of, float(bool(history.lost)))
+            size.add_metric(of, history.bytes)
+            partitions.add_metric(of, history.partitions)
+        yield from (since, unknown, lost, size, partitions)
 
     def _gauge(self, name: str, text: str, value: float | None) -> Metric:
         """A gauge; without a sample if the value is unknown."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from replicator import __version__
-from replicator.duration import duration
+from replicator.duration import data_size, duration
 from replicator.monitoring import charts
 from replicator.monitoring.charts import Band, Curve
 from replicator.monitoring.health import Verdict
@@ -16,7 +16,7 @@ from replicator.monitoring.history import Sample
 from replicator.monitoring.monitor import Monitor
 from replicator.pipeline.details import MOST_PARKED, ShardDetail
 from replicator.pipeline.progress import Backfill, Progress, WorkerProgress
-from replicator.state import FULL_SCOPE, Counts, Gap, Verified
+from replicator.state import FULL_SCOPE, Counts, Gap, HistoryReport, Verified
 
 LOW_RETENTION = 6.0  # hours
 DEEPEST = 8  # level of the shard tree that is still indented further
@@ -100,6 +100,16 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """The history of a table: the times that it tells, and its size."""
+
+    table: str
+    since: str
+    size: str
+    tone: str
+
+
+@dataclass(frozen=True, slots=True)
 class Alarm:
     """Something a person should know: a sentence and, if there is one, the command that helps."""
 
@@ -123,6 +133,7 @@ class View:
     alarms: tuple[Alarm, ...]
     scan: Scan | None
     verification: Verification | None
+    histories: tuple[Kept, ...]
     charts: tuple[Chart, ...]
     bands: tuple[Band, ...]
     phases: tuple[tuple[str, str], ...]
@@ -157,6 +168,7 @@ def view(monitor: Monitor) -> View:
         alarms=tuple(_alarms(monitor, progress)),
         scan=_scan(progress.backfill),
         verification=_verification(monitor, progress, now),
+        histories=tuple(map(_kept, progress.histories)),
         charts=tuple(_charts(samples, span)),
         bands=bands,
         phases=tuple((b, _LABELS.get(b, b)) for b in dict.fromkeys(band.phase for band in bands)),
@@ -250,6 +262,9 @@ def _alarms(monitor: Monitor, p: Progress) -> Iterator[Alarm]:
     if p.parked:
         text = "Fix the hook or the table, then store them again. Other items are not held up."
         yield Alarm("warn", f"{p.parked:,} parked", text, f"replicator parked retry {config} --all")
+    for history in p.histories:
+        if history.lost:
+            yield Alarm("bad", "History lost", history.lost)
     if found := _unrepaired(p):
         text = "Documents differ from what their items require, and lag does not explain it: look for the cause first."
         yield Alarm("bad", f"{found:,} differences", text, f"replicator verify {config} --repair")
@@ -308,6 +323,18 @@ def _last_pass(last: Verified | None, now: float) -> str:
     scope = "" if last.scope == FULL_SCOPE else f" in a sample of {last.scope}"
     found = f"{last.known:,} differences{scope}{rest}, {brief(max(0.0, now - last.ended))} ago"
     return f"verified up to {_day(last.started)} {_clock(last.started)}: {found}"
+
+
+def _kept(history: HistoryReport) -> Kept:
+    since = "tells no time yet"
+    if history.since is not None:
+        since = f"tells the table since {_day(history.since)} {_clock(history.since)}"
+    if history.unknown:
+        since += f", without {brief(history.unknown)} in between"
+    if history.removed is not None:
+        since += "; earlier changes are removed"
+    size = f"{data_size(history.bytes)} in {_count(history.partitions, 'partition')}"
+    return Kept(history.table, since, size, "bad" if history.lost else "")
 
 
 def _charts(samples: Sequence[Sample], span: float) -> Iterator[Chart]:

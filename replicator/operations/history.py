@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,11 +17,10 @@ from replicator.engine.assembly import ends
 from replicator.errors import ConfigError
 from replicator.pipeline import lineage
 from replicator.pipeline.checkpoint_view import CheckpointView
-from replicator.pipeline.past import known_before, known_through, unsettled_from
+from replicator.pipeline.past import Reign, known_before, known_through, reigns, unsettled_from
 from replicator.state import HistorySpan
 from replicator.target.contract import UNKNOWN_KEYS, Continued, Table, keeps_history
 from replicator.target.past import Change, Extent, KeepsHistory, Period, State
-from replicator.version import LAST_EPOCH
 
 MARGIN = 60.0  # seconds
 
@@ -39,16 +37,6 @@ class Known:
     through: float | None
     gap: str | None = None
     unsettled: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reign:
-    """The times, from ``start`` to before ``stop``, whose states an epoch tells. ``end``: the epoch that follows it."""
-
-    epoch: int
-    start: float
-    stop: float = math.inf
-    end: int = LAST_EPOCH + 1
 
 
 def known(stored: Claimed) -> Known:
@@ -103,23 +91,6 @@ def whole_since(target: object, tables: Sequence[Table]) -> dict[str, int]:
         return {}
     kept = [(table, target.history_extent(table)) for table in tables if keeps_history(table.options)]
     return {table.name: 0 if extent is None else extent.created for table, extent in kept}
-
-
-def reigns(spans: Mapping[int, HistorySpan], table: str, created: int) -> list[Reign]:
-    """The epochs since the history of ``table`` began, oldest first. ``created``: the epoch that created its table.
-
-    Between two of them changes may be unknown. An epoch whose scan was never done has no time.
-    """
-    found: list[Reign] = []
-    for epoch, span in sorted(spans.items()):
-        if epoch < created or (span.tables is not None and table not in span.tables):
-            found = []
-        elif not found or span.known is None:
-            found = [Reign(epoch, span.began)]
-        else:
-            found[-1] = replace(found[-1], stop=span.known, end=epoch)
-            found.append(Reign(epoch, max(span.began, span.known)))
-    return found
 
 
 def epochs(known: Known, table: str, extent: Extent, at: float) -> tuple[int, int]:

@@ -6,8 +6,10 @@ hook fails, or whose document the target refuses, has no document: the history k
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from replicator.batch import DocumentId, Past
 from replicator.change import Change
@@ -16,6 +18,7 @@ from replicator.key import Key, key_text
 from replicator.pipeline.compaction import Documents, Refused, documents_at
 from replicator.pipeline.stages import FOLLOWING, PURGING
 from replicator.state import Gap, HistorySpan, PipelineState, Place, ShardState
+from replicator.version import LAST_EPOCH
 
 SCAN = "scan"
 
@@ -146,3 +149,45 @@ def known_before(earlier: HistorySpan, through: float | None, unsettled: float |
     if through is None or unsettled == -math.inf:
         return earlier.known
     return through if unsettled is None else min(through, unsettled)
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """The times, from ``start`` to before ``stop``, whose states an epoch tells. ``end``: the epoch that follows it."""
+
+    epoch: int
+    start: float
+    stop: float = math.inf
+    end: int = LAST_EPOCH + 1
+
+
+def reigns(spans: Mapping[int, HistorySpan], table: str, created: int) -> list[Reign]:
+    """The epochs since the history of ``table`` began, oldest first. ``created``: the epoch that created its table.
+
+    Between two of them changes may be unknown. An epoch whose scan was never done has no time.
+    """
+    found: list[Reign] = []
+    for epoch, span in sorted(spans.items()):
+        if epoch < created or (span.tables is not None and table not in span.tables):
+            found = []
+        elif not found or span.known is None:
+            found = [Reign(epoch, span.began)]
+        else:
+            found[-1] = replace(found[-1], stop=span.known, end=epoch)
+            found.append(Reign(epoch, max(span.began, span.known)))
+    return found
+
+
+def told(
+    spans: Mapping[int, HistorySpan], table: str, created: int, removed: float | None
+) -> tuple[float | None, float]:
+    """The oldest time whose state a history tells (None: none), and the seconds since then whose states it does not.
+
+    ``created``: as of ``reigns``. ``removed``: the time before which changes are removed; None: none are.
+    """
+    found = reigns(spans, table, created)
+    if not found:
+        return None, 0.0
+    since = max(found[0].start, removed or 0.0)
+    pairs = itertools.pairwise(found)
+    return since, sum(max(0.0, after.start - max(before.stop, since)) for before, after in pairs)

@@ -21,6 +21,7 @@ from replicator.state import (
     Entry,
     Gap,
     Heartbeat,
+    HistoryReport,
     Owner,
     PipelineState,
     ResyncRequest,
@@ -102,7 +103,8 @@ class Progress(msgspec.Struct, frozen=True):
     ``parked``: number of items. ``owner``: the run that may write, alive or not. ``retention_left_hours``: hours until
     the stream starts to drop unread records. ``request``: a rescan that no run has started yet. ``verified``: the last
     pass of ``verify``, or of the run itself, that ended. ``stripped``: `strip` has ended the pipeline. ``workers``: of
-    a run with several, the coordinator first; empty for one process.
+    a run with several, the coordinator first; empty for one process. ``histories``: of the target's tables, as the run
+    last looked at them.
     """
 
     phase: str
@@ -122,6 +124,7 @@ class Progress(msgspec.Struct, frozen=True):
     verifying: Verifying | None = None
     stripped: Stripped | None = None
     workers: tuple[WorkerProgress, ...] = ()
+    histories: tuple[HistoryReport, ...] = ()
 
 
 def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
@@ -226,7 +229,8 @@ def _invoked(beats: Mapping[str, Heartbeat], now: float) -> Heartbeat | None:
     last = max(invoked, key=lambda b: b.at, default=None)
     if last is None or not -CLOCK_SKEW <= now - last.at <= UNINVOKED:
         return None
-    return replace(last, at=now, rate=None, backfill_rate=None)
+    scheduled = beats.get("", last)
+    return replace(last, at=now, rate=None, backfill_rate=None, histories=scheduled.histories)
 
 
 def passes_of(entries: Iterable[Entry]) -> dict[str, Verified]:
@@ -290,6 +294,7 @@ def measured(
         counts=counts,
         waiting_for=alive.waiting_for if alive else None,
         epoch=state.epoch if state else None,
+        histories=heartbeat.histories if heartbeat else (),
         owner=owner,
         request=request,
     )
@@ -367,7 +372,20 @@ def as_values(progress: Progress) -> dict[str, Any]:
             "unconfirmed": going.so_far.unconfirmed,
         },
         "stripped": s and {"started_at": s.started, "ended_at": s.ended},
+        "histories": [_history_values(history) for history in progress.histories] or None,
         "workers": [_worker_values(worker) for worker in progress.workers] or None,
+    }
+
+
+def _history_values(history: HistoryReport) -> dict[str, Any]:
+    return {
+        "table": history.table,
+        "since": history.since,
+        "unknown_seconds": history.unknown,
+        "removed_before": history.removed,
+        "bytes": history.bytes,
+        "partitions": history.partitions,
+        "lost": history.lost or None,
     }
 
 

@@ -60,6 +60,14 @@ class Extent:
     since: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a table's history. ``bytes``: on disk, with indexes."""
+
+    bytes: int
+    partitions: int
+
+
 @runtime_checkable
 class KeepsHistory(Protocol):
     """A target that can keep every change of a table."""
@@ -86,6 +94,9 @@ class KeepsHistory(Protocol):
 
     def history_extent(self, table: Table) -> Extent | None:
         """What the history contains; None if it does not exist yet. The table's keys may be ``UNKNOWN_KEYS``."""
+
+    def history_size(self, table: Table) -> Size | None:
+        """How much there is; None if it does not exist yet. Cheap: nothing is counted."""
 
     def history_changes(self, table: Table, key: str, period: Period) -> Iterator[Change]:
         """The changes of an item's documents, oldest first. ValueError: what is wrong with the ``key``, in JSON."""

@@ -86,3 +86,5 @@ def test_the_schedule_of_a_function_removes_what_is_older_than_is_kept(copy: Cop
     assert container().invoke(SCHEDULED) == {"shards": 0}
     assert there() == before - 3
     assert copy.command("check").code == 0
+    ((told,),) = (line["histories"] for line in copy.command("status", "--json").lines)
+    assert (told["partitions"], told["lost"], told["removed_before"]) == (there(), None, 978566400.0)

@@ -14,7 +14,7 @@ from replicator.monitoring.history import EVERY, Sample
 from replicator.monitoring.monitor import Monitor, Subject
 from replicator.pipeline.details import Details, ParkedDetail, ShardDetail
 from replicator.pipeline.progress import Backfill, Progress, Shards, Verifying, WorkerProgress
-from replicator.state import FULL_SCOPE, Counts, Gap, Owner, Verified
+from replicator.state import FULL_SCOPE, Counts, Gap, HistoryReport, Owner, Verified
 
 NOW = 1_780_000_000.0
 SUBJECT = Subject("orders", "orders.yaml", "DynamoDB orders", "postgres", ("orders",))
@@ -115,6 +115,10 @@ _PARKED = (
 )
 
 
+_HISTORIES = (
+    HistoryReport("orders", NOW - 90 * 86_400, 5400.0, NOW - 90 * 86_400, 4_509_715_660, 14),
+    HistoryReport("lines", NOW - 3600, 0.0, None, 81_920, 3, '"public"."lines_history_base" is gone'),
+)
 _VERIFIED = Verified(
     NOW - 90_000, NOW - 62_000, 1024, FULL_SCOPE, 41, items=2_051_004, documents=2_051_004, ended=NOW - 62_000
 )
@@ -152,6 +156,7 @@ def stories() -> Mapping[str, Story]:
         "live": Story(_LIVE, _DETAILS, _live),
         "verifying": Story(structs.replace(_LIVE, verified=_VERIFIED, verifying=_VERIFYING), _DETAILS, _live),
         "differences": Story(structs.replace(_LIVE, verified=_DIFFERENT), _DETAILS, _live),
+        "history": Story(structs.replace(_LIVE, histories=_HISTORIES), _DETAILS, _live),
         "waiting": Story(
             lost, structs.replace(_DETAILS, shards=late, in_doubt_seconds=86.0), waiting, seconds_stuck=214.0
         ),

@@ -59,6 +59,7 @@ SHOWN = {
     "differences": ("live", "replicator verify orders.yaml --repair"),
     "workers": ("live, waiting", "2 of 4 up, on 3 nodes"),
     "parked": ("live", "replicator parked retry orders.yaml --all"),
+    "history": ("live", "tells the table since"),
     "stalled": ("catching up, stalled", "no progress for 41 s"),
 }
 

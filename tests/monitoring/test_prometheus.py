@@ -16,6 +16,7 @@ import yaml
 from replicator.testing.proxy import Proxy
 from replicator.testing.servers.programs import ServerMissing
 from tests.cli.command_line import World
+from tests.connectors.postgres.history_kit import keep_history
 from tests.monitoring.client import monitored
 from tests.monitoring.prometheus import FOLDER, program, scraping
 from tests.monitoring.test_run import fill
@@ -76,9 +77,10 @@ def metrics_in(expression: str) -> set[str]:
 
 @pytest.fixture
 def proxied(world: World) -> Iterator[tuple[World, Proxy]]:
-    """A run that verifies, whose connections to Postgres go through a proxy, and whose hook rejects one item."""
+    """A run that verifies and keeps a history, behind a proxy before Postgres, and whose hook rejects one item."""
     port = int(re.findall(r":(\d+)/", world.postgres.url)[0])
     with Proxy("127.0.0.1", port) as proxy:
+        keep_history(world)
         world.change(f":{port}/", f":{proxy.port}/")
         world.change("target:", "verify: {every: 1h, read_units: 1000}\ntarget:")
         world.hook(

@@ -80,7 +80,8 @@ def test_every_metric_is_documented_and_no_other(world: World) -> None:
     of_workers = types(monitor(stories()["workers"]).metrics.text().decode())
 
     assert {metric for metric in exported if "worker" in metric[0]} == set()
-    assert exported | of_workers == documented
+    of_histories = types(monitor(stories()["history"]).metrics.text().decode())
+    assert exported | of_workers | of_histories == documented
 
 
 def test_status_json_has_the_fields_and_values_of_status(world: World) -> None:

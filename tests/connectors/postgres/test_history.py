@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +17,7 @@ from replicator.key import KeyAttribute, KeySchema
 from replicator.target.contract import Table
 from replicator.target.past import Period
 from tests.cli.command_line import World
+from tests.cli.test_verify import live
 from tests.connectors.postgres.history_kit import as_of, changes, keep_history, n_of, resync, soon
 from tests.connectors.postgres.postgres_kit import target as made_target
 from tests.end_to_end.pipeline import eventually
@@ -295,6 +297,33 @@ def test_a_run_removes_what_is_older_than_is_kept(world: World) -> None:
         process.communicate(timeout=60)
     assert as_of(world, soon()) == {"a": 1, "old": 7}
     assert world.rows("SELECT id FROM orders_history") == [("a",)]
+
+
+def test_status_says_since_when_the_history_tells_the_table_and_how_large_it_is(world: World) -> None:
+    before = time.time()
+    keep_history(world, "history: {keep: 2d}")
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "a", "n": 1})
+    world.catch_up()
+    with live(world):
+        (history,) = eventually(lambda: world.lines("status", world.config)[0]["histories"], "it is looked at")
+        _, out, _ = world.call("status", world.config, "--human")
+    assert before - 1 < history["since"] < time.time()
+    assert (history["table"], history["unknown_seconds"], history["removed_before"]) == ("orders", 0.0, None)
+    assert (history["partitions"], history["lost"]) == (4, None)
+    assert (
+        history["bytes"]
+        == world.rows(
+            "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class "
+            "WHERE relname LIKE 'orders_history%' AND relkind = 'r'"
+        )[0][0]
+    )
+    assert "orders: since 20" in out
+    assert "in 4 partition(s)" in out
+    code, shown, _ = world.call(
+        "history", world.config, "--at", datetime.fromtimestamp(history["since"], UTC).isoformat()
+    )
+    assert (code, "a" in shown) == (0, True)
 
 
 def test_retention_waits_for_readers_of_the_history(world: World) -> None:

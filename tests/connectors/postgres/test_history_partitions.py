@@ -17,6 +17,7 @@ from replicator.batch import Batch, Part, Past
 from replicator.engine.cleanup import Cleanup
 from replicator.errors import ConfigError, Fenced, TransientError
 from replicator.key import KeyAttribute, KeySchema
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.state import Owner
 from replicator.target.contract import Table
 from replicator.target.past import Extent
@@ -144,7 +145,8 @@ def test_a_history_that_is_held_keeps_no_other_from_being_removed(
         assert run.retain([ORDERS, others])
         with pytest.raises(TransientError):
             run.retain([ORDERS, others])
-        cleaning: Any = SimpleNamespace(mapping=SimpleNamespace(histories=True), settle=lambda: None)
+        view = CheckpointView(run.checkpoints.read())
+        cleaning: Any = SimpleNamespace(mapping=SimpleNamespace(histories=True), settle=lambda: None, view=view)
         cleanup: Any = Cleanup(run, run.checkpoints, [ORDERS, others], cleaning, cleaning, cleaning, float, float, None)
         assert cleanup._retains_history()
     (logged,) = [record for record in caplog.records if record.message == "history not removed"]
@@ -166,3 +168,23 @@ def test_documents_that_a_repair_adds_after_a_hook_change_are_no_loss(world: Wor
     execute(world, """INSERT INTO orders VALUES ('a', '{"n": 1}', 1024::bigint << 48)""")
     assert world.call("check", world.config)[0] == 0
     world.catch_up()
+
+
+def test_a_run_that_is_up_says_within_the_hour_and_once_which_part_of_a_history_is_gone(
+    kept: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, clock = target(kept.postgres, "orders"), iter(range(0, 99_999, 3600))
+    view = CheckpointView(run.checkpoints.read())
+    cleaning: Any = SimpleNamespace(mapping=SimpleNamespace(histories=True), settle=lambda: None, view=view)
+    cleanup: Any = Cleanup(
+        run, run.checkpoints, [ORDERS], cleaning, cleaning, cleaning, float, lambda: next(clock), None
+    )
+    assert cleanup._retains_history()
+    assert [report.lost for report in cleanup.histories] == [""]
+    execute(kept, "DROP TABLE orders_history_base")
+    for _ in range(2):
+        assert cleanup._retains_history()
+    (logged,) = [record for record in caplog.records if record.message == "history lost"]
+    assert (vars(logged)["table"], logged.levelname) == ("orders", "ERROR")
+    assert '"public"."orders_history_base" is gone' in vars(logged)["reason"]
+    assert cleanup.histories[0].lost == vars(logged)["reason"]
