@@ -696,6 +696,13 @@ def decode_dropped(id: str, text: str) -> Dropped:
     return value
 
 
+def decode_definition(text: str) -> Definition:
+    """The value of the entry of a pipeline's definition. DamagedCheckpoint as in ``decode``."""
+    value = decode("definition", "", text)
+    assert isinstance(value, Definition)
+    return value
+
+
 def decode_history(text: str) -> HistorySpan:
     """The value of an entry of an epoch's history. DamagedCheckpoint as in ``decode``."""
     value = decode("history", "", text)

@@ -21,6 +21,7 @@ from connectors.postgres.text import literal
 from replicator.batch import Part
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.errors import ConfigError, Fenced
+from replicator.identity import UNKNOWN, Definition
 from replicator.state import (
     FORGOTTEN,
     Counts,
@@ -29,6 +30,7 @@ from replicator.state import (
     Parked,
     PipelineState,
     Save,
+    decode_definition,
     decode_history,
     decode_parked,
     decode_pipeline,
@@ -69,6 +71,8 @@ _PIPELINES = "SELECT DISTINCT pipeline FROM replicator.checkpoints ORDER BY pipe
 _COUNTS = "SELECT source, read, applied, stale, dropped, parked FROM replicator.counts WHERE pipeline = %s"
 _STATE = """
 SELECT value::text FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'pipeline' AND id = ''"""
+_DEFINITION = """
+SELECT value::text FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'definition' AND id = ''"""
 _BEGAN = """
 SELECT value::text FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'history' AND id = %s"""
 _REQUEST = """
@@ -174,6 +178,11 @@ class PostgresCheckpoints:
         with self._session.connection() as connection:
             row = connection.execute(_STATE, (self._pipeline,)).fetchone() if exists(connection) else None
         return None if row is None else decode_pipeline(row[0])
+
+    def definition(self, connection: psycopg.Connection[Any]) -> Definition:
+        """What the pipeline was bound to when a run last opened its tables."""
+        row = connection.execute(_DEFINITION, (self._pipeline,)).fetchone() if exists(connection) else None
+        return UNKNOWN if row is None else decode_definition(row[0])
 
     def began(self, below: int) -> float:
         """When the epoch began that a sweep of everything ``below`` a version belongs to."""

@@ -18,6 +18,7 @@ from connectors.postgres import (
     history_merge,
     history_note,
     history_queries,
+    moved,
 )
 from connectors.postgres.checkpoints import PostgresCheckpoints
 from connectors.postgres.cleanup import Sweep
@@ -128,8 +129,14 @@ class Postgres(ComparesByTable):
             return [name for name, shape, t in there if t is not None and catalog.adopts(connection, shape, t)]
 
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
+        wanted = shapes(tables, self._options.schema_)
         with self._session.connection() as connection:
-            return catalog.identities(connection, shapes(tables, self._options.schema_))
+            bound = self._checkpoints.definition(connection).tables
+            now = catalog.identities(connection, wanted)
+            unsure = moved.ambiguous(connection, wanted, bound, now)
+        # Without an id it is another table than the last run's, until it is opened as such.
+        opened = {name for name, shape in wanted.items() if shape.label in self._opened}
+        return {name: replace(one, id="") if name in unsure - opened else one for name, one in now.items()}
 
     def empty(self, tables: Sequence[Table]) -> Sequence[str]:
         with self._session.connection() as connection:
@@ -158,6 +165,10 @@ class Postgres(ComparesByTable):
             with connection.transaction():
                 connection.execute(_LOCK)
                 self._checkpoints.check_claims(connection)  # else a table that a rebuild removed would be back
+                bound, now = self._checkpoints.definition(connection).tables, catalog.identities(connection, wanted)
+                for name, shape in wanted.items():
+                    if label := moved.former(shape, bound.get(name), now[name]):
+                        moved.follow(connection, shape, label)
                 problems = [text for shape in wanted.values() for text in self._mismatches(connection, shape)]
                 if problems:
                     raise ConfigError(*problems)
