@@ -18,7 +18,8 @@ import psycopg
 from psycopg import sql
 
 from connectors.postgres import catalog
-from connectors.postgres.table_schema import BASE, DELETED, VERSION, TableSchema, history_of
+from connectors.postgres.options import BASE
+from connectors.postgres.table_schema import DELETED, VERSION, TableSchema, history_of
 from replicator.target.contract import SECOND
 from replicator.version import FIRST_EPOCH, version
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 import psycopg
@@ -25,6 +26,9 @@ ColumnType = Literal["text", "numeric", "bigint", "boolean", "timestamptz", "byt
 Nul = Literal["reject", "replace"]
 Extra = Literal["reject", "ignore"]
 Deletes = Literal["apply", "mark"]
+
+HISTORY = "_history"  # of the name of a table with the history of another one
+BASE = "_base"  # of the name of the table with the states from before the retained time
 
 _PORTS = re.compile(r"[0-9,]*")
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile")
@@ -175,6 +179,30 @@ class Server(Options):
         return named if self.password_file is None else [("password_file", self.password_file), *named]
 
 
+@dataclass(frozen=True, slots=True)
+class TablePlace:
+    """Where a table is: the server's database, the schema and the name. ``history``: whether it has a history there."""
+
+    server: object
+    schema: str
+    name: str
+    history: bool = field(default=False, compare=False)
+
+    def overlap(self, other: object) -> str:
+        """Which name the tables of one's history take from the other; empty if none."""
+        if not isinstance(other, TablePlace) or (self.server, self.schema) != (other.server, other.schema):
+            return ""
+        common = sorted(self._names & other._names)
+        if not common:
+            return ""
+        return f"{common[0]} has the name of a table of a history; rename one of the two tables"
+
+    @property
+    def _names(self) -> frozenset[str]:
+        history = (f"{self.name}{HISTORY}", f"{self.name}{HISTORY}{BASE}") if self.history else ()
+        return frozenset((self.name, *history))
+
+
 class PostgresOptions(Server):
     """Options of the target: the database, the schema of its tables, and the policy for NUL characters."""
 
@@ -183,7 +211,9 @@ class PostgresOptions(Server):
 
     def places(self, table: str, options: Mapping[str, Any]) -> Sequence[object]:
         """By server, database and schema."""
-        return [("postgres", server, self.schema_, table) for server in servers(self.url.get_secret_value())]
+        history = options.get("history") is not None
+        found = servers(self.url.get_secret_value())
+        return [TablePlace(("postgres", server), self.schema_, table, history) for server in found]
 
 
 def servers(url: str) -> Sequence[object]:

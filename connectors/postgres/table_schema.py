@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from psycopg import sql
 from pydantic import ValidationError
 
-from connectors.postgres.options import Column, ColumnType, Extra, PostgresTable
+from connectors.postgres.options import BASE, HISTORY, Column, ColumnType, Extra, PostgresTable
 from replicator.errors import ConfigError
 from replicator.key import KeySchema
 from replicator.target.contract import Generation, Table
@@ -18,9 +18,7 @@ VERSION = "_version"
 DOCUMENT = "document"
 DELETED = "deleted_at"  # with deletes: mark; NULL in rows that have an item
 
-_HISTORY = "_history"
 _BUILT = "_new"  # of the history of a copy that a rebuild makes, until it ends
-BASE = "_base"  # of the name of the table with the states from before the retained time
 _LONGEST_SUFFIX = len("_20260131")  # of a partition's name
 HISTORY_COLUMNS = {  # the type of each column after the key, and whether it is NOT NULL
     "_changed_at": ("timestamptz", True),
@@ -98,16 +96,16 @@ class TableSchema:
 
 def history_of(shape: TableSchema) -> TableSchema:
     """The table with the history; only its name and its key are those of the schema."""
-    return TableSchema(shape.history_name or shape.name + _HISTORY, shape.schema, shape.keys, ())
+    return TableSchema(shape.history_name or shape.name + HISTORY, shape.schema, shape.keys, ())
 
 
 def continued_by(shape: TableSchema) -> TableSchema | None:
     """The table as it is once a rebuild has ended, if it makes this one: with the history that this one's continues."""
-    suffix = _HISTORY + _BUILT
+    suffix = HISTORY + _BUILT
     if not shape.history or not shape.history_name.endswith(suffix):
         return None
     name = shape.history_name.removesuffix(suffix)
-    return replace(shape, name=name, history_name=name + _HISTORY)
+    return replace(shape, name=name, history_name=name + HISTORY)
 
 
 def shapes(tables: Sequence[Table], schema: str) -> dict[str, TableSchema]:
@@ -144,7 +142,7 @@ def _shape(table: Table, schema: str) -> TableSchema:
     given, marks = options.history, options.deletes == "mark"
     keep = None if given is None else given.keep
     columns = tuple(_columns(options))
-    beside = table.name + _HISTORY + (_BUILT if table.generation is Generation.NEW else "")
+    beside = table.name + HISTORY + (_BUILT if table.generation is Generation.NEW else "")
     return TableSchema(name, schema, keys, columns, extra, options.adopt, marks, given is not None, keep, beside)
 
 
@@ -175,10 +173,10 @@ def _problems(shape: TableSchema) -> Iterator[str]:
 
 def _without_room(shape: TableSchema) -> Iterator[str]:
     """What leaves no room for the names of a history's tables and columns."""
-    where, longest = f"target.tables.{shape.name}.history", LONGEST_NAME - len(_HISTORY) - _LONGEST_SUFFIX
+    where, longest = f"target.tables.{shape.name}.history", LONGEST_NAME - len(HISTORY) - _LONGEST_SUFFIX
     name = history_of(shape).name
     if len(name.encode(errors="replace")) > LONGEST_NAME - _LONGEST_SUFFIX:
-        longest -= len(_BUILT) if name.endswith(_HISTORY + _BUILT) else 0
+        longest -= len(_BUILT) if name.endswith(HISTORY + _BUILT) else 0
         yield f"{where}: the names of its tables would be too long; the name of the table may have {longest} bytes"
     for key in shape.keys:
         if key.name in HISTORY_COLUMNS:

@@ -22,7 +22,7 @@ from replicator.config.yaml_file import ConfigFile, Problem, Unset, read
 from replicator.errors import ConfigError
 from replicator.options import Access, Options, is_table_name
 from replicator.source.export import Destination as Destined
-from replicator.target.contract import can_rebuild, without_rebuild
+from replicator.target.contract import can_rebuild, keeps_history, without_rebuild
 from replicator.target.verification import CANNOT_COMPARE, can_compare
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -474,7 +474,7 @@ def _config(
             problems.append(one.problem(Problem(("checkpoints",), KEPT_BY_TARGET)))
         checkpoints = None  # those at the top level are for the other targets
     more = [*_loops(sections, target), *_of_another_table(sections.source, sections.backfill.export)]
-    more += _of_exports(sections, target, runs_on)
+    more += [*_of_exports(sections, target, runs_on), *_of_histories(sections, target)]
     more += [] if wrong_store else _shared(runs_on, target, checkpoints, sections.backfill)
     more += _behind_lambda(runs_on, sections, target)
     own = file.path.resolve()
@@ -585,6 +585,14 @@ def _of_exports(sections: Sections, target: Destination, runs_on: Engine) -> Ite
     if not can_compare(target.connector):
         text = f"export needs a target that can list its documents and their versions; {target.type} cannot: use resync"
         yield Problem(("on_gap",), text)
+
+
+def _of_histories(sections: Sections, target: Destination) -> Iterator[Problem]:
+    """What a history begins with: without a scan no state of the table is known from its changes."""
+    tables = [name for name, options in target.tables.items() if keeps_history(options)]
+    if tables and not sections.backfill.enabled:
+        text = f"must not be false with a history ({min(tables)}), which begins with a scan of all items"
+        yield Problem(("backfill", "enabled"), text)
 
 
 def _of_another_table(source: Source, export: str | None) -> Iterator[Problem]:

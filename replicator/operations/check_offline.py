@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, TypeVar
 from replicator.aws.prices import PRICES
 from replicator.config.engine import Lambda
 from replicator.engine.assembly import KEPT_EXPIRED, check_tables
+from replicator.engine.gap_repair import check_supported
 from replicator.engine.generations import hook_files
 from replicator.errors import ConfigError, ReplicatorError
 from replicator.hooks import loading
 from replicator.hooks.collisions import collision
-from replicator.hooks.hook import Hook
+from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.operations.estimate import idle_requests
 from replicator.operations.finding import Finding, failed, problem
 from replicator.operations.preview import forecast
-from replicator.target.contract import OWN_IDS, UNKNOWN_KEYS, Forecasting
+from replicator.target.contract import OWN_IDS, UNKNOWN_KEYS, Forecasting, with_history
 
 if TYPE_CHECKING:
     from replicator.config.settings import Config
@@ -85,6 +86,8 @@ def _tables(config: Config, hook: Hook | None) -> Iterator[Finding]:
     target = config.target.build(config.pipeline)  # does not connect
     try:
         forecast(target, wanted)(())
+        names = tuple(table.name for table in wanted)
+        check_supported(config, DocumentMapping(hook, names, histories=with_history(wanted)), target)
     finally:
         target.close()
     if isinstance(target, Forecasting):

@@ -46,6 +46,7 @@ _SPEEDS = {
     "elasticsearch": (2_000, 40_000),
     "opensearch": (2_000, 40_000),
     "delta": (2_000, 40_000),
+    "redis": (2_000, 40_000),
 }
 _SPEED = (500, 5_000)  # items per second to other targets, which answer each write
 _OWN_BYTES = 40  # what replicator adds to an item in DynamoDB

@@ -214,3 +214,29 @@ def test_what_a_poll_interval_costs_is_said_by_both(world: World) -> None:
             "100 ms: 432,000 to 864,000 requests per open shard and day (by default up to 90,947), which costs up to "
             "$5.18 per shard and month in us-east-1",
         )
+
+
+@pytest.mark.parametrize(
+    ("target", "hook", "said"),
+    [
+        ("type: postgres, url: postgresql://localhost/x, tables: {orders: {history: true}}", "", "that keep a history"),
+        ("type: dynamodb, region: eu-west-1, pristine: true, table: orders2", "", "does not keep (pristine)"),
+        ("type: postgres, url: postgresql://localhost/x, table: orders", OWN_IDS, "the hook chooses document ids"),
+    ],
+)
+def test_what_keeps_gaps_from_being_repaired_by_exports_is_a_problem(
+    tmp_path: Path, target: str, hook: str, said: str
+) -> None:
+    top = "on_gap: export\nbackfill: {bucket: exports}\n" + ("transform: hooks.py:hook\n" if hook else "")
+    path = written(
+        tmp_path, top + CONFIG.replace('type: postgres, url: "${POSTGRES_URL}", table: orders', target), hook
+    )
+
+    code, findings, _ = offline(path)
+
+    (problem,) = texts(findings, "problem")
+    assert code == 2
+    assert problem.startswith("on_gap: export ")
+    assert said in problem
+    path.write_text(path.read_text().replace("on_gap: export\nbackfill: {bucket: exports}", "on_gap: resync"))
+    assert offline(path)[0] == 0

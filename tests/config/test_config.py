@@ -264,6 +264,10 @@ _TYPED = """url: postgresql://me@127.0.0.1:5432/shop
             ("source:", "backfill: {from: export, bucket: abc}\nengine: {type: ray}\nsource:"),
             "backfill.from: export is read by one process only: use the engine local, or from: scan",
         ),
+        (
+            ("shop\n  table: orders", "shop\n  tables: {a: {history: {keep: 9d}}, b: {}}\nbackfill: {enabled: false}"),
+            "orders.yaml:9: backfill.enabled: must not be false with a history (a), which begins with a scan of all",
+        ),
         (("source:", "on_gap: stopp\nsource:"), "on_gap: must be one of stop, resync, export; did you mean stop?"),
         (("source:", "ttl_deletes: no\nsource:"), "ttl_deletes: must be one of apply, ignore"),
         (

@@ -314,9 +314,34 @@ def test_a_delta_table_inside_that_of_another_target_is_refused(write: Write, on
     assert "lake/t, whose upkeep removes files of others; set another path" in problem
 
 
+HISTORY = "type: postgres, url: 'postgresql://u@localhost/shop', tables: {orders: {history: true}}"
+BESIDE = HISTORY.replace("orders: {history: true}", "orders_history: {}")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "name"),
+    [
+        (HISTORY, BESIDE, "orders_history"),
+        (BESIDE.replace("localhost", "127.0.0.1"), HISTORY, "orders_history"),
+        (HISTORY, BESIDE.replace("orders_history", "orders_history_base"), "orders_history_base"),
+        (HISTORY, HISTORY.replace("orders:", "orders_history:"), "orders_history"),
+    ],
+)
+def test_a_table_with_the_name_of_the_history_of_another_targets_table_is_refused(
+    write: Write, one: str, other: str, name: str
+) -> None:
+    """Else the one that opens first would get the name, and the other one could never run."""
+    (problem,) = problems_of(write(f"{TOP}targets:\n  a: {{{one}}}\n  b: {{{other}}}\n"))
+    assert ": targets.b: the target a and the table " in problem
+    assert f" overlap: {name} has the name of a table of a history; rename one of the two tables" in problem
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
+        (HISTORY, BESIDE.replace("tables", "schema: other, tables")),
+        (HISTORY, BESIDE.replace("shop", "stock")),
+        (HISTORY.replace("true", "false"), BESIDE),
         (PG.format("localhost/shop"), PG.format("localhost/shop") + ", schema: other"),
         (PG.format("localhost/shop"), PG.format("localhost:5433/shop")),
         (PG.format("localhost/shop"), PG.format("localhost/stock")),

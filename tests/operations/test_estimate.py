@@ -56,6 +56,15 @@ def test_a_read_limit_that_is_slower_than_everything_else_decides_the_duration()
     assert calculated(FACTS, replace(LIMITS, read_units=1e9), PRICES).limited_by.startswith("the speed of reading")
 
 
+@pytest.mark.parametrize("measured", [12_688, 24_684])
+def test_the_measured_speeds_of_redis_are_within_the_estimated_ones(measured: float) -> None:
+    """Of its hashes and its JSON documents, by the benchmarks."""
+    e = calculated(FACTS, replace(LIMITS, target="redis"), PRICES)
+
+    assert e.seconds.low <= FACTS.items / measured <= e.seconds.high
+    assert e.seconds.high < calculated(FACTS, replace(LIMITS, target="dynamodb"), PRICES).seconds.high
+
+
 def test_on_aws_lambda_there_is_no_polling_but_two_requests_for_a_batch_at_most() -> None:
     month, facts = 30 * 86_400, replace(FACTS, changes=Range(1, 10))
     e = calculated(facts, replace(LIMITS, function=True), PRICES)
