@@ -42,15 +42,19 @@ class NoSession(Exception):
 
 
 class Watched(psycopg.Connection[Any]):
-    """Calls ``silent`` after each ``patience`` seconds without a byte; an error that it raises ends the wait."""
+    """Calls ``silent`` after each ``patience`` seconds without a byte; an error that it raises ends the wait.
+
+    Calls ``heard`` with each byte, and when ``silent`` has found the server at work.
+    """
 
     patience: float
     silent: Callable[[], None]
+    heard: Callable[[], None]
 
     def wait(
         self, gen: PQGen[T], *how: Any, **named: Any
     ) -> T:  # further parameters differ between versions of psycopg
-        return super().wait(_watched(gen, self.patience, self.silent), *how, **named)
+        return super().wait(_watched(gen, self.patience, self.silent, self.heard), *how, **named)
 
     def await_socket(self, poll: select.poll) -> None:
         """Like ``wait``, for callers that use libpq directly."""
@@ -60,9 +64,11 @@ class Watched(psycopg.Connection[Any]):
             except psycopg.OperationalError:
                 if not poll.poll(_ON_ITS_WAY * 1000):
                     raise
+            self.heard()
+        self.heard()
 
 
-def _watched(gen: PQGen[T], patience: float, silent: Callable[[], None]) -> PQGen[T]:
+def _watched(gen: PQGen[T], patience: float, silent: Callable[[], None], heard: Callable[[], None]) -> PQGen[T]:
     """The generator ``gen``, resumed only when its socket is ready."""
     since = time.monotonic()
     try:
@@ -71,6 +77,7 @@ def _watched(gen: PQGen[T], patience: float, silent: Callable[[], None]) -> PQGe
             ready = yield wanted
             if ready:
                 since = time.monotonic()
+                heard()
             elif time.monotonic() - since >= patience:
                 try:
                     silent()
@@ -78,6 +85,7 @@ def _watched(gen: PQGen[T], patience: float, silent: Callable[[], None]) -> PQGe
                     if not (ready := (yield wanted)):
                         raise
                 since = time.monotonic()
+                heard()
             wanted = gen.send(ready)
     except StopIteration as e:
         found: T = e.value
@@ -113,7 +121,7 @@ def connect(url: str, settings: Mapping[str, Any], patience: float, setting: str
 
 def _opened(url: str, settings: Mapping[str, Any], patience: float) -> Watched:
     opened = Watched.connect(url, autocommit=True, client_encoding="utf8", **settings)
-    opened.patience, opened.silent = patience, _unanswered
+    opened.patience, opened.silent, opened.heard = patience, _unanswered, _unwatched
     return opened
 
 
@@ -147,6 +155,9 @@ def _is_shared(opened: Watched, url: str, settings: Mapping[str, Any], patience:
         if other == before or {_backend(opened), _backend(opened)} != {before}:
             return True
     return False
+
+
+def _unwatched() -> None: ...
 
 
 def _unanswered() -> None:

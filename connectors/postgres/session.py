@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class Session:
         self._patience = options.timeout
         self._section = section
         self._server = address(self._url)
+        self.heard: Callable[[], None] = lambda: None  # called while the server works, however long a statement takes
         self._connection: Watched | None = None
         self._user = ""  # of the last login
         self._prepared: dict[bytes, bytes] = {}
@@ -201,6 +202,7 @@ class Session:
                 e, self._server, f"{self._section}.url", password=password, logged_in=bool(self._user)
             ) from e
         self._connection, self._user = connection, connection.info.user
+        connection.heard = lambda: self.heard()
         connection.prepare_threshold = (
             None  # else psycopg deallocates our prepared statements with its own, after an ALTER
         )

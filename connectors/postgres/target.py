@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,6 +78,9 @@ class Postgres(ComparesByTable):
     def checkpoints(self) -> PostgresCheckpoints:
         """The pipeline's checkpoints. While a batch is in flight, only heartbeats may be saved."""
         return self._checkpoints
+
+    def while_waiting(self, working: Callable[[], None]) -> None:
+        self._session.heard = working
 
     @staticmethod
     def infer(table: Table, fields: Sequence[Field]) -> Proposal:

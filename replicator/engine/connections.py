@@ -12,6 +12,7 @@ from replicator.engine.context import Environment, RunContext
 from replicator.engine.retry import RetryPolicy
 from replicator.hooks.hook import Hook
 from replicator.source.table import describe_table
+from replicator.target.contract import LongWaiting
 
 
 def connected(
@@ -25,6 +26,8 @@ def connected(
         retrying = RetryPolicy(environment.stop, environment.waiting, environment.now, environment.random)
         table = retrying(lambda: describe_table(client, config.source.table), asks="source")
         with ends(config) as (target, checkpoints):
+            if isinstance(target, LongWaiting):
+                target.while_waiting(environment.measurements.working)
             yield assemble(config, client, target, checkpoints, hook, table)
 
     return context()

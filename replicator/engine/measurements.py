@@ -26,7 +26,10 @@ class Measurements(Protocol):
         """Before the pipeline is claimed, the run waits for ``reason`` or (None) continues."""
 
     def active(self) -> None:
-        """A long step of the startup advanced."""
+        """A long step advanced: of the startup or, with several workers, of any work."""
+
+    def working(self) -> None:
+        """The target's server is at work on a request, however long that takes."""
 
     def detailed(self, details: Callable[[], Details]) -> None:
         """With each heartbeat: a function that computes the details at this moment. Only to be called right now."""
@@ -52,6 +55,8 @@ class Unmeasured:
     def waiting(self, reason: str | None) -> None: ...
 
     def active(self) -> None: ...
+
+    def working(self) -> None: ...
 
     def detailed(self, details: Callable[[], Details]) -> None: ...
 

@@ -191,6 +191,7 @@ class SlotRun:
             environment.measurements.stored,
             monotonic,
             environment.stop.is_set,
+            environment.measurements.active,
         )
         everything = sys.maxsize  # the limit is for all workers together: the coordinator's matter
         self._watch = ParkedWatch(pipeline, self._delivery, everything, monotonic, pipeline.total)
@@ -349,7 +350,7 @@ class SlotRun:
         """What the worker waits for and tries again, also for ``status``."""
         self._waiting_for = waiting_for
         self._environment.waiting(waiting_for)
-        if waiting_for is not None:
+        if waiting_for is not None and not isinstance(self._context.target, Transactional):
             with contextlib.suppress(Fenced):  # perhaps while it claims the slot: what comes next notices that, too
                 self._save_heartbeat()
 
@@ -374,10 +375,9 @@ class SlotRun:
         )
 
     def _save_heartbeat(self) -> None:
-        """Save a heartbeat ahead of the batch that waits for the target; needs a store that is not the target."""
-        if not isinstance(self._context.target, Transactional):
-            with contextlib.suppress(TransientError):
-                self._context.checkpoints.save([Save("pulse", self._post.slot, None, encode(self._heartbeat()))])
+        """Save a heartbeat ahead of the batch that takes long to make, or waits for a target that is not the store."""
+        with contextlib.suppress(TransientError):
+            self._context.checkpoints.save([Save("pulse", self._post.slot, None, encode(self._heartbeat()))])
 
 
 def may_be_claimed(context: RunContext, post: Post, environment: Environment) -> bool:

@@ -81,6 +81,9 @@ class Monitor:
     def active(self) -> None:
         self._moved = self._monotonic()
 
+    def working(self) -> None:
+        """As long as the run does not get the response, it reports nothing."""
+
     def detailed(self, details: Callable[[], Details]) -> None:
         self._details = details()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
@@ -128,6 +128,17 @@ class Transactional(Protocol):
 
     @property
     def checkpoints(self) -> Checkpoints: ...
+
+
+@runtime_checkable
+class LongWaiting(Protocol):
+    """A target that waits for one request as long as its server works on that, which may be hours."""
+
+    def while_waiting(self, working: Callable[[], None]) -> None:
+        """From now on, call ``working`` whenever the server is known to be at work: at least every four minutes of it.
+
+        Otherwise a worker or coordinator of several counts as hanging after five minutes, and is replaced.
+        """
 
 
 class Denied(str):

@@ -22,6 +22,7 @@ import pytest
 from replicator.config.engine import Ray
 from replicator.config.settings import Config, Source
 from replicator.config.target import Destination
+from replicator.engine import connections
 from replicator.engine.context import Environment
 from replicator.engine.measurements import Unmeasured
 from replicator.engine.ray import actors
@@ -48,6 +49,7 @@ from replicator.hooks.loading import load
 from replicator.monitoring.health import Verdict
 from replicator.monitoring.monitor import Monitor
 from replicator.pipeline.progress import Progress, WorkerProgress
+from replicator.testing.memory import MemoryDatabase, MemoryTarget
 from tests.end_to_end.pipeline import eventually
 from tests.monitoring.phases import NOW, SUBJECT, Clock
 
@@ -410,6 +412,69 @@ def test_a_worker_whose_main_thread_hangs_is_reported_and_replaced(stuck: float,
     assert ray.killed == replaced
     if not replaced:
         assert ray.observed[-1].waiting_for == f"Ray: worker 0 makes no progress for {stuck:.0f} s"
+
+
+def test_workers_and_a_coordinator_whose_target_is_at_work_on_a_long_request_are_not_replaced() -> None:
+    """The sweep of a large table would never end: the next one would begin the same statement."""
+    long = STUCK * 10
+    at_work = report(stuck=long, age=long, at_work=True, workers={"0": Heard(HERE, stuck=long, at_work=True)})
+    ray = Simulated([at_work], stops_after=8)
+    ray.run()
+    assert ray.killed == []
+    assert ray.observed[-1].waiting_for == f"Ray: the coordinator makes no progress for {long:.0f} s"
+
+
+def test_what_the_target_says_of_its_work_holds_for_five_minutes_and_reaches_the_driver() -> None:
+    clock = Clock()
+    recorder = Recorder(clock)
+    assert not recorder.at_work
+    recorder.working()
+    clock.time += STUCK - 1
+    assert (recorder.at_work, recorder.stuck) == (True, STUCK - 1)
+    clock.time += 2
+    assert not recorder.at_work
+    coordinator = Quiet(PLAN)
+    coordinator.exchange("1", FromWorker(WORKER, at_work=True))
+    told = coordinator.report({}, {})
+    assert (told.at_work, told.workers["1"].at_work) == (False, True)
+    coordinator._recorder.working()
+    assert coordinator.report({}, {}).at_work
+
+
+def test_a_worker_tells_that_its_target_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "EXCHANGE_INTERVAL", 0.001)
+    told = threading.Event()
+
+    def exchange(_: str, said: FromWorker) -> ToWorker:
+        if said.at_work:
+            told.set()
+        return ToWorker()
+
+    def work(_owner: Any, _stop: Any, recorder: Recorder, _news: Any) -> None:
+        recorder.working()
+        assert told.wait(60)
+
+    worker = WorkerActor(PLAN, "1", exchange)
+    monkeypatch.setattr(worker, "_work", work)
+    assert worker.run().failure is None
+
+
+def test_the_target_of_an_actor_tells_it_while_it_waits_for_a_long_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Long(MemoryTarget):
+        def while_waiting(self, working: Callable[[], None]) -> None:
+            self.working = working
+
+    target = Long(MemoryDatabase())
+    monkeypatch.setattr(connections, "connect", lambda _: None)
+    monkeypatch.setattr(connections, "describe_table", lambda *_: None)
+    monkeypatch.setattr(connections, "ends", lambda _: contextlib.nullcontext((target, None)))
+    monkeypatch.setattr(connections, "assemble", lambda *_: None)
+    recorder = Recorder()
+    environment = Environment(threading.Event(), lambda _: None, measurements=recorder)
+    with connections.connected(PLAN.config, None, environment):
+        assert not recorder.at_work
+        target.working()
+        assert recorder.at_work
 
 
 @pytest.mark.parametrize("later", [None, 1], ids=["starting", "started"])

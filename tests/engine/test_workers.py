@@ -18,7 +18,9 @@ from replicator.checkpoints.contract import Claimed
 from replicator.engine import preexisting
 from replicator.engine.context import RunContext
 from replicator.engine.coordinator import COORDINATOR, Coordinator
+from replicator.engine.heartbeat import HEARTBEAT_INTERVAL
 from replicator.engine.local import Driver
+from replicator.engine.ray.reports import Recorder
 from replicator.engine.startup import RESUMING, digest
 from replicator.engine.worker import Post, Worker
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
@@ -29,7 +31,7 @@ from replicator.operations.verify import Ends
 from replicator.pipeline import stages
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.parked import item_of, version_in
-from replicator.pipeline.progress import Progress, progress
+from replicator.pipeline.progress import HEARTBEAT_TIMEOUT, Progress, progress
 from replicator.state import (
     LONGEST_IN_DOUBT,
     Gap,
@@ -332,6 +334,55 @@ def test_an_item_that_two_workers_refuse_at_the_same_time_is_parked_once() -> No
 
 def hook(function: Callable[[Any], Any], fingerprint: str = "one") -> Hook:
     return Hook("hook", function, fingerprint, declared=False)
+
+
+@KINDS
+def test_a_worker_whose_page_takes_longer_than_one_may_hang_is_heard_of_and_shows_activity_meanwhile(
+    index: bool,
+) -> None:
+    """The hook takes five minutes for the 1,000 records of a page, 0.3 seconds for each."""
+    seconds, silences, stuck = 0.0, list[float](), list[float]()
+
+    def slow(item: Any) -> Any:
+        cluster.clock.now += seconds
+        if seconds:
+            stuck.append(recorder.stuck)
+            beat = decode("pulse", "0", cluster.database.entries["pulse", "0"][1])
+            assert isinstance(beat, Heartbeat)
+            silences.append(cluster.clock.wall() - beat.at)
+        return dict(item)
+
+    cluster = Cluster(slots=1, shards=1, index=index, hook=hook(slow))
+    recorder = Recorder(cluster.clock)
+    cluster.start()
+    cluster.workers["0"]._environment = replace(cluster.environment(), measurements=recorder)
+    cluster.settle()
+    for n in range(1000):
+        cluster.write(f"k{n}", n)
+    seconds = 0.31
+    while len(stuck) < 1000:
+        recorder.active()  # as before each step of a worker on Ray
+        cluster.round()
+    assert len(stuck) == 1000
+    assert max(stuck) < HEARTBEAT_INTERVAL + 1
+    assert max(silences) < HEARTBEAT_TIMEOUT
+
+
+def test_a_call_of_the_hook_that_does_not_return_is_no_activity() -> None:
+    stuck = list[float]()
+
+    def hanging(item: Any) -> Any:
+        cluster.clock.now += 400
+        stuck.append(recorder.stuck)
+        return dict(item)
+
+    cluster = Cluster(slots=1, shards=1, hook=hook(hanging))
+    recorder = Recorder(cluster.clock)
+    cluster.write("k", 1)
+    cluster.start()
+    cluster.workers["0"]._environment = replace(cluster.environment(), measurements=recorder)
+    cluster.settle()
+    assert max(stuck) >= 400
 
 
 def test_a_worker_with_another_hook_than_the_run_is_refused() -> None:

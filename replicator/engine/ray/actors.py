@@ -107,7 +107,9 @@ class WorkerActor:
             measured: Measured | None = None
             while not done.wait(EXCHANGE_INTERVAL):
                 measured = measured or recorder.fetch()
-                said = FromWorker(where, events.unlogged(where.id), measured, recorder.reason, recorder.stuck)
+                said = FromWorker(
+                    where, events.unlogged(where.id), measured, recorder.reason, recorder.stuck, recorder.at_work
+                )
                 with contextlib.suppress(Exception):  # it is being restarted: what was not received is sent again
                     told = self._coordinator(self._slot, said)
                     measured = None
@@ -197,7 +199,7 @@ class CoordinatorActor:
             self._events.logged(logged.get(self._where.id, 0))
             at, progress = self._progress or (now, None)
             workers = {
-                slot: Heard(said.where, now - heard, said.waiting_for, said.stuck)
+                slot: Heard(said.where, now - heard, said.waiting_for, said.stuck, said.at_work)
                 for slot, (heard, said) in self._said.items()
             }
             logs: list[tuple[str, Unlogged]] = [("", self._events.unlogged(self._where.id))]
@@ -207,6 +209,7 @@ class CoordinatorActor:
                 progress=progress,
                 age=now - at,
                 stuck=self._recorder.stuck,
+                at_work=self._recorder.at_work,
                 details=self._recorder.details,
                 waiting_for=self._recorder.reason,
                 logs=(*logs, *((slot, said.log) for slot, (_, said) in self._said.items())),

@@ -37,7 +37,7 @@ AGAIN = 2.0  # seconds after which a worker that was fenced begins again
 UNHEARD = 10.0  # seconds without a sign of an actor after which that is reported
 HANGS = 30.0  # seconds without a response of the coordinator after which it is replaced
 HOOKLESS = 300.0  # the same of a worker, if hooks have no time limit
-STUCK = 300.0  # seconds without any activity after which an actor is replaced although its process responds
+STUCK = 300.0  # seconds without any activity, its own or the target's, after which an actor that responds is replaced
 RESTARTING = 60.0  # seconds that a new process gets before it, too, may be replaced
 GIVEN_UP = 120.0  # seconds after which the run ends without a coordinator
 DRAINING = 4.5  # seconds that the workers get to store what is in flight, once they are told to end
@@ -241,7 +241,8 @@ class Run:
             self._coordinator_incarnation, self._replace_after = self._incarnation(self._coordinator), self._now()
             if self._coordinators.hear(report.where, self._coordinator_incarnation):
                 log.warning("coordinator restarted", extra={"host": report.where.host, "pid": report.where.pid})
-        if report.stuck > STUCK and report.progress is not None:  # its start may take as long as an index takes
+        hangs = report.stuck > STUCK and not report.at_work
+        if hangs and report.progress is not None:  # its start may take as long as an index takes
             self._replace_coordinator(report.stuck)
 
     def _look_at(self, slot: str, work: Work, heard: Heard | None) -> None:
@@ -252,7 +253,8 @@ class Run:
                 log.warning("worker restarted", extra={"worker": slot, **where})
         stuck = 0.0
         if heard is not None and heard.where == work.where:
-            work.heard, stuck = max(work.heard, self._now() - heard.silent), heard.stuck
+            work.heard = max(work.heard, self._now() - heard.silent)
+            stuck = 0.0 if heard.at_work else heard.stuck
         if not work.processes.heard or self._now() < work.not_before:
             return
         silent = self._silent(work)

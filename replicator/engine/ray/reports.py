@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from replicator.pipeline.progress import Progress
 from replicator.state import Entry
 
 MOST_EVENTS = 1000  # log events that a process keeps until the driver has logged them; the oldest are dropped
+AT_WORK = 300.0  # seconds for which the target's server counts as being at work after it was found so
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +104,17 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class FromWorker:
-    """What a worker tells the coordinator, again and again. ``stuck``: seconds since its main thread did anything."""
+    """What a worker tells the coordinator, again and again.
+
+    ``stuck``: seconds since its main thread did anything. ``at_work``: the target's server does, on a long request.
+    """
 
     where: Where
     log: Unlogged = Unlogged("")
     measured: Measured = Measured()
     waiting_for: str | None = None
     stuck: float = 0.0
+    at_work: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +130,13 @@ class ToWorker:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What the coordinator last heard of a worker, ``silent`` seconds ago. ``waiting_for``, ``stuck``: what it said."""
+    """What the coordinator last heard of a worker, ``silent`` seconds ago; the rest is what it said."""
 
     where: Where
     silent: float = 0.0
     waiting_for: str | None = None
     stuck: float = 0.0
+    at_work: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +144,7 @@ class FromCoordinator:
     """What the coordinator tells the driver.
 
     ``workers``: by slot. ``progress`` was true ``age`` seconds ago. ``stuck``: seconds since its thread did anything.
+    ``at_work``: the target's server does, on a long request.
     ``ended``: the coordinator's own work has. ``caught_up``: it is time to end, as ``until`` says. ``parked``: items.
     """
 
@@ -145,6 +153,7 @@ class FromCoordinator:
     progress: Progress | None = None
     age: float = 0.0
     stuck: float = 0.0
+    at_work: bool = False
     details: Details | None = None
     waiting_for: str | None = None
     logs: tuple[tuple[str, Unlogged], ...] = ()  # with the worker's slot, "" for the coordinator
@@ -196,7 +205,7 @@ class Recorder:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._lock, self._monotonic = threading.Lock(), monotonic
-        self._active = monotonic()
+        self._active, self._worked = monotonic(), -math.inf
         self.reason: str | None = None  # what the run waits for, and tries again
         self.details: Details | None = None
         self._clear()
@@ -221,12 +230,20 @@ class Recorder:
         """Seconds since the run's thread last did anything; a failed attempt that it repeats counts."""
         return self._monotonic() - self._active
 
+    @property
+    def at_work(self) -> bool:
+        """Whether the target's server was found at work a few minutes ago, or later."""
+        return self._monotonic() - self._worked < AT_WORK
+
     def waiting(self, reason: str | None) -> None:
         self.reason = reason
         self.active()
 
     def active(self) -> None:
         self._active = self._monotonic()
+
+    def working(self) -> None:
+        self._worked = self._monotonic()
 
     def detailed(self, details: Callable[[], Details]) -> None:
         self.details = details()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -90,3 +91,34 @@ def test_a_server_that_is_still_working_on_our_statement_is_waited_for(
             session.execute("COMMIT")
             assert outcome.result(30) == Outcome()
     assert len(rows(one_postgres)) == 1
+
+
+def test_long_statements_are_told_of_as_long_as_the_server_is_at_work(
+    one: Postgres, proxy: Proxy, one_postgres: Database
+) -> None:
+    """A coordinator that sweeps a large table waits for hours, and is not replaced meanwhile."""
+    told: list[float] = []
+    one.while_waiting(lambda: told.append(time.monotonic()))
+    for lock, wait in (("SHARE", lambda: one.write(ONE)), ("ACCESS EXCLUSIVE", lambda: one.sweep(CONTRACT, 1, ()))):
+        begun = proxy.connections
+        with one_postgres.connect() as session, ThreadPoolExecutor(1) as threads:
+            session.execute(f"BEGIN; LOCK TABLE contract IN {lock} MODE".encode())
+            waiting = threads.submit(wait)
+            eventually(lambda begun=begun: proxy.connections > begun, "a second connection asks")  # type: ignore[misc]
+            told.clear()
+            eventually(lambda: len(told) >= 2, "it is told again and again")
+            assert not waiting.done()
+            session.execute("COMMIT")
+            waiting.result(30)
+
+
+def test_a_server_that_does_not_respond_is_not_at_work(one: Postgres, proxy: Proxy) -> None:
+    told: list[float] = []
+    one.while_waiting(lambda: told.append(time.monotonic()))
+    assert one.write(ONE) == Outcome()
+    assert told
+    proxy.swallow()
+    told.clear()
+    with pytest.raises(TransientError, match="no response for 1 s"):
+        one.write(ONE)
+    assert told == []
