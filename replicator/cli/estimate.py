@@ -110,6 +110,8 @@ def _backfill(e: Estimate) -> Iterator[str]:
     else:
         yield f"  export         {_span(e.export, _money)}, and no read units; S3's storage and requests come on top"
     yield f"  documents      {_span(e.documents, _count)} written"
+    if e.history is not None:
+        yield f"  history        {_span(e.history, _size)} on disk, a row for each document"
     if e.write_units is not None:
         cost = _span(e.backfill_writes, _money)
         yield f"  write units    {_span(e.write_units, _count)}, and more for indexes: {cost} if on demand"
@@ -131,6 +133,13 @@ def _month(e: Estimate, shared: str | None) -> Iterator[str]:
     if e.month_verify_units is not None:
         cost = "no charge beyond provisioned capacity" if e.month_verify is None else _span(e.month_verify, _money)
         yield f"  verify         {_span(e.month_verify_units, _count)} read units of the run's own passes: {cost}"
+    if e.month_history is not None:
+        each = f"{_span(e.history_thousand, _size)} per 1,000 changes"
+        yield f"  history        {_span(e.month_history, _size)} more, {each}"
+        kept = "kept for good; history: {keep: 90d} bounds it"
+        if e.history_most is not None:
+            kept = f"kept for {e.history_days} days, so {_span(e.history_most, _size)} at any time"
+        yield f"                 {kept}"
     if e.gap_hour is not None:
         text = "for the exports that repair an hour's gap, and read units for what was changed just before it"
         yield f"  gap exports    {_span(e.gap_hour, _money)} {text}"
@@ -158,6 +167,10 @@ def _as_json(e: Estimate) -> dict[str, Any]:
         "month_verify_read_units": e.month_verify_units,
         "month_verify_usd": e.month_verify,
         "gap_export_usd_per_hour": e.gap_hour,
+        "backfill_history_bytes": e.history,
+        "history_bytes_per_1000_changes": e.history_thousand,
+        "month_history_bytes": e.month_history,
+        "history_kept_bytes": e.history_most,
     }
     facts = {"items": e.facts.items, "bytes": e.facts.bytes, "open_shards": e.facts.shards, "region": e.facts.region}
     prices = {"prices_as_of": AS_OF, "prices_source": SOURCE, "limited_by": e.limited_by}

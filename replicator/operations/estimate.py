@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,6 +27,7 @@ from replicator.source import sample
 from replicator.source.decoding import KeyReader
 from replicator.source.stream import describe_stream
 from replicator.source.table import SourceTable, describe_table
+from replicator.target.contract import history_days, keeps_history
 
 if TYPE_CHECKING:
     from replicator.config.settings import Config
@@ -50,6 +51,9 @@ _SPEEDS = {
 }
 _SPEED = (500, 5_000)  # items per second to other targets, which answer each write
 _OWN_BYTES = 40  # what replicator adds to an item in DynamoDB
+_HISTORY_ROW = (150, 500)  # bytes of a row of a history and of its entry in the index, without documents
+_AS_JSON = (0.25, 1.3)  # of the bytes of an item: types are not named, names are, and long documents are compressed
+_PARTITION = 0.25, 1  # of the days that are kept, and days: how much longer a partition may stay, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +95,20 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """``days``: for how many changes are kept; None: for good. ``all_tables``: whether all of the target's do."""
+
+    days: int | None
+    all_tables: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What the config limits. ``poll_interval``: seconds between the requests of an idle shard, if it is configured.
 
-    ``verify``: of the run's own verification passes, if it makes any. ``exports``: the backfill reads an export,
-    and ``export_exists`` already. ``gap_exports``: gaps are repaired from exports. ``function``: AWS Lambda follows
-    the stream.
+    ``history``: what tables keep of every change, if any does. ``verify``: of the run's own verification passes, if it
+    makes any. ``exports``: the backfill reads an export, and ``export_exists`` already. ``gap_exports``: gaps are
+    repaired from exports. ``function``: AWS Lambda follows the stream.
     """
 
     target: str
@@ -108,6 +120,7 @@ class Limits:
     exports: bool = False
     export_exists: bool = False
     gap_exports: bool = False
+    history: History | None = None
     function: bool = False
 
 
@@ -116,7 +129,9 @@ class Estimate:
     """``backfill``: once; ``month``: 30 days of following changes. Money is in US dollars; None: nothing is charged.
 
     ``export``: what DynamoDB charges for one, by the table's size. ``gap_hour``: for the exports that repair an hour's
-    gap, by the size of its changes.
+    gap, by the size of its changes. ``history``: bytes that the histories of tables have after the backfill;
+    ``history_thousand``, ``month_history``: that a thousand changes, and those of a month, add; ``history_most``: that
+    all changes have that are kept for ``history_days``. None: there is no history, or it is kept for good.
     """
 
     facts: Facts
@@ -136,6 +151,11 @@ class Estimate:
     limited_by: str
     export: Range | None = None
     gap_hour: Range | None = None
+    history: Range | None = None
+    history_thousand: Range | None = None
+    month_history: Range | None = None
+    history_most: Range | None = None
+    history_days: int | None = None
 
 
 def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
@@ -180,7 +200,31 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
         limited_by=limited_by,
         export=exported,
         gap_hour=gap_hour,
+        **_history(documents, facts, limits.history),
     )
+
+
+def _history(documents: Range, facts: Facts, history: History | None) -> dict[str, Any]:
+    """The fields of histories: a row for each document of the scan, and for each change one with up to two of them."""
+    if history is None:
+        return {}
+    row = Range(*_HISTORY_ROW).plus(Range(facts.document_bytes, facts.document_bytes).times(*_AS_JSON))
+    change = Range(row.low, row.high + facts.document_bytes * _AS_JSON[1]).times(facts.per_item)
+    share = 1.0 if history.all_tables else 0.0
+    most = None
+    if history.days is not None:
+        more, least = _PARTITION
+        kept = Range(history.days, history.days * (1 + more) + least).times(_DAY)
+        most = Range(facts.changes.low * kept.low * change.low * share, facts.changes.high * kept.high * change.high)
+    return {
+        "history": Range(documents.low * row.low * share, documents.high * row.high),
+        "history_thousand": change.times(1000 * share, 1000),
+        "month_history": Range(
+            facts.changes.low * _MONTH * change.low * share, facts.changes.high * _MONTH * change.high
+        ),
+        "history_most": most,
+        "history_days": history.days,
+    }
 
 
 def _write_units(documents: Range, facts: Facts, limits: Limits) -> Range | None:
@@ -314,8 +358,17 @@ def limits_of(config: Config) -> Limits:
         exports=config.backfill.source == "export",
         export_exists=config.backfill.export is not None,
         gap_exports=config.on_gap == "export",
+        history=_kept_history(config.target.tables),
         function=isinstance(config.engine, Lambda),
     )
+
+
+def _kept_history(tables: Mapping[str, Mapping[str, Any]]) -> History | None:
+    kept = [history_days(options) for options in tables.values() if keeps_history(options)]
+    if not kept:
+        return None
+    days = None if None in kept else max(day for day in kept if day is not None)
+    return History(days, all_tables=len(kept) == len(tables))
 
 
 def _documents(

@@ -61,6 +61,12 @@ def keeps_history(options: Mapping[str, Any]) -> bool:
     return options.get("history") is not None
 
 
+def history_days(options: Mapping[str, Any]) -> int | None:
+    """For how many days a table that keeps every change keeps it; None: for good."""
+    keep = (options.get("history") or {}).get("keep")
+    return None if keep is None else int(str(keep).removesuffix("d"))
+
+
 class Target(Protocol):
     """A destination for documents. Used by one thread at a time.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import orjson
 import pytest
 
 from tests.cli.command_line import World, pristine
+from tests.connectors.postgres.history_kit import keep_history
 
 
 def estimated(world: World, *arguments: str) -> dict[str, Any]:
@@ -118,3 +120,42 @@ def test_a_foolish_price_is_a_plain_error(world: World, text: str) -> None:
     code, _, err = world.call("estimate", world.config, "--price", text)
     assert code == 2
     assert f"--price: {text} must be reads, writes, stream-reads or exports, and dollars" in err
+
+
+def test_a_real_history_is_as_large_as_estimated(world: World) -> None:
+    chance, items = random.Random(1), 400
+    keep_history(world, "history: {keep: 90d}")
+    world.db.create_table("orders", view="NEW_AND_OLD_IMAGES")
+
+    def put(n: int) -> None:
+        words = {f"field{i}": f"{chance.getrandbits(80):x}" for i in range(1 + n % 20)}
+        world.db.put("orders", {"id": str(n), "n": n, **words})
+
+    def there() -> tuple[int, int]:
+        """Bytes and rows of the history."""
+        query = "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class WHERE relname LIKE 'orders_history%'"
+        ((size,),), ((rows,),) = (
+            world.rows(f"{query} AND relkind = 'r'"),
+            world.rows("SELECT count(*) FROM orders_history"),
+        )
+        return int(size), int(rows)
+
+    world.catch_up()
+    empty, _ = there()
+    for n in range(items):
+        put(n)
+    world.catch_up()
+    size, rows = there()
+    estimate = estimated(world, "--changes", "1")
+    low, high = (total / items for total in estimate["backfill_history_bytes"])
+    assert low < (size - empty) / rows < high
+    for _ in range(5):
+        for n in range(items):
+            put(n)
+    world.catch_up()
+    later, _ = there()
+    low, high = estimate["history_bytes_per_1000_changes"]
+    assert low < (later - size) / 5 / items * 1000 < high
+    _, out, _ = world.call("estimate", world.config, "--changes", "1", "--human")
+    assert "kept for 90 days, so" in out
+    assert "per 1,000 changes" in out

@@ -14,7 +14,16 @@ from replicator.config.settings import Config, Source
 from replicator.config.target import Destination
 from replicator.config.verification import Verify
 from replicator.operations import estimate as estimates
-from replicator.operations.estimate import Facts, Limits, Range, calculated, estimate_each, idle_requests, limits_of
+from replicator.operations.estimate import (
+    Facts,
+    History,
+    Limits,
+    Range,
+    calculated,
+    estimate_each,
+    idle_requests,
+    limits_of,
+)
 from replicator.options import Options
 
 FACTS = Facts(
@@ -129,6 +138,40 @@ def test_the_passes_of_a_run_that_verifies_read_each_item_once_or_twice_but_no_m
     assert calculated(FACTS, LIMITS, PRICES).month_verify_units is None
     provisioned = calculated(replace(FACTS, on_demand=False), replace(LIMITS, verify=Verify()), PRICES)
     assert provisioned.month_verify is None
+
+
+def test_a_history_has_a_row_for_each_document_and_change_and_is_bounded_by_the_days_that_are_kept() -> None:
+    changing = replace(FACTS, changes=Range(5, 50))
+    kept = calculated(changing, replace(LIMITS, history=History(90)), PRICES)
+    assert kept.history is not None
+    assert kept.month_history is not None
+    assert kept.history_thousand is not None
+    assert kept.history_most is not None
+    assert 1e6 * 1000 < kept.history.low < 1e6 * 4000 < kept.history.high < 1.1e6 * 6000
+    assert 1000 * 1000 < kept.history_thousand.low < 1000 * 8000 < kept.history_thousand.high
+    assert kept.month_history.high == pytest.approx(50 * 30 * 86.4 * kept.history_thousand.high)
+    assert 3 * kept.month_history.low == pytest.approx(kept.history_most.low)
+    assert 3 * kept.month_history.high < kept.history_most.high < 4 * kept.month_history.high
+    for_good = calculated(changing, replace(LIMITS, history=History(None)), PRICES)
+    assert (for_good.month_history, for_good.history_most) == (kept.month_history, None)
+    none = calculated(changing, LIMITS, PRICES)
+    assert (none.history, none.month_history, none.history_thousand, none.history_most) == (None, None, None, None)
+
+
+def test_a_history_of_one_of_several_tables_may_have_nothing_of_the_changes_and_the_longest_is_kept() -> None:
+    def limits(**tables: object) -> Limits:
+        options = {name: {"history": kept} for name, kept in tables.items()}
+        target = Destination("postgres", object, Options(), options)
+        return limits_of(Config("orders", Source(table="orders", region="eu-west-1"), target))
+
+    assert limits(a=None).history is None
+    assert limits(a={"keep": "90d"}, b={"keep": "30d"}).history == History(90)
+    assert limits(a={"keep": "90d"}, b={}).history == History(None)
+    some = limits(a={"keep": "90d"}, b=None).history
+    assert some == History(90, all_tables=False)
+    estimated = calculated(replace(FACTS, changes=Range(5, 5)), replace(LIMITS, history=some), PRICES)
+    assert estimated.month_history is not None
+    assert estimated.month_history.low == 0 < estimated.month_history.high
 
 
 def test_a_shorter_poll_interval_costs_more_requests() -> None:
