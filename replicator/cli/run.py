@@ -125,24 +125,27 @@ def run_until_stopped(
     loaded = settings.load(path, engine=engine, target=target)
     if loaded.replaces is not None:
         loaded = resolved(loaded)
-    how["follow"] = _follow(loaded, how["until"])
+    how["follow"] = _follow(loaded, how["until"], is_resync=how.get("resync", False))
     with live_view.view(as_json, _title(loaded)) as observe, monitored_alone(loaded, path, listen, observe) as more:
         run_pipeline(loaded, stop=stop, **audited(loaded, more), **how)
         if not stop.is_set() and how["until"] != "backfilled":
             log.info("caught up", extra={"pipeline": loaded.pipeline})
 
 
-def _follow(config: Config, until: str | None) -> Follow | None:
-    """The engine of the config; None: this process. ConfigError if it does not end like this."""
+def _follow(config: Config, until: str | None, *, is_resync: bool) -> Follow | None:
+    """The engine of the config; None: this process. ConfigError if it does not end like this.
+
+    ``is_resync``: by ``resync --now``, which has no option ``--engine``.
+    """
     from replicator.config.engine import Lambda, Ray
 
     if isinstance(config.engine, Lambda) != (until == "backfilled"):
         raise ConfigError(
-            "engine.type: AWS Lambda follows the stream, not this command: add --until backfilled to copy what exists, "
-            "or --engine local to follow it here"
+            "engine.type: AWS Lambda follows the stream, not this command: add --until backfilled to copy what exists"
+            + ("" if is_resync else ", or --engine local to follow it here")
             if until != "backfilled"
             else "--until backfilled: then AWS Lambda follows the stream, and this config has another engine: use "
-            "--until caught-up, or add --engine lambda"
+            "--until caught-up" + ("" if is_resync else ", or add --engine lambda")
         )
     if isinstance(config.engine, Lambda):
         from replicator.engine.handover import follow as backfill

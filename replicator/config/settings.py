@@ -581,7 +581,8 @@ def _of_exports(sections: Sections, target: Destination, runs_on: Engine) -> Ite
         text = "export requires backfill.bucket, the S3 bucket for exports of what changed during a gap"
         yield Problem(("on_gap",), text)
     if not isinstance(runs_on, Local):
-        yield Problem(("on_gap",), "export is read by one process only: use the engine local, or on_gap: resync")
+        instead = "" if isinstance(runs_on, Lambda) else ", or on_gap: resync"
+        yield Problem(("on_gap",), f"export is read by one process only: use the engine local{instead}")
     if not can_compare(target.connector):
         text = f"export needs a target that can list its documents and their versions; {target.type} cannot: use resync"
         yield Problem(("on_gap",), text)
@@ -644,6 +645,12 @@ def _behind_lambda(runs_on: Engine, sections: Sections, target: Destination) -> 
     if sections.backfill.source == "export":
         text = "with engine.type lambda, existing items are scanned: leave out from: export"
         yield Problem(("backfill", "from"), text)
+    if sections.on_gap == "resync":
+        text = (
+            "with engine.type lambda, no run is up that could rescan the table: leave out on_gap. The function records "
+            "a gap, and goes on behind it; repair it with replicator resync CONFIG --now --until backfilled"
+        )
+        yield Problem(("on_gap",), text)
     if sections.replaces is not None:
         text = "with engine.type lambda, a rebuild has no run that follows both copies: rebuild with the engine local"
         yield Problem(("replaces",), text)

@@ -55,7 +55,7 @@ _HANDLER = "from replicator.engine.aws_lambda import handler as lambda_handler"
 _HANDLER_FOR = """from replicator.engine.aws_lambda import packaged_for
 
 lambda_handler = packaged_for("{target}")"""
-_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
+_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@|[?&](?:ssl)?password=([^&]+)")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -189,7 +189,7 @@ def _check_secrets(path: Path) -> None:
     """ConfigError if a URL of the config has a password: everyone who may read the zip would see it."""
     for place, text in texts(path):
         password = _PASSWORD.search(text)
-        if password is not None and "${" not in password[1]:
+        if password is not None and "${" not in (password[1] or password[2]):
             raise ConfigError(
                 f"{path}: {'.'.join(map(str, place))} has a password in it, which would be in the zip: use a variable "
                 "of the environment, such as ${POSTGRES_PASSWORD}"

@@ -35,8 +35,10 @@ from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.key import Key, key_text
 from replicator.operations.pass_record import Part, PassRecord, Voided
 from replicator.operations.repair import Announced, Repairs
+from replicator.pipeline import lanes
 from replicator.pipeline.coordination import writers
 from replicator.pipeline.parked import item_of
+from replicator.pipeline.progress import UNINVOKED, invoked
 from replicator.source.decoding import KeyReader
 from replicator.source.scan import ReadBudget, Scanned, scan
 from replicator.source.table import SourceTable, describe_table
@@ -679,13 +681,18 @@ def parked_items(entries: Sequence[Entry]) -> frozenset[str]:
 
 
 def positions_of(entries: Sequence[Entry], epoch: int, now: float) -> Positions:
+    """How far the pipeline is stored. Behind AWS Lambda a shard without records moves with the schedule only."""
     values: dict[str, dict[str, Any]] = {"pipeline": {}, "shard": {}, "pulse": {}}
     for e in entries:
         if e.kind in values:
             values[e.kind][e.id] = decode(e.kind, e.id, e.text)
+    slots = writers(entries) - {""}
+    by_lambda = lanes.followed(slots)
     state, heartbeat = values["pipeline"].get(""), values["pulse"].get("")
+    heartbeat = invoked(values["pulse"], now) if by_lambda else heartbeat
     assert state is None or isinstance(state, PipelineState)
     assert heartbeat is None or isinstance(heartbeat, Heartbeat)
     shards: dict[str, ShardState] = values["shard"]
-    workers = [values["pulse"][slot] for slot in writers(entries) - {""} if slot in values["pulse"]]
-    return positions(state, epoch, shards, heartbeat, now, workers)
+    workers = [values["pulse"][slot] for slot in slots if slot in values["pulse"]]
+    found = positions(state, epoch, shards, heartbeat, now, workers)
+    return replace(found, patience=UNINVOKED) if by_lambda else found

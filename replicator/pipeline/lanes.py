@@ -27,25 +27,28 @@ def followed(writers: Collection[str]) -> bool:
 def assigned(shards: Mapping[str, ShardState]) -> dict[str, ShardState]:
     """The shards that need a lane and have none, each with its own: that of its parent, or a free one.
 
-    A lane is free if no shard has it that may still be read. It is the parent's until a first child has it: that child
-    is read only after its parent.
+    A lane is free if no shard has it that may still be read. A child takes over its parent's unless another one has
+    that: it is read only after its ancestors, which may have the lane, too.
     """
     parents = {id: shard.parent for id, shard in shards.items()}
     left = [id for id, shard in shards.items() if not shard.ended and not is_lane(shard.slot)]
-    taken = {shard.slot: id for id, shard in shards.items() if not shard.ended and is_lane(shard.slot)}
+    taken: dict[str, set[str]] = {}  # the shards of each lane that may still be read
+    for id, shard in shards.items():
+        if not shard.ended and is_lane(shard.slot):
+            taken.setdefault(shard.slot, set()).add(id)
     given: dict[str, ShardState] = {}
     for id in sorted(left, key=lambda id: (len(ancestors([id], parents)), id)):
-        parent = parents[id]
+        parent, earlier = parents[id], ancestors([id], parents)
         known = shards.get(parent) if parent is not None else None
         before = given.get(parent, known) if parent is not None else None
-        inherited = before is not None and is_lane(before.slot) and taken.get(before.slot, parent) == parent
+        inherited = before is not None and is_lane(before.slot) and taken.get(before.slot, set()) <= earlier
         lane = before.slot if inherited and before is not None else _free(taken)
-        taken[lane] = id
+        taken.setdefault(lane, set()).add(id)
         given[id] = replace(shards[id], slot=lane)
     return given
 
 
-def _free(taken: Mapping[str, str]) -> str:
+def _free(taken: Collection[str]) -> str:
     return next(lane for n in range(len(taken) + 1) if (lane := f"{PREFIX}{n}") not in taken)
 
 

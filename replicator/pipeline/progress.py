@@ -135,7 +135,7 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
     by_lambda = lanes.followed(writers(entries) - {""})
     current = measured(
         state=kinds["pipeline"].get(""),
-        heartbeat=_invoked(kinds["pulse"], now) if by_lambda else kinds["pulse"].get(""),
+        heartbeat=invoked(kinds["pulse"], now) if by_lambda else kinds["pulse"].get(""),
         shards=kinds["shard"],
         segments=kinds["segment"],
         gaps=kinds["gap"],
@@ -220,7 +220,7 @@ def _worker(
     )
 
 
-def _invoked(beats: Mapping[str, Heartbeat], now: float) -> Heartbeat | None:
+def invoked(beats: Mapping[str, Heartbeat], now: float) -> Heartbeat | None:
     """The last heartbeat of an invocation of AWS Lambda, as that of a run that is up; None if none came for long.
 
     There is none between invocations: one comes with each batch, and with each scheduled invocation.

@@ -42,6 +42,7 @@ NO_ITEM: Key = ()
 
 LOOKS = {"missing": 3}  # how many reads in a row must show it before it is confirmed; one by default
 MOST_CHANGES = 100  # looks that found item or document changed, after which a candidate is left unconfirmed
+STALLED = 120.0  # seconds without progress of a run's positions, after which candidates count as unconfirmed
 MARGIN = 1.0  # seconds that a shard must be read beyond a candidate's time: clocks differ, and streams lag
 _SETS = frozenset({"SS", "NS", "BS"})
 
@@ -121,12 +122,14 @@ class Positions:
     """How far a pipeline is stored. ``through``: every change made before that time is; None if it is unknown.
 
     ``blocked_by``: why no difference can be confirmed at present; empty if it can. ``ahead``: seconds by which a clock
-    of the run is ahead of this one at least, as its heartbeats show.
+    of the run is ahead of this one at least, as its heartbeats show. ``patience``: seconds without progress after which
+    candidates count as unconfirmed.
     """
 
     through: float | None = None
     blocked_by: str = ""
     ahead: float = 0.0
+    patience: float = STALLED
 
 
 NO_RUN = "no run of this pipeline is up, so a change may simply not be copied yet"

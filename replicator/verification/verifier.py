@@ -24,7 +24,6 @@ from replicator.verification.examiner import Examiner, Image, Look, Place
 
 MOST_PENDING = 10_000  # candidates in memory; no more is read until some of them are settled
 PIECE = 200  # items that are read again in one go
-STALLED = 120.0  # seconds without progress of the positions, after which candidates count as unconfirmed
 UNKNOWN = b"unknown"  # the digest of an item as it was before a repair that came too late
 _RESTLESS = "the item changes more often than the copy can follow; verify again when it is written to less often"
 _HASHED = "the item's key is too long to be read from the document's id, so the item cannot be looked up"
@@ -160,7 +159,7 @@ class Verifier:
         now = self.monotonic()
         if self._moved_at is None or positions.through != self._through:
             self._through, self._moved_at = positions.through, now
-        return now - self._moved_at > STALLED
+        return now - self._moved_at > positions.patience
 
     def _add(
         self, findings: Iterable[Finding], images: Mapping[Key, Image], at: float, origin: str

@@ -214,7 +214,7 @@ _TYPED = """url: postgresql://me@127.0.0.1:5432/shop
         ),
         (
             ("source:", "on_gap: export\nbackfill: {bucket: abc}\nengine: {type: lambda}\nsource:"),
-            "on_gap: export is read by one process only: use the engine local, or on_gap: resync",
+            "on_gap: export is read by one process only: use the engine local",
         ),
         (
             ("source:", "on_gap: export\nbackfill: {bucket: abc}\nengine: {type: ray}\nsource:"),
@@ -538,7 +538,7 @@ class TestEngine:
 
     def test_what_needs_a_process_that_is_always_there_is_refused_behind_lambda(self, write: Write) -> None:
         assert config.load(write(RIGHT + "engine: {type: lambda}\n"), {}).engine == Lambda()
-        for section in ("verify: {every: 24h}", "replaces: old.yaml"):
+        for section in ("verify: {every: 24h}", "replaces: old.yaml", "on_gap: resync"):
             with pytest.raises(ConfigError, match=f"{section.partition(':')[0]}: with engine.type lambda"):
                 config.load(write(f"{RIGHT}engine: {{type: lambda}}\n{section}\n"), {})
 

@@ -212,6 +212,21 @@ def test_a_package_of_another_target_than_the_functions_variable_says_is_refused
         aws_lambda._container_for(str(several), "shop")
 
 
+def test_what_resync_advises_are_options_that_it_has(path: Path) -> None:
+    """``--engine`` is one of ``run`` alone."""
+    result = CliRunner().invoke(main, ["resync", str(path), "--now"])
+    assert result.exit_code == 2
+    assert (
+        "AWS Lambda follows the stream, not this command: add --until backfilled to copy what exists" in result.output
+    )
+    assert "--engine" not in result.output
+    path.write_text(CONFIG)
+    result = CliRunner().invoke(main, ["resync", str(path), "--now", "--until", "backfilled"])
+    assert result.exit_code == 2
+    assert "use --until caught-up" in result.output
+    assert "--engine" not in result.output
+
+
 def test_a_function_of_one_target_may_have_any_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(LAMBDA.replace("{type: lambda}", "{type: lambda, function: orders-copy}"))
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "orders-copy-2")

@@ -214,6 +214,16 @@ def test_a_version_of_python_that_lambda_does_not_have_is_refused() -> None:
             [],
             "target.url has a password in",
         ),
+        (
+            CONFIG.replace("${POSTGRES_URL}", "postgresql://me@localhost/shop?sslmode=require&password=hunter2"),
+            [],
+            "target.url has a password in",
+        ),
+        (
+            CONFIG.replace("${POSTGRES_URL}", "postgresql://me@localhost/shop?sslpassword=hunter2"),
+            [],
+            "target.url has a password in",
+        ),
         (CONFIG, ["--out", "no/such/f.zip"], "--out: no such folder: no/such"),
     ],
 )

@@ -18,6 +18,7 @@ from replicator.verification.differences import (
     LOOKS,
     MOST_CHANGES,
     NO_RUN,
+    STALLED,
     Candidate,
     Finding,
     Positions,
@@ -29,7 +30,7 @@ from replicator.verification.differences import (
     positions,
     verdict,
 )
-from replicator.verification.verifier import MOST_PENDING, STALLED
+from replicator.verification.verifier import MOST_PENDING
 from replicator.version import FIRST_EPOCH, version
 from tests.verification.world import NAME, World
 
