@@ -254,7 +254,7 @@ def for_principal(configs: Sequence[Config], at: PolicyContext, principal: str) 
     needs = [need for config in configs for need in needed(config, at)]
     trusts = {str(need.access.role_arn): _trust(need.access, principal) for need in needs if need.access.role_arn}
     table = _table(configs[0])  # the source of all of them
-    direct = [g for g in granted if g.identity.role_arn is None and g.resource.startswith(table)]
+    direct = [g for g in granted if g.identity.role_arn is None and _is_of_source(g, table)]
     resources = {
         resource: _resource_policy([g for g in direct if g.resource == resource], principal)
         for resource in dict.fromkeys(grant.resource for grant in direct)
@@ -270,6 +270,12 @@ def for_principal(configs: Sequence[Config], at: PolicyContext, principal: str) 
 def _table(config: Config) -> str:
     """What the ARNs of the source and its stream start with; what no ARN starts with if the config has a name only."""
     return config.source.table if config.source.table.startswith("arn:") else "-"
+
+
+def _is_of_source(grant: Grant, table: str) -> bool:
+    """Whether it is about the source, a part of it, or the table of epochs in its account."""
+    beside = grant.sid == "EpochsOfSource" and grant.resource.startswith(table.rpartition("/")[0] or table)
+    return beside or grant.resource == table or grant.resource.startswith(f"{table}/")
 
 
 def _trust(access: Access, principal: str) -> dict[str, Any]:

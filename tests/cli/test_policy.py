@@ -400,6 +400,16 @@ def test_a_principal_is_trusted_by_roles_and_allowed_by_tables_with_an_arn(writt
     assert "dynamodb:GetRecords" in documents[f"{table}/stream/*"]["Statement"][0]["Action"]
 
 
+def test_a_principal_may_read_the_notes_beside_a_source_with_an_arn(written: Callable[..., Path]) -> None:
+    account = "arn:aws:dynamodb:eu-west-1:111111111111:table"
+    target = "{type: dynamodb, region: eu-west-1, table: copies, loops: true}"
+    _, documents, _ = policy(written(f"{{table: '{account}/orders'}}", target), "--principal", PRINCIPAL)
+
+    assert list(documents) == [f"{account}/orders", f"{account}/orders/stream/*", f"{account}/replicator-epochs"]
+    (statement,) = documents[f"{account}/replicator-epochs"]["Statement"]
+    assert (statement["Sid"], statement["Action"]) == ("EpochsOfSource", ["dynamodb:GetItem"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -12,17 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from connectors.dynamodb.catalog import describe
+from connectors.dynamodb.epochs import Epochs, Note
+from replicator.operations import strip
 from replicator.testing.dynamodb.http import served
 from tests.cli.command_line import World, configured
 from tests.cli.test_parked import FAN_OUT
 from tests.cli.test_run import await_that, phase
+from tests.cli.test_targets import commands
 from tests.security.canary import SECRET
 from tests.servers.postgres_fixtures import Database
-from tests.servers.two_accounts import OWN, TwoAccounts, arn
+from tests.servers.two_accounts import OTHER, OWN, TwoAccounts, arn
 
 ENVIRON = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": SECRET}
 ANSWERS = {0, 6, 7}  # yes, differences, not yet: with any other exit code a command did not do what it is for
 OWN_TABLES = {"copy", "replicator-epochs"}  # which a DynamoDB target has in the caller's account
+PARKING = "def hook(item):\n    assert 'broken' not in item\n    return dict(item)\n"
 CORRECTED = FAN_OUT.replace('raise ValueError("broken")', "pass")
 
 
@@ -51,6 +56,29 @@ class Pipeline:
         self.until_the_end.callback(process.send_signal, signal.SIGTERM)
         await_that(lambda: phase(self.world) == "live", process)
 
+    def into_dynamodb(self, option: str) -> None:
+        """Copy into a table of the caller's account instead, which replicator creates."""
+        postgres = f"  type: postgres\n  url: {self.world.postgres.url}\n  table: orders\n"
+        place = f"type: dynamodb, region: us-east-1, endpoint_url: '{self.endpoint}', table: copy, create: true"
+        self.world.change(f"target:\n{postgres}", f"target: {{{place}, {option}}}\n")
+
+    def like_the_source(self) -> None:
+        """The copy in DynamoDB has the time to live, the tags and the items of the other account's table."""
+        own, name = self.accounts.own, {"TableName": "copy"}
+        assert b'"AttributeName":"expires"' in own.call("DescribeTimeToLive", name)
+        assert b'"Value":"right"' in own.call("ListTagsOfResource", {"ResourceArn": "copy"})
+        self.has_items()
+
+    def has_items(self) -> None:
+        assert sorted((item["id"], *item["tags"]) for item in self.accounts.own.items("copy")) == [
+            ("1", "a"),
+            ("2", "b"),
+        ]
+
+    def looked_beside_the_source(self) -> None:
+        """Whether another pipeline fills the source is noted in its own account."""
+        assert ("GetItem", arn("replicator-epochs")) in self.accounts.requested[OTHER]
+
     def with_history(self) -> None:
         self.world.change("  table: orders\n", "  tables: {orders: {history: true}}\n")
 
@@ -62,7 +90,7 @@ class Pipeline:
 
     def wrong(self) -> list[tuple[str, str]]:
         """The requests of the caller's account that are not about a table of the target."""
-        return [one for one in self.accounts.requested[OWN] if one[1] not in OWN_TABLES]
+        return [one for one in self.accounts.requested[OWN] if one[1].rpartition("/")[2] not in OWN_TABLES]
 
 
 @pytest.fixture
@@ -74,6 +102,10 @@ def pipeline(tmp_path: Path, one_postgres: Database) -> Iterator[Pipeline]:
     accounts.other.put("orders", {"id": "1", "tags": ["a"], "broken": 1})
     accounts.other.put("orders", {"id": "2", "tags": ["b"]})
     accounts.other.enable_stream("orders")
+    for db, tag in ((accounts.other, "right"), (accounts.own, "wrong")):
+        db.call("TagResource", {"ResourceArn": "orders", "Tags": [{"Key": "of", "Value": tag}]})
+    ttl = {"Enabled": True, "AttributeName": "expires"}
+    accounts.other.call("UpdateTimeToLive", {"TableName": "orders", "TimeToLiveSpecification": ttl})
     with served(accounts) as endpoint, ExitStack() as until_the_end:
         (tmp_path / "orders.yaml").write_text(configured(endpoint, one_postgres, arn("orders")))
         world = World(accounts.other, one_postgres, tmp_path, ENVIRON)
@@ -125,6 +157,42 @@ STEPS: Mapping[str, Sequence[Step]] = {
         ("rebuild", "switch", "CONFIG", "--unverified"),
         ("rebuild", "finish", "CONFIG"),
     ),
+    "an abandoned rebuild": (
+        RUN,
+        Pipeline.rebuilt,
+        ("rebuild", "start", "CONFIG"),
+        ("rebuild", "cancel", "CONFIG"),
+    ),
+    "a copy in DynamoDB": (
+        lambda pipeline: pipeline.into_dynamodb("tags: true"),
+        ("check", "CONFIG"),
+        ("check", "CONFIG", "--create"),
+        RUN,
+        Pipeline.like_the_source,
+        ("verify", "CONFIG"),
+        ("cutover", "CONFIG"),
+        ("resync", "CONFIG"),
+        RUN,
+        ("strip", "CONFIG", "--yes"),
+        Pipeline.like_the_source,
+    ),
+    "parked in a pristine copy": (
+        lambda pipeline: pipeline.into_dynamodb("pristine: true"),
+        lambda pipeline: pipeline.world.hook(PARKING),
+        RUN,
+        lambda pipeline: pipeline.world.hook(PARKING.replace("broken", "absent")),
+        ("parked", "retry", "CONFIG", "--all"),
+        Pipeline.has_items,
+    ),
+    "two opposite copies": (
+        lambda pipeline: pipeline.into_dynamodb("loops: true"),
+        ("check", "CONFIG"),
+        Pipeline.looked_beside_the_source,
+        RUN,
+        Pipeline.looked_beside_the_source,
+        ("cutover", "CONFIG"),
+        Pipeline.looked_beside_the_source,
+    ),
     "a history": (
         Pipeline.with_history,
         RUN,
@@ -135,11 +203,38 @@ STEPS: Mapping[str, Sequence[Step]] = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_no_command_asks_the_table_of_that_name_in_the_own_account(pipeline: Pipeline, name: str) -> None:
+def test_no_command_asks_the_table_of_that_name_in_the_own_account(
+    pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strip, "in_doubt", lambda *_: 0.0)  # else it waits for minutes after a run
     for step in STEPS[name]:
         if callable(step):
             step(pipeline)
             continue
+        pipeline.accounts.forget()
         code, out, err = pipeline.world.call(*(part.replace("CONFIG", pipeline.world.config) for part in step))
         assert code in ANSWERS, (step, out + err)
         assert pipeline.wrong() == [], step
+
+
+def test_a_chain_is_noticed_by_the_note_in_the_account_of_the_source(pipeline: Pipeline) -> None:
+    """The table of notes in the caller's account has a note on the source's namesake, which is no reason."""
+    pipeline.into_dynamodb("loops: true")
+    for db, by in ((pipeline.accounts.other, "theirs"), (pipeline.accounts.own, "ours")):
+        notes = Epochs(db, "replicator-epochs")
+        db.call("CreateTable", notes.request)
+        table = describe(db, "orders")
+        assert table is not None
+        notes.write(table, Note(by, 1024, source="arn:aws:dynamodb:us-east-1:333333333333:table/first"))
+    code, out, _ = pipeline.world.call("check", pipeline.world.config)
+    assert (code, "the pipeline theirs makes of" in out) == (2, True), out
+
+
+OFFLINE = {("policy",), ("lambda", "package"), ("lambda", "template")}
+
+
+def test_every_command_is_tried() -> None:
+    """A new command is added to the steps, or to those that contact no server."""
+    tried = [step for steps in STEPS.values() for step in steps if not callable(step)]
+    expected = {path for path, _ in commands()} - OFFLINE
+    assert {step[: step.index("CONFIG")] for step in tried} == expected

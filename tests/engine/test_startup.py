@@ -411,6 +411,9 @@ def test_a_later_epoch_is_above_both_ends_and_always_scans_and_sweeps() -> None:
 def test_a_table_without_a_stream_is_refused_with_the_command_that_enables_it() -> None:
     with pytest.raises(ConfigError, match="aws dynamodb update-table --table-name orders"):
         startup.check_source(replace(TABLE, stream_arn=None), own_ids=False)
+    arn = "arn:aws:dynamodb:us-east-1:222222222222:table/orders"
+    with pytest.raises(ConfigError, match=f"aws dynamodb update-table --table-name {arn} "):
+        startup.check_source(replace(TABLE, stream_arn=None, requested=arn), own_ids=False)
     with pytest.raises(ConfigError, match="no enabled stream"):
         startup.check_source(replace(TABLE, streaming=False), own_ids=False)
 

@@ -60,6 +60,10 @@ def test_point_in_time_recovery_that_is_off_is_named_with_the_command_that_enabl
     assert first.text == "point-in-time recovery of orders2 is off, which an export needs"
     assert "update-continuous-backups --table-name orders2 --region eu-west-1 " in first.do
 
+    arn = "arn:aws:dynamodb:us-east-1:123456789012:table/orders2"
+    first = next(iter(export_findings(config, db, describe_table(db, arn))))
+    assert f"update-continuous-backups --table-name {arn} " in first.do
+
 
 @pytest.mark.parametrize(
     ("operation", "action"),

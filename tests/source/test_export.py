@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
-from replicator.aws.client import answered
+from replicator.aws.client import Client, answered
 from replicator.aws.errors import AwsError
 from replicator.change import ScanPage
 from replicator.errors import ConfigError
@@ -24,6 +24,7 @@ from replicator.source.export import Destination, Exported, Exporting, File, pre
 from replicator.source.table import describe_table
 from replicator.state import ExportState, SegmentState
 from replicator.testing.dynamodb import DynamoDB
+from tests.servers.two_accounts import OTHER, OWN, TwoAccounts, arn
 
 KEYS = KeySchema((KeyAttribute("id", "S"),))
 NEW = ExportState()
@@ -451,8 +452,10 @@ def test_the_fake_refuses_windows_that_dynamodb_does(busy: DynamoDB, start: floa
     assert refused.value.code == code
 
 
-def of_window(db: DynamoDB, now: float = T + 60 * MINUTE, window: tuple[float, float] = WINDOW) -> list[Any]:
-    table, clock = describe_table(db, "orders"), [now]
+def of_window(
+    db: Client, now: float = T + 60 * MINUTE, window: tuple[float, float] = WINDOW, name: str = "orders"
+) -> list[Any]:
+    table, clock = describe_table(db, name), [now]
     found = []
     for step in answered(db, prepare(table, ExportState(window=window), TO, random.Random(2), lambda: clock[0])):
         found.append(step)
@@ -516,3 +519,23 @@ def test_a_window_before_recovery_is_refused_with_what_to_do(busy: DynamoDB) -> 
         of_window(busy, window=(T - 30 * MINUTE, T))
     assert "point-in-time recovery of orders does not reach back to" in str(refused.value)
     assert "replicator resync CONFIG" in str(refused.value)
+
+
+def test_recovery_is_asked_of_a_table_of_another_account_and_not_of_its_namesake() -> None:
+    accounts = TwoAccounts()
+    for db, since in ((accounts.other, T), (accounts.own, 0.0)):
+        db.create_table("orders")
+        db.exports.enable("orders", since=since)
+    with pytest.raises(ConfigError) as refused:
+        of_window(accounts, window=(T - 30 * MINUTE, T), name=arn("orders"))
+    assert accounts.requested[OWN] == []
+    assert ("DescribeContinuousBackups", arn("orders")) in accounts.requested[OTHER]
+    assert "point-in-time recovery of orders does not reach back to" in str(refused.value)
+
+
+def test_recovery_that_is_off_is_enabled_by_the_name_that_the_config_has() -> None:
+    accounts = TwoAccounts()
+    accounts.other.create_table("orders")
+    with pytest.raises(ConfigError) as refused:
+        of_window(accounts, name=arn("orders"))
+    assert f"--table-name {arn('orders')} --region us-east-1" in str(refused.value)
