@@ -189,7 +189,7 @@ STEPS: Mapping[str, Sequence[Step]] = {
         ("check", "CONFIG"),
         Pipeline.looked_beside_the_source,
         RUN,
-        Pipeline.looked_beside_the_source,
+        ("check", "CONFIG"),
         ("cutover", "CONFIG"),
         Pipeline.looked_beside_the_source,
     ),
