@@ -349,7 +349,7 @@ def roll_back(world: Universe, act: Act) -> None:
 
     They are told to order a resync, too. Here one is ordered only where a run would not notice what it needs: the copy
     does not know what a later run knew, that a table held documents when it stopped; or which documents a retry with
-    another hook made.
+    another hook made; or what was requested of a store that is empty by now.
     """
     backup, taken, retried = copy.deepcopy(world.database), world.step, len(world.retried_with_another_hook)
 
@@ -357,7 +357,7 @@ def roll_back(world: Universe, act: Act) -> None:
         needed = world.awaits_resync() or bool(world.hook_version) or ("request", "") in world.database.entries
         if world.scenario.index and not world.trimmed_early:
             needed = needed or misleads(world, taken, backup.entries) or world.emptied == world.step
-            needed = needed or len(world.retried_with_another_hook) > retried
+            needed = needed or len(world.retried_with_another_hook) > retried or not world.database.entries
             world.database.entries, world.database.counts = backup.entries, backup.counts
             world.used.clear()
             world.late.clear()
