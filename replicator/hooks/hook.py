@@ -54,12 +54,14 @@ class Poison(Exception):
     """A hook failed on an item, or returned something that is not a document. The item is parked.
 
     ``reason`` contains no item data; ``trace`` has the details, some of which are only shown with --show-values.
+    ``may_succeed``: at another time, on the same item, because it ran out of time or memory.
     """
 
-    def __init__(self, reason: str, trace: Trace = NO_TRACE) -> None:
+    def __init__(self, reason: str, trace: Trace = NO_TRACE, *, may_succeed: bool = False) -> None:
         self.reason = storable(reason)
         super().__init__(self.reason)
         self.trace = Trace(trace.stack, storable(trace.words))
+        self.may_succeed = may_succeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +175,11 @@ def _poison(hook: Hook, error: BaseException) -> Poison:
     where = f"{Path(last.filename).name}:{last.lineno}"
     if isinstance(error, HookTimeout):
         reason = f"hook {hook.name} took longer than {error.seconds:g} s (hook_timeout) and was interrupted at {where}"
-        return Poison(reason, trace(error))
+        return Poison(reason, trace(error), may_succeed=True)
     message = safe_message(error)
     text = f"no attribute {message!r}" if message and isinstance(error, KeyError) else message
-    return Poison(f"hook {hook.name} raised {type(error).__name__} at {where}{text and ': '}{text}", trace(error))
+    reason = f"hook {hook.name} raised {type(error).__name__} at {where}{text and ': '}{text}"
+    return Poison(reason, trace(error), may_succeed=isinstance(error, MemoryError))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from replicator.version import epoch_of
 Image = msgspec.Raw | bytes | None
 Documents = Mapping[Place, Mapping[str, object]]
 Failed = Poison | Malformed
+Failure = tuple[Image, Failed]
 Last = tuple[Mapping[str, object], float | None]
 """A document as it was last, and the time of the change after which it was gone; None: the run's last change."""
 NOTHING: Mapping[Place, Last] = {}
@@ -185,7 +186,7 @@ def _vanished(
         result.refused.append((change.key, version))
         return change.created, None
     run = items[change.key]
-    last = next(iter(_last(run, mapping).values()), None)
+    last = next(iter(_last(run, mapping, []).values()), None)
     return _deletion(last, change.created) if last is not None else (_gone_since(run, mapping), None)
 
 
@@ -245,11 +246,15 @@ def _compact_run(
 ) -> None:
     newest = run[-1]
     now, failed = _documents(newest.new, mapping)
-    last = _last(run, mapping) if mapping.marks else {}
-    leaves = set(last) if mapping.marks else _places(earlier(run), mapping)
-    for known in [*dropped] if parked is None else [parked, *dropped]:
-        leaves |= known.leaves | _places([_image(known.base)], mapping)
-    unknown = _unknown(_bases(run, parked, dropped), mapping) if at.mixed else {}
+    of_run: list[Failure] = []
+    of_entries: list[Failure] = []
+    last = _last(run, mapping, of_run) if mapping.marks else {}
+    leaves = set(last) if mapping.marks else _places(earlier(run), mapping, of_run)
+    entries = [*dropped] if parked is None else [parked, *dropped]
+    for known in entries:
+        leaves |= known.leaves | _places([_image(known.base)], mapping, of_entries)
+    bases = [known.base for known in entries] or [_text(run[0].old)]
+    unknown = _unknown(of_entries if entries else of_run, bases if at.mixed else [])
     base = next(iter(unknown), None)
     given_up = bool(dropped) and parked is None
     refusal = at.refused.get((newest.key, newest.version))
@@ -272,36 +277,37 @@ def _compact_run(
     _heal(result, newest, at)
 
 
-def _bases(run: Sequence[Change], parked: Held | None, dropped: Sequence[Held]) -> list[str | None]:
-    """The images of which documents may exist besides those of the run: of the item's entries, or the old image.
+def _unknown(failures: Iterable[Failure], of_others: Collection[str | None]) -> dict[str, Poison]:
+    """Images on which the hook fails although documents of them may be stored, and the reason to park the item.
 
-    Of an item with an entry, the old image is the one that was parked or discarded: no documents of it were stored.
+    ``failures``: of images whose documents may exist besides those that the hook makes now: of the item's entries or,
+    if there are none, of the run. (The old image of an item with an entry was parked or discarded itself.)
+    ``of_others``: those of which another hook may have stored documents. The same hook may have if it only took too
+    long now, or if there was too little memory.
     """
-    entries = [*dropped] if parked is None else [parked, *dropped]
-    return [entry.base for entry in entries] or [_text(run[0].old)]
-
-
-def _unknown(bases: Iterable[str | None], mapping: DocumentMapping) -> dict[str, Poison]:
-    """Those on which the hook fails although another hook may have stored documents of them, and the reason to park
-    the item."""
     unknown = {}
-    for base in bases:
-        _, failed = _documents(_image(base), mapping)
-        if base is not None and failed is not None:
+    for image, failed in failures:
+        base = _text(image)
+        if base is not None and (base in of_others or getattr(failed, "may_succeed", False)):
             reason = f"the hook fails on an earlier image of the item, whose documents must be removed: {failed}"
             unknown[base] = Poison(reason, getattr(failed, "trace", NO_TRACE))
     return unknown
 
 
 def run_writes(run: Sequence[Change], mapping: DocumentMapping, leaves: Iterable[Place] = ()) -> list[Write]:
-    """The writes for an item's run of changes, all with the last change's version. Poison if the hook fails on it.
+    """The writes for an item's run of changes, all with the last change's version. Poison if the hook fails on it, or
+    on an earlier image in a way that tells nothing of that one's documents.
 
     ``leaves``: documents that the item may have in addition to those of these images.
     """
     now, failed = _documents(run[-1].new, mapping)
+    failures: list[Failure] = []
+    there = _places(earlier(run), mapping, failures)
+    for unknown in _unknown(failures, []).values():
+        failed = failed or unknown
     if failed is not None:
         raise failed
-    return _writes(key_text(run[-1].key), now, _places(earlier(run), mapping).union(leaves), run[-1], len(run))
+    return _writes(key_text(run[-1].key), now, there.union(leaves), run[-1], len(run))
 
 
 def earlier(run: Sequence[Change]) -> list[Image]:
@@ -337,14 +343,16 @@ def documents_at(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poi
     return (_documents if mapping.own_ids else _document)(image, mapping)
 
 
-def _last(run: Sequence[Change], mapping: DocumentMapping) -> dict[Place, Last]:
+def _last(run: Sequence[Change], mapping: DocumentMapping, failures: list[Failure]) -> dict[Place, Last]:
     """The documents of a run's images but the last one: what each was last, and when it vanished.
 
-    An image on which the hook fails is parked, and leaves the documents as they are.
+    An image on which the hook fails is parked, and leaves the documents as they are; it is added to ``failures``.
     """
     found: dict[Place, Last] = {}
     for n, image in enumerate(earlier(run)):
         there, failed = documents_at(image, mapping)
+        if failed is not None:
+            failures.append((image, failed))
         if n > 0 and failed is None:
             gone = [place for place, (_, at) in found.items() if at is None and place not in there]
             found |= {place: (found[place][0], run[n - 1].created) for place in gone}
@@ -360,9 +368,17 @@ def _deletion(last: Last | None, created: float | None) -> tuple[float | None, M
     return (created if at is None else at), body
 
 
-def _places(images: Iterable[Image], mapping: DocumentMapping) -> set[Place]:
-    """The ids of all documents of these images. An image on which the hook fails has none in the target."""
-    return {place for image in images if image is not None for place in _documents(image, mapping)[0]}
+def _places(images: Iterable[Image], mapping: DocumentMapping, failures: list[Failure]) -> set[Place]:
+    """The ids of all documents of these images. Those on which the hook fails are added to ``failures``: they have no
+    documents in the target if it always does.
+    """
+    found: set[Place] = set()
+    for image in images:
+        there, failed = _documents(image, mapping)
+        found |= there.keys()
+        if failed is not None:
+            failures.append((image, failed))
+    return found
 
 
 def _writes(

@@ -235,6 +235,40 @@ def test_heartbeats_of_a_run_with_a_slow_hook_leave_the_batch_in_flight_alone(
     assert world.rows("SELECT count(*) FROM orders") == [(200,)]
 
 
+SLOW_WHILE_BUSY = """
+from pathlib import Path
+from replicator import Document, documents
+
+@documents
+def hook(item):
+    while "slow" in item and Path(__file__).with_name("busy").exists():
+        pass
+    return [Document(id=tag, body={"tag": tag}) for tag in item["tags"]]
+"""
+
+
+def test_documents_of_an_old_image_that_takes_the_hook_too_long_are_removed_later_not_left(world: World) -> None:
+    """The machine is busy, say: the hook had made documents of that image before."""
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "gone", "tags": ["a"], "slow": 1})
+    world.db.put("orders", {"id": "changed", "tags": ["x"], "slow": 1})
+    world.hook(SLOW_WHILE_BUSY)
+    world.change("target:", "hook_timeout: 0.3\ntarget:")
+    world.catch_up()
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("a",), ("x",)]
+    world.db.delete("orders", {"id": "gone"})
+    world.db.put("orders", {"id": "changed", "tags": ["y"]})
+    busy = world.folder / "busy"
+    busy.touch()
+    world.catch_up()
+    reasons = {item["reason"] for item in world.lines("parked", "list", world.config)}
+    assert all("an earlier image of the item, whose documents must be removed: hook hook took" in r for r in reasons)
+    assert world.lines("status", world.config)[0]["parked"] == 2
+    busy.unlink()
+    assert world.call("parked", "retry", world.config, "--all")[0] == 0
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("y",)]
+
+
 def test_a_hanging_hook_does_not_keep_a_signal_from_ending_the_run(world: World) -> None:
     """The next run delivers its item and everything after it."""
     fill(world)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from replicator import Document, documents
 from replicator.batch import Delete, Upsert, Write
 from replicator.change import Change, Page, Record
-from replicator.hooks.hook import DocumentMapping, Hook
+from replicator.hooks.hook import DocumentMapping, Hook, Poison
+from replicator.hooks.time_limit import HookTimeout
 from replicator.items.attributes import image
 from replicator.items.item import Item
 from replicator.key import Key, key_text
@@ -479,6 +480,57 @@ def test_a_poison_old_image_parks_the_item_only_if_an_earlier_hook_may_have_stor
     fixed = mapping(documents(lambda item: [Document(letter, {}, "others") for letter in item["to"]]), *FAN.tables)
     writes = compact_runs({A: [change(A, 2, "b", "a")]}, fixed, still).writes
     assert ("others", (key_text(A), "!")) in {(w.table, w.id) for w in writes if isinstance(w, Delete)}
+
+
+TIMES: dict[str, BaseException] = {"it took too long": HookTimeout(10.0), "there was no memory": MemoryError()}
+
+
+@pytest.mark.parametrize("why", TIMES)
+@pytest.mark.parametrize("marks", [frozenset[str](), frozenset(FAN.tables)], ids=["removed", "marked"])
+@pytest.mark.parametrize("new", [None, "b"], ids=["gone", "changed"])
+def test_an_old_image_that_the_hook_may_have_handled_before_parks_the_item(
+    why: str, marks: frozenset[str], new: str | None
+) -> None:
+    """Otherwise the documents that it made of the image, when the machine was less busy, would stay for good."""
+    busy = True
+
+    @documents
+    def hook(item: Item) -> Iterator[Document]:
+        if busy and "a" in item["to"]:
+            raise TIMES[why]
+        return fanned(item)
+
+    own = replace(mapping(hook, *FAN.tables), marks=marks)
+    run = {A: [change(A, 1, new, "a")]}
+    compacted = compact_runs(run, own, at())
+    ((_, value),) = parked(compacted).items()
+    assert value is not None
+    assert (compacted.writes, compacted.parked, value.base) == ([], 1, '{"to":{"S":"a"}}')
+    assert value.reason.startswith("the hook fails on an earlier image of the item, whose documents must be removed: ")
+    with pytest.raises(Poison, match="the hook fails on an earlier image of the item"):
+        run_writes(run[A], own)
+
+    held_ = compacted.moves[0].after
+    assert held_ is not None
+    still = replace(at(), parked=ParkedItems.of([held_]))
+    assert compact_runs({A: [change(A, 2, "e", new)]}, own, still).parked == 1, "it still takes too long"
+    busy = False
+    writes = compact_runs({A: [change(A, 2, "e", new)]}, own, still).writes
+    assert {w.id[1] for w in writes if isinstance(w, Delete)} >= {"a"}
+    assert {w.id[1] for w in writes if isinstance(w, Upsert)} == {"e"}
+
+
+def test_so_does_an_image_in_the_middle_of_a_batch_which_an_attempt_may_have_stored() -> None:
+    @documents
+    def hook(item: Item) -> Iterator[Document]:
+        if "e" in item["to"]:
+            raise HookTimeout(10.0)
+        return fanned(item)
+
+    compacted = compact_runs({A: [change(A, 1, "e", "a"), change(A, 2, "b", "e")]}, mapping(hook, *FAN.tables), at())
+    ((_, value),) = parked(compacted).items()
+    assert value is not None
+    assert (compacted.parked, value.base, value.leaves) == (2, '{"to":{"S":"e"}}', (("others", "b"), ("vowels", "a")))
 
 
 def test_a_refusal_by_the_target_parks_all_changes_of_the_item_with_its_reason() -> None:

@@ -291,6 +291,11 @@ def ponder(world: Universe, act: Act) -> None:
         world.during_hook = partial(runs.go, world, int(act.between(5, 60)))
 
 
+def strain(world: Universe, act: Act) -> None:
+    """The hook takes too long for some images, which it has handled before and will handle again."""
+    world.armed["strain"] = world.armed.get("strain", 0) + 1 + act.pick(4)
+
+
 def restart(world: Universe, act: Act) -> None:
     """The engine is restarted: it forgets what it had only in memory."""
     world.database.volatile.clear()
@@ -425,6 +430,7 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "takeover": takeover,
     "dawdle": dawdle,
     "ponder": ponder,
+    "strain": strain,
     "restart": restart,
     "resync": resync,
     "rehook": rehook,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,9 @@ from replicator.engine.gap_repair import WAITING
 from replicator.engine.local import Driver
 from replicator.engine.startup import Allowed
 from replicator.errors import ConfigError, Fenced, GapFound
+from replicator.hooks.hook import Hook
+from replicator.hooks.time_limit import HookTimeout
+from replicator.items.item import Item
 from replicator.key import KeyAttribute, KeySchema
 from replicator.pipeline.progress import Progress
 from replicator.source.table import describe_table
@@ -83,7 +87,7 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> RunContext:
         on_gap="export" if universe.scenario.repairs_gaps else "resync",
         ttl_deletes="ignore" if universe.scenario.keeps_expired else "apply",
     )
-    hook, target = universe.hook(), universe.target(universe)
+    hook, target = strained(universe, universe.hook()), universe.target(universe)
     if slip is not None and slip.database is not None:
         assert isinstance(target, UnreliableIndex)
         target.lead(slip.database, slip.place)
@@ -102,6 +106,20 @@ def backfill_in(universe: Universe) -> Backfill:
     existing = universe.exported() if universe.scenario.existing else ""
     where = {"export": existing} if existing not in ("", "-") else {"bucket": "exports"}
     return Backfill.model_validate({"from": "export", "segments": segments, **where})
+
+
+def strained(universe: Universe, hook: Hook | None) -> Hook | None:
+    """The hook, on a machine that is busy now and then."""
+    if hook is None or "strain" not in universe.scenario.rates:
+        return hook
+    right = hook.function
+
+    def function(item: Item) -> object:
+        if universe.take("strain"):
+            raise HookTimeout(10.0)
+        return right(item)
+
+    return replace(hook, function=function)
 
 
 def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = False) -> RunContext:

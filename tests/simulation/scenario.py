@@ -54,6 +54,9 @@ Drawn from random streams of their own, act by act.
 PONDERING: Mapping[str, float] = {"ponder": 0.05}
 """The same for hooks that take long, in one seed of three."""
 
+STRAINING: Mapping[str, float] = {"strain": 0.05}
+"""The same for hooks that take too long now and then, in one seed of three of those in which hooks fail."""
+
 SPOILING: Mapping[str, float] = {"spoil": 0.05}
 """The same for files of exports, where there are any."""
 
@@ -249,6 +252,8 @@ def draw(seed: int) -> Scenario:
     rates |= _in_one_of_three(seed, "commands", COMMANDS)
     rates |= _in_one_of_three(seed, "requests", REQUESTS)
     rates |= _in_one_of_three(seed, "pondering", PONDERING)
+    if hook is not None and HOOKS[hook].poisons:
+        rates |= _in_one_of_three(seed, "straining", STRAINING)
     exports = random.Random(f"files {seed}").random() < 0.12
     rates |= {what: _swung(seed, what, rate) for what, rate in SPOILING.items() if exports}
     drawn = Scenario(

@@ -13,17 +13,18 @@ from replicator.batch import Batch, Outcome, Upsert, Write
 from replicator.change import Change, Page, ScanPage
 from replicator.engine import cleanup
 from replicator.engine.delivery import Delivery
-from replicator.hooks.hook import DocumentMapping
+from replicator.hooks.hook import DocumentMapping, Poison
 from replicator.operations import parked as parking
 from replicator.pipeline import advance, compaction, parked, pipeline
 from replicator.pipeline.batching import PageBuffer, Pages
-from replicator.pipeline.compaction import BatchContext, Compacted, Documents, Latest
+from replicator.pipeline.compaction import BatchContext, Compacted, Documents, Failure, Latest
 from replicator.pipeline.parked import Held, kept_keys
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Parked, Place
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import (
     discards_around_sweeps,
+    hooks_that_take_too_long,
     kept_expired_items,
     late_retries,
     repeated_decisions,
@@ -210,6 +211,16 @@ def other_hooks_leave_nothing(patch: Patch) -> None:
 @mutant("a retry of a scanned item relies on the parked image alone", 8, shape=retries_of_scanned_items)
 def retries_old_images(patch: Patch) -> None:
     patch.setattr(parking, "is_superseded", lambda *_: False)
+
+
+@mutant("an image for which the hook took too long has no documents", 13, shape=hooks_that_take_too_long)
+def too_long_is_nothing(patch: Patch) -> None:
+    right = compaction._unknown
+
+    def unknown(failures: Iterable[Failure], of_others: Collection[str | None]) -> dict[str, Poison]:
+        return right([one for one in failures if compaction._text(one[0]) in of_others], of_others)
+
+    patch.setattr(compaction, "_unknown", unknown)
 
 
 @mutant("pages that a batch leaves since the hook takes long are lost", 6, shape=slow_hooks)

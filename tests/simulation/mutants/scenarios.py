@@ -332,6 +332,14 @@ def repairing_gaps(drawn: Scenario) -> Scenario:
     return replace(drawn, steps=200, pace=max(drawn.pace, 0.3), rates={**kept, **rates})
 
 
+def hooks_that_take_too_long(drawn: Scenario) -> Scenario:
+    """A hook that chooses document ids takes too long for one image in ten or so, on items that change and go."""
+    rates = {"write": 1.0, "expire": 0.1, "strain": 0.1, "restart": 0.03}
+    return replace(
+        drawn, hook="poisoned fan", view="NEW_AND_OLD_IMAGES", trims=False, months=False, keys=5, rates=rates
+    )
+
+
 def slow_hooks(drawn: Scenario) -> Scenario:
     """A hook that takes long for each item, while much is written and pages wait."""
     rates = {"write": 1.0, "burst": 0.2, "ponder": 0.05, "roll": 0.02}
