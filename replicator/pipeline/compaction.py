@@ -374,6 +374,8 @@ def _places(images: Iterable[Image], mapping: DocumentMapping, failures: list[Fa
     """
     found: set[Place] = set()
     for image in images:
+        if image is None:
+            continue
         there, failed = _documents(image, mapping)
         found |= there.keys()
         if failed is not None:

@@ -58,8 +58,11 @@ class Discovery:
         self.closed |= {s.id for s in listed.values() if not s.open}
         new: dict[str, ShardState] = {}
         before = _before_epoch(known, listed)
+        split = {state.parent for state in known.values() if state.parent is not None}
         for shard in lineage.newcomers(known, listed):
-            state = stages.new_shard(shard, {**known, **new}, self._bound(listing.at))
+            # One whose sibling is known was there before: the last listing omitted it, and does not bound its age.
+            bound = self.begun if shard.parent in split else self._bound(listing.at)
+            state = stages.new_shard(shard, {**known, **new}, bound)
             if shard.id not in before:
                 new[shard.id] = state
                 continue

@@ -177,6 +177,18 @@ def test_a_childless_shard_does_not_prevent_listings_from_proving_later_shards_y
     lists(discovery, known, Shard("b"), times=5)
 
 
+def test_a_listing_that_omits_a_child_beside_its_sibling_proves_nothing_of_its_age() -> None:
+    """Both began when their parent ended."""
+    parent, first, second = Shard("p", last="2"), Shard("a", "p"), Shard("b", "p")
+    discovery, known = Discovery(begun=1.0), {"p": state(ended=True, since=5.0)}
+    together = discovery.news(known, listing(parent, first, second, at=40.0))
+    assert {id: s.since for id, s in together.shards.items()} == {"a": 5.0, "b": 5.0}
+    known["a"] = together.shards["a"]
+    discovery.news(known, listing(parent, first, at=50.0))
+    assert discovery.listed == 50.0
+    assert discovery.news(known, listing(parent, first, second, at=DAY)).shards["b"].since == 5.0
+
+
 def test_a_listing_that_shows_a_child_without_its_parent_proves_nothing_young() -> None:
     """Whatever else it omits may be as old as the parent."""
     discovery, known = Discovery(listed=10.0), {"q": ShardState(None, "1", whole=True, since=10.0)}
