@@ -48,7 +48,8 @@ class Tables:
             return wrong
         described = {name: self._described(name) for name in wanted}
         found = [text for name, layout in wanted.items() for text in self._problems(layout, described[name], epoch)]
-        return [*found, *self._chain({table.arn for table in described.values() if table is not None})]
+        targets = {table.arn for table in described.values() if table is not None}
+        return [*found, *self._chain(targets), *self._replicated_expiries()]
 
     def plan(self, wanted: Mapping[str, Layout]) -> list[str]:
         """Commands that create what is absent, and notes about existing tables."""
@@ -203,6 +204,20 @@ class Tables:
             note = self._note_beside(*self.source)
             if note is not None and note.source and not note.stripped and note.source not in targets:
                 yield chained(self.source[0], note, self._options.epochs_table)
+
+    def _replicated_expiries(self) -> Iterator[str]:
+        """With ``loops`` an expiry must not be copied, and that of another replica looks like a delete."""
+        if not self._options.loops or self.keep_expired or self.source is None or not self.source[0].replicas:
+            return
+        source, client = self.source
+        if (attribute := expiring_attribute(client, source.name)) is not None:
+            yield (
+                f"the source {source.name} has a time to live ({attribute}), and is a replica of a global table, with "
+                f"others in {', '.join(source.replicas)}. Items that expire there are removed here as if they had been "
+                "deleted: the stream does not tell the difference, so with loops: true such an expiry would be copied, "
+                "and could remove an item that was renewed in the target. Turn the time to live off in the source and "
+                "in the target, or copy a table without replicas"
+            )
 
     def _foreign_beside(self) -> Iterator[str]:
         """That the notes beside the source cannot be read, as another table has their name."""

@@ -11,6 +11,7 @@ from replicator.checkpoints.contract import AccessChecking, Checkpoints, Store
 from replicator.config.checkpoints import KEPT_BY_TARGET, default
 from replicator.config.settings import Config
 from replicator.engine.context import RunContext
+from replicator.engine.startup import check_expiries
 from replicator.errors import ConfigError
 from replicator.hooks.hook import Hook
 from replicator.source.table import SourceTable
@@ -27,7 +28,8 @@ KEPT_EXPIRED = (
 def assemble(
     config: Config, client: Client, target: Target, checkpoints: Checkpoints, hook: Hook | None, table: SourceTable
 ) -> RunContext:
-    """The context of a run that replicates ``table``. ConfigError if the hook and the tables do not fit together."""
+    """The context of a run that replicates ``table``. ConfigError if the hook, the tables or the source do not fit."""
+    check_expiries(table, config.ttl_deletes)
     tables = target_tables(config, table, hook)
     introduce(config, target, table, client)
     if (reduced := reduced_guarantee(target)) != "":

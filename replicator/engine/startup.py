@@ -281,6 +281,17 @@ def check_source(
         check_old_images(table, recreate)
 
 
+def check_expiries(table: SourceTable, ttl_deletes: str) -> None:
+    """ConfigError if expired items are to be kept and the stream does not tell every expiry from a delete."""
+    if ttl_deletes == "ignore" and table.replicas:
+        raise ConfigError(
+            f"ttl_deletes: the source {table.name} is a replica of a global table, with others in "
+            f"{', '.join(table.replicas)}. Items that expire there are removed here as if they had been deleted: the "
+            "stream does not tell the difference, so the target would lose what ttl_deletes: ignore keeps. Copy a "
+            "table without replicas, or set ttl_deletes: apply, with which expired items are removed from the target"
+        )
+
+
 def check_old_images(table: SourceTable, remedy: str = "Recreate the stream with view type NEW_AND_OLD_IMAGES") -> None:
     """ConfigError if the stream lacks what ``loops`` needs; also for a run that resumes, which may not have had it."""
     if table.view not in (None, "NEW_AND_OLD_IMAGES"):

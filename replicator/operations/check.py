@@ -19,7 +19,7 @@ from replicator.engine.assembly import ends, introduce, target_tables
 from replicator.engine.gap_repair import check_supported
 from replicator.engine.generations import decoded as rebuild_of
 from replicator.engine.generations import generations, rebuild_entry, resolved
-from replicator.engine.startup import check_source
+from replicator.engine.startup import check_expiries, check_source
 from replicator.errors import ConfigError
 from replicator.hooks.hook import DocumentMapping, Hook, Poison
 from replicator.hooks.time_limit import HookLimit, HookTimeout
@@ -137,12 +137,18 @@ def _source(
 ) -> Iterator[Finding]:
     """The source's findings. Appends the images of some live items to ``images``."""
     yield Finding("source.table", "ok", f"{table.arn or table.name}, about {table.items:,} items")
+    yield from gathered("ttl_deletes", _expiries(config, table))
     yield from _stream(config, table, hook)
     if table.stream_arn is not None and table.streaming:
         yield from _stream_calls(client, table.stream_arn)
     yield from _table_calls(config, client, table, hook, images)
     if config.exports:
         yield from gathered("backfill", export_findings(config, client, table))
+
+
+def _expiries(config: Config, table: SourceTable) -> Iterator[Finding]:
+    check_expiries(table, config.ttl_deletes)
+    yield from ()
 
 
 def _stream(config: Config, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:

@@ -22,7 +22,8 @@ class SourceTable:
     ``name`` alone is a table of the caller's own account, so it is for messages and documents.
 
     ``identity``: unique to this table, even among tables of the same name elsewhere (some endpoints return equal ARNs).
-    ``server``: host and port of the endpoint that described it.
+    ``server``: host and port of the endpoint that described it. ``replicas``: the regions of the others, if it is a
+    replica of a global table.
     """
 
     name: str
@@ -36,6 +37,7 @@ class SourceTable:
     view: str | None
     identity: str = ""
     server: str = ""
+    replicas: tuple[str, ...] = ()
     requested: str = field(kw_only=True)
 
 
@@ -50,6 +52,10 @@ class _StreamSpecification(msgspec.Struct):
     StreamViewType: str | None = None
 
 
+class _Replica(msgspec.Struct):
+    RegionName: str | None = None
+
+
 class _Table(msgspec.Struct):
     TableName: str
     KeySchema: list[_Attribute]
@@ -61,6 +67,7 @@ class _Table(msgspec.Struct):
     TableSizeBytes: int | None = None
     LatestStreamArn: str | None = None
     StreamSpecification: _StreamSpecification | None = None
+    Replicas: list[_Replica] | None = None
 
 
 class _DescribeTable(msgspec.Struct):
@@ -108,5 +115,6 @@ def _source_table(table: _Table, requested: str, server: str) -> SourceTable:
         view=stream.StreamViewType,
         identity=table.TableId or str(table.CreationDateTime or 0.0),
         server=server,
+        replicas=tuple(replica.RegionName or "another region" for replica in table.Replicas or ()),
         requested=requested,
     )

@@ -144,6 +144,11 @@ def gap_of_an_archive(world: World) -> None:
     stream_replaced(world)
 
 
+def replica_of_an_archive(world: World) -> None:
+    world.change("target:", "ttl_deletes: ignore\ntarget:")
+    world.db._catalog.tables["orders"].definition["Replicas"] = [{"RegionName": "eu-west-1"}]
+
+
 def another_column(world: World) -> None:
     delete_all = sql(b"DROP TABLE orders", b"DROP SCHEMA replicator CASCADE")
     delete_all(world)
@@ -248,6 +253,12 @@ WRONG = {
     "expired items that are kept, and a gap": Wrong(gap_of_an_archive, 3, "was replaced"),
     "a rescan by itself of what keeps expired items": Wrong(
         changed(("target:", "on_gap: resync\nttl_deletes: ignore\ntarget:")), 2, "ttl_deletes: ignore keeps", fresh=True
+    ),
+    "expired items that are kept, of a table with replicas": Wrong(
+        replica_of_an_archive, 2, "the stream does not tell the difference", fresh=True
+    ),
+    "the same, once a run has copied the table": Wrong(
+        replica_of_an_archive, 2, "with others in eu-west-1. Items that expire there"
     ),
     "a new column": Wrong(
         lambda w: with_target(w, "  tables: {orders: {columns: {city: text}}}\n"), 2, "since the last run"

@@ -244,6 +244,31 @@ class TestComparing:
         target.mirror(there, db)
         assert "and the source are replicas of one global table" in target.check([COPY])[0]
 
+    @pytest.mark.parametrize(
+        ("expires", "options", "words"),
+        [
+            (True, {"loops": True}, "the source orders has a time to live (x), and is a replica of a global table"),
+            (False, {"loops": True}, ""),
+            (True, {}, ""),
+        ],
+    )
+    def test_an_expiry_that_looks_like_a_delete_is_not_copied_back(
+        self, db: DynamoDB, endpoint: str, make: Make, expires: bool, options: Mapping[str, Any], words: str
+    ) -> None:
+        db.call("CreateTable", INDEXED)
+        if expires:
+            db.call("UpdateTimeToLive", {"TableName": "orders", "TimeToLiveSpecification": EXPIRING})
+        db._catalog.tables["orders"].definition["Replicas"] = [{"RegionName": "eu-west-1"}, {}]
+        client = UnsignedClient(endpoint)
+        target = make(endpoint, **options)
+        target.mirror(describe_table(client, "orders"), client)
+        problems = target.check([COPY])
+        assert len(problems) == bool(words)
+        assert all(words in text and "others in eu-west-1, another region" in text for text in problems)
+        if words:
+            with pytest.raises(ConfigError, match="could remove an item that was renewed in the target"):
+                target.open([COPY], FIRST_EPOCH)
+
     def test_a_name_that_no_table_can_have_is_refused(self, endpoint: str, make: Make) -> None:
         (problem,) = make(endpoint).check([Table("t0", PAIR)])
         assert problem == "target.table: 't0' must be a DynamoDB table name (3 to 255 letters, digits, _ . -)"
