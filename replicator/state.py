@@ -231,6 +231,8 @@ class Slot:
     tombstone because of them. ``begun``: how often the worker's in-doubt window was opened or extended, by its own
     count. ``lingers``: as in PipelineState, of the slot's worker. ``retried``: the number of notes of retries included
     in these. ``worker``: ``Owner.run`` of the worker that stored this, before it wrote anything under its claim.
+
+    That of a coordinator only notes a run: ``begun`` is its revision, and ``worker`` says who follows the stream.
     """
 
     epoch: int

@@ -48,6 +48,8 @@ DOUBT_SEEN = 10.0  # seconds for which a worker's in-doubt window counts as open
 class Coordinator(Driver):
     """The coordinator of a run with ``slots``. Claims the pipeline, unless it replaces another one of the ``run``."""
 
+    followed_by = "workers"  # noted with the run
+
     def __init__(
         self,
         context: RunContext,
@@ -196,7 +198,7 @@ class Coordinator(Driver):
         self._give()
         if self.is_new_run:
             self.pipeline.renew_slots(self._renewed, self._now())
-            self.pipeline.note_run(COORDINATOR, self._run_revision)
+            self.pipeline.note_run(COORDINATOR, self._run_revision, self.followed_by)
         super()._tables_opened()
 
     @property

@@ -432,6 +432,7 @@ class Function:
         view = CheckpointView(claimed)
         noted = view.slots.get(COORDINATOR)
         is_lanes = all(not s.slot or lanes.is_lane(s.slot) for s in view.shards.values() if not s.ended)
+        is_lanes = is_lanes and noted is not None and noted.worker in ("", lanes.HANDED_OVER)  # "": of earlier versions
         if view.pipeline is None or noted is None or noted.begun != claimed.revision or not is_lanes:
             raise ConfigError(
                 f"pipeline {self._context.config.pipeline} is not handed over to AWS Lambda"

@@ -33,6 +33,8 @@ COORDINATE_INTERVAL = 1.0  # seconds between two steps of the coordinator while 
 class LaneCoordinator(Coordinator):
     """A coordinator whose workers are the function's invocations, one for each lane, and one that scans."""
 
+    followed_by = lanes.HANDED_OVER
+
     def __init__(self, context: RunContext, owner: Owner, environment: Environment) -> None:
         check_supported(context)
         super().__init__(context, owner, environment, (BACKFILL,))

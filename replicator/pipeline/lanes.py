@@ -13,6 +13,7 @@ from replicator.pipeline.lineage import ancestors
 from replicator.state import ShardState
 
 PREFIX = "lambda-"  # of the names of lanes: other engines' slots have other names
+HANDED_OVER = "lambda"  # noted with a run whose shards invocations follow
 
 
 def is_lane(slot: str) -> bool:

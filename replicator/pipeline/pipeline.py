@@ -289,9 +289,9 @@ class Pipeline:
         stored = self.view.slots.items()
         self.end_slots({id: s for id, s in stored if id not in (*used, COORDINATOR) and s.lingers is not None})
 
-    def note_run(self, coordinator: str, revision: int) -> None:
+    def note_run(self, coordinator: str, revision: int, followed_by: str) -> None:
         """Store with the next batch that a ``coordinator`` of the run with this revision has given everything."""
-        self._pending.append(("slot", coordinator, Slot(0, "", lingers=None, begun=revision)))
+        self._pending.append(("slot", coordinator, Slot(0, "", lingers=None, begun=revision, worker=followed_by)))
 
     def reread(self, claimed: Claimed) -> None:
         """Take over what is stored by now: workers change most of it. Nothing may be left to store."""

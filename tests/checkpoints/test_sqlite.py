@@ -256,6 +256,24 @@ def test_an_older_file_is_noticed(tmp_path: Path) -> None:
             look(tmp_path)
 
 
+def test_an_older_file_is_noticed_after_a_run_whose_workers_saved_what_it_lacks(tmp_path: Path) -> None:
+    """With Ray, the process that has claimed the pipeline saves nothing itself."""
+    path, backup = left(tmp_path, killed=False) / "orders.checkpoints", tmp_path / "backup"
+    with contextlib.ExitStack() as processes:
+        run, *workers = (processes.enter_context(contextlib.closing(store(tmp_path))) for _ in range(3))
+        revision = run.claim(owner("run")).revision
+        for n, worker in enumerate(workers):
+            worker.claim_slot(owner(f"worker {n}"), str(n), revision)
+        with contextlib.closing(sqlite3.connect(path)) as hand, contextlib.closing(sqlite3.connect(backup)) as copy:
+            hand.backup(copy)
+        for worker in workers:
+            worker.save([Save("shard", f"of {id(worker)}", 0, '"new"')])
+    backup.replace(path)
+    for look in (seen, claimed):
+        with pytest.raises(DamagedCheckpoint, match="it is older than the last run left it"):
+            look(tmp_path)
+
+
 def test_an_older_file_is_accepted_once_the_lock_file_is_removed(tmp_path: Path) -> None:
     """It is rarely harmful: the target ignores replays, and records that the stream has dropped are a gap."""
     path = left(tmp_path, killed=False) / "orders.checkpoints"

@@ -640,6 +640,25 @@ def test_while_another_engine_runs_the_pipeline_the_function_stores_nothing() ->
     assert stack.stored == stack.wanted
 
 
+def test_while_workers_run_the_pipeline_the_function_stores_nothing_also_when_shards_have_just_ended() -> None:
+    """Their children have no slot then, until the coordinator gives them to workers."""
+    stack = Stack()
+    stack.start()
+    stack.settle()
+    function = stack.container()
+    for n in range(200):
+        if n % 50 == 0:
+            stack.write("k1", n)
+            stack.source.roll_all(TABLE)
+            stack.write("k1", n + 1)
+        stack.round()
+        stack.until_over()
+        with pytest.raises(ConfigError, match="not handed over to AWS Lambda"):
+            function.invoke({})
+    stack.settle()
+    assert stack.stored == stack.wanted
+
+
 def test_one_process_workers_and_lambda_go_on_where_the_one_before_ended() -> None:
     """The engine changes between runs: local, Ray's workers, Lambda, local; nothing is lost or counted twice."""
     stack = Stack()

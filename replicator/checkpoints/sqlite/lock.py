@@ -26,12 +26,18 @@ class Lock:
     def __init__(self, beside: Path) -> None:
         self.path = beside.with_name(beside.name + ".lock")
         self._held: int | None = None
+        self._shared: int | None = None  # a worker's; the run that it is of holds the lock
 
     def take(self, owner: Owner) -> None:
         """Acquire the lock until ``release`` or the end of the process. Fenced, with the holder, if it is taken."""
         if self._held is None:
             self._held = self._taken()
         os.pwrite(self._held, encode(owner).encode().ljust(400), _WITNESS)
+
+    def share(self) -> None:
+        """As a worker of the run that holds the lock, record what is stored in the same file."""
+        if self._held is None and self._shared is None and self.path.exists():
+            self._shared = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def _taken(self) -> int:
         try:
@@ -77,11 +83,14 @@ class Lock:
         line = number + b" " + _check(number) + b"\n"
         if self._held is not None:
             os.pwrite(self._held, line, 0)
+        elif self._shared is not None and saves > self.witness:  # another worker may be ahead
+            os.pwrite(self._shared, line, 0)
 
     def release(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            os.close(held)
+        files, self._held, self._shared = (self._held, self._shared), None, None
+        for file in files:
+            if file is not None:
+                os.close(file)
 
 
 def _check(number: bytes) -> bytes:

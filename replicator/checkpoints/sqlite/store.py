@@ -114,6 +114,7 @@ class SqliteCheckpoints:
     def claim_slot(self, owner: Owner, slot: str, run: int) -> Claimed:
         with file.guarded(self._path), self._changing(self._open_still()) as changes:
             check_owned(_owners(changes, [""]), {"": run})
+            self._lock.share()
             self._claims = {"": run, slot: changes.put("owner", slot, encode(owner))}
         return replace(self.read(), revision=self._claims[slot])
 
