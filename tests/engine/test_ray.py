@@ -116,6 +116,7 @@ class Simulated:
     works: list[Ref] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)  # what was replaced
+    names: list[str] = field(default_factory=list)  # of the actors in the cluster
     logged: list[dict[str, int]] = field(default_factory=list)  # what the coordinator was told of that
     restarts: dict[str, int] = field(default_factory=dict)  # as the coordinator was told
     incarnation: Callable[[Any], int | None] = lambda _: 0
@@ -128,7 +129,12 @@ class Simulated:
 
     def remote(self, actor: type) -> Any:
         made = self._worker if actor is WorkerActor else self._coordinator
-        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: made()))
+
+        def options(name: str, **_: Any) -> Any:
+            self.names.append(name)
+            return SimpleNamespace(remote=lambda *_: made())
+
+        return SimpleNamespace(options=options)
 
     def _worker(self) -> Any:
         def run() -> Any:
@@ -288,6 +294,14 @@ def test_a_coordinator_ends_the_run_if_another_run_has_taken_over(monkeypatch: p
     assert ended is not None
     assert isinstance(ended.failure, Fenced)
     assert claims.made == 2
+
+
+def test_pipelines_of_one_name_on_a_cluster_do_not_share_an_actor() -> None:
+    """Such as of staging and production, both in their first run."""
+    rays = [Simulated([report()], stops_after=1) for _ in range(2)]
+    for ray in rays:
+        ray.run()
+    assert len({*rays[0].names, *rays[1].names}) == 6
 
 
 def test_what_is_parked_is_known_although_the_coordinator_does_not_end_in_time() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +108,7 @@ class Run:
         incarnation: Callable[[Any], int | None] = incarnation,
     ) -> None:
         self._incarnation = incarnation
+        self._id = secrets.token_hex(8)  # another pipeline of the cluster may have the same name and revision
         self._ray, self._plan, self._environment = ray, plan, environment
         self._now, self._limit = environment.monotonic, unheard(plan.config.hook_timeout)
         self._logged: dict[str, int] = {}  # by process, the number of its last event that was logged
@@ -125,7 +127,7 @@ class Run:
         return self._ray.remote(actor).options(name=self._name(name), **options)
 
     def _name(self, name: str) -> str:
-        return f"{self._plan.config.pipeline}/{self._plan.run}/{name}"
+        return f"{self._plan.config.pipeline}/{self._plan.run}/{self._id}/{name}"
 
     def _begun(self, slot: str) -> Work:
         actor = self._placed(WorkerActor, f"worker {slot}", cpus=WORKER_CPUS, calls=1)
