@@ -17,15 +17,16 @@ from connectors.delta.storage import Storage
 from connectors.delta.stored_table import EPOCH, KEEP, PIPELINE, StoredTable, id_of, ids_and_versions, quoted, rows
 from connectors.delta.tombstones import FOLDER, SCHEMA, Tombstones
 from connectors.delta.verification import TableVerification
+from connectors.delta.walk import TableWalk
 from connectors.delta.writer import TableWriter
 from replicator.aws.permissions import Needed
 from replicator.batch import Batch, BatchSize, Delete, DocumentId, Outcome, Part, Rejection, Write
-from replicator.errors import ConfigError, NotPermitted, TransientError, Unfinished
+from replicator.errors import ConfigError, NotPermitted, Postponed, TransientError, Unfinished
 from replicator.identity import REMEMBERS, Change, Identity, Parts
 from replicator.target.background import Background
 from replicator.target.contract import Denied, Table
 from replicator.target.in_doubt import InDoubtWindow
-from replicator.target.verification import ComparesByTable
+from replicator.target.verification import ComparesByTable, Walked
 
 _ATTEMPTS = 5
 _SWEPT = 10_000  # rows to remove in one commit
@@ -63,6 +64,9 @@ class Delta(ComparesByTable):
         self._in_doubt = InDoubtWindow()
         self._open: dict[str, _Open] = {}
         self._background = Background()
+        self._walks: dict[str, TableWalk] = {}
+        self._walking = Background(name="delta walk")
+        self._asked: tuple[str, str | None, DocumentId] | None = None
 
     @property
     def in_doubt(self) -> InDoubtWindow:
@@ -257,11 +261,36 @@ class Delta(ComparesByTable):
 
     def _verification(self, table: Table) -> TableVerification:
         of = shape(table)
-        return TableVerification(of, Encoder(of), self._stored(of), self._tombstones(of))
+        return TableVerification(of, Encoder(of), self._stored(of), self._tombstones(of), self._walk(of))
+
+    def walk(self, table: Table, cursor: str | None, within: DocumentId = ()) -> Walked:
+        """As in the contract. Postponed while a run's piece takes long: the run writes on meanwhile."""
+        if not self._open:
+            return super().walk(table, cursor, within)
+        walk, asked = self._walk(shape(table)), (table.name, cursor, within)
+        if asked != self._asked:
+            self._asked = asked  # else the same object again, for which the work goes on
+        try:
+            piece: Walked = self._walking.result(
+                self._asked, lambda: walk.piece(cursor, within), f"reading {walk.stored.place}"
+            )
+        except Unfinished as e:
+            raise Postponed(str(e)) from None
+        return piece
+
+    def _walk(self, of: TableSchema) -> TableWalk:
+        """With connections of its own: it goes on beside commits."""
+        found = self._walks.get(of.name)
+        if found is None or found.keys != of.keys:
+            stored = StoredTable(self._storage, self._storage.place(of.name), self._pipeline)
+            found = self._walks[of.name] = TableWalk(stored, of.keys)
+        return found
 
     def close(self) -> None:
+        self._walking.settle()
         self._background.settle()
         self._open = {}
+        self._walks = {}
         self._storage.close()
 
     def _stored(self, of: TableSchema) -> StoredTable:

@@ -11,18 +11,17 @@ from typing import Any
 from deltalake import DeltaTable
 
 from connectors.delta.encode import Encoder, Row, as_table, reason
-from connectors.delta.errors import Conflict, Missing, translated
+from connectors.delta.errors import Conflict
 from connectors.delta.lookup import located, rows_of
 from connectors.delta.schema import DOCUMENT, GOES, VERSION, TableSchema
-from connectors.delta.stored_table import StoredTable, ids_and_versions, version_of
+from connectors.delta.stored_table import StoredTable
 from connectors.delta.tombstones import Tombstones
+from connectors.delta.walk import TableWalk
 from replicator.batch import Delete, DocumentId, Upsert
-from replicator.errors import TransientError
 from replicator.items.attributes import Malformed
 from replicator.items.to_json import Unfit
-from replicator.target.verification import CHANGED, Comparison, CursorExpired, Walked
+from replicator.target.verification import CHANGED, Comparison, Walked
 
-_PIECE = 2000  # ids
 _ATTEMPTS = 5
 
 
@@ -34,6 +33,7 @@ class TableVerification:
     encoder: Encoder
     stored: StoredTable
     tombstones: Tombstones
+    walks: TableWalk
 
     def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
         there = self._read([write.id for write in expected])
@@ -69,41 +69,7 @@ class TableVerification:
         return [there.get(id) for id in ids]
 
     def walk(self, cursor: str | None, within: DocumentId) -> Walked:
-        """Through the table as it was when the walk began, whatever is written meanwhile."""
-        version, reached = (version_of(self._table()), 0) if cursor is None else map(int, cursor.split())
-        ids = self._rest(version, reached, within)
-        found: list[DocumentId] = []
-        for piece in ids:
-            found += piece
-            if len(found) >= _PIECE:
-                return Walked(found, f"{version} {reached + len(found)}")
-        return Walked(found, None)
-
-    def _rest(self, version: int, reached: int, within: DocumentId) -> Iterator[Sequence[DocumentId]]:
-        """The ids behind the first ``reached`` ones, in the order of the files of that version."""
-        try:
-            table = self.stored.as_of(version)
-        except (Missing, TransientError) as e:
-            if version == version_of(self._table()):
-                raise
-            raise CursorExpired from e
-        left = reached
-        for pairs in self._scanned(table):
-            found = [id for id, _ in pairs if id[: len(within)] == within]
-            if rest := found[left:]:
-                yield rest
-            left = max(0, left - len(found))
-
-    def _scanned(self, table: DeltaTable) -> Iterator[Iterator[tuple[DocumentId, int]]]:
-        columns = [*self.shape.keys, VERSION]
-        try:
-            with translated(self.stored.place):
-                scanner = table.to_pyarrow_dataset().scanner(columns=columns, use_threads=False, batch_size=_PIECE)
-                yield from (ids_and_versions(piece, self.shape.keys) for piece in scanner.to_batches())
-        except TransientError as e:
-            if isinstance(e.__cause__, FileNotFoundError):  # as earlier versions' files are after a while
-                raise CursorExpired from e
-            raise
+        return self.walks.piece(cursor, within)
 
     def replace(self, writes: Sequence[Upsert]) -> list[str]:
         made: dict[DocumentId, Row] = {}

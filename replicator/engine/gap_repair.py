@@ -246,7 +246,7 @@ class Repairs:
 
     def _versions(self, table: Table, piece: Walked) -> Sequence[int | None]:
         assert isinstance(self.target, Verifiable)
-        return self.target.versions(table, piece.ids)
+        return piece.versions if piece.versions is not None else self.target.versions(table, piece.ids)
 
     def _read(self, state: PipelineState, segments: Mapping[str, SegmentState]) -> None:
         self.pipeline.read_on(state, segments)

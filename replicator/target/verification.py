@@ -45,12 +45,14 @@ class Walked:
     """A piece of a walk: ids of documents, and where the next piece begins; None at the end.
 
     ``behind``: the cursor behind the n-th of these ids, so that an interrupted walk can go on within the piece. Without
-    it, the whole piece is walked through again.
+    it, the whole piece is walked through again. ``versions``: of these ids, where a walk tells them anyway, as of some
+    time since it began.
     """
 
     ids: Sequence[DocumentId]
     cursor: str | None
     behind: Callable[[int], str] | None = field(default=None, compare=False)
+    versions: Sequence[int] | None = field(default=None, compare=False)
 
 
 @runtime_checkable
@@ -71,7 +73,8 @@ class Verifiable(Protocol):
         """The ids of some documents after ``cursor`` (None: the first): of all whose ids begin with ``within``.
 
         Every document that is stored during the whole walk is returned at least once. A cursor may be used again
-        later; CursorExpired if the target no longer knows it.
+        later; CursorExpired if the target no longer knows it. Postponed if an opened target is not done yet: the same
+        call again tells.
         """
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -323,6 +324,32 @@ def test_a_change_that_only_the_newest_export_has_stays_parked(faults: World) ->
 
     assert '"13"' in str(parked.new)
     assert faults.documents["k1"] == {"id": "k1"}, "as it was before the gap"
+
+
+class TellsVersions(MemoryTarget):
+    """A walk through it tells versions, so that they need not be asked for."""
+
+    def walk(self, table: Table, cursor: str | None, within: tuple[str, ...] = ()) -> Walked:
+        piece = super().walk(table, cursor, within)
+        found = super().versions(table, piece.ids)
+        return replace(piece, versions=[version for version in found if version is not None])
+
+    def versions(self, table: Table, ids: Sequence[tuple[str, ...]]) -> list[int | None]:
+        raise AssertionError("the walk has told them")
+
+
+def test_versions_that_a_walk_tells_are_not_looked_up_again(faults: World) -> None:
+    target = TellsVersions(faults.database)
+    faults.target = lambda: target
+    copied(faults)
+    after(faults, HOUR)
+    faults.put("ghost", "stays", n=1)
+    live(faults, 60)
+    lose(faults, "k1", removed=("ghost",))
+    repaired(faults)
+
+    assert "ghost" not in faults.documents
+    assert looked_up(faults) == {"ghost"}
 
 
 class Forgets(MemoryTarget):

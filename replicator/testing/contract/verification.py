@@ -203,6 +203,8 @@ def walked(target: Verifiable, of: Table, within: DocumentId = ()) -> list[Docum
     cursor: str | None = None
     for _ in range(MOST_PIECES):
         piece = target.walk(of, cursor, within)
+        if piece.versions is not None:
+            assert list(piece.versions) == list(target.versions(of, piece.ids))
         ids += piece.ids
         if (cursor := piece.cursor) is None:
             return ids

@@ -10,10 +10,11 @@ import pytest
 
 from connectors.delta.maintenance import Maintenance
 from connectors.delta.target import Delta
+from connectors.delta.walk import TableWalk
 from connectors.delta.writer import TableWriter
 from replicator.batch import Outcome
 from replicator.config.target import destination
-from replicator.errors import TransientError, Unfinished
+from replicator.errors import Postponed, TransientError, Unfinished
 from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
 from replicator.target.background import Background
 from replicator.testing.contract import batch, put, table
@@ -79,6 +80,24 @@ def test_a_compaction_that_takes_long_is_waited_for_by_the_next_batch_and_made_o
     own.patience = None
     assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
     assert held.calls == 1
+
+
+def test_a_run_writes_on_while_a_piece_of_a_walk_takes_long_and_reads_it_once(
+    target: Delta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.write(batch(put({"pk": "a"}, 1)))
+    held, own = Held(TableWalk.piece), target._walking
+    monkeypatch.setattr(TableWalk, "piece", lambda *given: held(*given))
+    own.patience = 0.0
+    for n in range(2, 4):
+        with pytest.raises(Postponed, match=r"reading .*contract goes on"):
+            target.walk(table(), None)
+        assert target.write(batch(put({"pk": "b"}, n))) == Outcome()
+    held.may_go_on.set()
+    own.patience = None
+    assert set(target.walk(table(), None).ids) == {("a",), ("b",)}
+    assert held.calls == 1
+    assert target.walk(table(), None, ("a",)).ids == [("a",)]
 
 
 @pytest.mark.parametrize("name", ["epoch", "identities", "empty", "check", "plan", "close"])

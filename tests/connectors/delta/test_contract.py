@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from connectors.delta import walk
 from connectors.delta.target import Delta
 from replicator.batch import Batch, Outcome
 from replicator.errors import TransientError, Unfinished
@@ -43,6 +44,10 @@ class InALake(TargetContract):
     def _credentials(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "local")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "local")
+
+    @pytest.fixture(autouse=True)
+    def _small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(walk, "_PIECE", 2000)
 
     many = 5000
     races = 10

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from connectors.delta import walk
 from connectors.delta.errors import Conflict, failure
 from connectors.delta.options import DeltaTableOptions
-from connectors.delta.stored_table import StoredTable
+from connectors.delta.stored_table import StoredTable, ids_and_versions
 from connectors.delta.target import Delta
 from connectors.delta.writer import TableWriter
 from replicator.batch import Batch, Outcome, Part, Upsert
@@ -1077,6 +1078,49 @@ def test_a_walk_begins_again_if_a_file_is_gone_and_waits_if_it_cannot_be_read(fo
     file.unlink()
     with pytest.raises(CursorExpired):
         opened.walk(table(), None)
+
+
+def test_a_walk_reads_each_row_once_whatever_is_written_and_compacted_meanwhile(
+    folder: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces, and from any of their cursors in another process."""
+    target = build()
+    target.open([of(columns={"c": "string"}, partition_by=("c",))], FIRST_EPOCH)
+    for commit in range(3):
+        ids = [f"{commit}-{n:03}" for n in range(20)]
+        target.write(batch(*(put({"pk": id, "c": f"{n % 2}"}, commit + 1) for n, id in enumerate(ids))))
+    read = list[int]()
+
+    def counted(rows: pa.RecordBatch, keys: Sequence[str]) -> Iterator[tuple[tuple[str, ...], int]]:
+        read.append(rows.num_rows)
+        return ids_and_versions(rows, keys)
+
+    monkeypatch.setattr(walk, "ids_and_versions", counted)
+    monkeypatch.setattr(walk, "_PIECE", 7)
+    pieces = [target.walk(of(), None)]
+    while pieces[-1].cursor is not None:
+        target.write(batch(put({"pk": f"new{len(pieces)}", "c": "0"}, 50 + len(pieces))))
+        DeltaTable(f"{folder}/contract").optimize.compact()
+        pieces.append(target.walk(of(), pieces[-1].cursor))
+    found = [id for piece in pieces for id in piece.ids]
+    assert sorted(found) == [(f"{commit}-{n:03}",) for commit in range(3) for n in range(20)]
+    assert sum(read) == len(found)
+    assert len(pieces) > 5
+    assert [v for piece in pieces for v in piece.versions or ()] == [at(int(id[0]) + 1) for (id,) in found]
+    behind, seen = pieces[2].behind, sum(len(piece.ids) for piece in pieces[:2])
+    assert behind is not None
+    for n in range(len(pieces[2].ids)):
+        cursor, rest = behind(n), list[tuple[str, ...]]()
+        other = build()
+        while cursor is not None:
+            piece = other.walk(of(), cursor)
+            rest, cursor = [*rest, *piece.ids], piece.cursor  # type: ignore[assignment]
+        assert rest == found[seen + n + 1 :]
+
+
+def test_a_cursor_of_an_earlier_release_has_expired(opened: Delta) -> None:
+    with pytest.raises(CursorExpired):
+        opened.walk(table(), "1 2000")
 
 
 def test_tombstones_that_are_removed_or_replaced_between_two_runs_make_it_another_table(
