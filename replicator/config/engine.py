@@ -51,6 +51,22 @@ def _function_name(name: str) -> str:
     return name
 
 
+LONGEST_TIMEOUT = 900.0  # seconds: the longest Timeout of a function
+BESIDES = 10.0  # seconds of a timeout in which no hook is called: an invocation begins, and ends before Lambda ends it
+IMAGES = 2  # of a change, for each of which a hook may be called
+
+
+def longest_hook(timeout: float) -> float:
+    """The longest ``hook_timeout`` with which an invocation parks an item whose hook never ends. ``timeout``: its
+    function's.
+    """
+    return (timeout - BESIDES) / IMAGES
+
+
+def shortest_timeout(hook_timeout: float) -> float:
+    return hook_timeout * IMAGES + BESIDES
+
+
 class Lambda(Options):
     """AWS Lambda follows the stream; `replicator run --until backfilled` copies what exists. For targets with
     transactions (postgres). See docs/lambda.md.

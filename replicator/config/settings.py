@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from replicator.config.checkpoints import DEFAULT, KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
-from replicator.config.engine import Engine, Lambda, Local, Ray, engine, with_engines
+from replicator.config.engine import LONGEST_TIMEOUT, Engine, Lambda, Local, Ray, engine, longest_hook, with_engines
 from replicator.config.monitoring import Monitoring
 from replicator.config.target import Destination, destination, target_schema
 from replicator.config.targets import TARGETS, TargetSections, choice, expanded, unknown_target, with_targets
@@ -645,6 +645,10 @@ def _behind_lambda(runs_on: Engine, sections: Sections, target: Destination) -> 
     if sections.backfill.source == "export":
         text = "with engine.type lambda, existing items are scanned: leave out from: export"
         yield Problem(("backfill", "from"), text)
+    limit, longest = sections.hook_timeout, longest_hook(LONGEST_TIMEOUT)
+    if sections.transform is not None and (limit is None or limit > longest):
+        text = f"with engine.type lambda, at most {longest:g}: an invocation has no time for a hook that takes longer"
+        yield Problem(("hook_timeout",), text)
     if sections.on_gap == "resync":
         text = (
             "with engine.type lambda, no run is up that could rescan the table: leave out on_gap. The function records "

@@ -36,6 +36,7 @@ CONFIG = "REPLICATOR_CONFIG"  # the environment variable with the path of the co
 DEFAULT = "replicator.yaml"
 TARGET = "REPLICATOR_TARGET"  # the environment variable with the name of the target, if the config has several
 MARGIN = 3.0  # seconds before Lambda's timeout at which an invocation ends by itself
+GRACE = 1.5  # seconds of the margin for which a hook that is running may go on
 FUNCTION = "AWS_LAMBDA_FUNCTION_NAME"  # which Lambda sets
 QUIET = 60.0  # seconds without an invocation after which the next one has connections of its own
 
@@ -52,7 +53,7 @@ class Container:
         self._deadline, self._now, self._invoked = Deadline(), now, float("-inf")
         config = self._config
         self._hook = load(config.transform, config.base) if config.transform is not None else None
-        limit = HookLimit(config.hook_timeout)
+        limit = HookLimit(config.hook_timeout, lambda: self._deadline.is_past(GRACE))
         self._environment = Environment(self._deadline, _ignored, now=now, hook_limit=limit)
         self._owner = Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), now())
         self._resources = ExitStack()

@@ -68,6 +68,10 @@ class Deadline(Stop):
     def is_set(self) -> bool:
         return super().is_set() or self._monotonic() >= self._at
 
+    def is_past(self, seconds: float) -> bool:
+        """Whether so many seconds have passed since the time was over."""
+        return self._monotonic() >= self._at + seconds
+
     def wait(self, timeout: float | None = None) -> bool:
         left = max(0.0, self._at - self._monotonic())
         super().wait(left if timeout is None else min(timeout, left))

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from replicator.hooks.models import fields_of
 from replicator.hooks.redaction import Trace, safe_message, storable, trace
-from replicator.hooks.time_limit import HookLimit, HookTimeout
+from replicator.hooks.time_limit import HookInterrupted, HookLimit, HookTimeout
 from replicator.items.item import Amended, Item
 from replicator.items.projection import AccessProfile
 
@@ -169,6 +169,8 @@ HookLimit.calls |= {Hook.one.__code__, Hook.many.__code__, _as_list.__code__, _a
 def _poison(hook: Hook, error: BaseException) -> Poison:
     if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         raise error  # Ctrl-C; a run handles that signal itself, so there only a hook raises this
+    if isinstance(error, HookInterrupted):
+        raise error
     frames = traceback.extract_tb(error.__traceback__)
     own = getattr(getattr(hook.function, "__code__", None), "co_filename", None)  # a line of the hook, not of ours
     last = next((f for f in reversed(frames) if f.filename == own), frames[-1])

@@ -23,6 +23,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 CHECK_EVERY = 0.25  # seconds between two checks of the exit deadline
+SOONEST = 0.25  # seconds between two looks at whether the time of all hooks is over
 TICKS = 10  # per time limit; ticks are counted, so that a suspended machine does not look like a slow hook
 RETRY_AFTER = 0.005  # seconds; for when a tick interrupts our own code inside the hook
 _WEAKREF = {weakref.__file__, _weakrefset.__file__}  # files of weak reference callbacks
@@ -35,6 +36,10 @@ class HookTimeout(BaseException):
     def __init__(self, seconds: float) -> None:
         super().__init__(f"a hook took longer than {seconds:g} s")
         self.seconds = seconds
+
+
+class HookInterrupted(BaseException):
+    """A hook was ended because the time of all is over: what it works on is done again, and not parked."""
 
 
 class ExitDeadline:
@@ -74,12 +79,17 @@ class HookLimit:
     It costs nothing per call: each tick checks whether the stack still holds the same call as at earlier ticks. It
     cannot interrupt C code that neither returns to Python nor checks for signals, finalizers (an exception in one is
     swallowed, and its cleanup would be cut short), or hooks outside the main thread.
+
+    ``is_over``: whether no hook may go on, because whatever runs them ends soon: ``HookInterrupted`` then. None: never.
     """
 
     calls: set[CodeType] = set()  # noqa: RUF012 - of the functions that call hooks; see ``hook``
 
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float | None, is_over: Callable[[], bool] | None = None) -> None:
+        self._seconds, self._is_over = seconds, is_over
+        self._interval = 0.0 if seconds is None else seconds / TICKS
+        if is_over is not None:
+            self._interval = min(self._interval, SOONEST)
         self._call: FrameType | None = None
         self._ticks = 0
         self._before: Any = None
@@ -90,8 +100,7 @@ class HookLimit:
         if self._seconds is None or threading.current_thread() is not threading.main_thread():
             return
         self._before = signal.signal(signal.SIGALRM, self._tick)
-        interval = self._seconds / TICKS
-        self._timer = signal.setitimer(signal.ITIMER_REAL, interval, interval)
+        self._timer = signal.setitimer(signal.ITIMER_REAL, self._interval, self._interval)
         self._on = True
 
     def __exit__(self, *_: object) -> None:
@@ -111,15 +120,17 @@ class HookLimit:
             EXIT_DEADLINE.check()
             return
         call = _call_in(frame, self.calls)
+        if call is not None and self._is_over is not None and self._is_over() and self._is_hook(frame, call):
+            raise HookInterrupted
         if call is None or call is not self._call:
             self._call, self._ticks = call, 0
             return
         self._ticks += 1
-        if self._ticks < TICKS:
+        if self._ticks * self._interval < self._seconds * (1 - 1e-9):
             return
         if self._is_hook(frame, call):
             raise HookTimeout(self._seconds)
-        signal.setitimer(signal.ITIMER_REAL, RETRY_AFTER, self._seconds / TICKS)
+        signal.setitimer(signal.ITIMER_REAL, RETRY_AFTER, self._interval)
 
     def _is_hook(self, frame: FrameType | None, call: FrameType) -> bool:
         """Whether an exception raised here ends the hook, and only the hook.

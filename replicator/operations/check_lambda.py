@@ -9,12 +9,12 @@ import orjson
 
 from replicator.aws import boto
 from replicator.aws.functions import UNLIMITED, Configuration, EventSourceMapping, Functions, Schedule, Schedules
-from replicator.config.engine import Lambda
+from replicator.config.engine import Lambda, longest_hook
 from replicator.config.settings import Config
 from replicator.engine.aws_lambda import TARGET
 from replicator.operations.finding import Finding, Verdict
 from replicator.operations.lambda_package import HANDLER
-from replicator.operations.lambda_template import MAPPING, MEMORY, OFTEN, TIMEOUT
+from replicator.operations.lambda_template import MAPPING, MEMORY, OFTEN, timeout_for
 from replicator.options import aws_options
 
 SHORTEST, LEAST = 30, 256  # seconds of the timeout, and MB of memory
@@ -40,8 +40,10 @@ def lambda_findings(config: Config, stream_arn: str | None) -> Iterator[Finding]
         Schedules(boto.connect_schedules(config.source)),
     )
     options = aws_options(config.source.model_copy(update={"endpoint_url": None}), stream_arn or "")
+    hook_timeout = None if config.transform is None else config.hook_timeout
+    asked = Asked(name, stream_arn, options, config.target_name, hook_timeout)
     try:
-        yield from of_function(functions, schedules, Asked(name, stream_arn, options, config.target_name))
+        yield from of_function(functions, schedules, asked)
     finally:
         functions.close()
         schedules.close()
@@ -51,13 +53,14 @@ def lambda_findings(config: Config, stream_arn: str | None) -> Iterator[Finding]
 class Asked:
     """The function's name, the table's stream if it is known, and the options of ``aws`` that select the account.
 
-    ``target``: which one of the config's targets the function is for.
+    ``target``: which one of the config's targets the function is for. ``hook_timeout``: of its hook, if it has one.
     """
 
     function: str
     stream_arn: str | None
     options: str
     target: str | None = None
+    hook_timeout: float | None = None
 
     def command(self, verb: str, arguments: str, service: str = "lambda") -> str:
         return f"aws {service} {verb} {arguments}{self.options}"
@@ -129,7 +132,13 @@ def of_configuration(configuration: Configuration, asked: Asked) -> Iterator[Fin
         yield Finding("engine.function", "problem", text, f"set the variable to {asked.target}, as the template does")
     if configuration.timeout < SHORTEST:
         text = f"Timeout is {configuration.timeout} s, of which an invocation has three less to store a batch"
-        yield Finding("engine.function", "problem", text, update(f"--timeout {TIMEOUT}"))
+        yield Finding("engine.function", "problem", text, update(f"--timeout {timeout_for(asked.hook_timeout)}"))
+    elif asked.hook_timeout is not None and asked.hook_timeout > longest_hook(configuration.timeout):
+        text = (
+            f"Timeout is {configuration.timeout} s, which is too short for hook_timeout ({asked.hook_timeout:g} s): an "
+            "item whose hook never ends would not be parked, and keep all later changes of its shard from the copy"
+        )
+        yield Finding("engine.function", "problem", text, update(f"--timeout {timeout_for(asked.hook_timeout)}"))
     if configuration.memory_size < LEAST:
         text = f"MemorySize is {configuration.memory_size} MB; batches of many or large items need more"
         yield Finding("engine.function", "note", text, update(f"--memory-size {MEMORY}"))

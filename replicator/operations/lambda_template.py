@@ -4,6 +4,7 @@ reading the config.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from replicator.config.engine import Lambda
+from replicator.config.engine import Lambda, shortest_timeout
 from replicator.config.settings import Config
 from replicator.engine.aws_lambda import TARGET
 from replicator.errors import ConfigError
@@ -46,6 +47,11 @@ OWN_VARIABLES = frozenset(
 _VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
 
 Resource = dict[str, Any]
+
+
+def timeout_for(hook_timeout: float | None) -> int:
+    """Seconds for a function with such a hook; None: without one."""
+    return max(TIMEOUT, 0 if hook_timeout is None else math.ceil(shortest_timeout(hook_timeout)))
 
 
 def template(path: Path, architecture: str, *, keys_only: bool, target: str | None = None) -> str:
@@ -168,7 +174,7 @@ def _function(config: Config, names: Mapping[str, str], architecture: str) -> Re
             "Handler": HANDLER,
             "Runtime": runtime(),
             "Architectures": [architecture],
-            "Timeout": TIMEOUT,
+            "Timeout": timeout_for(None if config.transform is None else config.hook_timeout),
             "MemorySize": MEMORY,
             "Role": {"Fn::GetAtt": ["Role", "Arn"]},
             "Code": {"S3Bucket": {"Ref": "CodeBucket"}, "S3Key": {"Ref": "CodeKey"}},

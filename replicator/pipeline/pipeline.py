@@ -23,6 +23,7 @@ from replicator.change import Listing, Page, ScanPage
 from replicator.checkpoints.contract import Claimed
 from replicator.errors import GapFound
 from replicator.hooks.hook import DocumentMapping
+from replicator.hooks.time_limit import HookInterrupted
 from replicator.identity import UNKNOWN, Definition
 from replicator.marks import Marks
 from replicator.pipeline import gap_repair, lineage, stages
@@ -685,8 +686,8 @@ class Pipeline:
             mapping = replace(self.mapping, before=partial(before_hook, divisible))
             try:
                 part = self._part(taken, source, pages, now, mapping)
-            except GivenUp as e:
-                self.pages.leave(source, pages, e.fits)
+            except (GivenUp, HookInterrupted) as e:
+                self.pages.leave(source, pages, e.fits if isinstance(e, GivenUp) else None)
                 break
             taken.pages.append((source, pages))
             parts.append(part)

@@ -542,6 +542,16 @@ class TestEngine:
             with pytest.raises(ConfigError, match=f"{section.partition(':')[0]}: with engine.type lambda"):
                 config.load(write(f"{RIGHT}engine: {{type: lambda}}\n{section}\n"), {})
 
+    @pytest.mark.parametrize("limit", ["null", "446"])
+    def test_a_hook_that_may_take_longer_than_any_invocation_is_refused_behind_lambda(
+        self, write: Write, limit: str
+    ) -> None:
+        behind = f"{RIGHT}engine: {{type: lambda}}\nhook_timeout: {limit}\n"
+        config.load(write(behind), {})
+        with pytest.raises(ConfigError, match=r"hook_timeout: with engine.type lambda, at most 445: an invocation has"):
+            config.load(write(f"{behind}transform: hooks.py:hook\n"), {})
+        config.load(write(f"{behind}transform: hooks.py:hook\n".replace(limit, "445")), {})
+
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 _SCALARS = st.one_of(

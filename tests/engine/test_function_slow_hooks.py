@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from replicator.engine.function import IDLE
 from replicator.errors import TransientError
 from replicator.hooks.hook import Hook
+from replicator.hooks.time_limit import HookInterrupted
 from replicator.state import ShardState, decode
 from tests.engine.function_stack import Stack
 
@@ -17,16 +19,18 @@ SHORT = 27.0  # seconds: the shortest Timeout, less the margin
 
 
 class Slow(Stack):
-    """Twenty items, copied, and a hook that takes ``seconds`` for each."""
+    """Twenty items, copied, and a hook that takes ``seconds`` for each. ``ended``: when one is interrupted."""
 
     def __init__(self, **config: Any) -> None:
-        self.seconds = 0.0
+        self.seconds, self.ended = 0.0, math.inf
         super().__init__(shards=1, hook=Hook("slow", self._hook, "f", declared=False), **config)
         self.write_all(0)
         self.backfill()
 
     def _hook(self, item: Mapping[str, Any]) -> dict[str, Any]:
         self.clock.now += self.seconds
+        if self.clock.now >= self.ended:
+            raise HookInterrupted
         return {**item, "v": int(item["v"])}
 
     def write_all(self, first: int) -> None:
@@ -127,3 +131,21 @@ def test_a_slow_hook_does_not_make_the_shards_position_older_than_what_is_stored
         assert state.sequence == batch["Records"][n]["dynamodb"]["SequenceNumber"]
         assert state.created == state.through == created[n]
         assert state.since <= created[n]
+
+
+def test_a_hook_that_is_interrupted_as_time_is_over_parks_nothing_and_what_was_stored_before_it_stays() -> None:
+    stack = Slow()
+    stack.write("k0", 99)
+    stack.deliver(stack.container())
+    stack.write_all(100)
+    stack.seconds, stack.ended, before = 20.0, stack.clock.now + SHORT + 1.5, stack.read
+    (first,) = invoked(stack)
+    assert stack.read == before + 1
+    (shard,) = stack.mapping.ready()
+    event = stack.mapping.event(shard)
+    assert event is not None
+    assert first == event["Records"][0]["dynamodb"]["SequenceNumber"]
+    stack.ended, stack.seconds = math.inf, 0.0
+    stack.deliver(stack.container())
+    assert stack.stored == stack.wanted
+    assert not [kind for kind, _ in stack.database.entries if kind == "parked"]

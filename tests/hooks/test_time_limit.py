@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from replicator.hooks.hook import Document, Hook, Poison, documents
-from replicator.hooks.time_limit import EXIT_DEADLINE, ExitDeadline, HookLimit, HookTimeout
+from replicator.hooks.time_limit import EXIT_DEADLINE, ExitDeadline, HookInterrupted, HookLimit, HookTimeout
 from replicator.items.item import Item
 
 ITEM = Item(b'{"v":{"S":"a"}}')
@@ -239,3 +239,27 @@ def test_a_keyboard_interrupt_is_the_hooks_during_a_run_and_the_users_elsewhere(
             hook(interrupts).one(ITEM)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_hook_is_ended_once_the_time_of_all_is_over_and_its_item_is_not_parked() -> None:
+    begun = time.monotonic()
+    for function, declared in ((loops, False), (reads_forever, False), (yields_forever, True)):
+        over = time.monotonic() + 0.3
+        limit = HookLimit(60.0, lambda over=over: time.monotonic() >= over)  # type: ignore[misc]
+        with limit, pytest.raises(HookInterrupted):
+            hook(function, declared=declared).many(ITEM, ["t"]) if declared else hook(function).one(ITEM)
+    assert time.monotonic() - begun < 30
+
+
+def test_a_hook_that_may_be_ended_early_has_its_whole_limit_before() -> None:
+    began = time.monotonic()
+    with HookLimit(1.0, lambda: False), pytest.raises(Poison, match=r"took longer than 1 s"):
+        hook(loops).one(ITEM)
+    assert time.monotonic() - began >= 0.9
+
+
+def test_nothing_but_a_hook_is_ended_when_the_time_of_all_is_over() -> None:
+    with HookLimit(60.0, lambda: True):
+        began = time.monotonic()
+        while time.monotonic() - began < 0.6:
+            pass

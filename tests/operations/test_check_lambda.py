@@ -273,6 +273,27 @@ def test_a_function_with_too_little_is_named_with_the_command_that_gives_it_more
 
 
 @pytest.mark.parametrize(
+    ("limit", "timeout", "option"),
+    [(10.0, 30, None), (11.0, 30, "--timeout 300"), (145.0, 300, None), (200.0, 300, "--timeout 410")],
+)
+def test_a_timeout_in_which_a_hook_that_hangs_is_not_parked_is_a_problem(
+    client: Any, limit: float, timeout: int, option: str | None
+) -> None:
+    function = Functions(client)
+    with Stubber(client) as aws:
+        aws.add_response("get_function_configuration", DEPLOYED | {"Timeout": timeout})
+        configuration = function.configuration("orders-copy")
+    assert configuration is not None
+    findings = list(of_configuration(configuration, replace(ASKED, hook_timeout=limit)))
+    assert [finding.verdict for finding in findings] == ([] if option is None else ["problem"])
+    if option is not None:
+        said = f"Timeout is {timeout} s, which is too short for hook_timeout ({limit:g} s)"
+        assert findings[0].text.startswith(said)
+        assert option in findings[0].do
+    assert list(of_configuration(configuration, ASKED)) == []
+
+
+@pytest.mark.parametrize(
     ("concurrency", "runs"), [({}, True), ({"ReservedConcurrentExecutions": 1}, True), (NONE, False)]
 )
 def test_a_function_whose_reserved_concurrency_is_0_never_runs(
