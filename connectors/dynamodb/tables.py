@@ -210,7 +210,7 @@ class Tables:
         if not self._options.loops or self.keep_expired or self.source is None or not self.source[0].replicas:
             return
         source, client = self.source
-        if (attribute := expiring_attribute(client, source.name)) is not None:
+        if (attribute := expiring_attribute(client, source.requested)) is not None:
             yield (
                 f"the source {source.name} has a time to live ({attribute}), and is a replica of a global table, with "
                 f"others in {', '.join(source.replicas)}. Items that expire there are removed here as if they had been "

@@ -259,10 +259,17 @@ class TestComparing:
         if expires:
             db.call("UpdateTimeToLive", {"TableName": "orders", "TimeToLiveSpecification": EXPIRING})
         db._catalog.tables["orders"].definition["Replicas"] = [{"RegionName": "eu-west-1"}, {}]
-        client = UnsignedClient(endpoint)
+        client, arn, asked = UnsignedClient(endpoint), "arn:aws:dynamodb:us-east-1:1:table/orders", set()
+
+        def call(operation: str, request: Mapping[str, Any]) -> bytes:
+            """Of another account, whose tables are named by their ARNs."""
+            asked.add((operation, request["TableName"]))
+            return client.call(operation, {**request, "TableName": request["TableName"].rpartition("/")[2]})
+
         target = make(endpoint, **options)
-        target.mirror(describe_table(client, "orders"), client)
+        target.mirror(replace(describe_table(client, "orders"), requested=arn), Scripted(call))
         problems = target.check([COPY])
+        assert {table for operation, table in asked if operation == "DescribeTimeToLive"} <= {arn}
         assert len(problems) == bool(words)
         assert all(words in text and "others in eu-west-1, another region" in text for text in problems)
         if words:
