@@ -110,6 +110,8 @@ def _backfill(e: Estimate) -> Iterator[str]:
     else:
         yield f"  export         {_span(e.export, _money)}, and no read units; S3's storage and requests come on top"
     yield f"  documents      {_span(e.documents, _count)} written"
+    if e.posts is not None:
+        yield f"  posts          {_span(e.posts, _count)} requests to the receiver"
     if e.history is not None:
         yield f"  history        {_span(e.history, _size)} on disk, a row for each document"
     if e.write_units is not None:
@@ -133,6 +135,8 @@ def _month(e: Estimate, shared: str | None) -> Iterator[str]:
     if e.month_verify_units is not None:
         cost = "no charge beyond provisioned capacity" if e.month_verify is None else _span(e.month_verify, _money)
         yield f"  verify         {_span(e.month_verify_units, _count)} read units of the run's own passes: {cost}"
+    if e.month_posts is not None:
+        yield f"  posts          {_span(e.month_posts, _count)} requests to the receiver"
     if e.month_history is not None:
         each = f"{_span(e.history_thousand, _size)} per 1,000 changes"
         yield f"  history        {_span(e.month_history, _size)} more, {each}"
@@ -167,6 +171,8 @@ def _as_json(e: Estimate) -> dict[str, Any]:
         "month_verify_read_units": e.month_verify_units,
         "month_verify_usd": e.month_verify,
         "gap_export_usd_per_hour": e.gap_hour,
+        "backfill_posts": e.posts,
+        "month_posts": e.month_posts,
         "backfill_history_bytes": e.history,
         "history_bytes_per_1000_changes": e.history_thousand,
         "month_history_bytes": e.month_history,

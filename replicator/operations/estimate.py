@@ -48,8 +48,11 @@ _SPEEDS = {
     "opensearch": (2_000, 40_000),
     "delta": (2_000, 40_000),
     "redis": (2_000, 40_000),
+    "webhook": (100, 20_000),  # what the receiver does with an event decides
 }
 _SPEED = (500, 5_000)  # items per second to other targets, which answer each write
+_WITH_HISTORY = (0.25, 0.8)  # of the speed without one
+_EVENT = 250  # bytes of an event besides its document
 _OWN_BYTES = 40  # what replicator adds to an item in DynamoDB
 _HISTORY_ROW = (150, 500)  # bytes of a row of a history and of its entry in the index, without documents
 _AS_JSON = (0.25, 1.3)  # of the bytes of an item: types are not named, names are, and long documents are compressed
@@ -106,9 +109,10 @@ class History:
 class Limits:
     """What the config limits. ``poll_interval``: seconds between the requests of an idle shard, if it is configured.
 
-    ``history``: what tables keep of every change, if any does. ``verify``: of the run's own verification passes, if it
-    makes any. ``exports``: the backfill reads an export, and ``export_exists`` already. ``gap_exports``: gaps are
-    repaired from exports. ``function``: AWS Lambda follows the stream.
+    ``events``, ``event_bytes``: of a request to a webhook, at most. ``history``: what tables keep of every change, if
+    any does. ``verify``: of the run's own verification passes, if it makes any. ``exports``: the backfill reads an
+    export, and ``export_exists`` already. ``gap_exports``: gaps are repaired from exports. ``function``: AWS Lambda
+    follows the stream.
     """
 
     target: str
@@ -121,6 +125,8 @@ class Limits:
     export_exists: bool = False
     gap_exports: bool = False
     history: History | None = None
+    events: int | None = None
+    event_bytes: int | None = None
     function: bool = False
 
 
@@ -131,7 +137,8 @@ class Estimate:
     ``export``: what DynamoDB charges for one, by the table's size. ``gap_hour``: for the exports that repair an hour's
     gap, by the size of its changes. ``history``: bytes that the histories of tables have after the backfill;
     ``history_thousand``, ``month_history``: that a thousand changes, and those of a month, add; ``history_most``: that
-    all changes have that are kept for ``history_days``. None: there is no history, or it is kept for good.
+    all changes have that are kept for ``history_days``. None: there is no history, or it is kept for good. ``posts``,
+    ``month_posts``: requests to a webhook.
     """
 
     facts: Facts
@@ -156,6 +163,8 @@ class Estimate:
     month_history: Range | None = None
     history_most: Range | None = None
     history_days: int | None = None
+    posts: Range | None = None
+    month_posts: Range | None = None
 
 
 def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
@@ -200,8 +209,20 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
         limited_by=limited_by,
         export=exported,
         gap_hour=gap_hour,
+        posts=_posts(documents, facts, limits),
+        month_posts=_posts(facts.changes.times(_MONTH * facts.per_item), facts, limits),
         **_history(documents, facts, limits.history),
     )
+
+
+def _posts(documents: Range, facts: Facts, limits: Limits) -> Range | None:
+    """Requests to a webhook: full ones at best, and one for each event at worst, as when changes come one by one."""
+    if limits.events is None:
+        return None
+    most = limits.events
+    if limits.event_bytes is not None:
+        most = max(1, min(most, limits.event_bytes // int(facts.document_bytes * _AS_JSON[0] + _EVENT)))
+    return Range(documents.low / most, documents.high)
 
 
 def _history(documents: Range, facts: Facts, history: History | None) -> dict[str, Any]:
@@ -261,7 +282,8 @@ def _verify_units(facts: Facts, verify: Verify) -> Range:
 
 def _duration(items: Range, units: Range, writes: Range | None, limits: Limits) -> tuple[Range, str]:
     """Of the backfill: by the measured speed of such targets, unless a configured limit makes it longer."""
-    slow, fast = _SPEEDS.get(limits.target, _SPEED)
+    share = (1.0, 1.0) if limits.history is None else _WITH_HISTORY
+    slow, fast = (speed * s for speed, s in zip(_SPEEDS.get(limits.target, _SPEED), share, strict=True))
     candidates = [(Range(items.low / fast, items.high / slow), "the speed of reading and of the target")]
     if limits.read_units is not None:
         candidates.append((units.times(1 / limits.read_units), "backfill.read_units"))
@@ -359,6 +381,8 @@ def limits_of(config: Config) -> Limits:
         export_exists=config.backfill.export is not None,
         gap_exports=config.on_gap == "export",
         history=_kept_history(config.target.tables),
+        events=getattr(config.target.options, "max_events", None),
+        event_bytes=getattr(config.target.options, "max_bytes", None),
         function=isinstance(config.engine, Lambda),
     )
 

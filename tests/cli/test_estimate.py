@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from typing import Any
 
@@ -159,3 +160,15 @@ def test_a_real_history_is_as_large_as_estimated(world: World) -> None:
     _, out, _ = world.call("estimate", world.config, "--changes", "1", "--human")
     assert "kept for 90 days, so" in out
     assert "per 1,000 changes" in out
+
+
+def test_the_requests_to_the_receiver_of_a_webhook_are_counted(world: World) -> None:
+    filled(world, 3)
+    secret = "whsec_" + base64.b64encode(b"0" * 32).decode()
+    receiver = f"type: webhook\n  url: https://example.com/hook\n  secret: {secret}\n  max_events: 10\n  table: orders"
+    world.change(f"type: postgres\n  url: {world.postgres.url}\n  table: orders", receiver)
+    estimate = estimated(world, "--changes", "1")
+    assert estimate["backfill_posts"] == pytest.approx([0.3, 3.3])
+    assert estimate["month_posts"] == [30 * 86_400 / 10, 30 * 86_400]
+    _, out, _ = world.call("estimate", world.config, "--changes", "1", "--human")
+    assert "posts          260,000 to 2.6 million requests to the receiver" in out

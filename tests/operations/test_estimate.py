@@ -174,6 +174,34 @@ def test_a_history_of_one_of_several_tables_may_have_nothing_of_the_changes_and_
     assert estimated.month_history.low == 0 < estimated.month_history.high
 
 
+@pytest.mark.parametrize(("target", "measured"), [("redis", 24_684), ("redis", 12_688), ("delta", 24_166)])
+def test_the_rate_of_the_benchmarks_is_within_the_range(target: str, measured: float) -> None:
+    seconds = calculated(FACTS, replace(LIMITS, target=target), PRICES).seconds
+    assert seconds.low < FACTS.items / measured < seconds.high < 20 * FACTS.items / measured
+
+
+def test_a_history_makes_the_backfill_take_longer() -> None:
+    without, kept = (calculated(FACTS, replace(LIMITS, history=h), PRICES).seconds for h in (None, History(None)))
+    assert without.low < without.low / 0.9 < kept.low
+    assert without.high < without.high / 0.38 < kept.high, "0.38 of the rate was measured"
+
+
+def test_a_webhook_gets_full_requests_at_best_and_one_for_each_event_at_worst() -> None:
+    webhook = replace(LIMITS, target="webhook", events=500, event_bytes=1 << 20)
+    changing = replace(FACTS, document_bytes=100, changes=Range(5, 50))
+    estimated = calculated(changing, webhook, PRICES)
+    assert estimated.posts == Range(1_000_000 / 500, 1_100_000)
+    assert estimated.month_posts == Range(5 * 30 * 86_400 / 500, 50 * 30 * 86_400)
+    large = calculated(replace(changing, document_bytes=40_000), webhook, PRICES).posts
+    assert large is not None
+    assert 1_000_000 / 110 < large.low < 1_000_000 / 90, "max_bytes allows fewer events"
+    assert calculated(FACTS, LIMITS, PRICES).posts is None
+    options = SimpleNamespace(max_events=7, max_bytes=2000)
+    target: Any = SimpleNamespace(type="webhook", options=options, tables={})
+    limits = limits_of(Config("orders", Source(table="orders", region="eu-west-1"), target))
+    assert (limits.events, limits.event_bytes) == (7, 2000)
+
+
 def test_a_shorter_poll_interval_costs_more_requests() -> None:
     usual, quick = idle_requests(None), idle_requests(0.1)
 
