@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from replicator.cli.output import aside, config_argument, json_option, put, say, say_lines
+from replicator.cli.output import aside, config_argument, engine_option, json_option, put, say, say_lines
 from replicator.log import TARGET, with_target
 
 if TYPE_CHECKING:
@@ -24,9 +24,18 @@ _MARKS = {"ok": "ok  ", "note": "note", "problem": "FAIL", "gap": "FAIL", "forbi
 @config_argument
 @click.option("--create", is_flag=True, help="Create the table or schema for the checkpoints.")
 @click.option("--offline", is_flag=True, help="Contact no server: only the config, the hook and the tables' options.")
+@engine_option
 @json_option
 @click.pass_context
-def check(ctx: click.Context, config: str, target: str | None, create: bool, offline: bool, as_json: bool) -> None:
+def check(
+    ctx: click.Context,
+    config: str,
+    target: str | None,
+    create: bool,
+    offline: bool,
+    engine: str | None,
+    as_json: bool,
+) -> None:
     """Verify everything a run needs, without changing anything.
 
     Connects to the source and the target, tests each permission, compares tables column by column, runs the transform
@@ -43,7 +52,7 @@ def check(ctx: click.Context, config: str, target: str | None, create: bool, off
     if create and offline:
         raise click.UsageError("--create needs a server, and --offline contacts none; leave one out")
     with aside():
-        found = _offline(config, target) if offline else _online(config, target, create=create)
+        found = _offline(config, engine, target) if offline else _online(config, engine, target, create=create)
     said: set[Finding] = set()
     for name, findings in found.items():
         TARGET.set(name)
@@ -60,19 +69,19 @@ def check(ctx: click.Context, config: str, target: str | None, create: bool, off
     ctx.exit(code)
 
 
-def _online(path: str, target: str | None, *, create: bool) -> Findings:
+def _online(path: str, engine: str | None, target: str | None, *, create: bool) -> Findings:
     from replicator.config import settings as configs
     from replicator.operations import check as preflight
 
-    loaded = configs.load_each(path, target=target)
+    loaded = configs.load_each(path, engine=engine, target=target)
     return _of_each(loaded, lambda config: preflight.check_given(config, create=create))
 
 
-def _offline(path: str, target: str | None) -> Findings:
+def _offline(path: str, engine: str | None, target: str | None) -> Findings:
     from replicator.config import settings as configs
     from replicator.operations.check_offline import check_offline
 
-    loaded, unset = configs.load_each_offline(path, target=target)
+    loaded, unset = configs.load_each_offline(path, engine=engine, target=target)
     return _of_each(loaded, lambda config: check_offline(config, unset))
 
 

@@ -48,6 +48,13 @@ def configs_argument(command: F) -> F:
     return click.argument("configs", type=paths, nargs=-1, required=True, metavar="CONFIG...")(_target_option(command))
 
 
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["local", "ray", "lambda"]),
+    help="What runs the pipeline, instead of the config's engine: one process, workers on Ray, or AWS Lambda.",
+)
+
+
 def json_option(command: F) -> F:
     """Adds ``as_json``: the option if given, else True unless standard output is a terminal."""
 

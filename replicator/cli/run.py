@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator import __version__
-from replicator.cli.output import configs_argument, json_option, say
+from replicator.cli.output import configs_argument, engine_option, json_option, say
 from replicator.engine.stop_event import Stop
 from replicator.errors import ConfigError
 from replicator.hooks.time_limit import EXIT_DEADLINE
@@ -46,12 +46,6 @@ listen_option = click.option(
     "--listen",
     metavar="HOST:PORT",
     help="Serve metrics and a status page on this loopback address, e.g. 127.0.0.1:9464.",
-)
-
-engine_option = click.option(
-    "--engine",
-    type=click.Choice(["local", "ray", "lambda"]),
-    help="What runs the pipeline, instead of the config's engine: one process, workers on Ray, or AWS Lambda.",
 )
 
 remove_expired_option = click.option(

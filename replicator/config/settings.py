@@ -386,7 +386,7 @@ def load_offline(
 
 
 def load_each_offline(
-    path: str | Path, environ: Mapping[str, str] | None = None, target: str | None = None
+    path: str | Path, environ: Mapping[str, str] | None = None, target: str | None = None, engine: str | None = None
 ) -> tuple[Sequence[Config], Sequence[str]]:
     """Like ``load_each``, on a machine that lacks the environment of a run. ConfigError if the file is wrong anyway.
 
@@ -399,10 +399,10 @@ def load_each_offline(
     stand_ins: dict[str, str] = {}
     for name in dict.fromkeys(p.name for p in unset):
         choices = [{**stand_ins, name: value} for value in (*_STAND_INS, str(Path(path).resolve()))]
-        stand_ins = min(choices, key=lambda choice: len(_problems(read(Path(path), given, choice), target)))
+        stand_ins = min(choices, key=lambda choice: len(_problems(read(Path(path), given, choice), engine, target)))
     filled = read(Path(path), given, stand_ins)
     problems = list(filled.problems)
-    configs = [] if filled.values is None else _configs(filled, problems, None, target)
+    configs = [] if filled.values is None else _configs(filled, problems, engine, target)
     unknown = {p.path for p in unset}
     if not unset:  # two options that have the same stand-in may differ
         problems += _together(configs)
@@ -420,10 +420,10 @@ def _named(file: ConfigFile) -> Sequence[str]:
     return list(given) if isinstance(given, Mapping) else []
 
 
-def _problems(file: ConfigFile, target: str | None) -> Sequence[Problem]:
+def _problems(file: ConfigFile, engine: str | None, target: str | None) -> Sequence[Problem]:
     problems = list(file.problems)
     if file.values is not None:
-        _configs(file, problems, None, target)
+        _configs(file, problems, engine, target)
     return problems
 
 

@@ -412,6 +412,9 @@ def test_a_rebuild_with_ray_is_refused_by_check_and_run_and_goes_on_with_the_eng
         code, out, err = orders.call(*command, orders.config)
         assert (code, (out + err).count(text)) == (2, 1), out + err
     done(orders, "start")
+    for command in (("check", "--offline"), ("check",)):
+        code, out, err = orders.call(*command, orders.config, "--engine", "local")
+        assert code == 0, out + err
     assert orders.call("run", orders.config, "--engine", "local", "--until", "caught-up")[0] == 0
 
 
