@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import orjson
 
 from replicator.aws.boto import ask
 from replicator.aws.errors import AwsError, failure
@@ -137,6 +138,9 @@ class Schedule(msgspec.Struct, frozen=True):
         return longest_pause(self.expression)
 
 
+INVOKES = ":aws-sdk:lambda:invoke"  # end of the ARN of a target that is an operation, not a function
+
+
 class Schedules:
     """Of one account and region. ``clients``: botocore's, for ``events`` and ``scheduler``."""
 
@@ -151,9 +155,12 @@ class Schedules:
                 if expression := found.get("ScheduleExpression"):
                     yield Schedule(rule, found.get("State") != "DISABLED", rule=True, expression=expression)
         for each in self._paged(self._scheduler, LIST_SCHEDULES, "Schedules"):
-            if _is_of(str(each.get("Target", {}).get("Arn", "")), name):
+            arn = str(each.get("Target", {}).get("Arn", ""))
+            if _is_of(arn, name) or arn.endswith(INVOKES):
                 place = {"Name": str(each.get("Name", "")), "GroupName": str(each.get("GroupName") or "default")}
                 found = self._call(self._scheduler, GET_SCHEDULE, **place)
+                if arn.endswith(INVOKES) and not _is_of(_invoked(found), name):
+                    continue
                 expression, enabled = str(found.get("ScheduleExpression", "")), found.get("State") != "DISABLED"
                 yield Schedule(place["Name"], enabled, rule=False, expression=expression)
 
@@ -181,6 +188,19 @@ class _Missing(Exception):
     pass
 
 
-def _is_of(function_arn: str, name: str) -> bool:
-    """Whether the ARN, arn:aws:lambda:REGION:ACCOUNT:function:NAME[:QUALIFIER], is of the function or a version."""
-    return function_arn.split(":")[6:7] == [name]
+def _is_of(function: str, name: str) -> bool:
+    """Whether an ARN, arn:aws:lambda:REGION:ACCOUNT:function:NAME[:QUALIFIER], is of the function or a version.
+
+    Or what else Lambda accepts in place of it: ACCOUNT:function:NAME[:QUALIFIER], or NAME[:QUALIFIER].
+    """
+    _, separator, named = function.partition(":function:")
+    return (named if separator else function).split(":")[0] == name
+
+
+def _invoked(schedule: Mapping[str, Any]) -> str:
+    """The function that a schedule invokes by the operation of Lambda, which its input names; "" if it names none."""
+    try:
+        given = orjson.loads(str(schedule.get("Target", {}).get("Input", "")))
+    except orjson.JSONDecodeError:
+        return ""
+    return str(given.get("FunctionName", "")) if isinstance(given, dict) else ""

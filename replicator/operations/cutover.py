@@ -30,6 +30,7 @@ from replicator.hooks import loading
 from replicator.key import key_text
 from replicator.operations.verify import checked_tables
 from replicator.options import aws_options
+from replicator.pipeline import lanes
 from replicator.pipeline.coordination import slots_of, writers
 from replicator.pipeline.lineage import childless, readable
 from replicator.pipeline.parked import item_of
@@ -76,7 +77,7 @@ class Standing:
     over the whole table that ended, else a sample, else one that did not end. ``parked``: keys of items.
     ``heartbeat``: when the run, or one of its workers, showed last that it is up, by its own clock. ``requested``: a
     resync is pending. ``listed``: when the run last asked for a listing that was complete and had every shard's
-    parent, by its own clock.
+    parent, by its own clock. ``by_lambda``: invocations of AWS Lambda follow the stream.
     """
 
     at: float
@@ -90,6 +91,7 @@ class Standing:
     heartbeat: float | None = None
     requested: bool = False
     listed: float | None = None
+    by_lambda: bool = False
 
     @property
     def read_through(self) -> float | None:
@@ -135,6 +137,7 @@ def standing(claimed: Claimed, now: float) -> Standing:
         heartbeat=max((beat.at for beat in beats.values()), default=None),
         requested=any(e.kind == "request" for e in entries),
         listed=_listed(beats.get("")),
+        by_lambda=lanes.followed(writers(entries) - {""}),
     )
 
 
@@ -207,7 +210,10 @@ def _unequal(at: Standing) -> Iterator[Reason]:
 
 def _not_live(at: Standing) -> Iterator[Reason]:
     phase, waiting_for = at.progress.phase, at.progress.waiting_for
-    if phase == "stopped":
+    if phase == "stopped" and at.by_lambda:
+        text = "no invocation of the function came in 45 minutes, so nothing is copied; see: replicator check CONFIG"
+        yield Reason(7, text)
+    elif phase == "stopped":
         yield Reason(7, "no run is up, so nothing is copied; start it with: replicator run CONFIG")
     elif waiting_for is not None:
         yield Reason(7, f"the run waits: {waiting_for}", passing=True)

@@ -9,6 +9,7 @@ import pytest
 from replicator.engine.function import IDLE
 from replicator.items.attributes import image
 from replicator.key import Key
+from replicator.operations.cutover import Criteria, reasons, standing
 from replicator.operations.verify import positions_of
 from replicator.pipeline.progress import UNINVOKED
 from replicator.verification.differences import NO_RUN, STALLED
@@ -101,3 +102,17 @@ def test_without_a_schedule_a_difference_behind_the_function_is_unconfirmed_in_t
     stack.pass_time(UNINVOKED, scheduled=False)
     (result,) = stack.results
     assert (result.outcome, result.reason) == ("unconfirmed", NO_RUN)
+
+
+def test_cutover_names_the_function_if_none_of_its_invocations_came_for_long() -> None:
+    stack = Followed()
+
+    def said() -> list[str]:
+        at = standing(stack.context().checkpoints.read(), stack.clock())
+        return [reason.text for reason in reasons(at, Criteria(stack.clock()))]
+
+    assert not [text for text in said() if "so nothing is copied" in text]
+    stack.clock.now += UNINVOKED + 1
+    text = next(text for text in said() if "so nothing is copied" in text)
+    assert text.startswith("no invocation of the function came in 45 minutes")
+    assert text.endswith("see: replicator check CONFIG")

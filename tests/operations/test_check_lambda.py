@@ -398,6 +398,30 @@ def test_rules_and_schedules_of_the_function_and_its_versions_are_found() -> Non
     ]
 
 
+@pytest.mark.parametrize(
+    ("input", "found"),
+    [
+        ('{"FunctionName": "orders-copy", "Payload": "{}"}', True),
+        (f'{{"FunctionName": "{FUNCTION}:live"}}', True),
+        ('{"FunctionName": "123456789012:function:orders-copy"}', True),
+        ('{"FunctionName": "orders-copy-2"}', False),
+        ('{"Payload": "{}"}', False),
+        ("no JSON", False),
+    ],
+)
+def test_a_schedule_that_invokes_the_function_by_the_operation_is_found(input: str, found: bool) -> None:
+    events, scheduler = (boto3.client(service, region_name="eu-west-1", **KEYS) for service in ("events", "scheduler"))
+    target = {"Arn": "arn:aws:scheduler:::aws-sdk:lambda:invoke", "RoleArn": f"{FUNCTION}-role"}
+    with Stubber(events) as rules, Stubber(scheduler) as schedules:
+        rules.add_response("list_rule_names_by_target", {"RuleNames": []})
+        schedules.add_response("list_schedules", {"Schedules": [{"Name": "one", "Target": {"Arn": target["Arn"]}}]})
+        full = {"ScheduleExpression": "rate(1 hour)", "State": "ENABLED"}
+        full |= {"Target": {**target, "Input": input}, "FlexibleTimeWindow": {"Mode": "OFF"}}  # type: ignore[dict-item]
+        schedules.add_response("get_schedule", full)
+        of_it = list(Schedules((events, scheduler)).of("orders-copy", [FUNCTION]))
+    assert of_it == ([Schedule("one", True, rule=False, expression="rate(1 hour)")] if found else [])
+
+
 def test_a_missing_permission_to_read_the_expression_of_a_schedule_is_named() -> None:
     clients = [boto3.client(name, region_name="eu-west-1", **KEYS) for name in ("events", "scheduler")]
     with Stubber(clients[0]) as rules, Stubber(clients[1]) as schedules:
