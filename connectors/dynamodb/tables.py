@@ -386,7 +386,13 @@ def wrong_names(names: Iterable[str]) -> Iterator[str]:
         try:
             table_name(name)
         except ValueError as e:
-            yield f"target.table: {name!r} {e}"
+            of_another = f"; {_NO_ARN}" if name.startswith("arn:") else ""
+            yield f"target.table: {name!r} {e}{of_another}"
+
+
+_NO_ARN = (
+    "a table of another account is named without its ARN, and written with a role of that account (target.role_arn)"
+)
 
 
 _INDEX = ("IndexName", "KeySchema", "Projection")

@@ -43,6 +43,14 @@ class Pipeline:
     def corrected(self) -> None:
         self.world.hook(CORRECTED)
 
+    def without_images(self) -> None:
+        """The stream has keys only, so that a run looks each changed item up."""
+        self.world.db.disable_stream("orders")
+        self.world.db.enable_stream("orders", view="KEYS_ONLY")
+
+    def changed(self) -> None:
+        self.world.db.put("orders", {"id": "1", "tags": ["new"]})
+
     def rebuilt(self) -> None:
         """Another config, of a copy that replaces this one."""
         path = Path(self.world.config)
@@ -193,6 +201,14 @@ STEPS: Mapping[str, Sequence[Step]] = {
         ("cutover", "CONFIG"),
         Pipeline.looked_beside_the_source,
     ),
+    "a stream without images": (
+        Pipeline.without_images,
+        ("check", "CONFIG"),
+        RUN,
+        Pipeline.changed,
+        RUN,
+        Pipeline.complete,
+    ),
     "a history": (
         Pipeline.with_history,
         RUN,
@@ -228,6 +244,32 @@ def test_a_chain_is_noticed_by_the_note_in_the_account_of_the_source(pipeline: P
         notes.write(table, Note(by, 1024, source="arn:aws:dynamodb:us-east-1:333333333333:table/first"))
     code, out, _ = pipeline.world.call("check", pipeline.world.config)
     assert (code, "the pipeline theirs makes of" in out) == (2, True), out
+
+
+def test_a_new_config_is_inferred_from_the_other_account(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in {**ENVIRON, "POSTGRES_URL": pipeline.world.postgres.url}.items():
+        monkeypatch.setenv(name, value)
+    Path(pipeline.world.config).unlink()
+    where = ("--table", arn("orders"), "--endpoint-url", pipeline.endpoint, "--target", "postgres")
+    code, out, err = pipeline.world.call("init", *where)
+    assert (code, pipeline.wrong()) == (0, []), out + err
+    assert ("Scan", arn("orders")) in pipeline.accounts.requested[OTHER]
+
+
+@pytest.mark.parametrize("command", [("check",), ("run", "--until", "caught-up")])
+def test_a_target_in_another_account_is_not_named_by_an_arn(pipeline: Pipeline, command: tuple[str, ...]) -> None:
+    pipeline.into_dynamodb("tags: true")
+    pipeline.world.change("table: copy", f"table: '{arn('copy')}'")
+    code, out, err = pipeline.world.call(*command, pipeline.world.config)
+    assert (code, "written with a role of that account (target.role_arn)" in out + err) == (2, True), out + err
+    asked = pipeline.accounts.requested
+    assert {operation for operations in asked.values() for operation, _ in operations} & {
+        "PutItem",
+        "CreateTable",
+    } == set()
 
 
 OFFLINE = {("policy",), ("lambda", "package"), ("lambda", "template")}

@@ -280,6 +280,10 @@ class TestComparing:
         (problem,) = make(endpoint).check([Table("t0", PAIR)])
         assert problem == "target.table: 't0' must be a DynamoDB table name (3 to 255 letters, digits, _ . -)"
 
+    def test_an_arn_is_refused_with_what_to_name_instead(self, endpoint: str, make: Make) -> None:
+        (problem,) = make(endpoint).check([Table("arn:aws:dynamodb:us-east-1:222222222222:table/copy", PAIR)])
+        assert "named without its ARN, and written with a role of that account (target.role_arn)" in problem
+
     def test_another_key_is_refused(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"id": "S"}, view=None)
         (problem,) = make(endpoint).check([COPY])
