@@ -210,7 +210,7 @@ class Tables:
         if not self._options.loops or self.keep_expired or self.source is None or not self.source[0].replicas:
             return
         source, client = self.source
-        if (attribute := expiring_attribute(client, source.requested)) is not None:
+        if (attribute := expiring_attribute(client, source)) is not None:
             yield (
                 f"the source {source.name} has a time to live ({attribute}), and is a replica of a global table, with "
                 f"others in {', '.join(source.replicas)}. Items that expire there are removed here as if they had been "
@@ -271,7 +271,7 @@ class Tables:
         """With ``loops`` each table expires its own items, so the copy needs the source's time to live."""
         if self.source is None:
             return
-        wanted = expiring_attribute(self.source[1], self.source[0].requested)
+        wanted = expiring_attribute(self.source[1], self.source[0])
         existing = self._time_to_live(layout.name)
         will_be_enabled = self._options.create and note is None and existing.get("TimeToLiveStatus") == "DISABLED"
         if wanted is None or will_be_enabled or wanted == _enabled_attribute(existing):
@@ -427,12 +427,12 @@ def table_plan(layout: Layout, mirrored: tuple[SourceTable, Client] | None, *, t
     request = _like(layout.name, table)
     if tags and (copied := tags_of(client, source.arn)):
         request["Tags"] = copied
-    return Plan(request, expiring_attribute(client, source.requested))
+    return Plan(request, expiring_attribute(client, source))
 
 
-def expiring_attribute(client: Client, table: str) -> str | None:
-    """The attribute by which the table's items expire; None without a time to live."""
-    ttl = ask(client, "DescribeTimeToLive", {"TableName": table}, table)["TimeToLiveDescription"]
+def expiring_attribute(client: Client, source: SourceTable) -> str | None:
+    """The attribute by which the source's items expire; None without a time to live."""
+    ttl = ask(client, "DescribeTimeToLive", {"TableName": source.requested}, source.requested)["TimeToLiveDescription"]
     return _enabled_attribute(ttl)
 
 

@@ -272,6 +272,13 @@ def test_a_target_in_another_account_is_not_named_by_an_arn(pipeline: Pipeline, 
     } == set()
 
 
+def test_a_global_table_is_asked_for_its_time_to_live_in_its_account(pipeline: Pipeline) -> None:
+    pipeline.into_dynamodb("loops: true")
+    pipeline.accounts.other._catalog.tables["orders"].definition["Replicas"] = [{"RegionName": "eu-west-1"}]
+    code, out, _ = pipeline.world.call("check", pipeline.world.config)
+    assert (code, pipeline.wrong(), "has a time to live (expires)" in out) == (2, [], True), out
+
+
 OFFLINE = {("policy",), ("lambda", "package"), ("lambda", "template")}
 
 
