@@ -13,6 +13,8 @@ import pytest
 from replicator.config.target import destination
 from replicator.engine.assembly import assemble
 from replicator.engine.context import RunContext
+from replicator.errors import TransientError
+from replicator.hooks.hook import Hook
 from replicator.source.table import describe_table
 from tests.engine.cluster import TABLE, Wire
 from tests.engine.function_stack import Stack
@@ -22,9 +24,9 @@ from tests.servers.postgres_fixtures import Database
 class OnPostgres(Stack):
     """The same, with a target in Postgres."""
 
-    def __init__(self, database: Database, resources: ExitStack) -> None:
+    def __init__(self, database: Database, resources: ExitStack, hook: Hook | None = None) -> None:
         self._server, self._resources = database, resources
-        super().__init__()
+        super().__init__(hook=hook)
 
     def context(self) -> RunContext:
         found, problems = destination({"type": "postgres", "url": self._server.url, "table": "copy"})
@@ -32,7 +34,7 @@ class OnPostgres(Stack):
         target: Any = self._resources.enter_context(closing(found.build("memory")))
         client, config = Wire(self.source), super().context().config
         table = describe_table(client, TABLE)
-        return assemble(replace(config, target=found), client, target, target.checkpoints, None, table)
+        return assemble(replace(config, target=found), client, target, target.checkpoints, self.hook, table)
 
     def rows(self, query: str) -> Any:
         with self._server.connect() as connection:
@@ -67,3 +69,38 @@ def test_each_change_is_applied_once_by_containers_that_take_turns_and_batches_t
     assert stack.rows(read) == before
     wanted = {id[0]: item["v"] for id, item in stack.wanted.items()}
     assert dict(stack.rows("SELECT pk, (document->>'v')::int FROM copy")) == wanted
+
+
+def test_a_hook_that_is_too_slow_for_an_invocation_delays_the_copy_and_each_change_is_stored_once(
+    one_postgres: Database,
+) -> None:
+    """The hook's time passes on the stack's clock: ten seconds for each item, and 27 for each invocation."""
+    seconds, stacks = 0.0, list[OnPostgres]()
+
+    def hook(item: Any) -> dict[str, Any]:
+        stacks[0].clock.now += seconds
+        return {**item, "v": int(item["v"])}
+
+    with ExitStack() as resources:
+        stack = OnPostgres(one_postgres, resources, Hook("slow", hook, "f", declared=False))
+        stacks.append(stack)
+        for n in range(12):
+            stack.write(f"k{n}", n)
+        stack.backfill()
+        stack.deliver(stack.container())
+        begun = stack.rows("SELECT sum(read) FROM replicator.counts WHERE source LIKE 'shard:%'")
+        for n in range(12):
+            stack.write(f"k{n}", 100 + n)
+        seconds, failed = 10.0, 0
+        for _ in range(30):
+            for shard in stack.mapping.ready():
+                if (batch := stack.mapping.event(shard)) is not None:
+                    stack._until = stack.clock.now + 27.0
+                    try:
+                        stack.mapping.done(shard, batch, stack.container().invoke(batch))
+                    except TransientError:
+                        failed += 1
+        read = stack.rows("SELECT sum(read) FROM replicator.counts WHERE source LIKE 'shard:%'")
+        assert (read[0][0] - begun[0][0], failed) == (12, 0)
+        wanted = {id[0]: item["v"] for id, item in stack.wanted.items()}
+        assert dict(stack.rows("SELECT pk, (document->>'v')::int FROM copy")) == wanted
