@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ _IN_FLIGHT = 6
 _PATIENCE = 30.0  # seconds without a response
 _THROTTLED = "BatchGetItem is throttled"
 
+T = TypeVar("T")
 TypedKey = Mapping[str, Mapping[str, str]]
 
 
@@ -36,6 +37,16 @@ class _Responses(msgspec.Struct):
     Responses: dict[str, list[msgspec.Raw] | None]
     UnprocessedKeys: dict[str, _Unprocessed | None] | None = None
     ConsumedCapacity: list[_Consumed] | None = None
+
+
+def of_table(answers: Mapping[str, T] | None, table: str) -> T | None:
+    """What a response has for the ``table`` that a request named.
+
+    TransientError if it names another one: then nothing says that the items which were asked for do not exist.
+    """
+    if others := (answers or {}).keys() - {table}:
+        raise TransientError(f"BatchGetItem on {table}: the response names {min(others)!r} instead")
+    return (answers or {}).get(table)
 
 
 class BatchReader:
@@ -103,8 +114,9 @@ class BatchReader:
             raise body
         response = decoded(body, _Responses, "BatchGetItem")
         self.units += sum(consumed.CapacityUnits or 0.0 for consumed in response.ConsumedCapacity or ())
-        left = (response.UnprocessedKeys or {}).get(self._table)
+        images = of_table(response.Responses, self._table) or []
+        left = of_table(response.UnprocessedKeys, self._table)
         again: list[TypedKey] = [] if left is None else list(left.Keys or [])
         if len(again) == len(asked):
             raise TransientError(f"{_THROTTLED} on {self._table}")
-        return response.Responses.get(self._table) or [], again
+        return images, again

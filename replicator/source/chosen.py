@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import orjson
 
+from replicator.aws.batch_get import of_table
 from replicator.aws.client import Call, Client
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.backoff import backoff
@@ -84,8 +85,9 @@ def _images(table: Scanned, keys: tuple[Key, ...]) -> Generator[Call, bytes, tup
         except AwsError as e:
             raise failure(e, "BatchGetItem", table.table) from e
         response = decoded(body, _Responses, "BatchGetItem")
-        images.update(reader.keyed(response.Responses.get(table.table) or (), "BatchGetItem"))
-        left = (response.UnprocessedKeys or {}).get(table.table) or _Unprocessed()
+        returned = of_table(response.Responses, table.table)
+        images.update(reader.keyed(returned or (), "BatchGetItem"))
+        left = of_table(response.UnprocessedKeys, table.table) or _Unprocessed()
         again = [key for key, _ in reader.keyed(left.Keys or (), "BatchGetItem")]
         if len(again) >= len(wanted):
             raise TransientError("BatchGetItem is throttled")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from replicator.aws.batch_get import of_table
 from replicator.aws.client import Call
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.change import Record
@@ -38,10 +39,10 @@ class _Responses(msgspec.Struct):
     UnprocessedKeys: dict[str, _Unprocessed | None] | None = None
 
     def images(self, table: str) -> list[msgspec.Raw]:
-        return self.Responses.get(table) or []
+        return of_table(self.Responses, table) or []
 
     def unprocessed(self, table: str) -> list[msgspec.Raw]:
-        left = (self.UnprocessedKeys or {}).get(table)
+        left = of_table(self.UnprocessedKeys, table)
         return [] if left is None else left.Keys or []
 
 
