@@ -21,7 +21,7 @@ from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 from replicator.key import Key, key_text
 from replicator.pipeline.parked import DROPPED, PARKED, Held, Move, ParkedItems, held, item_of, parked_id
-from replicator.state import Counts, Parked, Place, Save
+from replicator.state import Counts, Dropped, Parked, Place, Save
 from replicator.version import epoch_of
 
 Image = msgspec.Raw | bytes | None
@@ -253,8 +253,10 @@ def _compact_run(
     entries = [*dropped] if parked is None else [parked, *dropped]
     for known in entries:
         leaves |= known.leaves | _places([_image(known.base)], mapping, of_entries)
-    bases = [known.base for known in entries] or [_text(run[0].old)]
-    unknown = _unknown(of_entries if entries else of_run, bases if at.mixed else [])
+    of_others = [known.base for known in entries] or [_text(run[0].old)]
+    if isinstance(failed, Poison) and failed.may_succeed:  # a scan, or an attempt, may have stored its documents
+        of_run.append((newest.new, failed))
+    unknown = _unknown([*of_entries, *of_run], of_others if at.mixed else [])
     base = next(iter(unknown), None)
     given_up = bool(dropped) and parked is None
     refusal = at.refused.get((newest.key, newest.version))
@@ -266,6 +268,8 @@ def _compact_run(
     if failed is not None:
         value = replace(_parked(newest, failed, at), leaves=tuple(sorted(leaves | now.keys())), base=base)
         _park(result, value, len(run), at, unknown)
+        held_already = {base, *(one.base for one in dropped)}
+        result.moves += _bases_beside([one for one in unknown if one not in held_already], run, entries, at)
         return
     if (newest.key, newest.version) in at.unmarkable:
         result.refused.append((newest.key, newest.version))
@@ -280,10 +284,9 @@ def _compact_run(
 def _unknown(failures: Iterable[Failure], of_others: Collection[str | None]) -> dict[str, Poison]:
     """Images on which the hook fails although documents of them may be stored, and the reason to park the item.
 
-    ``failures``: of images whose documents may exist besides those that the hook makes now: of the item's entries or,
-    if there are none, of the run. (The old image of an item with an entry was parked or discarded itself.)
-    ``of_others``: those of which another hook may have stored documents. The same hook may have if it only took too
-    long now, or if there was too little memory.
+    ``of_others``: those of which another hook may have stored documents: of the item's entries or, if there are none,
+    the old image. (That of an item with an entry was parked or discarded itself.) Of the other images this hook may
+    have, if it only took too long now, or had too little memory.
     """
     unknown = {}
     for image, failed in failures:
@@ -292,6 +295,18 @@ def _unknown(failures: Iterable[Failure], of_others: Collection[str | None]) -> 
             reason = f"the hook fails on an earlier image of the item, whose documents must be removed: {failed}"
             unknown[base] = Poison(reason, getattr(failed, "trace", NO_TRACE))
     return unknown
+
+
+def _bases_beside(bases: Sequence[str], run: Sequence[Change], entries: Sequence[Held], at: BatchContext) -> list[Move]:
+    """Entries for further images of which documents may be stored: a parked entry holds only one of them."""
+    versions_of = {_text(run[0].old): max((one.version for one in entries), default=0)}
+    versions_of |= {_text(change.new): change.version for change in run}
+    moves: list[Move] = []
+    for base in bases:
+        id, value = parked_id(run[-1].key, versions_of.get(base) or run[-1].version), Dropped((), base)
+        if at.parked.entry(DROPPED, id) is None and all(id != move.after.id for move in moves if move.after):
+            moves.append(Move(DROPPED, None, held(id, 1, value), value))
+    return moves
 
 
 def run_writes(run: Sequence[Change], mapping: DocumentMapping, leaves: Iterable[Place] = ()) -> list[Write]:

@@ -90,7 +90,7 @@ class Move:
     kind: str
     before: Held | None
     after: Held | None = None
-    value: Parked | None = None
+    value: Parked | Dropped | None = None
 
     @property
     def item(self) -> str:

@@ -42,6 +42,7 @@ from replicator.state import (
     Gap,
     Heartbeat,
     HistorySpan,
+    Parked,
     ParkedItem,
     PipelineState,
     Save,
@@ -749,7 +750,7 @@ class Pipeline:
             self._refused.pop(refused, None)
             self._unmarkable.discard(refused)
         for move in taken.moves:
-            if move.value is not None:
+            if isinstance(move.value, Parked):
                 self._reasons[move.value.reason] += 1
 
     def parked_now(self) -> Mapping[str, int]:

@@ -533,6 +533,29 @@ def test_so_does_an_image_in_the_middle_of_a_batch_which_an_attempt_may_have_sto
     assert (compacted.parked, value.base, value.leaves) == (2, '{"to":{"S":"e"}}', (("others", "b"), ("vowels", "a")))
 
 
+def test_documents_of_every_image_that_took_too_long_are_removed_once_the_hook_has_said_which_they_are() -> None:
+    """A scan may have stored those of the newest one, too, and a parked entry has room for one image."""
+    busy = True
+
+    @documents
+    def hook(item: Item) -> Iterator[Document]:
+        if busy:
+            raise HookTimeout(10.0)
+        return fanned(item)
+
+    own, items = mapping(hook, *FAN.tables), ParkedItems()
+    for run in ([change(A, 1, "a", "e")], [change(A, 2, None, "a")]):
+        compacted = compact_runs({A: run}, own, replace(at(), parked=items))
+        assert (compacted.writes, compacted.parked) == ([], 1)
+        for move in compacted.moves:
+            items.apply(move)
+    busy = False
+    writes = compact_runs({A: [change(A, 3, "b")]}, own, replace(at(), parked=items)).writes
+    assert {w.id[1] for w in writes if isinstance(w, Delete)} == {"a", "e"}
+    compacted = compact_runs({A: [change(A, 3, "b")]}, own, replace(at(), parked=items))
+    assert {save.kind: save.text for save in compacted.saves} == {"parked": None, "dropped": None}
+
+
 def test_a_refusal_by_the_target_parks_all_changes_of_the_item_with_its_reason() -> None:
     refused = {(A, version(EPOCH, 2)): "too long"}
     compacted = compact_runs({A: [change(A, 1, "a"), change(A, 2, "e", "a")]}, FAN, at(refused=refused))
