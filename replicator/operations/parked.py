@@ -104,17 +104,19 @@ class ParkedItem:
         parts = [Part(source, (), Counts(parked=-n, filtered=n)) for source, n in self.changes.items()]
         left = self.leaves
         settled = pipeline is not None and pipeline.stage == FOLLOWING and not pipeline.resync
-        saves = [] if left is None and settled else self._merged(left or (), discarded=self.entry.key)
+        saves = [] if left is None and settled else self.beside(left or (), discarded=self.entry.key)
         return Batch(parts, [self.removal, *saves])
 
     def superseded(self) -> Batch:
         """The batch that takes the entry away because the stream has something newer, which counts in its place."""
         parts = [Part(source, (), Counts(parked=-n)) for source, n in self.changes.items()]
         left = self.leaves or ()
-        return Batch(parts, [self.removal, *(self._merged(left) if left or self.entry.base is not None else [])])
+        return Batch(parts, [self.removal, *(self.beside(left) if left or self.entry.base is not None else [])])
 
-    def _merged(self, leaves: Sequence[Place], discarded: Key = ()) -> list[Save]:
-        """The saves that list these in one dropped entry. Others that have an image stay: an entry holds only one."""
+    def beside(self, leaves: Sequence[Place], discarded: Key = ()) -> list[Save]:
+        """The saves that list these in one dropped entry, with the parked one's image. Others that have one stay: an
+        entry holds only one.
+        """
         left = self.left(leaves, self.entry.base, discarded)
         return distinct([*(gone(one) for one in self.dropped if one.base is None), left])
 
@@ -450,14 +452,15 @@ def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:
 def retried(parked: ParkedItem, mapping: DocumentMapping, pipeline: PipelineState) -> Batch:
     """The batch that stores the parked changes; its first save removes the entry. Poison if the hook still fails.
 
-    A hook other than the pipeline's may produce documents that the pipeline's hook does not: they are recorded.
+    A hook other than the pipeline's may produce documents that the pipeline's hook does not: they are recorded. And the
+    images of which the pipeline's hook may have stored others are kept.
     """
     p = parked.entry
     change = Change(p.key, p.version, _bytes(p.new), _bytes(p.old), p.sequence, p.created)
     writes = _own(change, parked, mapping) if mapping.own_ids else list(_latest(change, mapping))
     saves = [parked.removal, *map(gone, parked.dropped)]
     if mapping.own_ids and mapping.hook is not None and mapping.hook.fingerprint != pipeline.hook:
-        saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
+        saves = [parked.removal, *parked.beside([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)])]
     # A scanned item may have been deleted before the retry: then its tombstone must be respected.
     keeps = is_scanned(p) or pipeline.stage != FOLLOWING
     parts = list(_parts(parked, writes))

@@ -257,7 +257,8 @@ def _compact_run(
     if isinstance(failed, Poison) and failed.may_succeed:  # a scan, or an attempt, may have stored its documents
         of_run.append((newest.new, failed))
     unknown = _unknown([*of_entries, *of_run], of_others if at.mixed else [])
-    base = next(iter(unknown), None)
+    own = _text(newest.new)
+    base = own if own in unknown else next(iter(unknown), None)
     given_up = bool(dropped) and parked is None
     refusal = at.refused.get((newest.key, newest.version))
     if refusal is not None:
@@ -298,15 +299,16 @@ def _unknown(failures: Iterable[Failure], of_others: Collection[str | None]) -> 
 
 
 def _bases_beside(bases: Sequence[str], run: Sequence[Change], entries: Sequence[Held], at: BatchContext) -> list[Move]:
-    """Entries for further images of which documents may be stored: a parked entry holds only one of them."""
-    versions_of = {_text(run[0].old): max((one.version for one in entries), default=0)}
-    versions_of |= {_text(change.new): change.version for change in run}
-    moves: list[Move] = []
-    for base in bases:
-        id, value = parked_id(run[-1].key, versions_of.get(base) or run[-1].version), Dropped((), base)
-        if at.parked.entry(DROPPED, id) is None and all(id != move.after.id for move in moves if move.after):
-            moves.append(Move(DROPPED, None, held(id, 1, value), value))
-    return moves
+    """Entries for further images of which documents may be stored: a parked entry holds only one of them.
+
+    Each has the version of the image, or of the entry that held it; so none has the id of the parked entry.
+    """
+    before = max((one.version for one in entries), default=run[0].version - 1)
+    versions_of = {_text(run[0].old): before} | {one.base: one.version for one in entries}
+    versions_of |= {_text(change.new): change.version for change in run[:-1]}
+    values = {parked_id(run[-1].key, versions_of[base]): Dropped((), base) for base in bases}
+    taken = {id for id in values if at.parked.entry(DROPPED, id) is not None}
+    return [Move(DROPPED, None, held(id, 1, value), value) for id, value in values.items() if id not in taken]
 
 
 def run_writes(run: Sequence[Change], mapping: DocumentMapping, leaves: Iterable[Place] = ()) -> list[Write]:

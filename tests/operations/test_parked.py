@@ -855,6 +855,20 @@ def test_a_retry_with_another_hook_than_the_pipelines_notes_its_documents(target
     assert [one.leaves for one in left] == [{("orders", "y")}]
 
 
+def test_a_retry_with_another_hook_keeps_the_images_of_which_the_pipelines_may_have_stored_other_documents(
+    target: MemoryTarget,
+) -> None:
+    base, other = (image({"tags": [tag]}).decode() for tag in ("x", "z"))
+    found = park_tags(target, ["y"], leaves=(), base=base)
+    further = Held(f'["a"]@{version(1024, 3):019d}', base=other)
+    target.checkpoints.save([Save("dropped", further.id, 0, encode(Dropped((), other)))])
+    beside = replace(found, dropped=(further,))
+
+    assert retry(beside, FIXED, target, target.checkpoints, replace(STATE, hook="1")) == ""
+    left = known(target.checkpoints).dropped('["a"]')
+    assert {(one.base, one.leaves) for one in left} == {(base, frozenset({("orders", "y")})), (other, frozenset())}
+
+
 def test_a_retry_needs_the_documents_of_an_image_that_an_earlier_hook_stored(
     database: MemoryDatabase, target: MemoryTarget
 ) -> None:
