@@ -28,7 +28,7 @@ _WAIT = {
     "40001": "a serialization failure",
     "40P01": "a deadlock",
     "55P03": "another session holds a lock",
-    "57014": "a statement was cancelled (statement_timeout?)",
+    "57014": "a statement was cancelled (pg_cancel_backend?)",
     "25006": "the server is read-only (a standby, or failing over)",
     "25P03": "the transaction was idle for too long",
     "25P04": "the transaction took too long (transaction_timeout?)",

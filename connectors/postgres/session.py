@@ -33,8 +33,12 @@ _CONNECT: dict[str, Any] = {
     "tcp_user_timeout": 60_000,
 }
 # The server must notice a vanished client too: its batch holds the lock that a new run waits for. The planner is
-# limited to what stays right when a table grows under a cached plan: index lookups, in the order of keys.
+# limited to what stays right when a table grows under a cached plan: index lookups, in the order of keys. Time limits
+# of a role or a database are meant for its users, as pg_dump takes them, too: a sweep that takes longer would be
+# repeated for ever. Whether the server is still at work, a second connection sees.
 _SETTINGS = """
+SET statement_timeout = 0;
+SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout';
 SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;
 SET idle_in_transaction_session_timeout = '60s'; SET lock_timeout = '30s';
 SET jit = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;

@@ -108,21 +108,36 @@ def test_a_connection_cut_between_sending_and_collecting_stores_nothing_and_is_r
     _then_it_works(one, one_postgres)
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ("default_transaction_read_only = on", "the server is read-only"),
-        ("statement_timeout = '200ms'", r"a statement was cancelled \(statement_timeout\?\)"),
-    ],
-)
-def test_a_read_only_session_is_waited_out(one: Postgres, one_postgres: Database, setting: str, words: str) -> None:
-    run(one_postgres, f'ALTER DATABASE "{one_postgres.name}" SET {setting}')
+def test_a_read_only_session_is_waited_out(one: Postgres, one_postgres: Database) -> None:
+    run(one_postgres, f'ALTER DATABASE "{one_postgres.name}" SET default_transaction_read_only = on')
     one.close()
-    with one_postgres.connect() as blocker:
-        blocker.execute("BEGIN READ WRITE; LOCK TABLE contract IN SHARE MODE")
-        _transient(one, words)
+    _transient(one, "the server is read-only")
     run(one_postgres, f'SET transaction_read_only = off; ALTER DATABASE "{one_postgres.name}" RESET ALL')
     one.close()
+    _then_it_works(one, one_postgres)
+
+
+def test_a_statement_that_is_cancelled_is_repeated(one: Postgres, one_postgres: Database) -> None:
+    with one._session.connection() as own:
+        own.execute("SET statement_timeout = '200ms'")
+    with one_postgres.connect() as blocker:
+        blocker.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
+        _transient(one, "a statement was cancelled")
+    _then_it_works(one, one_postgres)
+
+
+def test_time_limits_of_the_database_are_not_those_of_a_run(one: Postgres, one_postgres: Database) -> None:
+    """A piece of a sweep, or a batch, that takes longer than they allow would be repeated for ever."""
+    limits = ["statement_timeout"]
+    with one_postgres.connect() as connection:
+        limits += ["transaction_timeout"] * (connection.info.server_version >= 170000)
+    for limit in limits:
+        run(one_postgres, f"ALTER DATABASE \"{one_postgres.name}\" SET {limit} = '200ms'")
+    one.close()
+    with one._session.connection() as own:
+        assert [own.execute(f"SHOW {limit}".encode()).fetchone() for limit in limits] == [("0",)] * len(limits)
+        own.execute("SELECT pg_sleep(0.4)")
+    run(one_postgres, f'ALTER DATABASE "{one_postgres.name}" RESET ALL')
     _then_it_works(one, one_postgres)
 
 
