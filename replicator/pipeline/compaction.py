@@ -254,11 +254,8 @@ def _compact_run(
     for known in entries:
         leaves |= known.leaves | _places([_image(known.base)], mapping, of_entries)
     of_others = [known.base for known in entries] or [_text(run[0].old)]
-    if isinstance(failed, Poison) and failed.may_succeed:  # a scan, or an attempt, may have stored its documents
-        of_run.append((newest.new, failed))
     unknown = _unknown([*of_entries, *of_run], of_others if at.mixed else [])
-    own = _text(newest.new)
-    base = own if own in unknown else next(iter(unknown), None)
+    base = next(iter(unknown), None)
     given_up = bool(dropped) and parked is None
     refusal = at.refused.get((newest.key, newest.version))
     if refusal is not None:

@@ -534,7 +534,7 @@ def test_so_does_an_image_in_the_middle_of_a_batch_which_an_attempt_may_have_sto
 
 
 def test_documents_of_every_image_that_took_too_long_are_removed_once_the_hook_has_said_which_they_are() -> None:
-    """A scan may have stored those of the newest one, too, and a parked entry has room for one image."""
+    """A scan may have stored those of the one that was parked, too, and an entry has room for one image."""
     busy = True
 
     @documents
