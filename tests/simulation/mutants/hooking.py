@@ -213,7 +213,7 @@ def retries_old_images(patch: Patch) -> None:
     patch.setattr(parking, "is_superseded", lambda *_: False)
 
 
-@mutant("an image for which the hook took too long has no documents", 13, shape=hooks_that_take_too_long)
+@mutant("an image for which the hook took too long has no documents", 12, shape=hooks_that_take_too_long)
 def too_long_is_nothing(patch: Patch) -> None:
     right = compaction._unknown
 
