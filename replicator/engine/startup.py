@@ -282,7 +282,7 @@ def check_source(
 
 
 def check_expiries(table: SourceTable, ttl_deletes: str) -> None:
-    """ConfigError if expired items are to be kept and the stream does not tell every expiry from a delete."""
+    """ConfigError if expired items stay in the copy and the stream does not tell every expiry from a delete."""
     if ttl_deletes == "ignore" and table.replicas:
         raise ConfigError(
             f"ttl_deletes: the source {table.name} is a replica of a global table, with others in "
