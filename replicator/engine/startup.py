@@ -410,7 +410,7 @@ def check_hook_of_export(found: StartupState) -> None:
     of its time makes of the item; those that only the new hook makes would come back with the export's image.
     """
     state = found.state
-    if state is None or state.export is None or state.stage != stages.SCANNING or state.hook == found.hook:
+    if state is None or state.read_export is None or state.stage != stages.SCANNING or state.hook == found.hook:
         return
     if found.own_ids:
         raise ConfigError(

@@ -31,6 +31,7 @@ Failure = tuple[Image, Failed]
 Last = tuple[Mapping[str, object], float | None]
 """A document as it was last, and the time of the change after which it was gone; None: the run's last change."""
 NOTHING: Mapping[Place, Last] = {}
+MOST_IMAGES = 3  # that an item's entries keep since the hook took too long for them
 Refused = tuple[Key, int]
 """An item's change that the target refuses: its key and version."""
 
@@ -247,12 +248,12 @@ def _compact_run(
     newest = run[-1]
     now, failed = _documents(newest.new, mapping)
     of_run: list[Failure] = []
-    of_entries: list[Failure] = []
     last = _last(run, mapping, of_run) if mapping.marks else {}
     leaves = set(last) if mapping.marks else _places(earlier(run), mapping, of_run)
     entries = [*dropped] if parked is None else [parked, *dropped]
-    for known in entries:
-        leaves |= known.leaves | _places([_image(known.base)], mapping, of_entries)
+    unsure = next((one for one in (failed, *(one for _, one in of_run)) if _may_succeed(one)), None)
+    places, of_entries = _places_kept(entries, mapping, unsure)
+    leaves |= places
     of_others = [known.base for known in entries] or [_text(run[0].old)]
     unknown = _unknown([*of_entries, *of_run], of_others if at.mixed else [])
     base = next(iter(unknown), None)
@@ -289,23 +290,48 @@ def _unknown(failures: Iterable[Failure], of_others: Collection[str | None]) -> 
     unknown = {}
     for image, failed in failures:
         base = _text(image)
-        if base is not None and (base in of_others or getattr(failed, "may_succeed", False)):
+        if base is not None and (base in of_others or _may_succeed(failed)):
             reason = f"the hook fails on an earlier image of the item, whose documents must be removed: {failed}"
             unknown[base] = Poison(reason, getattr(failed, "trace", NO_TRACE))
     return unknown
 
 
+def _may_succeed(failed: Failed | None) -> bool:
+    return isinstance(failed, Poison) and failed.may_succeed
+
+
+def _places_kept(
+    entries: Sequence[Held], mapping: DocumentMapping, unsure: Failed | None
+) -> tuple[set[Place], list[Failure]]:
+    """The documents that the item's entries name, or keep an image of, and the images on which the hook fails.
+
+    ``unsure``: a failure that says nothing of an image. The item is parked then, and the images that are kept are not
+    tried: each may take as long again.
+    """
+    found, failures = set[Place](), list[Failure]()
+    for known in entries:
+        found |= known.leaves
+        if known.base is not None and unsure is not None:
+            failures.append((_image(known.base), unsure))
+        elif known.base is not None:
+            found |= _places([_image(known.base)], mapping, failures)
+            unsure = next((failed for _, failed in failures if _may_succeed(failed)), None)
+    return found, failures
+
+
 def _bases_beside(bases: Sequence[str], run: Sequence[Change], entries: Sequence[Held], at: BatchContext) -> list[Move]:
     """Entries for further images of which documents may be stored: a parked entry holds only one of them.
 
-    Each has the version of the image, or of the entry that held it; so none has the id of the parked entry.
+    Each has the version of the image, or of the entry that held it; so none has the id of the parked entry. There are
+    only so many: the hook may take too long each time, and then none of them has documents.
     """
     before = max((one.version for one in entries), default=run[0].version - 1)
     versions_of = {_text(run[0].old): before} | {one.base: one.version for one in entries}
     versions_of |= {_text(change.new): change.version for change in run[:-1]}
     values = {parked_id(run[-1].key, versions_of[base]): Dropped((), base) for base in bases}
-    taken = {id for id in values if at.parked.entry(DROPPED, id) is not None}
-    return [Move(DROPPED, None, held(id, 1, value), value) for id, value in values.items() if id not in taken]
+    free = [id for id in values if at.parked.entry(DROPPED, id) is None]
+    room = MOST_IMAGES - sum(one.base is not None for one in entries)
+    return [Move(DROPPED, None, held(id, 1, values[id]), values[id]) for id in free[: max(0, room)]]
 
 
 def run_writes(run: Sequence[Change], mapping: DocumentMapping, leaves: Iterable[Place] = ()) -> list[Write]:

@@ -344,8 +344,14 @@ def test_a_hook_that_chooses_ids_must_not_change_while_the_backfill_reads_an_exp
         {"state": replace(STATE, stage=stages.SCANNING, export=ExportState("arn:export/1"), hook="before")},
         {"state": replace(STATE, stage=stages.SCANNING, hook="before"), "own_ids": True},
         {"state": replace(STATE, export=ExportState("arn:export/1"), hook="before"), "own_ids": True},
+        {
+            "state": replace(
+                STATE, stage=stages.SCANNING, export=ExportState("arn:export/1"), hook="before", full=1024
+            ),
+            "own_ids": True,
+        },
     ],
-    ids=["the same hook", "documents under their items' keys", "a scan", "after the backfill"],
+    ids=["the same hook", "documents under their items' keys", "a scan", "after the backfill", "a partial resync"],
 )
 def test_otherwise_a_changed_hook_can_be_accepted(changes: dict[str, Any]) -> None:
     assert mode(startup.Allowed(hook_change=True), **changes) is startup.StartMode.RESUME

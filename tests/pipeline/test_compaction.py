@@ -556,6 +556,24 @@ def test_documents_of_every_image_that_took_too_long_are_removed_once_the_hook_h
     assert {save.kind: save.text for save in compacted.saves} == {"parked": None, "dropped": None}
 
 
+def test_each_change_of_an_item_that_always_takes_too_long_costs_the_same_and_few_images_are_kept() -> None:
+    calls = 0
+
+    @documents
+    def hook(item: Item) -> Iterator[Document]:
+        nonlocal calls
+        calls += 1
+        raise HookTimeout(10.0)
+
+    own, items = mapping(hook, *FAN.tables), ParkedItems()
+    for n in range(1, 20):
+        calls = 0
+        for move in compact_runs({A: [change(A, n, n, n - 1)]}, own, replace(at(), parked=items)).moves:
+            items.apply(move)
+        assert calls == 2, "the new image and the old one"
+    assert len(items.dropped(key_text(A))) < 3
+
+
 def test_a_refusal_by_the_target_parks_all_changes_of_the_item_with_its_reason() -> None:
     refused = {(A, version(EPOCH, 2)): "too long"}
     compacted = compact_runs({A: [change(A, 1, "a"), change(A, 2, "e", "a")]}, FAN, at(refused=refused))
