@@ -163,6 +163,8 @@ class Delta(ComparesByTable):
         wanted = shapes(tables)
         if problems := self.check(tables):
             raise ConfigError(*problems)
+        self._walking.settle()
+        self._asked = None  # what a walk of before has read is not what is there now
         self._open = {}
         self._open = {name: self._opened(of, epoch) for name, of in wanted.items()}
 

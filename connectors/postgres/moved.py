@@ -20,9 +20,12 @@ Connection = psycopg.Connection[Any]
 
 _REMEMBERED = "SELECT EXISTS (SELECT FROM replicator.tombstones WHERE target = %s)"
 _RELABEL = "UPDATE replicator.tombstones SET target = %s WHERE target = %s"
+# By its name in the catalog: to_regclass needs USAGE on the schema, which may be revoked by now.
 _WRITTEN = """
 SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
-WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p') AND a.attname = %s AND NOT a.attisdropped)"""
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE concat('"', replace(n.nspname, '"', '""'), '"."', replace(c.relname, '"', '""'), '"') = %s
+AND c.relkind IN ('r', 'p') AND a.attname = %s AND NOT a.attisdropped)"""
 
 
 def former(shape: TableSchema, bound: Identity | None, now: Identity) -> str:
@@ -48,15 +51,23 @@ def ambiguous(
     bound: Mapping[str, Identity],
     now: Mapping[str, Identity],
 ) -> set[str]:
-    """The tables, by name in the config, that were moved and whose former name another one has."""
+    """The tables, by name in the config, that were moved and whose former name another one has, with tombstones."""
     labels = {name: former(shape, bound.get(name), now[name]) for name, shape in shapes.items()}
-    return {name for name, label in labels.items() if label and is_taken(connection, label)}
+    return {
+        name
+        for name, label in labels.items()
+        if label and is_taken(connection, label) and _remembered(connection, label)
+    }
+
+
+def _remembered(connection: Connection, label: str) -> bool:
+    row = connection.execute(_REMEMBERED, (label,)).fetchone()
+    return row is not None and bool(row[0])
 
 
 def follow(connection: Connection, shape: TableSchema, label: str) -> None:
     """Give a table the tombstones under its former name, instead of those that an earlier table left under its own."""
-    row = connection.execute(_REMEMBERED, (label,)).fetchone()
-    if row is None or not row[0] or is_taken(connection, label):
+    if not _remembered(connection, label) or is_taken(connection, label):
         return
     connection.execute(cleanup.FORGET, (shape.label,))
     connection.execute(_RELABEL, (shape.label, label))

@@ -224,7 +224,7 @@ class Repairs:
             self._read(replace(state, repair=replace(at, done=True)), {})
             return
         table = self.tables[at.table]
-        piece = unless_postponed(self.retrying, lambda: self._piece(table, at.cursor))
+        piece = unless_postponed(self.retrying, lambda: self._piece(table, at))
         versions = self.retrying(lambda: self._versions(table, piece)) if piece.ids else ()
         below, pairs = version(state.epoch, 0), zip(piece.ids, versions, strict=True)
         older = [id for id, stored in pairs if stored is not None and repair.above < stored < below]
@@ -237,11 +237,13 @@ class Repairs:
         keys, self._found, self._at = self._found, [], None
         self._read(replace(state, repair=at), stages.chosen_segments(keys, (), 1))
 
-    def _piece(self, table: Table, cursor: str | None) -> Walked:
+    def _piece(self, table: Table, at: GapRepair) -> Walked:
+        """The next piece, or the first one if the cursor has expired; also if that one is postponed."""
         assert isinstance(self.target, Verifiable)
         try:
-            return self.target.walk(table, cursor)
+            return self.target.walk(table, at.cursor)
         except CursorExpired:
+            self._at = replace(at, cursor=None)
             return self.target.walk(table, None)
 
     def _versions(self, table: Table, piece: Walked) -> Sequence[int | None]:

@@ -267,8 +267,9 @@ def _compact_run(
     if failed is not None:
         value = replace(_parked(newest, failed, at), leaves=tuple(sorted(leaves | now.keys())), base=base)
         _park(result, value, len(run), at, unknown)
-        held_already = {base, *(one.base for one in dropped)}
-        result.moves += _bases_beside([one for one in unknown if one not in held_already], run, entries, at)
+        staying = [one for one in dropped if one.base in unknown and one.base != base]
+        held_already = {base, *(one.base for one in staying)}
+        result.moves += _bases_beside([one for one in unknown if one not in held_already], run, entries, staying)
         return
     if (newest.key, newest.version) in at.unmarkable:
         result.refused.append((newest.key, newest.version))
@@ -319,18 +320,21 @@ def _places_kept(
     return found, failures
 
 
-def _bases_beside(bases: Sequence[str], run: Sequence[Change], entries: Sequence[Held], at: BatchContext) -> list[Move]:
+def _bases_beside(
+    bases: Sequence[str], run: Sequence[Change], entries: Sequence[Held], staying: Sequence[Held]
+) -> list[Move]:
     """Entries for further images of which documents may be stored: a parked entry holds only one of them.
 
     Each has the version of the image, or of the entry that held it; so none has the id of the parked entry. There are
-    only so many: the hook may take too long each time, and then none of them has documents.
+    only so many: the hook may take too long each time, and then none of them has documents. ``staying``: the dropped
+    entries that the parked one does not replace.
     """
     before = max((one.version for one in entries), default=run[0].version - 1)
     versions_of = {_text(run[0].old): before} | {one.base: one.version for one in entries}
     versions_of |= {_text(change.new): change.version for change in run[:-1]}
     values = {parked_id(run[-1].key, versions_of[base]): Dropped((), base) for base in bases}
-    free = [id for id in values if at.parked.entry(DROPPED, id) is None]
-    room = MOST_IMAGES - sum(one.base is not None for one in entries)
+    free = [id for id in values if all(id != one.id for one in staying)]
+    room = MOST_IMAGES - 1 - len(staying)  # besides that of the parked entry
     return [Move(DROPPED, None, held(id, 1, values[id]), values[id]) for id in free[: max(0, room)]]
 
 

@@ -9,9 +9,9 @@ from replicator.engine.gap_repair import WAITING, Repairs, lost_since
 from replicator.engine.retry import POSTPONED
 from replicator.errors import Postponed
 from replicator.pipeline.stages import SCANNING
-from replicator.state import Gap, PipelineState, ShardState
+from replicator.state import Gap, GapRepair, PipelineState, ShardState
 from replicator.target.in_doubt import WINDOW, InDoubtWindow
-from replicator.target.verification import Walked
+from replicator.target.verification import CursorExpired, Walked
 
 
 class Delivery:
@@ -111,3 +111,29 @@ def test_a_walk_that_must_wait_is_tried_again_later_and_says_so() -> None:
         assert not one.do(fetcher)
         assert fetcher.waiting_for[WAITING].endswith("slots are moving")
     assert asked == [0.0, POSTPONED]
+
+
+def test_a_walk_whose_cursor_has_expired_begins_again_though_its_first_piece_must_wait() -> None:
+    """Otherwise the expired cursor is asked again after each wait, for ever."""
+    clock, asked = [0.0], []
+
+    def walk(_: Any, cursor: str | None) -> Walked:
+        asked.append(cursor)
+        if cursor is not None:
+            raise CursorExpired("it has expired")
+        raise Postponed("it is being read")
+
+    target: Any = SimpleNamespace(walk=walk, compare=walk, versions=walk)
+    repair = GapRepair(1.0, 1, looking_up=True, cursor="of an earlier version")
+    state = SimpleNamespace(stage=SCANNING, repair=repair, opening=(), epoch=1024)
+    pipeline: Any = SimpleNamespace(state=state, segments={})
+    delivery: Any = SimpleNamespace(settle=lambda: None, know_parked=lambda: None)
+    fetcher: Any = SimpleNamespace(waiting_for={})
+    table: Any = SimpleNamespace(name="orders")
+    rest: Any = None
+    retrying: Any = at_once
+    one = Repairs(target, [table], rest, pipeline, delivery, retrying, None, 1, lambda: clock[0])
+    for now in (0.0, POSTPONED, 2 * POSTPONED):
+        clock[0] = now
+        assert not one.do(fetcher)
+    assert asked == ["of an earlier version", None, None, None]

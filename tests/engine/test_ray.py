@@ -71,6 +71,10 @@ class RayActorError(RayError):
     """Of an actor that is gone, or being restarted."""
 
 
+class RayTaskError(RayError):
+    """Of a method that raised."""
+
+
 class ObjectLostError(RayError):
     """Of a result whose node is gone."""
 
@@ -125,7 +129,7 @@ class Simulated:
     turns: int = 0
     stops_after: int = 200
     ends: bool = True  # the coordinator, in time
-    exceptions = SimpleNamespace(**{e.__name__: e for e in (RayError, RayActorError, *LOST)})
+    exceptions = SimpleNamespace(**{e.__name__: e for e in (RayError, RayActorError, RayTaskError, *LOST)})
 
     def remote(self, actor: type) -> Any:
         made = self._worker if actor is WorkerActor else self._coordinator
@@ -370,9 +374,16 @@ def test_a_report_that_is_lost_ends_nothing(error: type[RayError]) -> None:
     assert ray.said == ["drain", "end"]
 
 
+def test_a_fault_in_the_coordinators_report_ends_the_run_at_once_with_its_traceback() -> None:
+    """It responds: to replace it would help nothing, and hide the fault."""
+    ray = Simulated([report(), RayTaskError("AttributeError in report"), report()], stops_after=5)
+    with pytest.raises(RayTaskError, match="AttributeError in report"):
+        ray.run()
+
+
 def test_the_names_of_errors_are_those_of_ray() -> None:
     exceptions = pytest.importorskip("ray").exceptions
-    for error in (RayActorError, *LOST):
+    for error in (RayActorError, RayTaskError, *LOST):
         assert issubclass(getattr(exceptions, error.__name__), exceptions.RayError)
 
 

@@ -157,9 +157,12 @@ class Run:
             self._unheard("it does not respond")
             return None
         asked, self._asked = self._asked, None
+        errors = self._ray.exceptions
         try:
             report: FromCoordinator = self._ray.get(asked)
-        except self._ray.exceptions.RayError as e:  # it is being restarted, or its node is gone with the report
+        except errors.RayTaskError:  # it responds, with a fault of ours
+            raise
+        except errors.RayError as e:  # it is being restarted, or its node is gone with the report
             self._unheard(_first_line(e))
             return None
         self._heard = self._now()

@@ -153,7 +153,6 @@ class FromCoordinator:
     progress: Progress | None = None
     age: float = 0.0
     stuck: float = 0.0
-    at_work: bool = False
     details: Details | None = None
     waiting_for: str | None = None
     logs: tuple[tuple[str, Unlogged], ...] = ()  # with the worker's slot, "" for the coordinator
@@ -161,6 +160,7 @@ class FromCoordinator:
     parked: int = 0
     caught_up: bool = False
     ended: Ended | None = None
+    at_work: bool = False
 
 
 class EventBuffer(logging.Handler):
