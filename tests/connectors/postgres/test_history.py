@@ -99,7 +99,8 @@ def test_each_document_of_a_hooks_own_has_its_history(world: World) -> None:
     lines = world.lines("history", world.config, "--key", '{"id": "1"}')
     assert {line["key"]["_item"] for line in lines} == {'["1"]'}
     found = [(line["key"]["_id"], line["operation"], n_of(line["old"]), n_of(line["new"])) for line in lines]
-    assert sorted(found[-4:]) == [
+    later = [change for change in found if change[2:] != (None, 1)]  # records have whole seconds, and the scan has not
+    assert sorted(later) == [
         ("a", "modify", 1, 2),
         ("a", "remove", 2, None),
         ("b", "insert", None, 2),
@@ -320,9 +321,8 @@ def test_status_says_since_when_the_history_tells_the_table_and_how_large_it_is(
     )
     assert "orders: since 20" in out
     assert "in 4 partition(s)" in out
-    code, shown, _ = world.call(
-        "history", world.config, "--at", datetime.fromtimestamp(history["since"], UTC).isoformat()
-    )
+    told = datetime.fromtimestamp(history["since"] + 0.001, UTC)  # no microsecond before it
+    code, shown, _ = world.call("history", world.config, "--at", told.isoformat())
     assert (code, "a" in shown) == (0, True)
 
 
