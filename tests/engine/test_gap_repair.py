@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,6 +90,25 @@ def at_once(function: Any) -> Any:
     return function()
 
 
+def tried(walk: Callable[..., Walked], repair: GapRepair, clock: list[float], times: Sequence[float]) -> list[str]:
+    """What a repair waits for after it was done at these times."""
+    target: Any = SimpleNamespace(walk=walk, compare=walk, versions=walk)
+    state = SimpleNamespace(stage=SCANNING, repair=repair, opening=(), epoch=1024)
+    pipeline: Any = SimpleNamespace(state=state, segments={})
+    delivery: Any = SimpleNamespace(settle=lambda: None, know_parked=lambda: None)
+    fetcher: Any = SimpleNamespace(waiting_for={})
+    table: Any = SimpleNamespace(name="orders")
+    rest: Any = None
+    retrying: Any = at_once
+    one = Repairs(target, [table], rest, pipeline, delivery, retrying, None, 1, lambda: clock[0])
+    waits = []
+    for now in times:
+        clock[0] = now
+        assert not one.do(fetcher)
+        waits.append(fetcher.waiting_for[WAITING])
+    return waits
+
+
 def test_a_walk_that_must_wait_is_tried_again_later_and_says_so() -> None:
     clock, asked = [0.0], []
 
@@ -96,26 +116,14 @@ def test_a_walk_that_must_wait_is_tried_again_later_and_says_so() -> None:
         asked.append(clock[0])
         raise Postponed("slots are moving")
 
-    target: Any = SimpleNamespace(walk=walk, compare=walk, versions=walk)
-    repair = SimpleNamespace(done=False, looking_up=True, table=0, cursor=None)
-    state = SimpleNamespace(stage=SCANNING, repair=repair, opening=(), epoch=1024)
-    pipeline: Any = SimpleNamespace(state=state, segments={})
-    delivery: Any = SimpleNamespace(settle=lambda: None, know_parked=lambda: None)
-    fetcher: Any = SimpleNamespace(waiting_for={})
-    table: Any = SimpleNamespace(name="orders")
-    rest: Any = None
-    retrying: Any = at_once
-    one = Repairs(target, [table], rest, pipeline, delivery, retrying, None, 1, lambda: clock[0])
-    for now in (0.0, 1.0, POSTPONED):
-        clock[0] = now
-        assert not one.do(fetcher)
-        assert fetcher.waiting_for[WAITING].endswith("slots are moving")
+    waits = tried(walk, GapRepair(1.0, 1, looking_up=True), clock, [0.0, 1.0, POSTPONED])
+    assert all(wait.endswith("slots are moving") for wait in waits)
     assert asked == [0.0, POSTPONED]
 
 
 def test_a_walk_whose_cursor_has_expired_begins_again_though_its_first_piece_must_wait() -> None:
     """Otherwise the expired cursor is asked again after each wait, for ever."""
-    clock, asked = [0.0], []
+    asked = []
 
     def walk(_: Any, cursor: str | None) -> Walked:
         asked.append(cursor)
@@ -123,17 +131,6 @@ def test_a_walk_whose_cursor_has_expired_begins_again_though_its_first_piece_mus
             raise CursorExpired("it has expired")
         raise Postponed("it is being read")
 
-    target: Any = SimpleNamespace(walk=walk, compare=walk, versions=walk)
     repair = GapRepair(1.0, 1, looking_up=True, cursor="of an earlier version")
-    state = SimpleNamespace(stage=SCANNING, repair=repair, opening=(), epoch=1024)
-    pipeline: Any = SimpleNamespace(state=state, segments={})
-    delivery: Any = SimpleNamespace(settle=lambda: None, know_parked=lambda: None)
-    fetcher: Any = SimpleNamespace(waiting_for={})
-    table: Any = SimpleNamespace(name="orders")
-    rest: Any = None
-    retrying: Any = at_once
-    one = Repairs(target, [table], rest, pipeline, delivery, retrying, None, 1, lambda: clock[0])
-    for now in (0.0, POSTPONED, 2 * POSTPONED):
-        clock[0] = now
-        assert not one.do(fetcher)
+    tried(walk, repair, [0.0], [0.0, POSTPONED, 2 * POSTPONED])
     assert asked == ["of an earlier version", None, None, None]
