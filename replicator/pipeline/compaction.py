@@ -347,8 +347,7 @@ def run_writes(run: Sequence[Change], mapping: DocumentMapping, leaves: Iterable
     now, failed = _documents(run[-1].new, mapping)
     failures: list[Failure] = []
     there = _places(earlier(run), mapping, failures)
-    for unknown in _unknown(failures, []).values():
-        failed = failed or unknown
+    failed = failed or next(iter(_unknown(failures, []).values()), None)
     if failed is not None:
         raise failed
     return _writes(key_text(run[-1].key), now, there.union(leaves), run[-1], len(run))

@@ -61,7 +61,7 @@ class Discovery:
         split = {state.parent for state in known.values() if state.parent is not None}
         for shard in lineage.newcomers(known, listed):
             # One whose sibling is known was there before: the last listing omitted it, and does not bound its age.
-            bound = self.begun if shard.parent in split else self._bound(listing.at)
+            bound = _believed([self.begun], listing.at) if shard.parent in split else self._bound(listing.at)
             state = stages.new_shard(shard, {**known, **new}, bound)
             if shard.id not in before:
                 new[shard.id] = state
@@ -99,8 +99,7 @@ class Discovery:
         A time in the future proves nothing. ``now`` is when a listing was requested that was answered, so the clock is
         right then: AWS rejects other signatures. It may have been wrong when the process began.
         """
-        times = (self.listed, self.begun)
-        return max((at for at in times if at is not None and at - now <= retention.CLOCKS), default=None)
+        return _believed([self.listed, self.begun], now)
 
     def read_from(self, shard: str) -> None:
         """Note that the shard returned a page, so that it exists whatever listings say."""
@@ -156,6 +155,11 @@ class Discovery:
         children = {state.parent for state in known.values()}
         self.leaves -= children
         self.leaves |= settled | {id for id in older if self.barren[id] >= LEAF_LIMIT}
+
+
+def _believed(times: Iterable[float | None], now: float) -> float | None:
+    """The latest of them, as far as the clock was right."""
+    return max((at for at in times if at is not None and at - now <= retention.CLOCKS), default=None)
 
 
 def _again(orphan: Orphan | None, now: float) -> Orphan:

@@ -36,7 +36,7 @@ def stored_until(shards: Mapping[str, ShardState], lost: str | None = None) -> f
 
 
 def first_loss(gap: GapFound, shards: Mapping[str, ShardState]) -> float | None:
-    """No change of before is lost; None if that is unknown. What was lost in an unlisted shard, no position tells."""
+    """The time before which no change is lost; None if unknown. No position tells what an unlisted shard has lost."""
     if gap.of_target:
         return None
     times = [at for at in (stored_until(shards, gap.shard), gap.since) if at is not None]

@@ -127,7 +127,7 @@ class ParkedItems:
         self._dropped: dict[str, dict[str, Held]] = {}  # by item and id
         self.retries = retries
         self._counts: Counter[int] = Counter()  # of parked entries, by the epochs of their changes
-        self._leaves: Counter[int] = Counter()  # the most documents that a single item may have in the target, the same
+        self._leaves: Counter[int] = Counter()  # the most documents of one item, by the same epochs
 
     @classmethod
     def among(cls, entries: Iterable[Entry], known: Mapping[str, Held] = MappingProxyType({})) -> ParkedItems:

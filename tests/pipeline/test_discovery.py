@@ -189,6 +189,13 @@ def test_a_listing_that_omits_a_child_beside_its_sibling_proves_nothing_of_its_a
     assert discovery.news(known, listing(parent, first, second, at=DAY)).shards["b"].since == 5.0
 
 
+def test_an_epochs_beginning_in_the_future_says_nothing_of_a_child_beside_its_sibling_either() -> None:
+    """The clock was wrong when the epoch began."""
+    known = {"p": state(ended=True, since=5.0), "a": replace(state(since=5.0), parent="p")}
+    shards = Shard("p", last="2"), Shard("a", "p"), Shard("b", "p")
+    assert Discovery(begun=10 * DAY).news(known, listing(*shards, at=DAY)).shards["b"].since == 5.0
+
+
 def test_a_listing_that_shows_a_child_without_its_parent_proves_nothing_young() -> None:
     """Whatever else it omits may be as old as the parent."""
     discovery, known = Discovery(listed=10.0), {"q": ShardState(None, "1", whole=True, since=10.0)}
