@@ -34,8 +34,8 @@ _CONNECT: dict[str, Any] = {
 }
 # The server must notice a vanished client too: its batch holds the lock that a new run waits for. The planner is
 # limited to what stays right when a table grows under a cached plan: index lookups, in the order of keys. Time limits
-# of a role or a database do not apply, as with pg_dump: a piece of a sweep that takes longer would be repeated for ever.
-# A second connection sees whether the server is still at work.
+# of a role or a database do not apply, as with pg_dump: a piece of a sweep that takes longer would be repeated for
+# ever. A second connection sees whether the server is still at work.
 _SETTINGS = """
 SET statement_timeout = 0;
 SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout';

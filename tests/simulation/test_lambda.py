@@ -176,28 +176,28 @@ HOOKS_NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
 }
 
 
+def assert_noticed(seed: int, said: str, world: type[World] = World) -> None:
+    """By this seed, which the design is listed with, or one of the first ones."""
+    with pytest.raises(AssertionError, match=said):
+        simulate_all([seed, *range(MOST)], world)
+
+
 @pytest.mark.parametrize("design", HOOKS_NOTICED, ids=lambda design: design.__name__)
 @pytest.mark.timeout(300)
 def test_a_wrong_design_is_noticed_where_hooks_are_slow(design: Callable[[Patch], None], monkeypatch: Patch) -> None:
     design(monkeypatch)
-    seed, said = HOOKS_NOTICED[design]
-    with pytest.raises(AssertionError, match=said):
-        simulate_all([seed, *range(MOST)], SlowHookWorld)
+    assert_noticed(*HOOKS_NOTICED[design], SlowHookWorld)
 
 
 @pytest.mark.parametrize("design", SLOWLY_NOTICED, ids=lambda design: design.__name__)
 @pytest.mark.timeout(300)
 def test_a_wrong_design_is_noticed_where_listings_are_slow(design: Callable[[Patch], None], monkeypatch: Patch) -> None:
     design(monkeypatch)
-    seed, said = SLOWLY_NOTICED[design]
-    with pytest.raises(AssertionError, match=said):
-        simulate_all([seed, *range(MOST)], SlowWorld)
+    assert_noticed(*SLOWLY_NOTICED[design], SlowWorld)
 
 
 @pytest.mark.parametrize("design", NOTICED, ids=lambda design: design.__name__)
 @pytest.mark.timeout(300)
 def test_a_wrong_design_is_noticed(design: Callable[[Patch], None], monkeypatch: Patch) -> None:
     design(monkeypatch)
-    seed, said = NOTICED[design]
-    with pytest.raises(AssertionError, match=said):
-        simulate_all([seed, *range(MOST)])
+    assert_noticed(*NOTICED[design])
