@@ -151,15 +151,15 @@ class Schedules:
         """Those that invoke the function ``name``, or one of the ``arns``, which are of its versions and aliases."""
         for arn in dict.fromkeys(arns):
             for rule in self._paged(self._events, LIST_RULES, "RuleNames", TargetArn=arn):
-                found = self._call(self._events, DESCRIBE_RULE, Name=rule)
+                found = self._described(self._events, DESCRIBE_RULE, Name=rule)
                 if expression := found.get("ScheduleExpression"):
                     yield Schedule(rule, found.get("State") != "DISABLED", rule=True, expression=expression)
         for each in self._paged(self._scheduler, LIST_SCHEDULES, "Schedules"):
             arn = str(each.get("Target", {}).get("Arn", ""))
             if _is_of(arn, name) or arn.endswith(INVOKES):
                 place = {"Name": str(each.get("Name", "")), "GroupName": str(each.get("GroupName") or "default")}
-                found = self._call(self._scheduler, GET_SCHEDULE, **place)
-                if arn.endswith(INVOKES) and not _is_of(_invoked(found), name):
+                found = self._described(self._scheduler, GET_SCHEDULE, **place)
+                if not found or (arn.endswith(INVOKES) and not _is_of(_invoked(found), name)):
                     continue
                 expression, enabled = str(found.get("ScheduleExpression", "")), found.get("State") != "DISABLED"
                 yield Schedule(place["Name"], enabled, rule=False, expression=expression)
@@ -167,6 +167,13 @@ class Schedules:
     def close(self) -> None:
         self._events.close()
         self._scheduler.close()
+
+    def _described(self, client: Any, operation: str, **request: str) -> Mapping[str, Any]:
+        """One of those that were listed; empty if it is gone, as a schedule is that runs once."""
+        try:
+            return self._call(client, operation, **request)
+        except _Missing:
+            return {}
 
     def _paged(self, client: Any, operation: str, member: str, **request: str) -> Iterator[Any]:
         while True:
@@ -181,6 +188,8 @@ class Schedules:
         try:
             return ask(client, "Amazon EventBridge", operation, request)
         except AwsError as e:
+            if e.code == "ResourceNotFoundException" and operation in (DESCRIBE_RULE, GET_SCHEDULE):
+                raise _Missing from e
             raise failure(e, f"{service}:{operation}", "*") from e
 
 

@@ -422,6 +422,20 @@ def test_a_schedule_that_invokes_the_function_by_the_operation_is_found(input: s
     assert of_it == ([Schedule("one", True, rule=False, expression="rate(1 hour)")] if found else [])
 
 
+def test_a_rule_or_a_schedule_that_is_gone_before_it_is_described_is_left_out() -> None:
+    clients = [boto3.client(name, region_name="eu-west-1", **KEYS) for name in ("events", "scheduler")]
+    with Stubber(clients[0]) as rules, Stubber(clients[1]) as schedules:
+        rules.add_response("list_rule_names_by_target", {"RuleNames": ["gone", "kept"]})
+        rules.add_client_error("describe_rule", "ResourceNotFoundException", "no such rule", 400)
+        rules.add_response("describe_rule", {"ScheduleExpression": "rate(15 minutes)", "State": "ENABLED"})
+        listed = [{"Name": name, "Target": {"Arn": FUNCTION}} for name in ("once", "hourly")]
+        schedules.add_response("list_schedules", {"Schedules": listed})
+        schedules.add_client_error("get_schedule", "ResourceNotFoundException", "no such schedule", 404)
+        schedules.add_response("get_schedule", {"ScheduleExpression": "rate(1 hour)", "State": "ENABLED"})
+        found = list(Schedules((clients[0], clients[1])).of("orders-copy", [FUNCTION]))
+    assert [schedule.name for schedule in found] == ["kept", "hourly"]
+
+
 def test_a_missing_permission_to_read_the_expression_of_a_schedule_is_named() -> None:
     clients = [boto3.client(name, region_name="eu-west-1", **KEYS) for name in ("events", "scheduler")]
     with Stubber(clients[0]) as rules, Stubber(clients[1]) as schedules:

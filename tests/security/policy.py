@@ -25,6 +25,7 @@ RESOURCES = {
     ("role", "role"): "arn:aws:iam::ACCOUNT:role/ROLE",
     ("source", "function"): "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION",
     ("source", "mappings"): "*",
+    ("source", "schedules"): "*",
     ("search", "es"): "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/*",
     ("search", "aoss"): "arn:aws:aoss:REGION:ACCOUNT:collection/COLLECTION",
 }

@@ -137,7 +137,14 @@ def _functions(functions: Any) -> None:
         note("source", "mappings" if operation == functions.LIST_MAPPINGS else "function", f"lambda:{operation}")
         return call(self, operation, resource, **request)
 
-    functions.Functions._call = with_note
+    list_or_get = functions.Schedules._call
+
+    @functools.wraps(list_or_get)
+    def with_note_of_schedules(self: Any, client: Any, operation: str, **request: str) -> Any:
+        note("source", "schedules", f"{client.meta.service_model.service_name}:{operation}")
+        return list_or_get(self, client, operation, **request)
+
+    functions.Functions._call, functions.Schedules._call = with_note, with_note_of_schedules
 
 
 _EDGES: Mapping[str, Callable[[Any], None]] = {
