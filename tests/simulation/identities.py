@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tests.simulation.world import Universe
 
 
+_AGE = 10 * 365 * 86_400.0
+"""By which a table elsewhere is older, in seconds: more than any world lasts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slip:
     """A config that names another end than the copy has: what is wrong in it, and what it leads to."""
@@ -64,7 +68,7 @@ def slipped(world: Universe, act: Act) -> Slip:
 def _other(world: Universe, chance: random.Random, name: str, region: str) -> DynamoDB:
     """Another account's table, with a few items that are none of the copy's."""
     found = DynamoDB(
-        now=lambda: world.clock() - 1.0,  # streams that begin within one millisecond have the same name
+        now=lambda: world.clock() - _AGE,  # streams that begin within one millisecond have the same name
         random=chance,
         dialect=world.scenario.dialect,
         region=region,
