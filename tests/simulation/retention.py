@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from replicator.errors import GapFound
+from replicator.pipeline.lineage import ancestors
 from replicator.state import PipelineState, ShardState
 from replicator.testing.dynamodb.reads import position
 from tests.simulation import truth
@@ -69,6 +70,18 @@ class Records:
             unread = (created for _, created in self._unread_of(id, shards, state))
             late = sum(since <= created < before for created in unread)
             assert not late, f"live as of {before:.0f}, and {late} older records of {id} are not stored"
+
+    def told_later(self, universe: Universe) -> bool:
+        """Whether the next complete listing is a gap: listings that omitted shards had an old one taken for a new one.
+
+        Until then its records may be stored after those of the shards behind it.
+        """
+        shards, _ = _stored(universe)
+        parents = {shard.id: shard.parent for shard in universe.source.shards(universe.TABLE)}
+        older = ancestors([id for id, shard in shards.items() if not shard.whole], parents)
+        hidden = ancestors(older - shards.keys(), parents)
+        old = [(id, shard) for id, shard in shards.items() if id in older and (shard.whole or id in hidden)]
+        return any(not shard.ended or shard.anchor is not None or shard.sequence is not None for _, shard in old)
 
     def judge(self, universe: Universe, gap: GapFound) -> None:
         """A gap is reported only if a needed record is gone, or if the copy was away for longer than promised.
