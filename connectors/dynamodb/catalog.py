@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,21 @@ def describe(client: Client, name: str) -> Described | None:
         return _described(orjson.loads(body)["Table"])
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise TransientError(f"the response to DescribeTable is not DynamoDB JSON: {e}") from e
+
+
+def create(client: Client, request: Mapping[str, Any]) -> Described | None:
+    """Create a table. What it is now; None if there is one of that name by now, as if another run creates it."""
+    name = str(request["TableName"])
+    try:
+        body = client.call("CreateTable", request)
+    except AwsError as e:
+        if e.code == "ResourceInUseException":
+            return None
+        raise failure(e, "CreateTable", name, place="target") from e
+    try:
+        return _described(orjson.loads(body)["TableDescription"])
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise TransientError(f"the response to CreateTable is not DynamoDB JSON: {e}") from e
 
 
 def _described(table: dict[str, Any]) -> Described:

@@ -34,7 +34,8 @@ class Note:
 
     ``source``: the ARN of the table that it copies, if it marks its writes (``loops``); empty in notes of earlier
     versions. ``attributes``: in which of an item's attributes its versions and the marks of tombstones are, none in a
-    pristine table; None in notes of earlier versions.
+    pristine table; None in notes of earlier versions. ``created``: the pipeline has created the table, and not set it
+    up yet.
     """
 
     pipeline: str
@@ -42,6 +43,7 @@ class Note:
     stripped: bool = False
     source: str = ""
     attributes: tuple[str, ...] | None = None
+    created: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Epochs:
                 "epoch": {"N": str(note.epoch)},
                 **({"attributes": _list(note.attributes)} if note.attributes is not None else {}),
                 **({"source": {"S": note.source}} if note.source else {}),
+                **({"created": {"BOOL": True}} if note.created else {}),
             },
             "ConditionExpression": (
                 "attribute_not_exists(#e) OR #i <> :i OR (#p = :p AND attribute_not_exists(#s) AND "
@@ -165,7 +168,14 @@ def _note(response: Mapping[str, Any], identity: str) -> Note | None:
         return None
     source = item.get("source", {}).get("S", "")
     attributes = tuple(name["S"] for name in item["attributes"]["L"]) if "attributes" in item else None
-    return Note(item["pipeline"]["S"], int(item["epoch"]["N"]), "stripped" in item, source, attributes)
+    return Note(
+        item["pipeline"]["S"],
+        int(item["epoch"]["N"]),
+        stripped="stripped" in item,
+        source=source,
+        attributes=attributes,
+        created="created" in item,
+    )
 
 
 def ended(table: str, epochs_table: str) -> str:

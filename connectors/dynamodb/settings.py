@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from connectors.dynamodb.catalog import ask
-from connectors.dynamodb.tables import tags_of
+from connectors.dynamodb.plan import tags_of
 from replicator.aws.client import Client
 from replicator.errors import ReplicatorError
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from connectors.dynamodb import catalog
-from connectors.dynamodb.catalog import Described, ask
+from connectors.dynamodb.catalog import Described
 from connectors.dynamodb.connection import Account
 from connectors.dynamodb.documents import Layout
 from connectors.dynamodb.epochs import KEYS, Epochs, EpochScan, ForeignTable, Note, chained, ended, foreign, taken
 from connectors.dynamodb.options import DynamoDBOptions
+from connectors.dynamodb.plan import Plan, enabled_attribute, expiring_attribute, table_plan
 from replicator.aws.client import Client
-from replicator.aws.errors import AwsError, failure
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
 from replicator.identity import Change, Identity
-from replicator.key import KeySchema
 from replicator.options import aws_options, table_name
 from replicator.source.table import SourceTable
 from replicator.version import epoch_of
@@ -57,7 +54,10 @@ class Tables:
         options = aws_options(self._options)
         for name, layout in wanted.items():
             table = self._described(name)
-            lines += self._plan(layout).commands(options) if table is None else catalog.notes(layout, table)
+            if table is None:
+                lines += self._plan(layout).commands(options)
+            else:
+                lines += [*catalog.notes(layout, table), *self._without_expiry(layout, table)]
         if self._account.epochs.described() is None:
             lines += Plan(self._account.epochs.request).commands(options)
         return [*lines, *self._foreign_beside()]
@@ -95,18 +95,16 @@ class Tables:
     def make(self, wanted: Mapping[str, Layout], epoch: int) -> None:
         """Create absent tables and note the epoch. TransientError while a table is being created."""
         epochs = self._account.epochs
-        self._check_ready(epochs.name, epochs.described() or self._create(Plan(epochs.request)))
+        if epochs.described() is None:
+            catalog.create(self._account.client, epochs.request)
+        self._check_ready(epochs.name, epochs.described())
         for name, layout in wanted.items():
-            plan = self._plan(layout) if self._options.create else None
-            table = self._described(name)
-            if table is None and plan is not None:
-                table = self._create(plan)
+            table = self._described(name) or self._create(layout)
             self._check_ready(name, table)
             assert table is not None
-            if plan is not None and plan.ttl is not None and epochs.read(table) is None:
-                self._enable_ttl(name, plan.ttl)
-            source = self.source[0].arn if self.source is not None and self._options.loops else ""
-            epochs.write(table, Note(self._pipeline, epoch, source=source, attributes=layout.guards))
+            if (note := epochs.read(table)) is not None and note.created:
+                self._enable_ttl(name, self._plan(layout).ttl)
+            epochs.write(table, self._own_note(layout, epoch))
 
     def try_writes(self, wanted: Iterable[str]) -> None:
         """Try every call that a run makes on existing tables, under conditions that never hold. NotPermitted if one is
@@ -121,7 +119,7 @@ class Tables:
 
     def expiry(self, name: str) -> str:
         """The attribute by which the table's items expire; empty without a time to live."""
-        return _enabled_attribute(self._time_to_live(name)) or ""
+        return enabled_attribute(self._time_to_live(name)) or ""
 
     def _described(self, name: str) -> Described | None:
         return catalog.describe(self._account.client, name)
@@ -267,14 +265,29 @@ class Tables:
                 f"Enabled=false,AttributeName={ttl.get('AttributeName', '')}"
             )
 
+    def _without_expiry(self, layout: Layout, table: Described) -> Iterator[str]:
+        """That ``create`` does not give the source's time to live to a table that others have created."""
+        if not self._options.create or self._options.loops or self.source is None or self._note(table) is not None:
+            return
+        with contextlib.suppress(NotPermitted):  # only tables that a run creates need that permission
+            wanted = self._plan(layout).ttl
+            if wanted is not None and wanted != self.expiry(layout.name):
+                yield (
+                    f"nothing, but note: the source has a time to live ({wanted}), and the target's table "
+                    f"{layout.name} has not the same. create: true turns it on only in a table that it creates, since "
+                    "this one may have items of others, which it would remove. What expires in the source is deleted "
+                    "here by its stream"
+                )
+
     def _unequal_expiry(self, layout: Layout, note: Note | None) -> Iterator[str]:
         """With ``loops`` each table expires its own items, so the copy needs the source's time to live."""
         if self.source is None:
             return
         wanted = expiring_attribute(self.source[1], self.source[0])
         existing = self._time_to_live(layout.name)
-        will_be_enabled = self._options.create and note is None and existing.get("TimeToLiveStatus") == "DISABLED"
-        if wanted is None or will_be_enabled or wanted == _enabled_attribute(existing):
+        is_new = note is not None and note.created
+        will_be_enabled = is_new and existing.get("TimeToLiveStatus") == "DISABLED"
+        if wanted is None or will_be_enabled or wanted == enabled_attribute(existing):
             return
         yield (
             f"the source has a time to live ({wanted}), and the target's table {layout.name} has not the same. With "
@@ -313,14 +326,18 @@ class Tables:
             return
         yield _not_empty(layout.name) if layout.pristine else _guarded_otherwise(layout, former)
 
-    def _create(self, plan: Plan) -> Described | None:
-        name = str(plan.create["TableName"])
-        try:
-            self._account.client.call("CreateTable", plan.create)
-        except AwsError as e:
-            if e.code != "ResourceInUseException":  # another run is creating it
-                raise failure(e, "CreateTable", name, place="target") from e
-        return self._described(name)
+    def _create(self, layout: Layout) -> Described | None:
+        """Create the table, and note that this pipeline did: only such a table gets the source's time to live."""
+        if not self._options.create:
+            return None
+        created = catalog.create(self._account.client, self._plan(layout).create)
+        if created is not None:
+            self._account.epochs.write(created, replace(self._own_note(layout, 0), created=True))
+        return self._described(layout.name)
+
+    def _own_note(self, layout: Layout, epoch: int) -> Note:
+        source = self.source[0].arn if self.source is not None and self._options.loops else ""
+        return Note(self._pipeline, epoch, source=source, attributes=layout.guards)
 
     def _check_ready(self, name: str, table: Described | None) -> None:
         if table is None or not table.ready:
@@ -332,9 +349,9 @@ class Tables:
         if own.keys != KEYS:
             raise ForeignTable(foreign(own.name, "beside the target"))
 
-    def _enable_ttl(self, name: str, attribute: str) -> None:
-        """Enable time to live as in the source, unless it is configured already."""
-        if self._time_to_live(name).get("TimeToLiveStatus") == "DISABLED":
+    def _enable_ttl(self, name: str, attribute: str | None) -> None:
+        """Enable time to live as in the source, unless it has none, or it is configured already."""
+        if attribute is not None and self._time_to_live(name).get("TimeToLiveStatus") == "DISABLED":
             specification = {"Enabled": True, "AttributeName": attribute}
             request = {"TableName": name, "TimeToLiveSpecification": specification}
             catalog.ask(self._account.client, "UpdateTimeToLive", request, name)
@@ -393,101 +410,3 @@ def wrong_names(names: Iterable[str]) -> Iterator[str]:
 _NO_ARN = (
     "a table of another account is named without its ARN, and written with a role of that account (target.role_arn)"
 )
-
-
-_INDEX = ("IndexName", "KeySchema", "Projection")
-_UNITS = ("ReadCapacityUnits", "WriteCapacityUnits")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A table to create: the request for CreateTable, and the attribute for its time to live, if any."""
-
-    create: Mapping[str, Any] = field(default_factory=dict)
-    ttl: str | None = None
-
-    def commands(self, options: str) -> list[str]:
-        """Commands for the AWS CLI. ``options``: see ``aws_options``."""
-        name = self.create["TableName"]
-        commands = [f"aws dynamodb create-table{options} --cli-input-json '{orjson.dumps(self.create).decode()}'"]
-        if self.ttl is not None:
-            commands.append(
-                f"aws dynamodb update-time-to-live --table-name {name}{options} "
-                f"--time-to-live-specification Enabled=true,AttributeName={self.ttl}"
-            )
-        return commands
-
-
-def table_plan(layout: Layout, mirrored: tuple[SourceTable, Client] | None, *, tags: bool) -> Plan:
-    """The table for ``layout``: like the source if documents have the source's key, else with nothing but a key."""
-    if mirrored is None or layout.keys != mirrored[0].keys:
-        return Plan(_minimal(layout.name, layout.keys))
-    source, client = mirrored
-    table = ask(client, "DescribeTable", {"TableName": source.requested}, source.requested)["Table"]
-    request = _like(layout.name, table)
-    if tags and (copied := tags_of(client, source.arn)):
-        request["Tags"] = copied
-    return Plan(request, expiring_attribute(client, source))
-
-
-def expiring_attribute(client: Client, source: SourceTable) -> str | None:
-    """The attribute by which the source's items expire; None without a time to live."""
-    ttl = ask(client, "DescribeTimeToLive", {"TableName": source.requested}, source.requested)["TimeToLiveDescription"]
-    return _enabled_attribute(ttl)
-
-
-def _enabled_attribute(ttl: Mapping[str, Any]) -> str | None:
-    return ttl.get("AttributeName") if ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING") else None
-
-
-def _minimal(name: str, keys: KeySchema) -> dict[str, Any]:
-    return {
-        "TableName": name,
-        "AttributeDefinitions": [{"AttributeName": a.name, "AttributeType": a.kind} for a in keys.attributes],
-        "KeySchema": [
-            {"AttributeName": name, "KeyType": kind} for name, kind in zip(keys.names, ("HASH", "RANGE"), strict=False)
-        ],
-        "BillingMode": "PAY_PER_REQUEST",
-    }
-
-
-def _like(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """A request for a table with the keys, indexes and capacity of the described one."""
-    on_demand = table.get("BillingModeSummary", {}).get("BillingMode") == "PAY_PER_REQUEST"
-    request: dict[str, Any] = {
-        "TableName": name,
-        "AttributeDefinitions": table["AttributeDefinitions"],
-        "KeySchema": table["KeySchema"],
-        "BillingMode": "PAY_PER_REQUEST" if on_demand else "PROVISIONED",
-    }
-    if not on_demand:
-        request["ProvisionedThroughput"] = _units(table)
-    if local := table.get("LocalSecondaryIndexes"):
-        request["LocalSecondaryIndexes"] = [_index(index) for index in local]
-    if secondary := table.get("GlobalSecondaryIndexes"):
-        request["GlobalSecondaryIndexes"] = [
-            _index(index) | ({} if on_demand else {"ProvisionedThroughput": _units(index)}) for index in secondary
-        ]
-    if (kind := table.get("TableClassSummary", {}).get("TableClass")) is not None:
-        request["TableClass"] = kind
-    return request
-
-
-def _index(index: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: index[name] for name in _INDEX}
-
-
-def _units(described: Mapping[str, Any]) -> dict[str, int]:
-    return {name: described["ProvisionedThroughput"][name] for name in _UNITS}
-
-
-def tags_of(client: Client, arn: str) -> list[dict[str, str]]:
-    """The table's tags, without those that AWS manages."""
-    tags: list[dict[str, str]] = []
-    after: dict[str, str] = {}
-    while True:
-        page = ask(client, "ListTagsOfResource", {"ResourceArn": arn, **after}, arn)
-        tags += page.get("Tags", ())
-        if not page.get("NextToken"):
-            return [tag for tag in tags if not tag["Key"].startswith("aws:")]
-        after = {"NextToken": page["NextToken"]}

@@ -99,6 +99,16 @@ def source(client: Client, request: dict[str, Any] = INDEXED) -> SourceTable:
     return describe_table(client, request["TableName"])
 
 
+def time_to_live(client: Client, name: str) -> Any:
+    return ask(client, "DescribeTimeToLive", TableName=name)["TimeToLiveDescription"]
+
+
+def being_created(tables: Tables, name: str, table: Any) -> None:
+    """In place of ``Tables._check_ready``: of the tables, only that of the epochs is ready."""
+    if name != kit.EPOCHS:
+        raise TransientError(f"the target's table {name} is being created")
+
+
 def shape(client: Client, name: str) -> Any:
     """Keys, indexes and capacity of a table, without what no two tables share."""
     table = ask(client, "DescribeTable", TableName=name)["Table"]
@@ -163,6 +173,57 @@ class TestMaking:
             target.open([COPY], FIRST_EPOCH)
         target.mirror(table, db)
         assert target.check([COPY]) == []
+
+    @pytest.mark.parametrize("adopt", [False, True])
+    def test_a_table_that_exists_gets_no_time_to_live_which_would_remove_items_of_others(
+        self, db: DynamoDB, endpoint: str, make: Make, adopt: bool
+    ) -> None:
+        table, target = source(db), make(endpoint, adopt=adopt)
+        ask(db, "UpdateTimeToLive", TableName="orders", TimeToLiveSpecification=EXPIRING)
+        db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
+        if adopt:
+            db.put("copy", {"pk": "own", "at": 1, "x": 1000})
+        target.mirror(table, db)
+        assert target.check([COPY]) == []
+        (note,) = [line for line in target.plan([COPY]) if line.startswith("nothing, but note")]
+        assert "the source has a time to live (x), and the target's table copy has not the same. create: true" in note
+        for epoch in (FIRST_EPOCH, FIRST_EPOCH + 1):
+            target.open([COPY], epoch)
+            assert time_to_live(db, "copy") == {"TimeToLiveStatus": "DISABLED"}
+
+    def test_a_copy_with_loops_needs_the_time_to_live_that_an_existing_table_is_not_given(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        table, target = source(db), make(endpoint, loops=True)
+        ask(db, "UpdateTimeToLive", TableName="orders", TimeToLiveSpecification=EXPIRING)
+        db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
+        target.mirror(table, db)
+        (problem,) = target.check([COPY])
+        assert "Turn it on: aws dynamodb update-time-to-live --table-name copy" in problem
+        with pytest.raises(ConfigError, match="Turn it on: aws dynamodb update-time-to-live"):
+            target.open([COPY], FIRST_EPOCH)
+        ask(db, "UpdateTimeToLive", TableName="copy", TimeToLiveSpecification=EXPIRING)
+        assert target.check([COPY]) == []
+
+    @pytest.mark.parametrize("loops", [False, True])
+    def test_a_table_whose_run_ended_while_it_was_being_created_gets_its_time_to_live_from_the_next_run(
+        self, db: DynamoDB, endpoint: str, make: Make, monkeypatch: pytest.MonkeyPatch, loops: bool
+    ) -> None:
+        table, first, second = source(db), make(endpoint, loops=loops), make(endpoint, loops=loops)
+        ask(db, "UpdateTimeToLive", TableName="orders", TimeToLiveSpecification=EXPIRING)
+        first.mirror(table, db)
+        second.mirror(table, db)
+        with monkeypatch.context() as creating:
+            creating.setattr(Tables, "_check_ready", being_created)
+            with pytest.raises(TransientError, match="copy is being created"):
+                first.open([COPY], FIRST_EPOCH)
+        assert time_to_live(db, "copy") == {"TimeToLiveStatus": "DISABLED"}
+        assert second.check([COPY]) == []
+        second.open([COPY], FIRST_EPOCH)
+        assert time_to_live(db, "copy")["AttributeName"] == "x"
+        ask(db, "UpdateTimeToLive", TableName="copy", TimeToLiveSpecification=EXPIRING | {"Enabled": False})
+        make(endpoint).open([COPY], FIRST_EPOCH)
+        assert time_to_live(db, "copy") == {"TimeToLiveStatus": "DISABLED"}
 
     @pytest.mark.dynamodb_local
     def test_dynamodb_local_creates_it_too(self, dynamodb_local: StartLocal, make: Make) -> None:
