@@ -203,7 +203,9 @@ class Driver:
         segments = stages.segments(backfill.segments) if state.stage == stages.SCANNING else {}
         self._delivery.fence_repairs()
         self._fetch()
-        self._begin_with(state, self._full_listing(), segments, start)
+        listing = self._first_listing()
+        state = replace(state, started=listing.at, scan_started=listing.at if state.scan_started else None)
+        self._begin_with(state, listing, segments, start)
 
     def _begin_with(
         self, state: PipelineState, listing: Listing, segments: Mapping[str, SegmentState], start: startup.StartupState
@@ -233,7 +235,7 @@ class Driver:
         self._binding.check_new_epoch()
         self._delivery.fence_repairs()
         self._fetch()
-        listing = self._full_listing()
+        listing = self._first_listing()
         inserting = self.pipeline.parked.repair is not None
         now = self._now()
         state = gap_repair.epoch_of_repair(before, startup.new_epoch(start, enabled=True, now=now), since, inserting)
@@ -372,7 +374,12 @@ class Driver:
             self._context, self._environment, self.pipeline, table, arn, self._budget, self._steps
         )
 
-    def _full_listing(self) -> Listing:
+    def _first_listing(self) -> Listing:
+        """The positions of a new epoch: all shards, of a stream that has every change from now on.
+
+        While AWS enables a stream it has no shards, and changes are not added to it. A scan that began then may have
+        read an item before its change, which would be in neither.
+        """
         assert self._fetcher is not None
         stream = self._fetcher.stream
 
@@ -380,6 +387,11 @@ class Driver:
             steps: Iterator[Listing | float] = answered(self._context.client, listing(stream))
             for step in steps:
                 if isinstance(step, Listing):
+                    if step.status == "ENABLING":
+                        raise TransientError(
+                            "the stream is still being enabled: what changes until then is not in it, so the copy "
+                            "begins after that"
+                        )
                     return step
                 self._measurements.active()
                 self._environment.stop.wait(step)

@@ -275,6 +275,21 @@ def test_a_stream_that_was_replaced_is_a_gap_and_followed_after_a_rescan(view: s
     assert all(gap.repaired for gap in stack.gaps)
 
 
+def test_a_backfill_for_lambda_begins_once_the_stream_is_enabled() -> None:
+    stack = filled(shards=1)
+    stack.source.disable_stream(TABLE)
+    stack.write("k5", 555)
+    stack.source.enable_stream(TABLE, enabling=60.0)
+    enabled = stack.clock.now + 60.0
+    backfill = stack.backfill(Allowed(resync=True))
+    assert backfill.coordinator.pipeline.state is not None
+    assert backfill.coordinator.pipeline.state.started >= enabled
+    stack.mapping = EventSource(stack.source, TABLE)
+    stack.write("k6", 666)
+    stack.deliver(stack.container())
+    assert stack.stored == stack.wanted
+
+
 def disabled(stack: Stack) -> None:
     stack.source.disable_stream(TABLE)
 

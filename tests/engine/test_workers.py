@@ -104,6 +104,40 @@ def test_workers_follow_a_table_whose_shards_split_until_the_target_equals_it(in
     assert cluster.database.tombstones == {TABLE: {}}
 
 
+def test_workers_read_nothing_until_the_stream_is_enabled() -> None:
+    cluster = Cluster()
+    for n in range(20):
+        cluster.write(f"k{n}", n)
+    cluster.source.disable_stream(TABLE)
+    cluster.source.enable_stream(TABLE, enabling=60.0)
+    enabled = cluster.clock.now + 60.0
+    cluster.start()
+    assert cluster.clock.now >= enabled
+    assert cluster.running.pipeline.state is not None
+    assert cluster.running.pipeline.state.started >= enabled
+    cluster.settle()
+    assert cluster.stored == cluster.wanted
+
+
+def test_workers_begin_the_epoch_after_a_gap_once_the_stream_is_enabled() -> None:
+    cluster = Cluster()
+    cluster.write("k0", 0)
+    cluster.start()
+    cluster.settle()
+    cluster.source.disable_stream(TABLE)
+    cluster.source.enable_stream(TABLE, enabling=60.0)
+    enabled = cluster.clock.now + 60.0
+    for n in range(400):
+        cluster.write("k0", n)  # until the stream is enabled, in no stream
+        cluster.round()
+        if cluster.clock.now >= enabled:
+            break
+    cluster.settle()
+    assert cluster.running.pipeline.state is not None
+    assert cluster.running.pipeline.state.started >= enabled
+    assert cluster.stored == cluster.wanted
+
+
 def test_a_worker_whose_slot_another_one_has_claimed_ends_and_stores_nothing_more() -> None:
     cluster = Cluster()
     cluster.start()

@@ -242,6 +242,20 @@ def test_a_replaced_stream_is_followed_from_its_beginning_and_what_came_before_e
     repaired(faults)
 
 
+def test_what_changes_while_a_stream_is_being_enabled_again_is_exported(faults: World) -> None:
+    copied(faults)
+    faults.put("k1", n=5)
+    live(faults, 60)
+    faults.db.disable_stream(TABLE)
+    after(faults, 2 * HOUR)
+    faults.db.enable_stream(TABLE, enabling=40 * MINUTE)
+    faults.clock.plan(38 * MINUTE, lambda: faults.put("k3", "new", n=6))
+    faults.clock.plan(39 * MINUTE, lambda: faults.db.delete(TABLE, {"id": "k2"}))
+    repaired(faults)
+    live(faults, HOUR)
+    faults.assert_equal()
+
+
 def test_a_stream_that_was_disabled_while_a_run_was_up_is_exported_since_its_last_record(faults: World) -> None:
     """The run read on without records, and cannot tell since when there were none any more."""
     copied(faults)

@@ -172,12 +172,17 @@ def disable(world: Universe, act: Act) -> None:
     """The stream is disabled, and enabled again some steps later: another stream, with shards of its own."""
     if world.streaming:
         world.source.disable_stream(world.TABLE)
-        world.soon(1 + act.pick(40), "enable")
+        world.soon(1 + act.pick(40), "enable", act.luck)
 
 
 def enable(world: Universe, act: Act) -> None:
+    """AWS takes up to two minutes for it, of which it does not tell the changes; or it is done at once.
+
+    At once for existing exports: one that was made meanwhile would be too early, see ``simulate.sizes``.
+    """
     if not world.streaming:
-        world.source.enable_stream(world.TABLE, world.scenario.view)
+        enabling = 0.0 if world.scenario.existing else max(0.0, act.between(-60.0, 120.0))
+        world.source.enable_stream(world.TABLE, world.scenario.view, enabling)
 
 
 def recreate(world: Universe, act: Act) -> None:

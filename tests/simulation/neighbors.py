@@ -79,7 +79,10 @@ class Neighbor:
         universe, chance = self._universe, self._chance
         if chance.random() < 0.5 or not universe.streaming:
             return
-        shard = chance.choice(universe.source.shards(universe.TABLE)).id
+        shards = universe.source.shards(universe.TABLE)
+        if not shards:
+            return  # the stream is being enabled
+        shard = chance.choice(shards).id
         if shard not in self._pages or chance.random() < 0.05:
             self._pages[shard] = answered(self._client, read(self._stream(), shard, self._state()))
         try:

@@ -69,7 +69,7 @@ def sizes(found: Scenario) -> Iterator[None]:
         _set(export, "POLL", 1.0),
         _set(gap_repair, "APART", 1.0),
         _set(export, "SETTLED", 1.0),
-        _set(export, "ENABLING", 0.0),  # streams are there at once
+        _set(export, "ENABLING", 0.0),  # no stream takes time that is followed from an existing export
         _set(export, "CHUNK", 64),
         _set(export, "PAGE", 80),
         _set(shard_reader, "PROOF_PAGES", PROOF_PAGES),

@@ -201,8 +201,8 @@ class Swarm(Universe):
             self.command.kill()
             self.command = None
 
-    def soon(self, steps: int, what: str) -> None:
-        self._plan.setdefault(self.step + steps, []).append(Act(self.step + steps, what, (0.0, 0.0)))
+    def soon(self, steps: int, what: str, luck: tuple[float, float] = (0.0, 0.0)) -> None:
+        self._plan.setdefault(self.step + steps, []).append(Act(self.step + steps, what, luck))
 
     def effect(self, name: str) -> None:
         actor = self.current

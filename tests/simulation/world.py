@@ -258,9 +258,9 @@ class Universe:
         self.during_hook = self.during_batch = self.during_cleanup = self.before_purge = self.during_start = None
         ACTS["enable"](self, Act(self.step, "enable", (0.0, 0.0)))
 
-    def soon(self, steps: int, what: str) -> None:
+    def soon(self, steps: int, what: str, luck: tuple[float, float] = (0.0, 0.0)) -> None:
         """Let an act follow."""
-        self._acts.setdefault(self.step + steps, []).append(Act(self.step + steps, what, (0.0, 0.0)))
+        self._acts.setdefault(self.step + steps, []).append(Act(self.step + steps, what, luck))
 
     def later(self, to: str, carry_out: Callable[[], object]) -> None:
         """A request that was given up is applied nevertheless, within minutes."""

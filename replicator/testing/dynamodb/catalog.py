@@ -22,7 +22,10 @@ DELAY = 300.0  # seconds until what was written can be recovered
 
 
 class Catalog:
-    """All tables and streams of one endpoint. ``shards``: how many a new stream has."""
+    """All tables and streams of one endpoint. ``shards``: how many a new stream has.
+
+    ``enabling``: seconds until a new stream, other than a new table's, begins.
+    """
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Catalog:
         self.numbering = numbering
         self.region = region
         self.lingering = lingering
+        self.enabling = 0.0
         self.account = account
         self.tables: dict[str, Table] = {}
         self._streams: dict[str, Stream] = {}
@@ -97,7 +101,7 @@ class Catalog:
         if wanted is None:
             raise invalid("At least one of StreamSpecification is required")
         if wanted.get("StreamEnabled"):
-            self._enable(table, wanted)
+            self._enable(table, wanted, self.enabling)
         else:
             self._disable(table)
         return orjson.dumps({"TableDescription": self._description(table)})
@@ -147,7 +151,7 @@ class Catalog:
         self.table(request["TableName"]).recover(enabled=wanted)
         return self.describe_continuous_backups(request)
 
-    def _enable(self, table: Table, wanted: Mapping[str, Any]) -> None:
+    def _enable(self, table: Table, wanted: Mapping[str, Any], enabling: float = 0.0) -> None:
         view = wanted.get("StreamViewType")
         if view not in VIEWS:
             raise invalid(f"StreamViewType must be one of {', '.join(VIEWS)}, not {view}")
@@ -158,7 +162,7 @@ class Catalog:
         arn = f"{table.definition['TableArn']}/stream/{label}"
         schema = tuple(table.definition["KeySchema"])
         origin = Origin(arn, label, table.name, view, self.region, schema)
-        stream = Stream(origin, self.shards, self.numbering, self.now, self.random, self.lingering)
+        stream = Stream(origin, self.shards, self.numbering, self.now, self.random, self.lingering, enabling)
         self._streams[arn] = table.stream = table.latest_stream = stream
 
     def _disable(self, table: Table) -> None:

@@ -81,7 +81,7 @@ class StreamReads:
             "Shards": [_shown(shard) for shard in page],
             "StreamArn": stream.origin.arn,
             "StreamLabel": stream.origin.label,
-            "StreamStatus": "ENABLED" if stream.enabled else "DISABLED",
+            "StreamStatus": stream.status,
             "StreamViewType": stream.origin.view,
             "TableName": stream.origin.table,
         }

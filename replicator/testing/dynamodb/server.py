@@ -157,11 +157,16 @@ class DynamoDB:
         with self._lock:
             self._stream(table).shard(shard).trim(count)
 
-    def enable_stream(self, table: str, view: str = "NEW_AND_OLD_IMAGES") -> str:
-        """Enable a new stream; return its ARN."""
+    def enable_stream(self, table: str, view: str = "NEW_AND_OLD_IMAGES", enabling: float = 0.0) -> str:
+        """Enable a new stream; return its ARN. It begins ``enabling`` seconds later: changes until then are lost."""
         specification = {"StreamEnabled": True, "StreamViewType": view}
-        self.call("UpdateTable", {"TableName": table, "StreamSpecification": specification})
-        return self.stream_arn(table)
+        with self._lock:
+            self._catalog.enabling = enabling
+            try:
+                self.call("UpdateTable", {"TableName": table, "StreamSpecification": specification})
+            finally:
+                self._catalog.enabling = 0.0
+            return self.stream_arn(table)
 
     def disable_stream(self, table: str) -> None:
         self.call("UpdateTable", {"TableName": table, "StreamSpecification": {"StreamEnabled": False}})

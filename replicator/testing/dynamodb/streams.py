@@ -80,9 +80,11 @@ class Stream:
         now: Callable[[], float],
         random: random.Random,
         lingering: float = 0.0,
+        enabling: float = 0.0,
     ) -> None:
         self.origin = origin
         self.created = now()
+        self._begins = self.created + enabling
         self.disabled: float | None = None
         self.numbering = numbering
         self._now = now
@@ -102,8 +104,17 @@ class Stream:
         return self.disabled is None
 
     @property
+    def status(self) -> str:
+        """StreamStatus. While it is ENABLING, the stream has no shards, and changes are not added to it."""
+        if not self.enabled:
+            return "DISABLED"
+        return "ENABLING" if self._now() < self._begins else "ENABLED"
+
+    @property
     def shards(self) -> list[Shard]:
         """All shards that still exist, oldest first."""
+        if self._now() < self._begins:
+            return []
         oldest = self._now() - RETENTION
         return [shard for shard in list(self._shards.values()) if self._remains(shard, oldest)]
 
@@ -114,7 +125,9 @@ class Stream:
         return shard
 
     def emit(self, hash: int, change: Change) -> None:
-        """Append a change's record to the shard of its key."""
+        """Append a change's record to the shard of its key, unless the stream is still being enabled."""
+        if self.status == "ENABLING":
+            return
         shard = self._open[bisect_right(self._starts, hash) - 1]
         sequence, created = self._sequences.after(shard.last), int(self._now())
         shard.append(sequence, created, *self._record(sequence, created, change))

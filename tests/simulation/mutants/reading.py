@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
+
 from replicator.aws.client import Call
 from replicator.change import Page, Record
 from replicator.pipeline import lineage, stages
@@ -27,6 +29,7 @@ from tests.simulation.mutants.scenarios import (
     has_at_timestamp,
     hours_skipped,
     spoiled_exports,
+    streams_enabled_again,
     trims,
 )
 from tests.simulation.runs import Touched
@@ -42,6 +45,18 @@ def late_positions(patch: Patch) -> None:
         return {"ShardIteratorType": "LATEST"} if at.untouched and not at.state.whole else right(at)
 
     patch.setattr(shard_reader, "_place", latest)
+
+
+@mutant("an epoch begins while its stream is being enabled", 1, shape=streams_enabled_again)
+def positions_before_the_stream(patch: Patch) -> None:
+    right = stream.describe_stream
+
+    def at_once(arn: str, *, after: str | None = None) -> Generator[Call, bytes, stream.StreamPage]:
+        page = yield from right(arn, after=after)
+        status = "ENABLED" if page.StreamStatus == "ENABLING" else page.StreamStatus
+        return structs.replace(page, StreamStatus=status)
+
+    patch.setattr(stream, "describe_stream", at_once)
 
 
 @mutant("an epoch reads the export of an earlier one, which is older than its positions", 1, shape=exporting)

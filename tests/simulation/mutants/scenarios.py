@@ -162,6 +162,13 @@ def clock_steps(drawn: Scenario) -> Scenario:
     return replace(drawn, rates={"write": 0.3, "skew": 0.1, "die": 0.05, "roll": 0.02}, steps=100, shards=1)
 
 
+def streams_enabled_again(drawn: Scenario) -> Scenario:
+    """Much is written, and the stream is disabled and enabled again."""
+    rates = {"write": 1.0, "disable": 0.02, "resync": 0.01}
+    plain = replace(drawn, exports=False, existing=False, trims=False, months=False)
+    return replace(plain, gap_exports=False, pace=1.0, rates=rates)
+
+
 def short_runs(drawn: Scenario) -> Scenario:
     """Runs end soon after they began to read a shard, and what they had read is trimmed meanwhile."""
     rates = {**RATES, "write": 0.8, "roll": 0.1, "die": 0.15, "lost": 0.1, "trim": 0.1}
