@@ -113,6 +113,11 @@ class Cleanup:
         state = self.pipeline.state
         return state is not None and (self._owes_sweep(state) or self.pipeline.owes_sweep)
 
+    def sweep_settled(self) -> bool:
+        """Do a piece of the sweep of what was spared of items that are settled by now; False if none is due."""
+        state = self.pipeline.state
+        return state is not None and state.stage == stages.FOLLOWING and self._after_parking(state)
+
     def _do(self) -> bool:
         state = self.pipeline.state
         if state is None or state.stage == stages.SCANNING:

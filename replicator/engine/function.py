@@ -19,7 +19,9 @@ from replicator.aws.client import answered
 from replicator.change import Listing
 from replicator.checkpoints.contract import Claimed, Slotted
 from replicator.engine import preexisting
+from replicator.engine.cleanup import ABANDONED
 from replicator.engine.context import Environment, RunContext
+from replicator.engine.function_cleanup import sweep_settled
 from replicator.engine.lane_run import LaneRun, has_gap
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.startup import check_tables
@@ -31,6 +33,7 @@ from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.coordination import COORDINATOR
 from replicator.pipeline.discovery import ORPHAN_LIMIT, ORPHAN_PAUSE, YOUNG_ORPHAN_LIMIT, Discovery, News
 from replicator.pipeline.lineage import readable
+from replicator.pipeline.parked import ParkedItems, settled
 from replicator.pipeline.pipeline import needed_since, resumed_discovery
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.lambda_event import ShardBatch, is_batch, shard_batch
@@ -174,6 +177,8 @@ class Function:
                 read += self._read_idle(shard, since)
             self._add_orphans()
             self._retain_history()
+            if lost is None:  # otherwise a rescan will
+                self._sweep_settled()
         except Stopped as e:
             log.info("time is over", extra={"shards": read})
             if not tried:
@@ -182,7 +187,20 @@ class Function:
             self._release()
         if lost is not None:
             raise lost
+        self._check_backfill(since)
         return {"shards": read}
+
+    def _check_backfill(self, now: float) -> None:
+        """ConfigError if a backfill has begun whose run has died: what it would sweep stays until another run."""
+        view = CheckpointView(self._read())
+        if view.pipeline is None or view.pipeline.stage == stages.FOLLOWING:
+            return
+        said = view.heartbeat.at if view.heartbeat is not None else view.pipeline.started
+        if now - said >= ABANDONED:
+            raise ConfigError(
+                f"a backfill has begun and not ended, and its run has said nothing for {(now - said) / 60:.0f} min. "
+                f"The stream is followed, but the copy may have items that were deleted until it has ended: {BEGIN}"
+            )
 
     def _add_new(self) -> None:
         claimed = self._read()
@@ -265,6 +283,20 @@ class Function:
                 log.error("history lost", extra={"table": lost.table, "reason": lost.lost})
             beat = replace(view.heartbeat, histories=reports)
             self._context.checkpoints.save([view.put("pulse", "", beat)[0]])
+
+    def _sweep_settled(self) -> None:
+        """Sweep the documents that a sweep has spared for items that are no longer parked."""
+        claimed = self._read()
+        view, parked = CheckpointView(claimed), ParkedItems.among(claimed.entries)
+        following = view.pipeline is not None and view.pipeline.stage == stages.FOLLOWING
+        if not following or not settled(view.spared, parked):
+            return
+        try:
+            sweep_settled(self._context, self._owner, self._environment, self._retrying, claimed.revision)
+        except Fenced:
+            log.info("sweep not finished", extra={"reason": "another invocation sweeps, or has added shards"})
+        except Stopped:
+            log.info("sweep not finished", extra={"reason": "time is over"})
 
     def _check_stream(self, arn: str, view: CheckpointView) -> None:
         """Whether events of the stream ``arn`` may be stored in the epoch, which is bound to a stream.
@@ -528,10 +560,8 @@ class Function:
         saves += [self._noted(gap, view, n) for n, gap in enumerate(shown.gaps) if not has_gap(gap.shard, view)]
         state, discovery, now = view.pipeline, shown.discovery, self._environment.now()
         assert state is not None
-        phase = "live" if state.stage == stages.FOLLOWING else "backfill"
-        before = view.heartbeat.histories if view.heartbeat is not None else ()
-        beat = Heartbeat(now, phase, listed=discovery.listed, who=self._owner.who, orphaned=discovery.orphaned)
-        beat = replace(beat, histories=before)
+        beat = _beat(view, now, self._owner.who)
+        beat = replace(beat, listed=discovery.listed, orphaned=discovery.orphaned)
         everything = [*saves, view.put("pipeline", "", state)[0], Save("pulse", "", None, encode(beat))]
         self._retrying(lambda: self._context.checkpoints.save(everything), asks="checkpoints")
         return view.shards
@@ -631,6 +661,14 @@ def _shown(listing: Listing, view: CheckpointView, shard: str | None) -> Shown:
             if not is_orphan and needed is None:
                 return Shown(News(roots), discovery, [*gaps.values()])
             needed = needed if is_orphan else None
+
+
+def _beat(view: CheckpointView, now: float, who: str) -> Heartbeat:
+    """What says that invocations follow the stream. During a backfill, what its run has said last: it may have died."""
+    before, state = view.heartbeat, view.pipeline
+    if state is not None and state.stage != stages.FOLLOWING:
+        return before if before is not None else Heartbeat(state.started or 0.0, "backfill")
+    return Heartbeat(now, "live", who=who, histories=() if before is None else before.histories)
 
 
 def _discovery(view: CheckpointView, now: float) -> Discovery:

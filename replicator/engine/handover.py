@@ -27,6 +27,10 @@ from replicator.state import Owner, ShardState
 log = logging.getLogger("replicator")
 
 BACKFILL = "backfill"  # the slot that has all segments
+_REPAIRING = (
+    "verify --repair works on the copy, or was killed less than 15 minutes ago: until it has ended, deletes leave "
+    "tombstones, which the function would not purge"
+)
 COORDINATE_INTERVAL = 1.0  # seconds between two steps of the coordinator while the worker is busy
 
 
@@ -34,6 +38,7 @@ class LaneCoordinator(Coordinator):
     """A coordinator whose workers are the function's invocations, one for each lane, and one that scans."""
 
     followed_by = lanes.HANDED_OVER
+    _told_of_repair = False
 
     def __init__(self, context: RunContext, owner: Owner, environment: Environment) -> None:
         check_supported(context)
@@ -42,10 +47,23 @@ class LaneCoordinator(Coordinator):
 
     @property
     def is_backfilled(self) -> bool:
-        state = self.pipeline.state
-        if state is None or state.stage != stages.FOLLOWING or state.opening:
+        """Whether the epoch's backfill is made, and nothing is left that only a coordinator cleans up."""
+        if not self._is_following:
             return False
-        return not self._cleanup.overdue and not self._requests.pending
+        cleanup = self._cleanup
+        owes = cleanup.overdue or cleanup.owes_sweep or self.pipeline.parked.repair is not None
+        return not owes and not self._requests.pending
+
+    @property
+    def _is_following(self) -> bool:
+        state = self.pipeline.state
+        return state is not None and state.stage == stages.FOLLOWING and not state.opening
+
+    def step(self) -> None:
+        super().step()
+        if self._is_following and self.pipeline.parked.repair is not None and not self._told_of_repair:
+            self._told_of_repair = True
+            log.info("waiting", extra={"reason": _REPAIRING})
 
     def close(self) -> None:
         self._steps.close()

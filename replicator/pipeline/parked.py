@@ -238,6 +238,11 @@ class ParkedItems:
                 del self._dropped[item]
 
 
+def settled(spared: Iterable[str], parked: ParkedItems) -> list[str]:
+    """Those of the items that a sweep ``spared`` which are neither parked nor discarded any more."""
+    return [item for item in spared if parked.parked(item) is None and not parked.is_discarded(item)]
+
+
 def key_in(id: str) -> Key | None:
     """The item's key, from a parked entry's id; None if the id only has its hash."""
     item = item_of(id)

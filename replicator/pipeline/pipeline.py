@@ -33,7 +33,7 @@ from replicator.pipeline.checkpoint_view import CheckpointView, Undo
 from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.coordination import COORDINATOR, Workers, inherited_window, taking_away
 from replicator.pipeline.discovery import Discovery, News
-from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems
+from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems, settled
 from replicator.pipeline.past import known_before, known_through, unsettled_from
 from replicator.state import (
     LONGEST_IN_DOUBT,
@@ -425,8 +425,7 @@ class Pipeline:
 
         That is, neither parked nor discarded: what a person discards stays as it is until the item's next change.
         """
-        parked = self.parked
-        return any(parked.parked(item) is None and not parked.is_discarded(item) for item in self.view.spared)
+        return bool(settled(self.view.spared, self.parked))
 
     @property
     def epoch(self) -> int:

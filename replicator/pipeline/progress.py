@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from replicator.pipeline import lanes
+from replicator.pipeline import lanes, stages
 from replicator.pipeline.coordination import COORDINATOR, loads, writers
 from replicator.pipeline.lineage import childless, readable
-from replicator.pipeline.parked import item_of
+from replicator.pipeline.parked import ParkedItems, item_of, settled
 from replicator.state import (
     BY_RUN,
     FULL_SCOPE,
@@ -132,9 +132,11 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
     entries = tuple(entries)
     run = next((entry.revision for entry in entries if (entry.kind, entry.id) == ("owner", "")), 0)
     kinds = _by_kind(entries)
-    by_lambda = lanes.followed(writers(entries) - {""})
+    state = kinds["pipeline"].get("")
+    following = state is not None and state.stage == stages.FOLLOWING
+    by_lambda = following and lanes.followed(writers(entries) - {""})
     current = measured(
-        state=kinds["pipeline"].get(""),
+        state=state,
         heartbeat=invoked(kinds["pulse"], now) if by_lambda else kinds["pulse"].get(""),
         shards=kinds["shard"],
         segments=kinds["segment"],
@@ -154,6 +156,8 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
         segments=kinds["segment"],
         now=now,
     )
+    if by_lambda and current.waiting_for is None and current.phase != "stopped":
+        current = structs.replace(current, waiting_for=_owed(entries))
     stripped = kinds["stripped"].get("")
     return structs.replace(with_passes(current, kinds["verified"], now), stripped=stripped, workers=workers)
 
@@ -231,6 +235,19 @@ def invoked(beats: Mapping[str, Heartbeat], now: float) -> Heartbeat | None:
         return None
     scheduled = beats.get("", last)
     return replace(last, at=now, rate=None, backfill_rate=None, histories=scheduled.histories)
+
+
+def _owed(entries: Iterable[Entry]) -> str | None:
+    """What waits for a scheduled invocation, which sweeps; None if nothing does."""
+    entries = tuple(entries)
+    spared = [entry.id for entry in entries if entry.kind == "spared"]
+    left = len(settled(spared, ParkedItems.among(entries))) if spared else 0
+    if not left:
+        return None
+    return (
+        f"a sweep of what {left:,} item(s) had before they were parked: the next scheduled invocation removes it; at "
+        "once: replicator run CONFIG --until backfilled"
+    )
 
 
 def passes_of(entries: Iterable[Entry]) -> dict[str, Verified]:

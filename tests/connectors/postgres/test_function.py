@@ -13,8 +13,9 @@ import pytest
 from replicator.config.target import destination
 from replicator.engine.assembly import assemble
 from replicator.engine.context import RunContext
+from replicator.engine.startup import Allowed
 from replicator.errors import TransientError
-from replicator.hooks.hook import Hook
+from replicator.hooks.hook import Document, Hook, documents
 from replicator.source.table import describe_table
 from tests.engine.cluster import TABLE, Wire
 from tests.engine.function_stack import Stack
@@ -24,9 +25,9 @@ from tests.servers.postgres_fixtures import Database
 class OnPostgres(Stack):
     """The same, with a target in Postgres."""
 
-    def __init__(self, database: Database, resources: ExitStack, hook: Hook | None = None) -> None:
+    def __init__(self, database: Database, resources: ExitStack, hook: Hook | None = None, shards: int = 2) -> None:
         self._server, self._resources = database, resources
-        super().__init__(hook=hook)
+        super().__init__(hook=hook, shards=shards)
 
     def context(self) -> RunContext:
         found, problems = destination({"type": "postgres", "url": self._server.url, "table": "copy"})
@@ -104,3 +105,37 @@ def test_a_hook_that_is_too_slow_for_an_invocation_delays_the_copy_and_each_chan
         assert (read[0][0] - begun[0][0], failed) == (12, 0)
         wanted = {id[0]: item["v"] for id, item in stack.wanted.items()}
         assert dict(stack.rows("SELECT pk, (document->>'v')::int FROM copy")) == wanted
+
+
+@documents
+def numbered(item: Any) -> list[Document]:
+    """One document for the item's number; it refuses 99."""
+    number = int(item["v"])
+    if number == 99:
+        raise ValueError("refused")
+    return [Document(f"d{number}", {"v": number})]
+
+
+def test_a_schedule_sweeps_what_a_sweep_spared_of_an_item_that_is_no_longer_parked(one_postgres: Database) -> None:
+    with ExitStack() as resources:
+        hook = Hook("numbered", numbered, "f", declared=True)
+        stack = OnPostgres(one_postgres, resources, hook, shards=1)
+        stack.write("k1", 1)
+        stack.write("k2", 50)
+        stack.backfill()
+        stack.lose("k1", 2)
+        stack.lose("k1", 99)
+        stack.write("k2", 51)
+        stack.deliver(stack.container())
+        stack.backfill(Allowed(resync=True))
+        stack.write("k1", 3)
+        stack.deliver(stack.container())
+        values = "SELECT (document->>'v')::int FROM copy ORDER BY 1"
+        assert stack.rows(values) == [(1,), (3,), (51,)]
+        stack.until_over()
+        stack.container().invoke({"source": "aws.events"})
+        assert stack.rows(values) == [(3,), (51,)]
+        assert stack.rows("SELECT count(*) FROM replicator.tombstones") == [(0,)]
+        stack.write("k1", 4)
+        stack.deliver(stack.container())
+        assert stack.rows(values) == [(4,), (51,)]

@@ -1,0 +1,46 @@
+"""What a scheduled invocation of AWS Lambda cleans up: between backfills no coordinator is left to do it.
+
+Behind Lambda targets have transactions, and these check that the invocation has its slot, and that no other run has
+claimed the pipeline. So a sweep may be divided among any number of invocations, and one that is killed harms nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from replicator.checkpoints.contract import Slotted
+from replicator.engine.cleanup import Cleanup
+from replicator.engine.context import Environment, RunContext
+from replicator.engine.delivery import Delivery
+from replicator.engine.retry import RetryPolicy, Stopped
+from replicator.pipeline.coordination import Workers
+from replicator.pipeline.pipeline import Pipeline
+from replicator.state import Owner
+
+log = logging.getLogger("replicator")
+
+CLEANUP = "cleanup"  # the slot that an invocation claims while it sweeps
+
+
+def sweep_settled(context: RunContext, owner: Owner, environment: Environment, retrying: RetryPolicy, run: int) -> None:
+    """Sweep what the last sweep spared of items that are settled by now: their obsolete documents.
+
+    ``run``: the revision of the run that handed over. Stopped if there is not enough time; Fenced if another invocation
+    sweeps, or adds shards meanwhile. The next invocation continues then.
+    """
+    checkpoints, target = context.checkpoints, context.target
+    assert isinstance(checkpoints, Slotted)
+    claimed = retrying(lambda: checkpoints.claim_slot(owner, CLEANUP, run), asks="checkpoints")
+    workers = Workers((), owner)  # invocations park items meanwhile, as workers of a coordinator do
+    pipeline = Pipeline(context.mapping, claimed, workers=workers, now=environment.now())
+    state, now, monotonic = pipeline.state, environment.now, environment.monotonic
+    assert state is not None, "an invocation of a pipeline that was handed over"
+    delivery = Delivery(target, checkpoints, pipeline, retrying, now, monotonic=monotonic)
+    cleanup = Cleanup(target, checkpoints, context.tables, pipeline, delivery, retrying, now, monotonic, None)
+    retrying(lambda: target.open(context.tables, state.epoch))
+    log.info("sweeping", extra={"reason": "items that the last sweep spared are no longer parked"})
+    while cleanup.sweep_settled():
+        delivery.flush()
+        if environment.stop.is_set():
+            raise Stopped
+        delivery.know_parked()
