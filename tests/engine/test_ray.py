@@ -727,6 +727,17 @@ def test_a_hook_that_was_edited_during_the_run_is_refused_by_a_process_that_star
         actors.hook_of(plan)
 
 
+def test_the_config_is_found_from_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a cluster have that of ``ray start``."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    sent = pickle.dumps(replace(PLAN, config=replace(PLAN.config, path=Path("orders.yaml"))))
+    monkeypatch.chdir(there)
+    assert pickle.loads(sent).config.base == here
+
+
 def test_measurements_of_an_actor_are_counted_by_the_driver_once() -> None:
     class Counting(Unmeasured):
         def __init__(self) -> None:

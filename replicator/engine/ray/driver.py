@@ -51,7 +51,7 @@ def follow(
     """Replicate on a Ray cluster; see ``engine.run.Follow``."""
     engine = context.config.engine
     assert isinstance(engine, Ray)
-    check_supported(context)
+    check_supported(context.target, context.checkpoints)
     with cluster(engine) as ray:
         retrying = RetryPolicy(environment.stop, environment.waiting, environment.now, environment.random)
         claimed = retrying(lambda: context.checkpoints.claim(owner), asks="checkpoints")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from replicator import log as logs
@@ -27,7 +27,8 @@ AT_WORK = 300.0  # seconds for which the target's server counts as being at work
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What every process of a run is given. ``run``: the revision of its claim of the pipeline. ``hook``: the
-    fingerprint of the driver's hook, "" without one.
+    fingerprint of the driver's hook, "" without one. The config's path is absolute: processes that Ray starts on a
+    cluster have the working directory of ``ray start``.
     """
 
     config: Config
@@ -36,6 +37,9 @@ class Plan:
     until: Literal["caught-up", "backfilled"] | None
     allowed: Allowed
     hook: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", replace(self.config, path=self.config.path.absolute()))
 
 
 @dataclass(frozen=True, slots=True)
