@@ -12,7 +12,7 @@ from replicator.checkpoints.contract import Checkpoints
 from replicator.engine import preexisting
 from replicator.engine.delivery import Delivery
 from replicator.engine.retry import RetryPolicy
-from replicator.engine.startup import Allowed, StartMode, StartupState, start_mode, with_request
+from replicator.engine.startup import Allowed, StartMode, StartupState, check_single_process, start_mode, with_request
 from replicator.errors import ConfigError, GapFound
 from replicator.hooks.hook import Hook
 from replicator.pipeline.checkpoint_view import CheckpointView
@@ -93,8 +93,10 @@ def check_start(
     inspect: Callable[[CheckpointView], StartupState],
     allowed: Allowed,
     check_new_epoch: Callable[[ResyncRequest | None], None],
+    *,
+    several: bool = False,
 ) -> None:
-    """ConfigError if a run must not start with this config.
+    """ConfigError if a run must not start with this config. ``several``: it has several workers.
 
     Called before the run claims the pipeline, so that a live run is not replaced by one that cannot start, and nothing
     is stored of an epoch that the target refuses. A gap does not count: the run records it after its claim. Tables that
@@ -106,3 +108,5 @@ def check_start(
         begins = start_mode(found, with_request(allowed, view.request, found)) is StartMode.BEGIN
         if begins and found.has_documents and not found.additions:
             check_new_epoch(view.request)
+        if several and not begins:
+            check_single_process(found.state)

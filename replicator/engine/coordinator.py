@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from replicator.checkpoints.contract import Claimed, Slotted
+from replicator.checkpoints.contract import Checkpoints, Claimed, Slotted
 from replicator.engine import startup
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.fetcher import end_of_stream, receive, send
@@ -36,7 +36,7 @@ from replicator.state import (
     Slot,
     decode,
 )
-from replicator.target.contract import Unguarded
+from replicator.target.contract import Target, Unguarded
 
 log = logging.getLogger("replicator")
 
@@ -58,7 +58,7 @@ class Coordinator(Driver):
         slots: tuple[str, ...],
         run: int | None = None,
     ) -> None:
-        check_supported(context)
+        check_supported(context.target, context.checkpoints)
         self._workers = Workers(slots, owner)
         self._run_revision = run or 0
         self._owners: dict[str, Owner] = {}
@@ -163,12 +163,7 @@ class Coordinator(Driver):
 
     def _start(self, allowed: startup.Allowed) -> None:
         super()._start(allowed)
-        if (repair := self._state().repair) is not None and not repair.done:
-            raise ConfigError(
-                "a gap is being repaired from exports (on_gap: export), which only one process does: run the pipeline "
-                "without engine until status no longer shows the phase backfill, or start over with a backfill: "
-                "replicator resync CONFIG"
-            )
+        startup.check_single_process(self._state())
         if self.is_new_run:
             self._tables_opened()
 
@@ -336,12 +331,17 @@ def _found(gap: Gap) -> GapFound:
     return GapFound(gap.reason, gap.shard, gap.sequence)
 
 
-def check_supported(context: RunContext) -> None:
+def check_supported(target: Target, checkpoints: Checkpoints) -> None:
     """ConfigError for what needs a single process."""
-    if isinstance(context.target, Unguarded) and context.target.unguarded:
+    check_guarded(target)
+    if not isinstance(checkpoints, Slotted):
+        raise ConfigError("checkpoints: this store cannot be written by several workers; use one process")
+
+
+def check_guarded(target: Target) -> None:
+    """ConfigError for a target whose documents have no versions. Does not connect."""
+    if isinstance(target, Unguarded) and target.unguarded:
         raise ConfigError(
             "target.pristine: without versions in the items, writes of several workers to one item cannot be told "
             "apart: remove the option, or use one process"
         )
-    if not isinstance(context.checkpoints, Slotted):
-        raise ConfigError("checkpoints: this store cannot be written by several workers; use one process")

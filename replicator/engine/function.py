@@ -17,7 +17,7 @@ from typing import Any
 
 from replicator.aws.client import answered
 from replicator.change import Listing
-from replicator.checkpoints.contract import Claimed, Slotted
+from replicator.checkpoints.contract import Checkpoints, Claimed, Slotted
 from replicator.engine import preexisting
 from replicator.engine.cleanup import ABANDONED
 from replicator.engine.context import Environment, RunContext
@@ -30,7 +30,6 @@ from replicator.engine.worker import Post
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import lanes, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
-from replicator.pipeline.coordination import COORDINATOR
 from replicator.pipeline.discovery import ORPHAN_LIMIT, ORPHAN_PAUSE, YOUNG_ORPHAN_LIMIT, Discovery, News
 from replicator.pipeline.lineage import readable
 from replicator.pipeline.parked import ParkedItems, settled
@@ -40,7 +39,7 @@ from replicator.source.lambda_event import ShardBatch, is_batch, shard_batch
 from replicator.source.stream import LISTING_REST, ListedPages, Stream, listing
 from replicator.source.table import SourceTable, find_table
 from replicator.state import Gap, Heartbeat, Owner, PipelineState, Save, ShardState, decode, encode
-from replicator.target.contract import AppliesLate, with_history
+from replicator.target.contract import AppliesLate, Target, with_history
 from replicator.target.past import KeepsHistory
 
 log = logging.getLogger("replicator")
@@ -118,7 +117,7 @@ class Function:
         environment: Environment,
         unfinished: UnfinishedListing | None = None,
     ) -> None:
-        check_supported(context)
+        check_supported(context.target, context.checkpoints)
         self._context, self._owner, self._environment = context, owner, environment
         self._unfinished = unfinished or UnfinishedListing()
         stop, now, random = environment.stop, environment.now, environment.random
@@ -466,14 +465,17 @@ class Function:
         """What is stored. ConfigError unless the pipeline was handed over to Lambda."""
         claimed = self._retrying(self._context.checkpoints.read, asks="checkpoints")
         view = CheckpointView(claimed)
-        noted = view.slots.get(COORDINATOR)
         is_lanes = all(not s.slot or lanes.is_lane(s.slot) for s in view.shards.values() if not s.ended)
-        is_lanes = is_lanes and noted is not None and noted.worker in ("", lanes.HANDED_OVER)  # "": of earlier versions
-        if view.pipeline is None or noted is None or noted.begun != claimed.revision or not is_lanes:
+        handed_over = is_lanes and lanes.is_handed_over(view.slots, claimed.revision)
+        if view.pipeline is None or not handed_over:
+            repairing = 0 if view.pipeline is None else view.pipeline.repairing
+            gap = any(g.repaired is None and g.epoch >= repairing for g in view.gaps.values())
             raise ConfigError(
                 f"pipeline {self._context.config.pipeline} is not handed over to AWS Lambda"
                 + ("" if claimed.revision == 0 else f" (its last run: {_owner_in(claimed)})")
-                + f". Stop other runs of it, and run: {BEGIN}. Until then nothing is stored, and Lambda retries"
+                + (", and records are lost that only a rescan repairs" if gap else "")
+                + f". Stop other runs of it, and run: {RESCAN if gap else BEGIN}. Until then nothing is stored, and "
+                "Lambda retries"
             )
         if view.pipeline.opening:
             raise TransientError("an epoch begins: retry")
@@ -682,11 +684,11 @@ def _discovery(view: CheckpointView, now: float) -> Discovery:
     return replace(resumed_discovery(view), orphaned=lately)
 
 
-def check_supported(context: RunContext) -> None:
+def check_supported(target: Target, checkpoints: Checkpoints) -> None:
     """ConfigError for what cannot run behind Lambda."""
-    if not isinstance(context.checkpoints, Slotted):
+    if not isinstance(checkpoints, Slotted):
         raise ConfigError("checkpoints: this store cannot be written by several workers")
-    if isinstance(context.target, AppliesLate):
+    if isinstance(target, AppliesLate):
         raise ConfigError(
             "engine: behind AWS Lambda, targets without transactions are not supported: a write that timed out may "
             "still be applied, and no process is left to purge the tombstones that guard against it. Use Postgres"

@@ -12,15 +12,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from replicator.engine import startup
+from replicator.engine import preexisting, startup
 from replicator.engine.connections import connected
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.coordinator import Coordinator
 from replicator.engine.function import check_supported
+from replicator.engine.retry import RetryPolicy
 from replicator.engine.run import Beside, Until, naming_the_owner
 from replicator.engine.worker import Connect, Post, Worker
 from replicator.errors import Fenced
 from replicator.pipeline import lanes, stages
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.coordination import Workers
 from replicator.state import Owner, ShardState
 
@@ -41,7 +43,7 @@ class LaneCoordinator(Coordinator):
     _told_of_repair = False
 
     def __init__(self, context: RunContext, owner: Owner, environment: Environment) -> None:
-        check_supported(context)
+        check_supported(context.target, context.checkpoints)
         super().__init__(context, owner, environment, (BACKFILL,))
         self._know_lanes()
 
@@ -101,10 +103,21 @@ def follow(
 ) -> int:
     """Make the backfill, for a function that follows the stream; see ``engine.run.Follow``."""
     assert until == "backfilled", "the command line refuses anything else"
+    retrying = RetryPolicy(environment.stop, environment.waiting, environment.now, environment.random)
+    retrying(lambda: check_gap(context, allowed))
     with naming_the_owner(context.checkpoints), beside(context.hook):
         run = Backfill(context, owner, environment, lambda: connected(context.config, context.hook, environment))
         run.run(allowed)
     return len(run.coordinator.pipeline.parked)
+
+
+def check_gap(context: RunContext, allowed: startup.Allowed) -> None:
+    """GapFound if a gap would end the run, and invocations follow the stream: after its claim they no longer would."""
+    claimed = context.checkpoints.read()
+    view = CheckpointView(claimed)
+    if lanes.is_handed_over(view.slots, claimed.revision):
+        found = preexisting.inspect(view, context.table, context.target, context.tables, context.hook)
+        startup.start_mode(found, startup.with_request(allowed, view.request, found))
 
 
 class Backfill:

@@ -18,6 +18,7 @@ from typing import Literal
 from replicator.aws.boto import connect
 from replicator.checkpoints.contract import Checkpoints
 from replicator.checkpoints.presence import check_known
+from replicator.config.engine import Lambda, Ray
 from replicator.config.settings import Config
 from replicator.engine import imports, preexisting
 from replicator.engine.assembly import assemble, ends, reduced_guarantee
@@ -101,6 +102,7 @@ def run(
                 lambda view: preexisting.inspect(view, table, target, context.tables, hook),
                 allowed,
                 lambda request: preexisting.check_new_epoch(target, context.tables, request),
+                several=isinstance(config.engine, Ray | Lambda),
             )
         )
         tune_allocator()

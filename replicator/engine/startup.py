@@ -251,6 +251,16 @@ def check_sweep(found: StartupState, allowed: Allowed) -> None:
         )
 
 
+def check_single_process(state: PipelineState | None) -> None:
+    """ConfigError if a run with several workers must not resume: what is in progress needs a single process."""
+    if state is not None and state.repair is not None and not state.repair.done:
+        raise ConfigError(
+            "a gap is being repaired from exports (on_gap: export), which only one process does: run the pipeline "
+            "without engine until status no longer shows the phase backfill, or start over with a backfill: "
+            "replicator resync CONFIG"
+        )
+
+
 def check_source(
     table: SourceTable, *, own_ids: bool, loops: bool = False, history: bool = False, options: str = ""
 ) -> None:

@@ -15,6 +15,7 @@ from replicator.checkpoints.contract import AccessChecking, Checkpoints, Listed,
 from replicator.config.engine import Lambda, Ray
 from replicator.config.targets import is_of_a_target
 from replicator.duration import duration
+from replicator.engine import coordinator, function
 from replicator.engine.assembly import ends, introduce, target_tables
 from replicator.engine.gap_repair import check_supported
 from replicator.engine.generations import decoded as rebuild_of
@@ -366,6 +367,10 @@ def _start(
     names = tuple(table.name for table in tables)
     mapping = DocumentMapping(hook, names, histories=with_history(tables))
     check_supported(config, mapping, target)
+    if isinstance(config.engine, Ray):
+        coordinator.check_supported(target, checkpoints)
+    if isinstance(config.engine, Lambda):
+        function.check_supported(target, checkpoints)
     yield Finding("pipeline", "ok", outlook(config, target, checkpoints, table, tables, hook))
 
 

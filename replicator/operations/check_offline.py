@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from replicator.aws.prices import PRICES
-from replicator.config.engine import Lambda
+from replicator.config.engine import Lambda, Ray
 from replicator.engine.assembly import KEPT_EXPIRED, check_tables
+from replicator.engine.coordinator import check_guarded
 from replicator.engine.gap_repair import check_supported
 from replicator.engine.generations import hook_files
 from replicator.errors import ConfigError, ReplicatorError
@@ -88,6 +89,8 @@ def _tables(config: Config, hook: Hook | None) -> Iterator[Finding]:
         forecast(target, wanted)(())
         names = tuple(table.name for table in wanted)
         check_supported(config, DocumentMapping(hook, names, histories=with_history(wanted)), target)
+        if isinstance(config.engine, Ray):
+            check_guarded(target)
     finally:
         target.close()
     if isinstance(target, Forecasting):

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from replicator.checkpoints.contract import Checkpoints
+from replicator.config.engine import Lambda, Ray
 from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.fetcher import end_of_stream
 from replicator.engine.gap_repair import explained, obstacle
 from replicator.engine.parked_limits import check_parked
-from replicator.engine.startup import Allowed, StartMode, new_epoch, start_mode, with_request
+from replicator.engine.startup import Allowed, StartMode, check_single_process, new_epoch, start_mode, with_request
 from replicator.errors import GapFound
 from replicator.hooks.hook import Hook
 from replicator.pipeline.checkpoint_view import CheckpointView
-from replicator.pipeline.parked import known
+from replicator.pipeline.parked import ParkedItems, known
 from replicator.source.table import SourceTable
+from replicator.state import PipelineState
 from replicator.target.contract import Table, Target
 
 
@@ -47,7 +49,7 @@ def outlook(
         return f"run will rescan the table (on_gap: resync): {e.reason}"
     if how is StartMode.RESUME:
         assert existing.state is not None
-        check_parked(parked, config.parked_limit, existing.state)
+        _check_resuming(config, parked, existing.state)
         return f"run will resume where the last one stopped (epoch {existing.state.epoch})"
     if existing.has_documents and not existing.additions:
         preexisting.check_new_epoch(target, tables, view.request)
@@ -56,3 +58,10 @@ def outlook(
     if existing.has_documents:
         return "run will rescan the table: a resync is requested"
     return f"run will start with {'a backfill' if config.backfill.enabled else 'changes from now on'}"
+
+
+def _check_resuming(config: Config, parked: ParkedItems, state: PipelineState) -> None:
+    """ConfigError if a run would not resume: too much is parked, or its engine could not go on."""
+    check_parked(parked, config.parked_limit, state)
+    if isinstance(config.engine, Ray | Lambda):
+        check_single_process(state)

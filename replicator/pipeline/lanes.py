@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from replicator.pipeline.coordination import COORDINATOR
 from replicator.pipeline.lineage import ancestors
-from replicator.state import ShardState
+from replicator.state import ShardState, Slot
 
 PREFIX = "lambda-"  # of the names of lanes: other engines' slots have other names
 HANDED_OVER = "lambda"  # noted with a run whose shards invocations follow
@@ -23,6 +24,12 @@ def is_lane(slot: str) -> bool:
 def followed(writers: Collection[str]) -> bool:
     """Whether invocations follow the stream: all of the slots that may write are lanes."""
     return bool(writers) and all(is_lane(slot) for slot in writers)
+
+
+def is_handed_over(slots: Mapping[str, Slot], run: int) -> bool:
+    """Whether the run with this revision, the last one, has left the stream to invocations."""
+    noted = slots.get(COORDINATOR)
+    return noted is not None and noted.begun == run and noted.worker in ("", HANDED_OVER)  # "": of earlier versions
 
 
 def assigned(shards: Mapping[str, ShardState]) -> dict[str, ShardState]:

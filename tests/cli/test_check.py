@@ -145,6 +145,20 @@ def test_a_missing_permission_to_read_single_items_is_named_for_a_pristine_table
     assert [t.split(" on ")[0] for t in texts(world, "forbidden")] == ["permission: dynamodb:GetItem"]
 
 
+def test_a_pristine_target_is_refused_for_several_workers_by_check_as_by_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "local")
+    world.db.create_table("orders")
+    pristine(world)
+    world.change("target:", "engine: {type: ray, workers: 1}\ntarget:")
+    for command in ("check", "run"):
+        code, out, err = world.call(command, world.config)
+        assert code == 2, out
+        assert "without versions in the items" in out + err
+
+
 def test_without_any_permission_the_target_is_checked_all_the_same(world: World) -> None:
     world.db.create_table("orders")
     world.db.fail("DescribeTable", "AccessDeniedException", times=None)

@@ -240,3 +240,13 @@ def test_what_keeps_gaps_from_being_repaired_by_exports_is_a_problem(
     assert said in problem
     path.write_text(path.read_text().replace("on_gap: export\nbackfill: {bucket: exports}", "on_gap: resync"))
     assert offline(path)[0] == 0
+
+
+def test_a_pristine_target_is_refused_for_several_workers_before_any_of_them_starts(tmp_path: Path) -> None:
+    target = "type: dynamodb, region: eu-west-1, pristine: true, table: orders2"
+    config = CONFIG.replace('type: postgres, url: "${POSTGRES_URL}", table: orders', target)
+    assert offline(written(tmp_path, config))[0] == 0
+    code, findings, _ = offline(written(tmp_path, "engine: {type: ray}\n" + config))
+    assert code == 2
+    (problem,) = texts(findings, "problem")
+    assert problem.startswith("target.pristine: without versions in the items")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from replicator.change import Listing
 from replicator.checkpoints.contract import Slotted
 from replicator.engine import preexisting
 from replicator.engine.function import LISTING_TIME, Function
+from replicator.engine.handover import follow
 from replicator.engine.local import Driver
 from replicator.engine.startup import RESUMING, Allowed, digest
 from replicator.errors import ConfigError, GapFound, TransientError
@@ -708,6 +710,36 @@ def test_one_process_workers_and_lambda_go_on_where_the_one_before_ended() -> No
     counts = sum(c.read for source, c in stack.database.counts.items() if source.startswith("shard:"))
     assert counts == records
     assert stack.gaps == []
+
+
+def test_a_backfill_that_a_gap_would_end_leaves_the_pipeline_to_the_function() -> None:
+    stack = filled(shards=1)
+    stack.write("k1", 1000)
+    stack.deliver(stack.container())
+    stack.lose("k2", 77)
+    stack.write("k1", 1001)
+    stack.deliver(stack.container())
+    assert len(stack.gaps) == 1
+    with pytest.raises(GapFound, match="trimmed"):
+        follow(stack.context(), stack.owner("b"), stack.environment(), "backfilled", RESUMING, nullcontext)
+    stack.write("k1", 1002)
+    stack.deliver(stack.container())
+    assert stack.stored["k1",]["v"] == 1002
+    stack.backfill(Allowed(resync=True))
+    assert stack.stored == stack.wanted
+
+
+def test_behind_a_gap_that_ended_another_run_the_function_names_the_rescan() -> None:
+    stack = filled(shards=1)
+    stack.write("k1", 1000)
+    stack.deliver(stack.container())
+    stack.lose("k2", 77)
+    stack.until_over()
+    with pytest.raises(GapFound):
+        Driver(stack.context(), stack.owner("local"), stack.environment()).run(until="caught-up")
+    stack.write("k1", 1001)
+    with pytest.raises(ConfigError, match=r"only a rescan repairs.* and run: replicator resync CONFIG, then "):
+        stack.deliver(stack.container())
 
 
 def test_before_the_first_backfill_the_function_stores_nothing() -> None:

@@ -111,7 +111,7 @@ def test_an_item_that_is_parked_again_during_the_sweep_keeps_what_it_has() -> No
                 stack.deliver(stack.container())
             return found
 
-    stack.target_type = Parking
+    stack.target_type = Parking  # type: ignore[assignment]
     scheduled(stack)
     assert stack.target_type is MemoryTarget
     assert "d3" in names(stack)

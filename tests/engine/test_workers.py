@@ -6,7 +6,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,17 +15,20 @@ import pytest
 
 from replicator.batch import Batch, DocumentId, Outcome, Upsert
 from replicator.checkpoints.contract import Claimed
+from replicator.config.engine import Ray
 from replicator.engine import preexisting
+from replicator.engine.binding import check_start
 from replicator.engine.context import RunContext
 from replicator.engine.coordinator import COORDINATOR, Coordinator
 from replicator.engine.heartbeat import HEARTBEAT_INTERVAL
 from replicator.engine.local import Driver
 from replicator.engine.ray.reports import Recorder
-from replicator.engine.startup import RESUMING, digest
+from replicator.engine.startup import RESUMING, StartupState, digest
 from replicator.engine.worker import Post, Worker
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.hooks.hook import Hook
 from replicator.key import Key
+from replicator.operations.dry_run import outlook
 from replicator.operations.repair import Repairs
 from replicator.operations.verify import Ends
 from replicator.pipeline import stages
@@ -450,6 +453,13 @@ def test_one_process_goes_on_where_workers_ended_and_workers_where_it_ended(inde
     assert cluster.running.pipeline.epoch == FIRST_EPOCH, "nothing was taken for a gap"
 
 
+ONE_PROCESS = "which only one process does: run the pipeline without engine until"
+
+
+def inspected(context: RunContext, view: CheckpointView) -> StartupState:
+    return preexisting.inspect(view, context.table, context.target, context.tables, context.hook)
+
+
 @pytest.mark.parametrize("done", [False, True])
 def test_workers_refuse_a_gap_that_one_process_was_repairing_from_exports_and_go_on_once_it_has(done: bool) -> None:
     cluster = Cluster(index=True, on_gap="stop")
@@ -465,8 +475,15 @@ def test_workers_refuse_a_gap_that_one_process_was_repairing_from_exports_and_go
     repairs = replace(repairs, repair=GapRepair(1.0, 1, done=done))
     gap = Save("gap", "1", 0, encode(Gap("lost", 1.0, before.epoch)))
     MemoryCheckpoints(cluster.database).save([Save(*place, revision, encode(repairs)), gap])
+    context = cluster.context()
+    with nullcontext() if done else pytest.raises(ConfigError, match=ONE_PROCESS):  # before the run has claimed
+        check_start(context.checkpoints, partial(inspected, context), RESUMING, lambda _: None, several=True)
+    on_ray = replace(context.config, engine=Ray())
+    with nullcontext() if done else pytest.raises(ConfigError, match=ONE_PROCESS):
+        outlook(on_ray, context.target, context.checkpoints, context.table, context.tables, None)
+    check_start(context.checkpoints, partial(inspected, context), RESUMING, lambda _: None)
     if not done:
-        with pytest.raises(ConfigError, match="which only one process does: run the pipeline without engine until"):
+        with pytest.raises(ConfigError, match=ONE_PROCESS):
             cluster.start()
         return
     cluster.start()
