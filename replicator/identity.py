@@ -24,7 +24,8 @@ class Identity:
     False as long as the place cannot be determined; such an identity is not stored. ``beside``: the place of a table
     that remembers deleted documents, if they have one of their own; then ``id`` is that of the table, a space, and
     that of the other one. ``names``: further names of the place, which come and go one by one, as the nodes of a
-    cluster do: with half of the earlier ones it is the same.
+    cluster do: with half of the earlier ones it is the same. ``columns``: by name, the id of each column that documents
+    are stored in, which distinguishes it from a later one of that name; empty if the target has no such ids.
     """
 
     place: str
@@ -34,6 +35,7 @@ class Identity:
     known: bool = True
     beside: str = ""
     names: tuple[str, ...] = ()
+    columns: Mapping[str, int] = field(default_factory=dict)
 
 
 REMEMBERS = "it remembers deleted documents, and without that one of them could come back. Leave it to replicator"
@@ -117,6 +119,17 @@ def recreated_tables(was: Mapping[str, Identity], now: Mapping[str, Identity]) -
         after = now.get(name)
         if after is not None and before.id and after.id and before.within == after.within and before.id != after.id:
             yield after.place
+
+
+def readded_columns(was: Mapping[str, Identity], now: Mapping[str, Identity]) -> list[str]:
+    """The columns, with their places, that were dropped and added again in tables that are the same."""
+    return [
+        f"{after.place}: column {column}"
+        for name, after in now.items()
+        if name in was and after.id and (was[name].id, was[name].within) == (after.id, after.within)
+        for column, id in after.columns.items()
+        if was[name].columns.get(column, id) != id
+    ]
 
 
 def forgotten_deletes(was: Mapping[str, Identity], now: Mapping[str, Identity]) -> list[str]:

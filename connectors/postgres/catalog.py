@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -27,20 +27,31 @@ WHERE n.nspname = %s AND c.relname = %s"""
 _COLUMNS = """
 SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.atthasdef OR a.attidentity <> '',
        a.attgenerated <> '' OR a.attidentity = 'a', coalesce(o.collisdeterministic, true),
-       pg_catalog.col_description(a.attrelid, a.attnum)
+       pg_catalog.col_description(a.attrelid, a.attnum), a.attnum
 FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"""
 _PRIMARY = """
 SELECT a.attname FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
 WHERE i.indrelid = %s AND i.indisprimary AND i.indimmediate"""
+_PLACEHOLDERS: Mapping[str, LiteralString] = {
+    "text": "''",
+    "numeric": "0",
+    "bigint": "0",
+    "boolean": "false",
+    "timestamptz": "'epoch'",
+    "bytea": "''",
+    "jsonb": "'null'",
+    "text[]": "'{}'",
+    "numeric[]": "'{}'",
+}
 _TYPES = {"timestamptz": "timestamp with time zone"}
 _RELATIONS = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "i": "an index", "S": "a sequence"}
 
 
 @dataclass(frozen=True, slots=True)
 class Existing:
-    """A column in the database."""
+    """A column in the database. ``number``: a column that is dropped and added again gets another one."""
 
     name: str
     type: str
@@ -49,6 +60,7 @@ class Existing:
     generated: bool
     deterministic: bool
     comment: str | None
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +207,7 @@ def mismatches(shape: TableSchema, table: Found) -> Iterator[str]:
     if lacks_marks(shape, table):
         del wanted[DELETED]
     yield from _left_marks(shape, table)
-    yield from column_differences(shape, table, wanted)
+    yield from column_differences(shape, table, wanted, refills=table.pipeline is not None)
     keys = [key.name for key in shape.keys]
     if table.primary != frozenset(keys):
         there = ", ".join(sorted(table.primary)) or "none (or a deferrable one)"
@@ -203,10 +215,17 @@ def mismatches(shape: TableSchema, table: Found) -> Iterator[str]:
     yield from required_columns(shape, table, wanted)
 
 
-def column_differences(shape: TableSchema, table: Found, wanted: Mapping[str, tuple[str, bool]]) -> Iterator[str]:
-    """Columns that are not as they must be. ``wanted``: the type of each, and whether it is NOT NULL."""
+def column_differences(
+    shape: TableSchema, table: Found, wanted: Mapping[str, tuple[str, bool]], *, refills: bool = False
+) -> Iterator[str]:
+    """Columns that are not as they must be. ``wanted``: the type of each, and whether it is NOT NULL. ``refills``:
+    whether the table has rows, in which a resync fills a column that is made anew.
+    """
+    filled = _filled(shape) if refills else ()
     for name, (type, not_null) in wanted.items():
-        yield from (f"{shape.label}: {text}" for text in _differences(name, type, not_null, table.columns.get(name)))
+        column = table.columns.get(name)
+        remedy = _remedy(shape, name, type, not_null, column) if name in filled else ""
+        yield from (f"{shape.label}: {text}" for text in _differences(name, type, not_null, column, remedy))
 
 
 def required_columns(shape: TableSchema, table: Found, wanted: Mapping[str, tuple[str, bool]]) -> Iterator[str]:
@@ -236,12 +255,29 @@ def _left_marks(shape: TableSchema, table: Found) -> Iterator[str]:
         )
 
 
-def _differences(name: str, type: str, not_null: bool, column: Existing | None) -> Iterator[str]:
+def _remedy(shape: TableSchema, name: str, type: str, not_null: bool, column: Existing | None) -> str:
+    """The statements that bring a column of a table with rows to its type, and the command that fills it."""
+    names = {"table": shape.qualified, "column": sql.Identifier(name), "type": _type(type)}
+    statement: LiteralString
+    if column is not None:
+        statement = "ALTER TABLE {table} ALTER COLUMN {column} TYPE {type} USING {column}::{type}"
+    elif not_null:  # the rows need some value until the resync has written them
+        names["value"] = sql.SQL(_PLACEHOLDERS[type])
+        statement = (
+            "ALTER TABLE {table} ADD COLUMN {column} {type} NOT NULL DEFAULT {value}; "
+            "ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT"
+        )
+    else:
+        statement = "ALTER TABLE {table} ADD COLUMN {column} {type}"
+    return f"{sql.SQL(statement).format(**names).as_string(None)}; then, to fill it: replicator resync CONFIG"
+
+
+def _differences(name: str, type: str, not_null: bool, column: Existing | None, remedy: str) -> Iterator[str]:
     if column is None:
-        yield f"column {name} is missing (ADD COLUMN {name} {type}{' NOT NULL' if not_null else ''})"
+        yield f"column {name} is missing ({remedy or f'ADD COLUMN {name} {type}' + (' NOT NULL' if not_null else '')})"
         return
     if column.type != _TYPES.get(type, type):
-        yield f"column {name} must be {type}, but is {column.type}"
+        yield f"column {name} must be {type}, but is {column.type}{f' ({remedy})' if remedy else ''}"
     if column.not_null != not_null:
         yield f"column {name} must be {_nullness(not_null)}, but is {_nullness(column.not_null)}"
     if column.generated:
@@ -323,7 +359,7 @@ WHERE n.nspname = 'replicator' AND c.relname = 'checkpoints'"""
 
 
 def identities(connection: psycopg.Connection[Any], shapes: Mapping[str, TableSchema]) -> Mapping[str, Identity]:
-    """Each table's oid, which changes when a table is re-created.
+    """Each table's oid, which changes when a table is re-created, and the numbers of its columns.
 
     Restoring a database from a dump changes all oids; the oid of our own table, restored with it, tells these cases
     apart.
@@ -332,7 +368,22 @@ def identities(connection: psycopg.Connection[Any], shapes: Mapping[str, TableSc
     within = "" if row is None else str(row[0])
     there = {name: found(connection, shape) for name, shape in shapes.items()}
     ids = {name: "" if table is None else str(table.oid) for name, table in there.items()}
-    return {name: Identity(shape.label, ids[name], within) for name, shape in shapes.items()}
+    return {
+        name: Identity(shape.label, ids[name], within, columns=column_numbers(shape, there[name]))
+        for name, shape in shapes.items()
+    }
+
+
+def column_numbers(shape: TableSchema, table: Found | None) -> Mapping[str, int]:
+    """The numbers of the columns that a scan fills, by name."""
+    if table is None:
+        return {}
+    return {name: table.columns[name].number for name in _filled(shape) if name in table.columns}
+
+
+def _filled(shape: TableSchema) -> list[str]:
+    """The columns that only a scan fills again."""
+    return [*(column.name for column in shape.columns), *([DELETED] if shape.marks else [])]
 
 
 def parts(shape: TableSchema) -> Parts:

@@ -71,6 +71,7 @@ class Postgres(ComparesByTable):
         self._repeated = 0
         self._verifications: dict[str, TableVerification] = {}
         self._opened: dict[str, int] = {}  # the oids of the opened tables, by label
+        self._columns: dict[str, Mapping[str, int]] = {}  # the numbers of their columns, by name
         self._wanted: Mapping[str, TableSchema] = {}  # the opened tables
         self._partitions = history.KnownPartitions()
 
@@ -184,13 +185,24 @@ class Postgres(ComparesByTable):
                         self._partitions.know(shape, history.add_partitions(connection, shape, ahead))
         self._wanted = wanted
         self._opened |= {label: table.oid for label, table in there.items() if table is not None}
+        self._columns |= {s.label: catalog.column_numbers(s, there[s.label]) for s in wanted.values()}
         self._encoder = Encoder(wanted, self._options.nul, self._pipeline)
 
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
         with self._session.connection() as connection:
             shapes = [part for shape in self._shapes(tables) for part in (shape, *history_note.tables_of(shape))]
             there = [(shape, catalog.found(connection, shape)) for shape in shapes]
-            return [text for shape, table in there if table for text in hazards(connection, shape, table)]
+            altered = [text for shape, table in there if table for text in hazards(connection, shape, table)]
+        return [*altered, *(text for shape, table in there if table for text in self._added_again(shape, table))]
+
+    def _added_again(self, shape: TableSchema, table: catalog.Found) -> Iterator[str]:
+        opened = self._columns.get(shape.label, {})
+        for name, number in catalog.column_numbers(shape, table).items():
+            if self._opened.get(shape.label) == table.oid and opened.get(name, number) != number:
+                yield (
+                    f"{shape.label}: column {name} was dropped and added again during the run, without the values that "
+                    "it had. To fill it: replicator resync CONFIG"
+                )
 
     def write(self, batch: Batch) -> Outcome:
         self.send(self.encode(batch))

@@ -20,6 +20,7 @@ from replicator.identity import (
     changes,
     forgotten_deletes,
     other_tables,
+    readded_columns,
     recreated_tables,
     same_source,
 )
@@ -377,6 +378,12 @@ def target_gap(found: StartupState, state: PipelineState) -> GapFound | None:
             "or restored from a backup",
             of_target=True,
         )
+    if columns := readded_columns(found.definition.tables, found.identities):
+        return GapFound(
+            f"{', '.join(columns)} is not the column that the last run wrote to: it was dropped and added again, "
+            "without the values that it had",
+            of_target=True,
+        )
     if found.emptied:
         emptied = _places(found, found.emptied)
         return GapFound(f"{emptied} is empty, but held documents when the last run stopped", of_target=True)
@@ -442,7 +449,7 @@ def _redefined(found: StartupState, additions: Sequence[str] | None) -> ConfigEr
     if additions is None:
         return ConfigError(
             f"target.tables: {changed} since the last run, so existing documents do not match the definition. "
-            f"Undo the change, or {_recompute(found)}"
+            f"Undo the change, or {_recompute(found)}. If the target's table must be changed first, resync says how"
         )
     statements = "".join(f"\n{statement}" for statement in additions)
     anew = _ANEW[found.generation] if found.rebuilds else ""

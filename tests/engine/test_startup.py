@@ -129,6 +129,22 @@ def test_ids_of_different_scopes_are_not_compared() -> None:
     assert reason(identities=restored) is None
 
 
+def test_a_column_that_was_dropped_and_added_again_is_a_gap() -> None:
+    was = replace(COPY, columns={"total": 2, "city": 3})
+    definition = replace(DEFINITION, tables={"copy": was})
+
+    def said(now: Identity) -> str | None:
+        return reason(definition=definition, identities={"copy": now})
+
+    assert said(was) is None
+    text = said(replace(was, columns={"total": 2, "city": 4, "new": 5})) or ""
+    assert text.startswith('"public"."copy": column city is not the column that the last run wrote to')
+    assert said(replace(was, columns={"total": 2})) is None, "a missing column is a ConfigError of the target's"
+    restored = replace(was, within="another database", columns={"total": 2, "city": 4})
+    assert said(restored) is None, "a restored database has other numbers"
+    assert reason(identities={"copy": was}) is None, "stored by an earlier version of replicator, without columns"
+
+
 def test_a_table_that_was_emptied_since_the_last_run_stopped_is_a_gap() -> None:
     assert '"public"."copy" is empty' in (reason(emptied=["copy"]) or "")
 

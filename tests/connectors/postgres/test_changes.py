@@ -33,7 +33,7 @@ class Copy:
     endpoint: str
     postgres: Database
 
-    def configure(self, columns: Mapping[str, str], **more: Any) -> None:
+    def configure(self, columns: Mapping[str, Any], **more: Any) -> None:
         config = {
             "pipeline": "orders",
             "source": {"table": "orders", "region": "us-east-1", "endpoint_url": self.endpoint},
@@ -49,7 +49,8 @@ class Copy:
 
     def cli(self, *command: str) -> tuple[int, str]:
         shell = Shell({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"})
-        code, out, err = shell.run(command[0], str(self.place / "orders.yaml"), "--until", "caught-up", *command[1:])
+        until = () if command[0] == "check" else ("--until", "caught-up")
+        code, out, err = shell.run(command[0], str(self.place / "orders.yaml"), *until, *command[1:])
         return code, out + err
 
     def cities(self) -> int:
@@ -107,3 +108,42 @@ def test_a_new_column_is_filled_also_if_a_gap_starts_the_epoch(copy: Copy) -> No
     assert code == 0, output
     assert "is empty, but held documents" in output
     assert copy.cities() == ITEMS
+
+
+def altered(copy: Copy, *statements: str) -> None:
+    with copy.postgres.connect() as client:
+        for statement in statements:
+            client.execute(statement)
+
+
+@pytest.mark.parametrize("nullable", [True, False])
+def test_a_column_that_was_dropped_is_filled_before_the_copy_counts_as_whole(copy: Copy, nullable: bool) -> None:
+    copy.configure({**COLUMNS, "city": {"type": "text", "nullable": nullable}})
+    altered(copy, "DROP TABLE orders")
+    assert copy.cli("resync", "--now")[0] == 0
+    altered(copy, "ALTER TABLE orders DROP COLUMN city")
+    code, output = copy.cli("run")
+    assert code == 2, output
+    remedy = output.partition("column city is missing (")[2].partition("; then, to fill it: replicator resync CONFIG)")
+    assert remedy[1], output
+    altered(copy, *remedy[0].split("; "))
+    for command in ("check", "run"):
+        code, output = copy.cli(command)
+        assert (code, "column city is not the column that the last run wrote to" in output) == (3, True), output
+    assert copy.cli("resync", "--now")[0] == 0
+    assert copy.cities() == ITEMS
+    assert copy.cli("run")[0] == 0
+
+
+def test_the_statement_for_a_changed_column_type_can_be_executed_and_the_resync_fills_it(copy: Copy) -> None:
+    copy.configure({"n": "numeric"})
+    code, output = copy.cli("run")
+    assert (code, "If the target's table must be changed first, resync says how" in output) == (2, True), output
+    code, output = copy.cli("resync", "--now")
+    assert code == 2, output
+    before, _, rest = output.partition("column n must be numeric, but is bigint (")
+    statement, then, _ = rest.partition("; then, to fill it: replicator resync CONFIG)")
+    assert (before, then) != ("", ""), output
+    altered(copy, statement)
+    assert copy.cli("resync", "--now")[0] == 0
+    assert copy.cli("run")[0] == 0

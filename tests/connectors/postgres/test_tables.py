@@ -696,6 +696,21 @@ def test_a_recreated_table_has_another_id_even_if_its_note_is_copied(postgres: D
     assert first.within == second.within != ""
 
 
+def test_a_column_that_is_dropped_and_added_again_ends_the_run(one_postgres: Database) -> None:
+    table = typed("contract", PK, total="numeric", city="text")
+    one = opened(one_postgres, table)
+    assert one.recheck([table]) == []
+    before = one.identities([table])["contract"]
+    run(one_postgres, "ALTER TABLE contract DROP COLUMN city; ALTER TABLE contract ADD COLUMN city text")
+    (problem,) = one.recheck([table])
+    assert problem.startswith('"public"."contract": column city was dropped and added again during the run')
+    after = one.identities([table])["contract"]
+    assert (after.id, after.columns["total"]) == (before.id, before.columns["total"])
+    assert after.columns["city"] != before.columns["city"]
+    one.open([table], FIRST_EPOCH + 1)
+    assert one.recheck([table]) == []
+
+
 def test_equivalent_spellings_of_columns_are_the_same_definition(postgres: Database) -> None:
     one = target(postgres)
     short, long = typed("orders", PK, total="numeric"), typed("orders", PK, total={"type": "numeric", "from": "total"})
