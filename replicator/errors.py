@@ -91,6 +91,12 @@ class ItemsParked(ReplicatorError):
     exit_code = 6
 
 
+class StoppedEarly(ReplicatorError):
+    """A run with ``--until`` was stopped before it got there: the caller must not go on to use the copy."""
+
+    exit_code = 7
+
+
 class OutOfOrder(ReplicatorError):
     """A shard returned records in an impossible order; continuing could apply an older image last."""
 

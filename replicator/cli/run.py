@@ -16,7 +16,7 @@ import click
 from replicator import __version__
 from replicator.cli.output import configs_argument, engine_option, json_option, say
 from replicator.engine.stop_event import Stop
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, StoppedEarly
 from replicator.hooks.time_limit import EXIT_DEADLINE
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def run(ctx: click.Context, /, configs: Sequence[str], target: str | None, as_js
     """Copy the table and follow its changes until stopped.
 
     Resumes where the last run stopped. Ctrl-C or SIGTERM finishes the writes in flight and exits within seconds; a
-    second signal exits at once and loses nothing either. A second run of the same pipeline takes over, and the first
+    second signal exits at once and loses nothing either. With --until, a run that is stopped before it got there exits
+    with 7. A second run of the same pipeline takes over, and the first
     one stops.
 
     With several configs, their pipelines run in one process. One that fails does not end the others; the exit code is
@@ -115,15 +116,25 @@ def run_until_stopped(
     from replicator.engine.generations import resolved
     from replicator.engine.run import run as run_pipeline
 
-    stop = stop_on_signals()
+    until = how["until"]
+    stop = stop_on_signals(lambda: 0 if until is None else StoppedEarly.exit_code)
     loaded = settings.load(path, engine=engine, target=target)
     if loaded.replaces is not None:
         loaded = resolved(loaded)
-    how["follow"] = _follow(loaded, how["until"], is_resync=how.get("resync", False))
+    how["follow"] = _follow(loaded, until, is_resync=how.get("resync", False))
     with live_view.view(as_json, _title(loaded)) as observe, monitored_alone(loaded, path, listen, observe) as more:
         run_pipeline(loaded, stop=stop, **audited(loaded, more), **how)
-        if not stop.is_set() and how["until"] != "backfilled":
+        if not stop.is_set() and until != "backfilled":
             log.info("caught up", extra={"pipeline": loaded.pipeline})
+    if until is not None and stop.is_set():
+        raise _stopped_early(until, "CONFIG")
+
+
+def _stopped_early(until: str, configs: str) -> StoppedEarly:
+    before = "it had caught up" if until == "caught-up" else "the backfill was stored"
+    return StoppedEarly(
+        f"stopped before {before}, so the copy is not complete. To continue: replicator run {configs} --until {until}"
+    )
 
 
 def _follow(config: Config, until: str | None, *, is_resync: bool) -> Follow | None:
@@ -176,7 +187,8 @@ def _run_each(
     from replicator.hooks import loading
 
     codes: list[int] = []
-    stop = stop_on_signals(lambda: several.worst(codes))
+    until, early = how["until"], StoppedEarly.exit_code
+    stop = stop_on_signals(lambda: several.worst(codes if until is None else [*codes, early]))
     with live_view.several(as_json) as observer_of, contextlib.ExitStack() as stack:
         own = _loaded(
             paths, lambda path: _in_this_process(settings.load_each(path, engine=engine, target=target)), codes
@@ -198,12 +210,16 @@ def _run_each(
                 load = loaders.setdefault((config.path, config.target_name), functools.cache(loading.load))
                 run_pipeline(config, stop=stop, confirm=confirm, pages=pages, load=load, **more, **how)
             log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": config.pipeline})
+            if until is not None and stop.is_set():
+                codes.append(early)
 
         runs = [
             on_board(run, config, board_of(config)) for config in loaded for run in generations.runs(config, work, stop)
         ]
         several.run_each(runs, lambda _, code: codes.append(code))
-        return several.worst(codes)
+    if several.worst(codes) == early:
+        raise _stopped_early(until, "CONFIG …" if len(paths) > 1 else "CONFIG")
+    return several.worst(codes)
 
 
 def _in_this_process(configs: Sequence[Config]) -> Sequence[Config]:
@@ -301,7 +317,7 @@ def stop_on_signals(code: Callable[[], int] = lambda: 0) -> Stop:
     """An event that SIGTERM and SIGINT set; the second signal exits at once.
 
     If the writes in flight are not stored within ``GRACE`` (the target hangs), the process exits without them, with
-    the ``code`` of what has ended by then.
+    the ``code`` for what has ended by then and what has not.
     """
     stop = Stop()
     leave: Callable[[int], None] = os._exit  # without any cleanup: the stored positions are valid at all times

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
@@ -166,6 +166,29 @@ def test_a_signal_ends_a_run_cleanly_within_ten_seconds(world: World, number: si
     assert time.monotonic() - began < 10
     assert orjson.loads(out.splitlines()[-1])["event"] == "stopped"
     assert phase(world) == "stopped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", [("run",), ("resync", "--now")])
+def test_a_run_that_is_stopped_before_it_caught_up_does_not_exit_with_0(
+    world: World, number: signal.Signals, command: Sequence[str]
+) -> None:
+    fill(world)
+    world.catch_up()
+    name, *options = command
+    world.postgres.server.stop("immediate")
+    with world.shell.start(name, world.config, *options, "--until", "caught-up") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if orjson.loads(line)["event"] == "waiting":
+                break
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    world.postgres.server.start()
+
+    assert process.returncode == 7, err
+    assert "stopped before it had caught up, so the copy is not complete. To continue: replicator run CONFIG" in err
+    world.catch_up()
 
 
 def test_a_second_signal_ends_it_at_once_and_the_next_run_loses_nothing(world: World) -> None:

@@ -163,6 +163,30 @@ def test_a_signal_ends_all_of_them_in_good_order(world: World, configs: list[str
     assert {event["pipeline"] for event in events(out, "stopped")} == set(NAMES)
 
 
+def test_pipelines_that_wait_for_a_server_and_are_stopped_have_not_caught_up(world: World, configs: list[str]) -> None:
+    world.postgres.server.stop("immediate")
+    with world.shell.start("run", *configs, "--until", "caught-up") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if orjson.loads(line)["event"] == "waiting":
+                break
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    world.postgres.server.start()
+    assert (process.returncode, "replicator run CONFIG … --until caught-up" in err) == (7, True), err
+
+
+def test_pipelines_that_are_stopped_before_they_caught_up_do_not_exit_with_0(world: World, configs: list[str]) -> None:
+    slow = Path(configs[0])
+    (world.folder / "hooks.py").write_text("import time\n\ndef hook(item):\n    time.sleep(1000)\n")
+    slow.write_text(slow.read_text().replace("target:", "transform: hooks.py:hook\ntarget:"))
+    with world.shell.start("run", *configs, "--until", "caught-up") as process:
+        await_that(lambda: copied(world) == {**ALL, "orders": 0}, process)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 7, err
+
+
 def test_two_of_the_same_table_share_one_reader_and_each_gets_every_change(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
