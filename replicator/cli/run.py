@@ -218,7 +218,7 @@ def _run_each(
         ]
         several.run_each(runs, lambda _, code: codes.append(code))
     if several.worst(codes) == early:
-        raise _stopped_early(until, "CONFIG …" if len(paths) > 1 else "CONFIG")
+        raise _stopped_early(until, "CONFIG..." if len(paths) > 1 else "CONFIG")
     return several.worst(codes)
 
 

@@ -173,7 +173,7 @@ def test_pipelines_that_wait_for_a_server_and_are_stopped_have_not_caught_up(wor
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
     world.postgres.server.start()
-    assert (process.returncode, "replicator run CONFIG … --until caught-up" in err) == (7, True), err
+    assert (process.returncode, "replicator run CONFIG... --until caught-up" in err) == (7, True), err
 
 
 def test_pipelines_that_are_stopped_before_they_caught_up_do_not_exit_with_0(world: World, configs: list[str]) -> None:
