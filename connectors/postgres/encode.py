@@ -275,6 +275,8 @@ def _key_literals(keys: Sequence[KeyColumn], rows: Sequence[tuple[DocumentId, *t
 
 def _unfit_keys(keys: Sequence[KeyColumn], rows: Sequence[Row], room: int = _LARGEST_KEY) -> Reasons:
     """Why ids cannot be keys of rows, by index."""
+    if rows and len(rows[0][0]) != len(keys):  # they would be keys of other rows
+        raise ValueError(f"an id has {len(rows[0][0])} parts, and the key of a row has {len(keys)}")
     texts = [[row[0][i] for row in rows] for i in range(len(keys))]
     if _surely_fit(texts, room):
         return {}

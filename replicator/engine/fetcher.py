@@ -308,6 +308,11 @@ def end_of_stream(before: SourceTable, now: SourceTable | None) -> ReplicatorErr
             f"the table {before.name} was deleted and created again during this run; the stream of the deleted table "
             "is fully stored"
         )
+    if now.streaming and now.stream_arn != before.stream_arn:
+        return GapFound(
+            f"the stream was replaced: this run read {before.stream_arn}, all of which is stored, and the table now "
+            f"has {now.stream_arn}"
+        )
     return GapFound(
         "the stream was disabled, and all of it is stored; changes made since then cannot be read. "
         "Enable it again, then run: replicator resync CONFIG"

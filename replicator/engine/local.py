@@ -41,7 +41,7 @@ from replicator.target.contract import AppliesLate, Transactional, batch_size_of
 
 log = logging.getLogger("replicator")
 
-MAX_RESYNCS = 3  # per run; more would be a loop
+MAX_RESYNCS = 3  # one after the other, none of which caught up; more would be a loop
 
 
 class Driver:
@@ -159,6 +159,8 @@ class Driver:
         allowed = startup.with_request(allowed, self.pipeline.view.request, start)
         self._may_extend = allowed.schema_changes
         if startup.start_mode(start, allowed) is not startup.StartMode.RESUME:
+            if allowed is not self._allowed:
+                startup.requested(self._check_source, self._table)
             self._begin(start)
             self._end_request(start)
             return
@@ -185,13 +187,7 @@ class Driver:
         backfill = self._context.config.backfill
         if start.has_documents:
             self._open_window()
-        startup.check_source(
-            self._table,
-            own_ids=self._context.mapping.own_ids,
-            loops=self.pipeline.marks is not None,
-            history=bool(self._context.mapping.histories),
-            options=aws_options(self._context.config.source, self._table.arn),
-        )
+        self._check_source(self._table)
         if self._may_extend and start.additions is not None:
             self._binding.extend(start)
         if start.has_documents:
@@ -206,6 +202,16 @@ class Driver:
         listing = self._first_listing()
         state = replace(state, started=listing.at, scan_started=listing.at if state.scan_started else None)
         self._begin_with(state, listing, segments, start)
+
+    def _check_source(self, table: SourceTable) -> None:
+        """ConfigError if no epoch can begin with the table's stream."""
+        startup.check_source(
+            table,
+            own_ids=self._context.mapping.own_ids,
+            loops=self.pipeline.marks is not None,
+            history=bool(self._context.mapping.histories),
+            options=aws_options(self._context.config.source, table.arn),
+        )
 
     def _begin_with(
         self, state: PipelineState, listing: Listing, segments: Mapping[str, SegmentState], start: startup.StartupState
@@ -272,9 +278,10 @@ class Driver:
         request = self._requests.due()
         if request is None:
             return
-        table = self._retrying(lambda: describe_table(self._context.client, self._context.config.source.table))
-        start = self._binding.inspect(table)
+        name = self._context.config.source.table
         try:
+            table = self._retrying(lambda: describe_table(self._context.client, name), asks="source")
+            start = self._binding.inspect(table)
             self._check_request(request, start)
         except (ConfigError, NotPermitted) as e:
             self._requests.decline(request, e)
@@ -292,6 +299,8 @@ class Driver:
         if startup.digest(start) != request.config:
             raise ConfigError("it was requested for another config than that of this run")
         if request.whole:
+            startup.check_key(self._context.table, start.table)
+            self._check_source(start.table)
             startup.start_mode(start, startup.with_request(self._allowed, request, start))
             self._export(start.table)
             return
@@ -416,6 +425,8 @@ class Driver:
     def _guarded_turn(self) -> None:
         try:
             self._turn()
+            if self._resyncs and self.pipeline.caught_up(self._state().started):
+                self._resyncs = 0
         except GapFound as gap:
             self._gap(explained(gap, self._table, self._current_table()) if gap.gone else gap)
 
@@ -454,6 +465,8 @@ class Driver:
         self._resyncs += 1
         name = self._context.config.source.table
         self._table = self._retrying(lambda: describe_table(self._context.client, name), asks="source")
+        if self._context.config.on_gap == "resync":
+            startup.check_key(self._context.table, self._table)
         start = self._binding.inspect(self._table)
         if self._context.config.on_gap == "export":
             self._repair(gap, start)

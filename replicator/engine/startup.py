@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -292,6 +292,23 @@ def check_source(
         check_old_images(table, recreate)
 
 
+def check_key(before: SourceTable, now: SourceTable) -> None:
+    """ConfigError if a run must not begin an epoch with the table as it is ``now``: it was made again during the run.
+
+    What the run knows of the target's tables is of the key ``before``, under which several items may be one document.
+    """
+    if before.keys != now.keys:
+        raise ConfigError(
+            f"source.table: the table {now.name} was deleted and created again with another key ({_shown(now)}) than "
+            f"the one that this run writes under ({_shown(before)}). Nothing of the new table was copied. Start the "
+            "run again, and it copies the new table if the target's key fits; otherwise it says what to change"
+        )
+
+
+def _shown(table: SourceTable) -> str:
+    return ", ".join(f"{key.name}: {key.kind}" for key in table.keys.attributes)
+
+
 def check_expiries(table: SourceTable, ttl_deletes: str) -> None:
     """ConfigError if expired items stay in the copy and the stream does not tell every expiry from a delete."""
     if ttl_deletes == "ignore" and table.replicas:
@@ -301,6 +318,17 @@ def check_expiries(table: SourceTable, ttl_deletes: str) -> None:
             "stream does not tell the difference, so the target would lose what ttl_deletes: ignore keeps. Copy a "
             "table without replicas, or set ttl_deletes: apply, with which expired items are removed from the target"
         )
+
+
+def requested(check: Callable[[SourceTable], None], table: SourceTable) -> None:
+    """The same check of a run that would resume if no resync were requested, which its ConfigError says."""
+    try:
+        check(table)
+    except ConfigError as e:
+        advice = (
+            "A resync of the whole table is requested; to withdraw it, and read on: replicator resync CONFIG --cancel"
+        )
+        raise ConfigError(f"{e}. {advice}") from e
 
 
 def check_old_images(table: SourceTable, remedy: str = "Recreate the stream with view type NEW_AND_OLD_IMAGES") -> None:

@@ -14,18 +14,19 @@ from replicator.config.engine import Lambda
 from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.assembly import ends, introduce, target_tables
-from replicator.engine.startup import START_OVER, Allowed, StartupState, digest, start_mode
+from replicator.engine.startup import START_OVER, Allowed, StartupState, check_source, digest, start_mode
 from replicator.errors import ConfigError, Fenced, GapFound
 from replicator.hooks import loading
 from replicator.hooks.hook import Hook
 from replicator.key import Key, KeySchema
+from replicator.options import aws_options
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.progress import progress
 from replicator.source import condition
 from replicator.source.chosen import check_permitted
 from replicator.source.table import SourceTable, describe_table
 from replicator.state import ResyncRequest, Save, decode_request, encode
-from replicator.target.contract import Target, Unguarded, caution_of
+from replicator.target.contract import Target, Unguarded, caution_of, marks_of, with_history
 from replicator.version import LAST_EPOCH
 
 TRIES = 5  # to note a request while others note theirs
@@ -73,6 +74,11 @@ def note(config: Config, wanted: Wanted, now: Callable[[], float]) -> Noted:
         tables = target_tables(config, table, hook)
         view = _known(config, checkpoints, lambda: any(target.epoch([one]) for one in tables))
         start = preexisting.inspect(view, table, target, tables, hook)
+        if wanted.whole:
+            loops, kept = marks_of(target) is not None, bool(with_history(tables))
+            options = aws_options(config.source, table.arn)
+            own_ids = hook is not None and hook.declared
+            check_source(table, own_ids=own_ids, loops=loops, history=kept, options=options)
         _check(start, config, wanted, target, hook)
         if wanted.whole and not start.additions:
             preexisting.check_new_epoch(target, tables)

@@ -143,6 +143,14 @@ def test_a_request_repairs_a_gap_when_the_run_is_started_again(orders: World) ->
     assert phase(orders) == "stopped"
 
 
+def test_a_resync_of_a_table_without_an_enabled_stream_is_refused(orders: World) -> None:
+    orders.catch_up()
+    orders.db.disable_stream("orders")
+    code, said = told(orders)
+    assert (code, "table orders has no enabled stream, so changes cannot be read; enable it: aws" in said) == (2, True)
+    assert requested(orders) is None
+
+
 def test_a_request_for_a_changed_hook_waits_for_a_run_that_has_it(orders: World) -> None:
     orders.hook(HOOK.format(by="old"))
     with running(orders) as process:

@@ -160,7 +160,8 @@ def test_a_stream_replaced_during_a_run_is_a_gap_within_one_listing(faults: Worl
     ended = faults.run(seconds=600)
 
     assert ended.code == 3
-    assert "the stream was disabled" in ended.err
+    assert "the stream was replaced: this run read arn:aws:dynamodb:" in ended.err
+    assert f"and the table now has {faults.db.stream_arn(TABLE)}" in ended.err
     assert faults.clock() < 1_700_000_000 + 10 + 60 + 60
 
 
@@ -173,6 +174,59 @@ def test_a_table_recreated_during_a_run_is_not_merged_into_the_copy(faults: Worl
     assert (ended.code, again.code) == (3, 3)
     assert "the table orders was deleted and created again during this run" in ended.err
     assert "other" not in faults.documents
+
+
+def with_another_key(world: World) -> None:
+    world.db.call("DeleteTable", {"TableName": TABLE})
+    world.clock.move(world.clock() + 1)
+    world.db.create_table(TABLE, keys={"id": "S", "n": "N"})
+    for n in (1, 2):
+        world.db.put(TABLE, {"id": "a", "n": n})
+
+
+def test_on_gap_resync_copies_no_table_that_was_made_again_with_another_key(faults: World) -> None:
+    """What this run knows of the target is of the other key, under which two items would be one row."""
+    faults.configure(on_gap="resync")
+    faults.fill()
+    faults.copied()
+    before = faults.documents
+    faults.clock.plan(10, lambda: with_another_key(faults))
+    ended = faults.run(seconds=600)
+
+    assert ended.code == 2
+    assert "created again with another key (id: S, n: N) than the one that this run writes under (id: S)" in ended.err
+    assert faults.documents == before
+    assert faults.gaps
+
+    assert faults.run().code == 0
+    assert faults.database.documents(TABLE).keys() == {("a", "1"), ("a", "2")}
+
+
+def test_on_gap_resync_repairs_any_number_of_gaps_between_which_the_copy_caught_up(faults: World) -> None:
+    faults.configure(on_gap="resync")
+    faults.fill()
+    faults.copied()
+    for n in range(1, 7):
+        faults.clock.plan(n * 2000, lambda: replaced_stream(faults))
+    ended = faults.run(seconds=15_000)
+
+    assert ended.code == 0
+    assert sum(e["event"] == "snapshot started" for e in ended.events) == 6
+    assert not faults.gaps
+    faults.assert_equal()
+
+
+def test_on_gap_resync_ends_a_run_when_three_rescans_in_a_row_do_not_catch_up(faults: World) -> None:
+    faults.configure(on_gap="resync")
+    faults.fill()
+    faults.copied()
+    faults.db.fail("Scan", times=None)
+    for n in range(1, 7):
+        faults.clock.plan(n * 100, lambda: replaced_stream(faults))
+    ended = faults.run(seconds=3000)
+
+    assert ended.code == 3
+    assert sum(e["event"] == "snapshot started" for e in ended.events) == 3
 
 
 def test_a_stream_that_is_gone_for_good_is_a_gap(faults: World) -> None:

@@ -9,10 +9,16 @@ from functools import partial
 import pytest
 
 from replicator.batch import Batch, Outcome
+from replicator.engine import preexisting
+from replicator.engine.startup import digest
 from replicator.errors import TransientError
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.scan import LONGEST_BACKOFF
+from replicator.source.table import describe_table
+from replicator.state import ResyncRequest, Save, encode
+from replicator.target.contract import Table
 from replicator.testing.dynamodb import Misreport, children_first, duplicated, reopened, unordered
-from replicator.testing.memory import MemoryTarget
+from replicator.testing.memory import MemoryCheckpoints, MemoryTarget
 from tests.faults.world import HOUR, TABLE, World
 
 EVERY_CALL = ("DescribeTable", "DescribeStream", "GetShardIterator", "GetRecords", "Scan")
@@ -115,6 +121,49 @@ def test_a_disabled_stream_is_stored_to_its_end_and_is_then_a_gap_without_a_busy
     assert "the stream was disabled, and all of it is stored" in ended.err
     faults.assert_equal()
     assert len(faults.client.asked) - before < 200
+
+
+def request_resync(world: World) -> None:
+    """As the command notes it."""
+    view = CheckpointView(MemoryCheckpoints(world.database).read())
+    assert view.pipeline is not None
+    table = describe_table(world.client, TABLE)
+    target = MemoryTarget(world.database)
+    start = preexisting.inspect(view, table, target, (Table(TABLE, table.keys, {}),), None)
+    request = ResyncRequest(requested=world.clock(), config=digest(start))
+    MemoryCheckpoints(world.database).save([Save("request", "", None, encode(request))])
+
+
+@pytest.mark.parametrize("away", ["disabled", "deleted"])
+def test_a_resync_that_the_stream_no_longer_allows_does_not_end_a_run_that_reads_the_rest(
+    faults: World, away: str
+) -> None:
+    faults.fill()
+    faults.copied()
+
+    def requested() -> None:
+        faults.db.fail("GetRecords", times=None)
+        faults.put("last")
+        request_resync(faults)
+        faults.db.disable_stream(TABLE)
+        if away == "deleted":
+            faults.db.call("DeleteTable", {"TableName": TABLE})
+
+    faults.clock.plan(10, requested)
+    faults.clock.plan(100, faults.db.heal)
+    ended = faults.run(seconds=600)
+
+    assert "last" in faults.documents
+    reason = str(ended.event("requested resync not started")["reason"])
+    if away == "deleted":
+        assert (ended.code, "no table orders" in reason) == (2, True), ended
+        return
+    assert (ended.code, "table orders has no enabled stream" in reason) == (3, True), ended
+    again = faults.run(seconds=600)
+    assert again.code == 2
+    assert again.err.endswith("to withdraw it, and read on: replicator resync CONFIG --cancel\n")
+    faults.db.enable_stream(TABLE)
+    faults.copied()
 
 
 def test_a_deleted_table_is_reported_and_the_copy_stays(faults: World) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from connectors.postgres.encode import Encoded, Encoder
 from connectors.postgres.table_schema import shapes
-from replicator.batch import Batch, Part, Upsert
+from replicator.batch import Batch, Delete, Part, Upsert
 from replicator.config.target import destination
 from replicator.errors import ConfigError
 from replicator.items.attributes import image
@@ -32,6 +32,17 @@ def encoded(*bodies: Any, keys: Any = PK, **options: Any) -> Encoded:
     tail = ("x",) if keys is OWN_IDS else ()
     writes = [Upsert("orders", (f"{n}", *tail), body, n, (f"{n}",)) for n, body in enumerate(bodies)]
     return Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
+
+
+@pytest.mark.parametrize("id", [(), ("a", "1"), ("a", "1", "x")])
+@pytest.mark.parametrize("removed", [False, True])
+def test_an_id_that_has_other_parts_than_a_rows_key_is_no_key_of_another_row(
+    id: tuple[str, ...], removed: bool
+) -> None:
+    write = Delete("orders", id, 1, ("a",)) if removed else Upsert("orders", id, {"city": "Ulm"}, 1, ("a",))
+    encoder = Encoder(shapes([Table("orders", PK, {"columns": COLUMNS})], "public"), "reject", "p")
+    with pytest.raises(ValueError, match=f"an id has {len(id)} parts, and the key of a row has 1"):
+        encoder.encode(Batch([Part("shard:1", [write])]))
 
 
 def reasons(*bodies: Any, keys: Any = PK, **options: Any) -> list[str]:
