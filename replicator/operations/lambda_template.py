@@ -7,13 +7,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from replicator.config.engine import Lambda, shortest_timeout
-from replicator.config.settings import Config
+from replicator.config.engine import TARGET_NAME, Lambda, shortest_timeout
+from replicator.config.settings import STAND_IN, Config
+from replicator.config.yaml_file import texts
 from replicator.engine.aws_lambda import TARGET
 from replicator.errors import ConfigError
 from replicator.operations import policy
@@ -44,6 +46,14 @@ OWN_VARIABLES = frozenset(
 )
 """Variables that Lambda sets, and refuses in a function's configuration."""
 
+MARK = "\0"  # around what a template's text refers to; no config has it
+ACCOUNT = "AWS::AccountId"
+OF_STACK = {"AWS_REGION": "AWS::Region", "AWS_DEFAULT_REGION": "AWS::Region"}
+"""What the stack knows, by the variables that Lambda sets to it."""
+
+FILLED = {"ACCOUNT": f"{MARK}{ACCOUNT}{MARK}", "REGION": f"{MARK}AWS::Region{MARK}"}
+"""What the stack knows, by the placeholders in policies."""
+
 _VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
 
 Resource = dict[str, Any]
@@ -58,7 +68,9 @@ def template(path: Path, architecture: str, *, keys_only: bool, target: str | No
     """The template of the config's function, as YAML."""
     config = loaded(path, target)
     names = _parameters_of(_variables(config))
+    config = _referring(config, {**names, **OF_STACK})
     own = policy.policies([config], policy.PolicyContext(keys_only=keys_only, setup=False, function=True))
+    _check_known(config, own)
     document = {
         "AWSTemplateFormatVersion": "2010-09-09",
         "Description": f"replicator: pipeline {config.pipeline} on AWS Lambda",
@@ -66,7 +78,7 @@ def template(path: Path, architecture: str, *, keys_only: bool, target: str | No
         "Conditions": {"InVpc": {"Fn::Not": [{"Fn::Equals": [{"Fn::Join": ["", {"Ref": "SubnetIds"}]}, ""]}]}},
         "Resources": {
             "LogGroup": {"Type": "AWS::Logs::LogGroup", "Properties": {"RetentionInDays": 30}} | _DELETED,
-            "Role": _role(own.get("default", {"Statement": []})["Statement"]),
+            "Role": _role(own.get("default", {"Statement": []})["Statement"], names.values()),
             "Function": _function(config, names, architecture),
             "Mapping": _mapping(),
             **_schedule(),
@@ -74,6 +86,50 @@ def template(path: Path, architecture: str, *, keys_only: bool, target: str | No
         "Outputs": {"Function": {"Value": {"Ref": "Function"}}},
     }
     return yaml.safe_dump(document, sort_keys=False, width=120)
+
+
+def _referring(config: Config, names: Mapping[str, str]) -> Config:
+    """The config with a mark for each variable in what the template says of the source and the function.
+
+    ``names``: the parameter, or what the stack knows, by variable. What it stands for on this machine may be another
+    table than the function's.
+    """
+    written = {place: _marked(text, names) for place, text in texts(config.path)}
+    update = {
+        field: text for field in ("table", "region", "role_arn") if MARK in (text := written.get(("source", field), ""))
+    }
+    config = replace(config, source=config.source.model_copy(update=update))
+    name = written.get(("engine", "function"), "")
+    if isinstance(config.engine, Lambda) and MARK in name:
+        name = name.replace(TARGET_NAME, config.target_name or "")
+        config = replace(config, engine=config.engine.model_copy(update={"function": name}))
+    return config
+
+
+def _marked(text: str, names: Mapping[str, str]) -> str:
+    for variable, name in names.items():
+        text = text.replace(f"${{{variable}}}", f"{MARK}{name}{MARK}")
+    return text
+
+
+def _substituted(text: str, names: Iterable[str]) -> str | dict[str, str]:
+    """The text; CloudFormation fills it in if it refers to a parameter, or to what the stack knows."""
+    filled = text
+    for name in (*names, *OF_STACK.values(), ACCOUNT):
+        filled = filled.replace(f"{MARK}{name}{MARK}", f"${{{name}}}")
+    return text if filled == text else {"Fn::Sub": filled}
+
+
+def _check_known(config: Config, policies: Mapping[str, Any]) -> None:
+    """ConfigError if nothing says what the role is for, or which function: then it would be another one's."""
+    name = config.engine.function if isinstance(config.engine, Lambda) else None
+    unknown = [word for word in policy.unknown(policies) if word not in FILLED]
+    if unknown or STAND_IN in (name or ""):
+        what = "engine.function" if not unknown else f"what the role may use ({', '.join(unknown)})"
+        raise ConfigError(
+            f"{config.path}: {what}: its name is in a file that this machine does not have: write it into the config, "
+            "or use a variable of the environment, which becomes a parameter of the stack"
+        )
 
 
 _DELETED = {"DeletionPolicy": "Delete", "UpdateReplacePolicy": "Delete"}
@@ -122,10 +178,10 @@ def _network(description: str) -> dict[str, Any]:
     return {"Type": "CommaDelimitedList", "Default": "", "Description": description}
 
 
-def _role(statements: Iterable[Mapping[str, Any]]) -> Resource:
+def _role(statements: Iterable[Mapping[str, Any]], names: Iterable[str]) -> Resource:
     stream = ["dynamodb:DescribeStream", "dynamodb:GetShardIterator", "dynamodb:GetRecords"]
     allowed = [
-        *({**s, "Resource": [_resource(arn) for arn in s["Resource"]]} for s in statements),
+        *({**s, "Resource": [_resource(arn, names) for arn in s["Resource"]]} for s in statements),
         {"Sid": "Mapping", "Effect": "Allow", "Action": stream, "Resource": {"Ref": "StreamArn"}},
         {"Sid": "MappingStreams", "Effect": "Allow", "Action": "dynamodb:ListStreams", "Resource": "*"},
         {
@@ -153,12 +209,9 @@ def _role(statements: Iterable[Mapping[str, Any]]) -> Resource:
     }
 
 
-def _resource(arn: str) -> str | dict[str, str]:
+def _resource(arn: str, names: Iterable[str]) -> str | dict[str, str]:
     """The ARN, with the stack's account and region where the config does not say them."""
-    parts = arn.split(":")
-    filled = {"ACCOUNT": "${AWS::AccountId}", "REGION": "${AWS::Region}"}
-    replaced = ":".join(filled.get(part, part) for part in parts)
-    return arn if replaced == arn else {"Fn::Sub": replaced}
+    return _substituted(":".join(FILLED.get(part, part) for part in arn.split(":")), names)
 
 
 def _function(config: Config, names: Mapping[str, str], architecture: str) -> Resource:
@@ -170,7 +223,7 @@ def _function(config: Config, names: Mapping[str, str], architecture: str) -> Re
     return {
         "Type": "AWS::Lambda::Function",
         "Properties": {
-            **({} if name is None else {"FunctionName": name}),
+            **({} if name is None else {"FunctionName": _substituted(name, names.values())}),
             "Handler": HANDLER,
             "Runtime": runtime(),
             "Architectures": [architecture],

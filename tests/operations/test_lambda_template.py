@@ -144,3 +144,39 @@ def test_the_config_of_another_engine_has_no_template(config: Path) -> None:
     result = CliRunner().invoke(main, ["lambda", "template", str(config)])
     assert result.exit_code == 2
     assert "engine.type must be lambda" in result.output + result.stderr
+
+
+@pytest.mark.parametrize("there", ["", "payments"])
+def test_a_variable_in_the_name_of_the_table_the_role_or_the_function_is_a_parameter_there_too(
+    config: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    """Also if this machine has a value of it, which may be that of another stage."""
+    for name in ("ORDERS_TABLE", "STAGE"):
+        monkeypatch.setenv(name, there) if there else monkeypatch.delenv(name, raising=False)
+    written = CONFIG.replace("table: orders, region", 'table: "${ORDERS_TABLE}", region')
+    written = written.replace("type: lambda", 'type: lambda, function: "orders-${STAGE}"')
+    config.write_text(written)
+    text, document = template(config)
+    assert mistakes(text) == []
+    table = "arn:aws:dynamodb:eu-west-1:${AWS::AccountId}:table/${EnvOrdersTable}"
+    assert statements(document)["Items"]["Resource"] == [{"Fn::Sub": table}]
+    function = document["Resources"]["Function"]["Properties"]
+    assert function["FunctionName"] == {"Fn::Sub": "orders-${EnvStage}"}
+    assert {"EnvOrdersTable", "EnvStage"} <= document["Parameters"].keys()
+    config.write_text(written.replace("region: eu-west-1}", 'region: "${AWS_REGION}", role_arn: "${ROLE}"}'))
+    text, document = template(config)
+    assert mistakes(text) == []
+    assert statements(document)["Role"]["Resource"] == [{"Fn::Sub": "${EnvRole}"}]
+
+
+def test_a_variable_and_the_target_in_the_name_of_a_function_are_both_filled_in(config: Path) -> None:
+    config.write_text(TARGETS.replace("orders-{target}", "orders-${STAGE}-{target}"))
+    function = template(config, "--target", "audit")[1]["Resources"]["Function"]["Properties"]
+    assert function["FunctionName"] == {"Fn::Sub": "orders-${EnvStage}-audit"}
+
+
+def test_a_table_whose_name_is_in_a_file_that_is_not_here_is_refused(config: Path) -> None:
+    config.write_text(CONFIG.replace("table: orders, region", 'table: "${file:/nowhere/table}", region'))
+    result = CliRunner().invoke(main, ["lambda", "template", str(config)])
+    assert result.exit_code == 2
+    assert "what the role may use (TABLE)" in result.stderr
