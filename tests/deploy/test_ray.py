@@ -18,7 +18,7 @@ from replicator.config import settings
 from replicator.config.engine import Ray
 
 DEPLOY, HERE = Path(__file__).parents[2] / "deploy", Path(__file__).parent
-CONFIG, CLUSTER = yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text())
+CONFIG, CLUSTER, POLICY = yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text())
 GROUPS = [CLUSTER["spec"]["headGroupSpec"], *CLUSTER["spec"]["workerGroupSpecs"]]
 UP = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())
 
@@ -95,3 +95,36 @@ def test_the_commands_in_the_document_fit_the_files() -> None:
     (secret,) = {v["secret"]["secretName"] for g in GROUPS for v in g["template"]["spec"]["volumes"] if "secret" in v}
     assert f"kubectl create secret generic {secret} --from-file=password" in commands
     assert f"ray.io/cluster={CLUSTER['metadata']['name']}`" in text
+
+
+def reached(policies: list[Any], labels: Mapping[str, str]) -> list[Any]:
+    """The rules by which pods with these labels are reached; they are not restricted if no policy selects them."""
+    selecting = [p["spec"] for p in policies if p["spec"]["podSelector"]["matchLabels"].items() <= labels.items()]
+    assert selecting, "no policy selects the pods"
+    return [rule for spec in selecting for rule in spec["ingress"]]
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=["head", "workers"])
+def test_policies_let_the_nodes_of_the_cluster_reach_each_other_and_prometheus_the_head(group: Any) -> None:
+    kubernetes_validate.validate(POLICY, "1.37", strict=True)
+    of_one_process = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))[-1]
+    assert of_one_process["kind"] == POLICY["kind"] == "NetworkPolicy"
+    assert of_one_process["metadata"]["name"] != POLICY["metadata"]["name"], "one would replace the other"
+    ray = {"ray.io/cluster": CLUSTER["metadata"]["name"]}  # the label that KubeRay gives to all pods
+    labels = {**group["template"]["metadata"]["labels"], **ray}
+    for policies in ([POLICY], [POLICY, of_one_process]):
+        rules = reached(policies, labels)
+        peers = [peer for rule in rules if "ports" not in rule for peer in rule["from"]]
+        assert {"podSelector": {"matchLabels": ray}} in peers
+        assert all(peer.keys() <= {"podSelector", "namespaceSelector"} and all(peer.values()) for peer in peers)
+        assert [{"port": 9464}] in [rule.get("ports") for rule in rules]
+
+
+def test_the_image_has_what_the_config_needs() -> None:
+    """The extras of Ray, of the target, and of the page that monitors the run."""
+    config = yaml.safe_load(CONFIG["data"]["orders.yaml"])
+    extras = f"replicator[{config['engine']['type']},{config['target']['type']},web]"
+    assert "monitoring" in config
+    for file in ("deploy/kuberay.yaml", "deploy/ray-cluster.yaml"):
+        assert f"'{extras}==" in (DEPLOY.parent / file).read_text()
+    assert f"`{extras}`" in (DEPLOY.parent / "docs" / "scaling.md").read_text()
