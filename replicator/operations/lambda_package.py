@@ -25,7 +25,7 @@ from replicator import __version__
 from replicator.config.engine import Lambda
 from replicator.config.settings import Config, load_offline
 from replicator.config.targets import TARGETS
-from replicator.config.yaml_file import placeholders, texts
+from replicator.config.yaml_file import PathInFile, placeholders, texts
 from replicator.engine.aws_lambda import DEFAULT
 from replicator.errors import ConfigError
 from replicator.hooks.loading import load
@@ -55,7 +55,10 @@ _HANDLER = "from replicator.engine.aws_lambda import handler as lambda_handler"
 _HANDLER_FOR = """from replicator.engine.aws_lambda import packaged_for
 
 lambda_handler = packaged_for("{target}")"""
-_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@|[?&](?:ssl)?password=([^&]+)")
+_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@|(?:^|[?&\s])(?:ssl)?password\s*=\s*([^&\s]+)")
+SECRETS = ("password", "sentinel_password", "api_key", "secret", "headers")
+"""The options of targets and stores that are secrets, or may be, beside those with a URL."""
+
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -186,14 +189,25 @@ def install(wanted: Requirements, folder: Path) -> None:
 
 
 def _check_secrets(path: Path) -> None:
-    """ConfigError if a URL of the config has a password: everyone who may read the zip would see it."""
+    """ConfigError if the config has a password or another secret: everyone who may read the zip would see it.
+
+    All of it is in the zip, so that it has the same lines: also the sections of other targets.
+    """
     for place, text in texts(path):
-        password = _PASSWORD.search(text)
-        if password is not None and "${" not in (password[1] or password[2]):
+        passwords = [found[1] or found[2] for found in _PASSWORD.finditer(text)]
+        if _is_secret(place):
+            passwords.append(text)
+        if any("${" not in password for password in passwords):
             raise ConfigError(
                 f"{path}: {'.'.join(map(str, place))} has a password in it, which would be in the zip: use a variable "
                 "of the environment, such as ${POSTGRES_PASSWORD}"
             )
+
+
+def _is_secret(place: PathInFile) -> bool:
+    """Whether a text of the config is a secret option of a target or store, or part of one."""
+    section = place[2:] if place[0] == TARGETS else place[1:]
+    return place[0] in (TARGETS, "target", "checkpoints") and section[:1] != () and section[0] in SECRETS
 
 
 def _hook_files(config: Config, wanted: Wanted) -> list[Path]:

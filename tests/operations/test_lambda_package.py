@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import orjson
@@ -281,3 +282,46 @@ def test_the_package_of_a_target_is_not_written_over_that_of_another(
     for target in ("shop", "audit"):
         result = CliRunner().invoke(main, ["lambda", "package", str(config), "--target", target, "--human"])
         assert result.output.startswith(f"{target}.zip: ")
+
+
+URL = "sslmode=verify-full"
+
+
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        ("host=db user=u password=hunter2 dbname=shop " + URL, True),
+        ("host=db password = ${PW} dbname=shop " + URL, False),
+        ("postgresql://u:${PW}@db/shop?sslpassword=hunter2&" + URL, True),
+        ("postgresql://u:${PW}@db/shop?sslpassword=${PW}&" + URL, False),
+    ],
+)
+def test_a_password_is_found_however_it_is_written(tmp_path: Path, url: str, refused: bool) -> None:
+    path = tmp_path / "orders.yaml"
+    path.write_text(CONFIG.replace("${POSTGRES_URL}", url))
+    if refused:
+        with pytest.raises(ConfigError, match=r"target\.url has a password in it"):
+            operation._check_secrets(path)
+    else:
+        operation._check_secrets(path)
+
+
+def test_a_secret_of_another_target_is_refused_too_since_the_zip_has_the_whole_config(tmp_path: Path) -> None:
+    path = tmp_path / "orders.yaml"
+    other = "{type: elasticsearch, url: https://es, username: elastic, password: SECRET, index: password}"
+    shop = "{type: postgres, url: '${URL}', table: orders, columns: {password: password}}"
+    text = f"pipeline: orders\nsource: {{table: orders}}\ntargets:\n  shop: {shop}\n  search: {other}\n"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"targets\.search\.password has a password in it"):
+        operation._check_secrets(path)
+    path.write_text(text.replace("SECRET", "'${ES_PASSWORD}'"))
+    operation._check_secrets(path)
+
+
+def test_the_secret_options_of_each_target_and_store_are_known() -> None:
+    """Those that are addresses are looked at for what is in them."""
+    groups = ("replicator.targets", "replicator.checkpoints")
+    models = [p.load().Options for group in groups for p in metadata.entry_points(group=group)]
+    secret = {n for m in models for n, f in m.model_fields.items() if "SecretStr" in repr(f)}
+    assert len(models) > 5
+    assert secret - {"url", "proxy"} == set(operation.SECRETS)
