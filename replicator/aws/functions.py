@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -124,13 +126,16 @@ class Functions:
 class Schedule(msgspec.Struct, frozen=True):
     """What invokes a function by time. ``rule``: of EventBridge; otherwise of EventBridge Scheduler.
 
-    ``expression``: such as rate(15 minutes).
+    ``expression``: such as rate(15 minutes). ``zone``: of the times in it. ``outside``: why it invokes nothing at
+    present although it is enabled; "" if it does.
     """
 
     name: str
     enabled: bool
     rule: bool
     expression: str = ""
+    zone: str = "UTC"
+    outside: str = ""
 
     @property
     def hours(self) -> float | None:
@@ -144,8 +149,9 @@ INVOKES = ":aws-sdk:lambda:invoke"  # end of the ARN of a target that is an oper
 class Schedules:
     """Of one account and region. ``clients``: botocore's, for ``events`` and ``scheduler``."""
 
-    def __init__(self, clients: tuple[Any, Any]) -> None:
+    def __init__(self, clients: tuple[Any, Any], now: Callable[[], float] = time.time) -> None:
         self._events, self._scheduler = clients
+        self._now = now
 
     def of(self, name: str, arns: Iterable[str]) -> Iterator[Schedule]:
         """Those that invoke the function ``name``, or one of the ``arns``, which are of its versions and aliases."""
@@ -162,7 +168,9 @@ class Schedules:
                 if not found or (arn.endswith(INVOKES) and not _is_of(_invoked(found), name)):
                     continue
                 expression, enabled = str(found.get("ScheduleExpression", "")), found.get("State") != "DISABLED"
-                yield Schedule(place["Name"], enabled, rule=False, expression=expression)
+                zone = str(found.get("ScheduleExpressionTimezone") or "UTC")
+                outside = _outside(found, self._now())
+                yield Schedule(place["Name"], enabled, rule=False, expression=expression, zone=zone, outside=outside)
 
     def close(self) -> None:
         self._events.close()
@@ -204,6 +212,16 @@ def _is_of(function: str, name: str) -> bool:
     """
     _, separator, named = function.partition(":function:")
     return (named if separator else function).split(":")[0] == name
+
+
+def _outside(schedule: Mapping[str, Any], now: float) -> str:
+    """Why a schedule with dates does not invoke its target now; "" if it does."""
+    begins, ends = schedule.get("StartDate"), schedule.get("EndDate")
+    if isinstance(ends, datetime) and ends.timestamp() <= now:
+        return f"has ended (EndDate {ends:%Y-%m-%d})"
+    if isinstance(begins, datetime) and begins.timestamp() > now:
+        return f"has not begun (StartDate {begins:%Y-%m-%d})"
+    return ""
 
 
 def _invoked(schedule: Mapping[str, Any]) -> str:

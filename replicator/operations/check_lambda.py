@@ -9,6 +9,7 @@ import orjson
 
 from replicator.aws import boto
 from replicator.aws.functions import UNLIMITED, Configuration, EventSourceMapping, Functions, Schedule, Schedules
+from replicator.aws.schedule_expression import daily_times, pause_between
 from replicator.config.engine import Lambda, longest_hook
 from replicator.config.settings import Config
 from replicator.engine.aws_lambda import TARGET
@@ -90,9 +91,12 @@ def of_concurrency(reserved: int | None, asked: Asked) -> Iterator[Finding]:
 
 def of_schedules(schedules: Sequence[Schedule], asked: Asked) -> Iterator[Finding]:
     """A problem unless one is enabled: no event tells of a shard without records, or of a stream that was disabled."""
-    enabled = [schedule for schedule in schedules if schedule.enabled]
-    if often := [schedule for schedule in enabled if (schedule.hours or 0) <= RAREST]:
-        yield Finding("schedule", "ok", f"{often[0].name} invokes {asked.function}")
+    enabled = [schedule for schedule in schedules if schedule.enabled and not schedule.outside]
+    often = [[schedule] for schedule in enabled if (schedule.hours or 0) <= RAREST] or _often_together(enabled)
+    if often:
+        names = [schedule.name for schedule in often[0]]
+        verb = "invokes" if len(names) == 1 else "invoke"
+        yield Finding("schedule", "ok", f"{' and '.join(names)} {verb} {asked.function}")
         return
     if enabled:
         first = enabled[0]
@@ -108,11 +112,21 @@ def of_schedules(schedules: Sequence[Schedule], asked: Asked) -> Iterator[Findin
         text = f"no schedule of EventBridge invokes {asked.function}: {without}"
         yield Finding("schedule", "problem", text, "create the rule that `replicator lambda template` prints")
         return
-    first = schedules[0]
+    first = next((schedule for schedule in schedules if schedule.enabled), schedules[0])
     do = asked.command("enable-rule", f"--name {first.name}", "events") if first.rule else "enable it"
+    is_not, do = (first.outside, "remove its dates") if first.enabled else ("is disabled", do)
     yield Finding(
-        "schedule", "problem", f"{first.name} is disabled, so it does not invoke {asked.function}: {without}", do
+        "schedule", "problem", f"{first.name} {is_not}, so it does not invoke {asked.function}: {without}", do
     )
+
+
+def _often_together(schedules: Sequence[Schedule]) -> list[list[Schedule]]:
+    """Schedules of each day that are often enough together. Those of other time zones may come at the same times."""
+    daily = {schedule.name: daily_times(schedule.expression) for schedule in schedules}
+    zones = {
+        schedule.zone: [s for s in schedules if s.zone == schedule.zone and daily[s.name]] for schedule in schedules
+    }
+    return [of for of in zones.values() if pause_between({t for s in of for t in daily[s.name]}) <= RAREST]
 
 
 def of_configuration(configuration: Configuration, asked: Asked) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ import io
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -367,6 +368,48 @@ def test_a_schedule_that_is_often_enough_or_whose_times_are_not_known_is_none(ex
 
 def test_one_of_several_schedules_is_enough() -> None:
     assert list(of_schedules([Schedule("off", False, rule=True), RULE], ASKED)) == [SCHEDULED]
+
+
+@pytest.mark.parametrize(
+    ("others", "zone", "verdict"),
+    [
+        (["cron(0 12 * * ? *)"], "UTC", "ok"),
+        (["cron(0 8 * * ? *)", "cron(0 16 * * ? *)"], "UTC", "ok"),
+        (["cron(0 13 * * ? *)"], "UTC", "problem"),
+        (["cron(0 12 ? * MON-FRI *)"], "UTC", "problem"),
+        (["rate(1 day)"], "UTC", "problem"),
+        (["cron(0 12 * * ? *)"], "Europe/Vienna", "problem"),
+    ],
+)
+def test_schedules_that_are_often_enough_together_are_none(others: list[str], zone: str, verdict: str) -> None:
+    midnight = Schedule("0", True, rule=True, expression="cron(0 0 * * ? *)")
+    more = [Schedule(str(n), True, rule=False, expression=e, zone=zone) for n, e in enumerate(others, 1)]
+    (found,) = of_schedules([midnight, *more], ASKED)
+    assert found.verdict == verdict
+    if verdict == "ok":
+        assert found.text == f"{' and '.join('012'[: len(more) + 1])} invoke orders-copy"
+
+
+@pytest.mark.parametrize(
+    ("dates", "said"),
+    [
+        ({"EndDate": datetime(2020, 1, 1, tzinfo=UTC)}, "one has ended (EndDate 2020-01-01), so it does not invoke"),
+        ({"StartDate": datetime(2040, 1, 1, tzinfo=UTC)}, "one has not begun (StartDate 2040-01-01), so it does not"),
+        ({"StartDate": datetime(2020, 1, 1, tzinfo=UTC), "EndDate": datetime(2040, 1, 1, tzinfo=UTC)}, ""),
+    ],
+)
+def test_a_schedule_outside_of_its_dates_is_a_problem(dates: dict[str, Any], said: str) -> None:
+    clients = [boto3.client(name, region_name="eu-west-1", **KEYS) for name in ("events", "scheduler")]
+    with Stubber(clients[0]) as rules, Stubber(clients[1]) as schedules:
+        rules.add_response("list_rule_names_by_target", {"RuleNames": []})
+        schedules.add_response("list_schedules", {"Schedules": [{"Name": "one", "Target": {"Arn": FUNCTION}}]})
+        schedules.add_response("get_schedule", {"ScheduleExpression": "rate(1 hour)", "State": "ENABLED", **dates})
+        now = datetime(2030, 1, 1, tzinfo=UTC).timestamp()
+        found = list(Schedules((clients[0], clients[1]), lambda: now).of("orders-copy", [FUNCTION]))
+    (finding,) = of_schedules(found, ASKED)
+    assert finding.verdict == ("problem" if said else "ok")
+    assert said in finding.text
+    assert finding.do == ("remove its dates" if said else "")
 
 
 def test_rules_and_schedules_of_the_function_and_its_versions_are_found() -> None:
