@@ -26,7 +26,7 @@ from replicator.errors import ConfigError, GapFound, Postponed
 from replicator.hooks.hook import DocumentMapping
 from replicator.key import Key, key_text
 from replicator.pipeline import gap_repair, stages
-from replicator.pipeline.parked import parked_keys, version_in
+from replicator.pipeline.parked import kept_keys, version_in
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.export import moment, recoverable_since
 from replicator.state import ExportState, Gap, GapRepair, PipelineState, SegmentState
@@ -188,7 +188,8 @@ class Repairs:
     def _exported(self, state: PipelineState, repair: GapRepair, fetcher: Fetcher) -> None:
         """Read the next export or, after the oldest, look up the items of parked changes: they may be gone.
 
-        Those that came from an export, too: it may be one that is older than what the target has.
+        Those that came from an export, too: it may be one that is older than what the target has. And those of changes
+        that a person discarded: a sweep spared their documents, which are older than what a walk looks for.
         """
         fetcher.next_export()
         if repair.windows:
@@ -197,8 +198,9 @@ class Repairs:
             after = replace(state, export=ExportState(arn, window=window), repair=rest)
             self._read(after, stages.segments(self.segments))
             return
-        parked = self.retrying(lambda: parked_keys(self.checkpoints, {}))
-        keys = [key for id, key in parked.items() if version_in(id) <= version(state.epoch, 0)]
+        parked, discarded = self.retrying(lambda: kept_keys(self.checkpoints))
+        kept = {**parked, **discarded}
+        keys = list({key: None for id, key in kept.items() if version_in(id) <= version(state.epoch, 0)})
         after = replace(state, export=None, repair=replace(repair, looking_up=True))
         self._read(after, stages.chosen_segments(keys, (), 1))
 

@@ -184,7 +184,8 @@ class Pipeline:
         self._pending += [("shard", id, None) for id in self.view.shards if id not in fresh]
         self._pending += [("segment", id, None) for id in self.view.segments if id not in segments]
         self._pending += [("spared", id, None) for id in self.view.spared]  # the next sweep determines them again
-        self._pending += [(DROPPED, held.id, None) for held in self.parked.all_dropped()]
+        if state.repair is None:  # otherwise nothing is swept, and the repair looks them up
+            self._pending += [(DROPPED, held.id, None) for held in self.parked.all_dropped()]
         self._pending += [("item", id, None) for id in self.view.items]
         self._pending += [("shard", id, s) for id, s in fresh.items()]
         self._pending += [("segment", id, s) for id, s in segments.items()]

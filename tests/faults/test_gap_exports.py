@@ -17,6 +17,7 @@ from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryTarget
 from replicator.testing.memory_index import MemoryIndex
 from tests.faults.test_exports import BUCKET, DAMAGE, damaging
+from tests.faults.test_hooks import discard
 from tests.faults.world import HOUR, TABLE, Ended, World
 
 REPAIRS = {"on_gap": "export", "backfill": {"bucket": BUCKET, "segments": 2}}
@@ -463,6 +464,26 @@ def test_a_parked_change_is_looked_up(faults: World) -> None:
     refused.clear()
     faults.put("k3", n=2)
     faults.copied()
+
+
+def test_the_item_of_a_discarded_change_is_looked_up(faults: World) -> None:
+    """Its document is older than the rescan that spared it, and no export says that the item is gone."""
+    faults.hook(FAILS_ON_13)
+    copied(faults, transform="hooks.py:hook")
+    faults.db.delete(TABLE, {"id": "k1"})
+    after(faults, HOUR)
+    faults.put("k1", n=13)
+    assert faults.run(name="resync").code == 6
+    discard(faults)
+    live(faults, 60)
+    after(faults, HOUR)
+    live(faults, 60)
+    assert faults.documents["k1"] == {"id": "k1"}
+    lose(faults, removed=("k1",))
+    repaired(faults)
+
+    assert "k1" in looked_up(faults)
+    assert not faults.states("dropped")
 
 
 @pytest.mark.parametrize("reason", ["point-in-time recovery is off", "point-in-time recovery reaches back to"])

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from replicator.engine.gap_repair import Repairs
-from replicator.pipeline import gap_repair
+from replicator.pipeline import gap_repair, parked
 from replicator.state import GapRepair
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import repairing_gaps
+from tests.simulation.mutants.scenarios import discards_before_gaps, repairing_gaps
 
 
 @mutant("what changed before a gap is not looked up", 9, shape=repairing_gaps)
@@ -75,4 +75,9 @@ def floor_of_any_time(patch: Patch) -> None:
 
 @mutant("parked changes of before a gap stay", 9, shape=repairing_gaps)
 def parked_stay(patch: Patch) -> None:
-    patch.setattr("replicator.engine.gap_repair.parked_keys", lambda *_: {})
+    patch.setattr("replicator.engine.gap_repair.kept_keys", lambda *_: ({}, {}))
+
+
+@mutant("discarded changes of before a gap are not looked up", 9, shape=discards_before_gaps)
+def discarded_stay(patch: Patch) -> None:
+    patch.setattr("replicator.engine.gap_repair.kept_keys", lambda *given: (parked.kept_keys(*given)[0], {}))

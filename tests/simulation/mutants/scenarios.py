@@ -339,6 +339,13 @@ def repairing_gaps(drawn: Scenario) -> Scenario:
     return replace(drawn, steps=200, pace=max(drawn.pace, 0.3), rates={**kept, **rates})
 
 
+def discards_before_gaps(drawn: Scenario) -> Scenario:
+    """The same with few items that come and go, of which a rescan parks some whose changes are then discarded."""
+    rates = {"write": 0.5, "expire": 0.2, "pause": 0.1, "die": 0.02, "strain": 0.1}
+    rates |= {"resync": 0.03, "give up": 0.1, "disable": 0.02, "trim": 0.03}
+    return replace(repairing_gaps(drawn), hook="poisoned", keys=3, shards=1, pace=0.3, steps=120, rates=rates)
+
+
 def hooks_that_take_too_long(drawn: Scenario) -> Scenario:
     """A hook that chooses document ids takes too long for one image in ten or so, on items that change and go."""
     rates = {"write": 1.0, "expire": 0.1, "strain": 0.1, "restart": 0.03}
