@@ -257,13 +257,14 @@ def _compact_run(
     of_others = [known.base for known in entries] or [_text(run[0].old)]
     unknown = _unknown([*of_entries, *of_run], of_others if at.mixed else [])
     base = next(iter(unknown), None)
-    given_up = bool(dropped) and parked is None
+    given_up = bool(dropped) and parked is None  # a person knows that the hook fails, but not what it made before
+    in_question = next((image for image, one in unknown.items() if not given_up or one.may_succeed), None)
     refusal = at.refused.get((newest.key, newest.version))
     if refusal is not None:
         result.refused.append((newest.key, newest.version))
         failed = Poison(refusal)
-    if failed is None and base is not None and not given_up:
-        failed = unknown[base]
+    if failed is None and in_question is not None:
+        failed, base = unknown[in_question], in_question
     if failed is not None:
         value = replace(_parked(newest, failed, at), leaves=tuple(sorted(leaves | now.keys())), base=base)
         _park(result, value, len(run), at, unknown)
@@ -293,7 +294,7 @@ def _unknown(failures: Iterable[Failure], of_others: Collection[str | None]) -> 
         base = _text(image)
         if base is not None and (base in of_others or _may_succeed(failed)):
             reason = f"the hook fails on an earlier image of the item, whose documents must be removed: {failed}"
-            unknown[base] = Poison(reason, getattr(failed, "trace", NO_TRACE))
+            unknown[base] = Poison(reason, getattr(failed, "trace", NO_TRACE), may_succeed=_may_succeed(failed))
     return unknown
 
 

@@ -31,8 +31,8 @@ from replicator.pipeline.compaction import (
     run_writes,
     runs,
 )
-from replicator.pipeline.parked import Held, ParkedItems, item_of, parked_id
-from replicator.state import Parked, Save, ShardState, decode
+from replicator.pipeline.parked import Held, ParkedItems, held, item_of, parked_id
+from replicator.state import Dropped, Parked, Save, ShardState, decode
 from replicator.version import FIRST_EPOCH, version
 
 EPOCH = FIRST_EPOCH + 1
@@ -554,6 +554,26 @@ def test_documents_of_every_image_that_took_too_long_are_removed_once_the_hook_h
     assert {w.id[1] for w in writes if isinstance(w, Delete)} == {"a", "e"}
     compacted = compact_runs({A: [change(A, 3, "b")]}, own, replace(at(), parked=items))
     assert {save.kind: save.text for save in compacted.saves} == {"parked": None, "dropped": None}
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["took too long", "always fails"])
+def test_what_a_person_discarded_parks_the_next_change_only_if_it_may_have_documents(always: bool) -> None:
+    """A scan may have stored the image that took too long in the stream, but not one on which the hook always fails."""
+
+    @documents
+    def hook(item: Item) -> Iterator[Document]:
+        if "a" in item["to"]:
+            raise ValueError if always else HookTimeout(10.0)
+        return fanned(item)
+
+    own = mapping(hook, *FAN.tables)
+    (move,) = compact_runs({A: [change(A, 1, "a")]}, own, at()).moves
+    assert isinstance(move.value, Parked)
+    discarded = held(entry(A, 1), 1, Dropped(move.value.leaves or (), move.value.base, discarded=A))
+    after = replace(at(), parked=ParkedItems.of([], [discarded]))
+    for new in (None, "b"):
+        compacted = compact_runs({A: [change(A, 2, new, "a")]}, own, after)
+        assert (compacted.parked, bool(compacted.writes)) == (not always, always and new is not None)
 
 
 def test_each_change_of_an_item_that_always_takes_too_long_costs_the_same_and_few_images_are_kept() -> None:

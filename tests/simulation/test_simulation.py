@@ -41,6 +41,9 @@ LATE_REPAIR = 62699443  # whose tombstone came after the purge that follows repa
 UNLISTED_SINCE_THE_BEGINNING = 63094748  # a shard whose lost records no position told of: exports began after them
 FIXED_BESIDE_AN_EXPORT = 63083324  # a hook, which made documents of an item that had been removed
 RETRIED_AND_PUT_BACK = 63131422  # checkpoints that knew what another hook had made of an item
+DISCARDED_BEFORE_A_GAP = 63491423  # a change of a rescan, whose item was gone when the gap was repaired
+DISCARDED_WHEN_SLOW = 63492863  # a change of an image that a scan had stored, and on which the hook took too long twice
+MISTAKEN_FOR_NEW = 63468654  # an old shard, whose records were stored behind those of its descendants
 MANY_OPEN = 63067708  # shards: a parent that no listing shows is awaited for more than two thousand turns
 
 
@@ -75,6 +78,9 @@ def test_a_restored_store_is_resynced_if_nothing_else_reveals_it(seed: int) -> N
         FIXED_BESIDE_AN_EXPORT,
         MANY_OPEN,
         RETRIED_AND_PUT_BACK,
+        DISCARDED_BEFORE_A_GAP,
+        DISCARDED_WHEN_SLOW,
+        MISTAKEN_FOR_NEW,
     ],
 )
 def test_a_seed_that_failed_once_holds(seed: int) -> None:
