@@ -88,6 +88,19 @@ def identity(table: dict[str, Any]) -> str:
     return str(table.get("TableId") or float(table["CreationDateTime"]))
 
 
+def gone(name: str) -> str:
+    """That a run cannot go on without the table."""
+    return f"the target's table {name} no longer exists; it did when the run started"
+
+
+def replaced(table: Described) -> str:
+    """That what a run has stored may not be there."""
+    return (
+        f"{table.arn} is not the table that this run has written to: it was deleted and created again, or restored "
+        "from a backup, while the run was up"
+    )
+
+
 def mismatches(layout: Layout, table: Described, source: SourceTable | None) -> Iterator[str]:
     """Reasons why documents cannot be stored in the table, a sentence each."""
     if source is not None and table.arn == source.arn and table.identity == source.identity:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from connectors.dynamodb.catalog import gone
 from connectors.dynamodb.encode import Request
 from replicator.aws.errors import THROTTLED, AwsError, NotConnected, failure, in_doubt
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
@@ -80,8 +81,7 @@ def _refused(error: AwsError, operation: str, table: str, server: str) -> Verdic
     if error.code in ("ValidationException", "ItemCollectionSizeLimitExceededException"):
         return Verdict("refused", refusal(error))
     if error.code == "ResourceNotFoundException":
-        gone = f"the target's table {table} no longer exists; it did when the run started"
-        return Verdict("failed", error=ConfigError(gone))
+        return Verdict("failed", error=ConfigError(gone(table)))
     meaning = failure(error, operation, table, place="target")
     if error.status == 0 and not isinstance(meaning, NotPermitted):
         lost = f"{server}: no response to {operation} on {table}: {error.message}"

@@ -8,17 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 from connectors.dynamodb import catalog
-from connectors.dynamodb.catalog import Described
+from connectors.dynamodb.catalog import Described, gone, replaced
 from connectors.dynamodb.connection import Account
 from connectors.dynamodb.documents import Layout
 from connectors.dynamodb.epochs import KEYS, Epochs, EpochScan, ForeignTable, Note, chained, ended, foreign, taken
 from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.plan import Plan, enabled_attribute, expiring_attribute, table_plan
 from replicator.aws.client import Client
-from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
+from replicator.errors import ConfigError, GapFound, NotPermitted, ReplicatorError, TransientError
 from replicator.identity import Change, Identity
 from replicator.options import aws_options, table_name
 from replicator.source.table import SourceTable
+from replicator.target.notes import superseding
 from replicator.version import epoch_of
 
 _SAMPLED = 50  # items
@@ -38,6 +39,8 @@ class Tables:
         self._newest_of: dict[str, EpochScan] = {}  # by identity: a whole table is scanned only once
         self.source: tuple[SourceTable, Client] | None = None
         self.keep_expired = False
+        self._opened: Mapping[str, Described] = {}
+        self._epoch_opened = 0
 
     def problems(self, wanted: Mapping[str, Layout], epoch: int = 0) -> list[str]:
         """Reasons why a run cannot store documents, a sentence each. ``epoch``: the run's, 0 if not known yet."""
@@ -69,7 +72,7 @@ class Tables:
         """
         described = {layout: self._described(name) for name, layout in wanted.items()}
         existing = {layout: table for layout, table in described.items() if table is not None}
-        if others := [text for of, table in existing.items() for text in self._others(of, self._note(table))]:
+        if others := [text for of, table in existing.items() for text in self._others(of.name, self._note(table))]:
             raise ConfigError(*others)
         if len(existing) < len(described):
             return None
@@ -94,6 +97,7 @@ class Tables:
 
     def make(self, wanted: Mapping[str, Layout], epoch: int) -> None:
         """Create absent tables and note the epoch. TransientError while a table is being created."""
+        opened: dict[str, Described] = {}
         epochs = self._account.epochs
         if epochs.described() is None:
             catalog.create(self._account.client, epochs.request)
@@ -105,6 +109,31 @@ class Tables:
             if (note := epochs.read(table)) is not None and note.created:
                 self._enable_ttl(name, self._plan(layout).ttl)
             epochs.write(table, self._own_note(layout, epoch))
+            opened[name] = table
+        self._opened, self._epoch_opened = opened, epoch
+
+    def recheck(self) -> list[str]:
+        """Why no run may go on writing to the tables that were opened, a sentence each.
+
+        GapFound if one of them is another table by now, or was written by a later epoch, whose versions supersede all
+        that this one writes.
+        """
+        problems: list[str] = []
+        for name, before in self._opened.items():
+            table = self._described(name)
+            if table is None:
+                problems.append(gone(name))
+            elif table.identity != before.identity:
+                raise GapFound(replaced(table), of_target=True)
+            elif (note := self._note(table)) is not None:
+                problems += self._seized(name, note)
+        return problems
+
+    def _seized(self, name: str, note: Note) -> Iterator[str]:
+        if problems := [*self._others(name, note), *self._ended(name, note)]:
+            yield from problems
+        elif note.epoch > self._epoch_opened:
+            raise GapFound(superseding(name, note.epoch, self._epoch_opened), of_target=True, rival=True)
 
     def try_writes(self, wanted: Iterable[str]) -> None:
         """Try every call that a run makes on existing tables, under conditions that never hold. NotPermitted if one is
@@ -184,8 +213,8 @@ class Tables:
         wrong = list(catalog.mismatches(layout, table, self.source[0] if self.source is not None else None))
         note = self._note(table)
         yield from wrong or [
-            *self._others(layout, note),
-            *self._ended(layout, note),
+            *self._others(layout.name, note),
+            *self._ended(layout.name, note),
             *self._contents(layout, note, epoch),
             *self._expiry(layout, note),
         ]
@@ -240,13 +269,13 @@ class Tables:
     def _note_beside(self, source: SourceTable, client: Client) -> Note | None:
         return Epochs(client, self._options.epochs_table).beside(source)
 
-    def _others(self, layout: Layout, note: Note | None) -> Iterator[str]:
+    def _others(self, table: str, note: Note | None) -> Iterator[str]:
         if note is not None and note.pipeline != self._pipeline:
-            yield taken(layout.name, note, self._options.epochs_table)
+            yield taken(table, note, self._options.epochs_table)
 
-    def _ended(self, layout: Layout, note: Note | None) -> Iterator[str]:
+    def _ended(self, table: str, note: Note | None) -> Iterator[str]:
         if note is not None and note.stripped:
-            yield ended(layout.name, self._options.epochs_table)
+            yield ended(table, self._options.epochs_table)
 
     def end(self, layout: Layout) -> None:
         """Note that nothing of the pipeline may write to the table any more."""

@@ -140,6 +140,10 @@ class DynamoDB(ComparesByTable):
         self._tables.make(wanted, epoch)
         self._layouts = wanted
 
+    def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
+        """Also GapFound: if a table was replaced, or a later epoch writes to it."""
+        return self._tables.recheck()
+
     def write(self, batch: Batch) -> Outcome:
         self.send(self.encode(batch))
         return self.collect()

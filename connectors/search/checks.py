@@ -17,8 +17,9 @@ from connectors.search.connection import Connection
 from connectors.search.layout import Layout
 from connectors.search.mappings import OURS
 from connectors.search.responses import Verdict, worst
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, GapFound
 from replicator.target.contract import Denied
+from replicator.target.notes import superseding
 from replicator.version import FIRST_EPOCH, version
 
 _SAMPLED = 100  # documents of other tools
@@ -121,10 +122,11 @@ class Watch:
     now: Callable[[], float] = time.monotonic
     _opened: Sequence[Opened] = ()
     _looked: float = 0.0
+    _superseding: str = ""
 
     def begin(self, opened: Sequence[Opened]) -> None:
         """Start watching indices that were inspected just now."""
-        self._opened, self._looked = opened, self.now()
+        self._opened, self._looked, self._superseding = opened, self.now(), ""
 
     def look(self) -> None:
         """Raise ConfigError, naming every change, if the run cannot continue. Queries the cluster at most every 5 s.
@@ -141,10 +143,24 @@ class Watch:
         changed = [text for o, state in watched for text in catalog.changed(o.layout, state, o.id)]
         if problems := changed or [t for o, state in watched for t in catalog.taken_over(o.layout, state, o.notes)]:
             raise ConfigError(*(f"{self.connection.server}: {text}" for text in problems))
+        self._superseding = ""
         for opened, state in watched:
-            if state.index is not None and state.index.epoch < opened.notes["epoch"]:
+            epoch = int(opened.notes["epoch"])
+            if state.index is not None and state.index.epoch < epoch:
                 self._note_again(opened)
+            if state.index is not None and state.index.epoch > epoch:
+                place = f"{self.connection.server}: {opened.layout.index}"
+                self._superseding = superseding(place, state.index.epoch, epoch)
         self._looked = self.now()
+
+    def recheck(self) -> None:
+        """The same, also without writes. GapFound if a later epoch, which supersedes all of this run, writes there.
+
+        A run that was replaced is told so as it stores the gap; any other writer of the epoch has its own checkpoints.
+        """
+        self.look()
+        if self._superseding:
+            raise GapFound(self._superseding, of_target=True, rival=True)
 
     def other_pipelines(self, layouts: Sequence[Layout]) -> Iterator[str]:
         """Whether documents of this run went through an ingest pipeline that has changed since.

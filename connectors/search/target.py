@@ -130,6 +130,11 @@ class SearchTarget(ComparesByTable):
         self._encoders = {name: TableEncoder(layout) for name, layout in wanted.items()}
         self._conflicts.epoch = epoch
 
+    def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
+        """Raises what ``Watch.recheck`` does, as writes do."""
+        self._watch.recheck()
+        return ()
+
     def write(self, batch: Batch) -> Outcome:
         self.send(self.encode(batch))
         return self.collect()

@@ -459,7 +459,7 @@ class Driver:
         if not self._recorded(gap):
             self.pipeline.gap(gap, self._now(), first_loss(gap, self.pipeline.shards))
         self._delivery.flush()
-        if self._context.config.on_gap == "stop" or self._resyncs >= MAX_RESYNCS:
+        if self._context.config.on_gap == "stop" or gap.rival or self._resyncs >= MAX_RESYNCS:
             gap.caution = caution_of(self._context.target)
             raise gap
         self._resyncs += 1

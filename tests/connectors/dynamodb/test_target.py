@@ -124,7 +124,7 @@ class TestThrottling:
             assert len(db.items("contract")) == sent
         assert target.write(whole) == Outcome()
         assert len(db.items("contract")) == 5
-        assert db.calls["PutItem"] == 5 + 1  # and the note of the epoch
+        assert db.calls["PutItem"] == 5 + 2  # and the notes of the new table and of the epoch
 
     def test_however_long_a_batch_takes_a_table_that_throttles_everything_is_named(
         self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch

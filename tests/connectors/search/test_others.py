@@ -194,6 +194,28 @@ def test_an_index_is_told_from_a_later_one_by_its_uuid(search: Search) -> None:
     assert len({was.id, now.id, ""}) == 3
 
 
+def test_a_later_epoch_of_another_run_is_a_gap_also_for_a_run_that_writes_nothing(
+    one_search: Search, of: Table
+) -> None:
+    """Both have checkpoints of their own: whatever the earlier one writes is superseded, although it succeeds."""
+    found = opened(one_search, of)
+    assert later(found).recheck([of]) == ()
+    target(one_search).open([of], FIRST_EPOCH + 1)
+    with pytest.raises(GapFound, match=rf"{of.name}-1 was written by epoch {FIRST_EPOCH + 1} since this run") as gap:
+        found.recheck([of])
+    assert (gap.value.of_target, gap.value.rival) == (True, True)
+    found.open([of], FIRST_EPOCH + 2)
+    assert found.recheck([of]) == ()
+
+
+def test_an_index_that_was_replaced_is_noticed_by_a_run_that_writes_nothing(one_search: Search, of: Table) -> None:
+    found = opened(one_search, of)
+    one_search.ask("DELETE", f"/{of.name}-1")
+    opened(one_search, of)
+    with pytest.raises(ConfigError, match="is not the index that replicator wrote to"):
+        later(found).recheck([of])
+
+
 def test_an_index_is_inspected_at_most_every_few_seconds(one_search: Search, of: Table) -> None:
     found, clock = opened(one_search, of), [0.0]
     found._watch.now = lambda: clock[0]
