@@ -56,7 +56,12 @@ WHERE h._problem IS NOT NULL AND EXCLUDED._problem IS NULL"""
 # A document's changes are ordered by time and sequence number: versions are of the epoch that has added a row, and a
 # later epoch may add one in between. What a scan or a sweep found is newer than a change that an earlier epoch has
 # added, unless that is of a later time (as after an export); and older than one that its own epoch or a later one has.
-_NEWEST = "t._changed_at DESC, pg_catalog.length(t._sequence) DESC, t._sequence DESC"
+# A record may be in the base and again in the history: its change was parked, and is retried after retention has moved
+# it. The row with a document tells the state then, of two the one that was added last.
+_NEWEST = (
+    "t._changed_at DESC, pg_catalog.length(t._sequence) DESC, t._sequence DESC, t._problem IS NULL DESC, "
+    "t._version DESC"
+)
 _IS_NEWER = "l._version >= s._version OR l._changed_at >= s._changed_at"
 
 # What a scan finds is news only if it differs from the last row, and if the stream has said nothing since.
@@ -88,6 +93,10 @@ WITH known AS (SELECT * FROM {part} UNION ALL SELECT b.* FROM {base} AS b JOIN {
 last AS ({last})
 INSERT INTO {base} AS b ({keys}, {columns}) SELECT DISTINCT {keys}, {columns} FROM last
 ON CONFLICT ({keys}) DO UPDATE SET ({columns}) = ({values})"""
+_FOLDING = """
+SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator history ' || %s::text, 0::bigint))"""
+_MAY_DROP = "LOCK TABLE ONLY {history}, ONLY {part} IN ACCESS EXCLUSIVE MODE"
+_STAYS = "LOCK TABLE ONLY {part} IN SHARE MODE"  # else a parked change that is retried meanwhile would be dropped
 _GONE = "DELETE FROM {base} AS b USING {part} AS p WHERE {same} AND b._new IS NULL AND b._problem IS NULL"
 
 # Whether the last state that a history tells is another than the expected one, and whether the order of the newest
@@ -257,33 +266,45 @@ def _free_name(connection: psycopg.Connection[Any], history: TableSchema, first:
     raise AssertionError
 
 
-def remove_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> list[Partition] | None:
-    """Drop the oldest partition if all of it is older than what is kept; returns the others, None if it is not.
+def fold_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> Partition | None:
+    """Move to the base what the documents were last in the oldest partition, if all of it is older than what is kept.
 
-    In a transaction. What a document was last goes to the base, unless the document was gone: it still is that, until
-    its next change.
+    None if it is not. A document that was gone needs no row: it still is that, until its next change. In a transaction,
+    in which ``drop`` follows; until its end, others that fold this history or write to the partition wait. A reader
+    that holds the history is noticed first, after ``lock_timeout``.
     """
     assert shape.keep is not None
+    connection.execute(_FOLDING, (history_of(shape).label,))
     there = partitions(connection, shape)
     limit = _now(connection) - shape.keep * DAY
     if not there or there[0].last > limit:
         return None
-    oldest, rest = there[0], there[1:]
+    oldest = there[0]
     names: dict[str, sql.Composable] = {
+        "history": history_of(shape).qualified,
         "part": sql.Identifier(oldest.schema, oldest.name),
         "base": base_of(shape).qualified,
         "keys": _names(shape),
         "columns": sql.SQL(", ").join(map(sql.SQL, HISTORY_COLUMNS)),
         "values": sql.SQL(", ").join(sql.SQL(f"EXCLUDED.{name}") for name in HISTORY_COLUMNS),
         "same": sql.SQL(" AND ").join(sql.SQL("b.{0} = p.{0}").format(sql.Identifier(k.name)) for k in shape.keys),
+        "last": last_of(sql.SQL("known"), [key.name for key in shape.keys]),
     }
+    with connection.transaction(force_rollback=True):  # which releases the lock
+        connection.execute(sql.SQL(_MAY_DROP).format(**names))
     allow_joins(connection)
-    names["last"] = last_of(sql.SQL("known"), [key.name for key in shape.keys])
-    for statement in (_FOLD, _GONE, "DROP TABLE {part}"):
+    for statement in (_STAYS, _FOLD, _GONE):
         connection.execute(sql.SQL(statement).format(**names))
+    return oldest
+
+
+def drop(connection: psycopg.Connection[Any], shape: TableSchema, folded: Partition) -> list[Partition]:
+    """Drop a partition that was folded in the same transaction; returns the others."""
+    rest = [one for one in partitions(connection, shape) if one.oid != folded.oid]
+    connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(folded.schema, folded.name)))
     # The partition of an older time may have been made after a later one was removed.
-    note_kept_since(connection, shape, max(oldest.last, kept_since(connection, shape) or 0.0))
-    note_partitions(connection, shape, rest, [oldest.oid])
+    note_kept_since(connection, shape, max(folded.last, kept_since(connection, shape) or 0.0))
+    note_partitions(connection, shape, rest, [folded.oid])
     return rest
 
 

@@ -49,13 +49,16 @@ DELETE FROM {table} AS h WHERE _changed_at >= pg_catalog.to_timestamp({since}) A
 )"""
 
 # Epochs that the new copy had before the one that counts may have the numbers of the old one's. Their scans tell
-# nothing any more; a scan of the one that counts stays newer than their changes.
+# nothing any more; a scan of the one that counts stays newer than their changes. Retention may have moved a record that
+# both have to the old one's base.
 _MOVE = """
 INSERT INTO {history} ({keys}, _changed_at, _sequence, _version, _operation, _old, _new, _problem)
 SELECT {keys}, _changed_at, _sequence,
   CASE WHEN _sequence = '' AND _problem IS NULL THEN _version + {rescans} ELSE greatest(_version, {first}) END,
   _operation, _old, _new, _problem
-FROM (SELECT * FROM {new} UNION ALL SELECT * FROM {new_base}) AS t WHERE _sequence <> '' OR _version >= {first}
+FROM (SELECT * FROM {new} UNION ALL SELECT * FROM {new_base}) AS t WHERE (_sequence <> '' OR _version >= {first})
+  AND NOT EXISTS (
+    SELECT FROM {base} AS h WHERE {same} AND h._changed_at = t._changed_at AND h._sequence = t._sequence)
 ON CONFLICT DO NOTHING"""
 
 # A record from before, which both have, keeps the document of the old hook, and so does one that only the old history

@@ -248,9 +248,19 @@ class Postgres(ComparesByTable):
             self._checkpoints.check_claims(connection)  # another run may keep changes for longer
             connection.execute(_BRIEFLY)
             there = history.add_partitions(connection, shape, history.current_days(connection))
-            rest = history.remove_oldest(connection, shape) if shape.keep is not None else None
-        self._partitions.know(shape, there if rest is None else rest)
-        return rest is not None
+        self._partitions.know(shape, there)
+        if shape.keep is None:
+            return False
+        with self._session.connection() as connection, connection.transaction():
+            connection.execute(_BRIEFLY)
+            folded = history.fold_oldest(connection, shape)  # takes minutes: others go on with their tables
+            if folded is None:
+                return False
+            connection.execute(_LOCK)
+            self._checkpoints.check_claims(connection)
+            rest = history.drop(connection, shape, folded)
+        self._partitions.know(shape, rest)
+        return True
 
     def ready(self) -> bool:
         return not self._session.in_flight or self._session.ready()
