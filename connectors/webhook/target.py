@@ -102,6 +102,7 @@ class Webhook:
         self._attempt: _Attempt | None = None
         self._background = Background(name="webhook")
         self._largest = options.max_bytes  # of a body; smaller once the receiver has said that one is too large
+        self._is_open = False  # the receiver has accepted a begin
         self._marks: dict[str, str] = {}  # by table: what the last purge marked there
 
     @property
@@ -151,6 +152,7 @@ class Webhook:
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         self._note("begin", {"epoch": epoch, "tables": [table.name for table in tables]})
+        self._is_open = True
         self._encoder = Encoder(tables, self._options.max_bytes)
         self._attempt = None
 
@@ -301,7 +303,7 @@ class Webhook:
     def _note(self, kind: str, data: Mapping[str, Any]) -> Response:
         """Send a message that is not about changes. ConfigError if the receiver rejects it.
 
-        TransientError if it rejects a sweep or a purge: it accepted others before, as it must at the start of a run.
+        TransientError if it rejects a sweep or a purge, or anything once it has accepted a begin in this run.
         """
         self._settle()
         message = note(self._new_id(), kind, self._now(), {"pipeline": self._pipeline, **data})
@@ -323,7 +325,7 @@ class Webhook:
         text += (
             "Does it have the same secret (target.secret), and does it accept messages of types that it does not know?"
         )
-        if kind in ("sweep", "purge"):
+        if self._is_open or kind in ("sweep", "purge"):
             raise TransientError(f"{text} It accepted requests before, so this may be temporary")
         raise ConfigError(text)
 

@@ -77,6 +77,28 @@ def test_a_receiver_that_goes_and_returns_gets_every_change(
         assert run.stop().code == 0
 
 
+def test_a_resync_whose_beginning_the_receiver_rejects_once_waits_and_goes_on(
+    world: World, scripted: Scripted, tmp_path: Path
+) -> None:
+    into(world, scripted.url, "whsec_" + "c2VjcmV0" * 4, "state_requests: false")
+    world.db.put("orders", {"id": "0", "n": 0})
+    begins: list[Any] = []
+
+    def answer(request: Request) -> Answer:
+        if request.message["type"] == "replicator.begin":
+            begins.append(request.message["data"]["epoch"])
+        return Answer(400) if len(begins) == 2 else willing(request)
+
+    scripted.answer = answer
+    with Run(["run", world.config, "--json"], {**world.shell.environ}, tmp_path / "run.log") as run:
+        run.eventually(lambda: any("0" in sent.keys for sent in scripted.changes), "the scan is sent")
+        run.eventually(lambda: world.call("resync", world.config)[0] == 0, "the resync is requested")
+        run.eventually(lambda: len(begins) == 3, "the rejected begin is sent again")
+        assert begins[0] < begins[1] == begins[2]
+        run.eventually(lambda: [r for r in scripted.requests if r.message["type"] == "replicator.purge"], "swept")
+        assert run.stop().code == 0
+
+
 def test_an_event_that_the_receiver_rejects_is_parked_alone(world: World, scripted: Scripted) -> None:
     world = into(world, scripted.url, "whsec_" + "c2VjcmV0" * 4, "state_requests: false")
     scripted.answer = lambda request: Answer(422) if "7" in request.keys else willing(request)

@@ -323,6 +323,34 @@ def test_a_sweep_or_purge_that_is_rejected_during_a_run_is_waited_for(
     assert getattr(made.target, kind)(table(), at(5), [("a",)]) == 0
 
 
+@pytest.mark.parametrize("status", [400, 412, 422])
+def test_a_begin_or_state_that_is_rejected_during_a_run_is_waited_for(
+    make: Make, receiver: Scripted, status: int
+) -> None:
+    """As when its secret is being replaced just as a resync begins."""
+    made = make()
+    receiver.answer = always(status)
+    with pytest.raises(TransientError, match=rf"rejects a replicator\.begin message \(status {status}\)"):
+        made.target.open([table()], FIRST_EPOCH + 1)
+    with pytest.raises(TransientError, match=rf"rejects a replicator\.state message \(status {status}\)"):
+        made.target.epoch([table()])
+    receiver.answer = always(409)
+    with pytest.raises(ConfigError, match="its tables have a later epoch"):
+        made.target.open([table()], FIRST_EPOCH + 1)
+    receiver.answer = willing
+    made.target.open([table()], FIRST_EPOCH + 1)
+    assert made.target.epoch([table()]) is None
+
+
+def test_a_begin_that_is_rejected_ends_a_run_that_has_none_yet(make: Make, receiver: Scripted) -> None:
+    """Though the receiver was asked for its state, and answered."""
+    made = make(opened=False)
+    assert made.target.epoch([table()]) is None
+    receiver.answer = always(400)
+    with pytest.raises(ConfigError, match=r"rejects a replicator\.begin message"):
+        made.target.open([table()], FIRST_EPOCH)
+
+
 def test_a_sweep_that_is_too_large_is_waited_for_and_says_what_makes_it_large(make: Make, receiver: Scripted) -> None:
     made = make()
     receiver.answer = always(413)
