@@ -20,7 +20,7 @@ from replicator.target.in_doubt import InDoubtWindow
 _COUNT = b"1000"  # keys that SCAN looks at in one call
 _LONGEST = 1.0  # seconds of scanning in one piece
 _CALL = 250  # documents in one call of a script
-_VERSION = re.compile(rb"([0-9]+)(?:[de][0-9]*)?")
+_VERSION = re.compile(rb"([0-9]+)([de]?)[0-9]*")
 
 Guards = Sequence[bytes]
 Pass = tuple[str, str, int]
@@ -92,7 +92,10 @@ class Cleanup:
         return 0
 
     def purge(self, layout: Layout, below: int, spare: Sequence[DocumentId]) -> int:
-        """Remove the tombstones that the last call found, if unchanged, and find those for the next call."""
+        """Remove the tombstones that the last call found, if unchanged, and find those for the next call.
+
+        Guards of documents that expire, and that were kept as tombstones are, expire with them from then on.
+        """
         of, spared = ("purge", layout.name, below), frozenset(spare)
         progress = self._progress(of, self.in_doubt.begun)
         doomed, progress.doomed = progress.doomed, {}
@@ -108,12 +111,16 @@ class Cleanup:
         return 0
 
     def _tombstones(self, guards: Guards, below: int) -> dict[bytes, bytes]:
-        """The guards of lower versions whose document is gone: tombstones, and those of documents that expired."""
+        """The guards of lower versions whose document is gone: tombstones, and those of documents that expired; and
+        those that stay though their document will expire.
+        """
         found: dict[bytes, bytes] = {}
         for some in chunks(guards):
             for guard, value, document in read(self.store, some, b"EXISTS"):
                 known = _VERSION.fullmatch(value or b"")
-                if value is not None and known is not None and document is None and int(known[1]) < below:
+                if value is None or known is None or int(known[1]) >= below:
+                    continue
+                if document is None or (document == b"stays" and known[2] == b"e"):
                     found[guard] = value
         return found
 

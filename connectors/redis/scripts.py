@@ -143,10 +143,17 @@ return count
 FORGET = Script(
     b"""
 -- KEYS: document and guard of each. ARGV: what each guard was. Removes tombstones that are unchanged; returns how many.
-local count = 0
+-- The guard of a document that is there and expires does so with it from now on, as where nothing is remembered.
+local count, now = 0, tonumber(redis.call('TIME')[1])
 for i = 1, #KEYS, 2 do
-  if redis.call('GET', KEYS[i + 1]) == ARGV[(i + 1) / 2] and redis.call('EXISTS', KEYS[i]) == 0 then
-    count = count + redis.call('DEL', KEYS[i + 1])
+  local was = ARGV[(i + 1) / 2]
+  if redis.call('GET', KEYS[i + 1]) == was then
+    local expiry = string.match(was, 'e(%d+)$')
+    if redis.call('EXISTS', KEYS[i]) == 0 then
+      count = count + redis.call('DEL', KEYS[i + 1])
+    elseif expiry and tonumber(expiry) > now and redis.call('TTL', KEYS[i]) >= 0 then
+      redis.call('EXPIREAT', KEYS[i + 1], expiry)
+    end
   end
 end
 return count
@@ -155,13 +162,22 @@ return count
 
 READ = Script(
     b"""
--- KEYS: document and guard of each. ARGV: what to read of documents. Returns for each the guard, and what was read.
-local results = {}
+-- KEYS: document and guard of each. ARGV: what to read of documents. Returns for each the guard, and what was read:
+-- by a command of that name; EXISTS: of a document that is there, whether its guard expires ("" or "stays"); EXPIRY:
+-- when the document expires, in milliseconds since 1970, "never" if it does not.
+local results, time = {}, redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local function expiry(document)
+  local left = redis.call('PTTL', document)
+  return left < 0 and 'never' or string.format('%.0f', now + left)
+end
 for i = 1, #KEYS, 2 do
   local guard, document = redis.pcall('GET', KEYS[i + 1]), false
   if type(guard) == 'table' then guard = false end
   if ARGV[1] == 'EXISTS' then
-    document = redis.call('EXISTS', KEYS[i]) == 1 and '' or false
+    document = redis.call('EXISTS', KEYS[i]) == 1 and (redis.call('TTL', KEYS[i + 1]) < 0 and 'stays' or '')
+  elseif ARGV[1] == 'EXPIRY' then
+    document = redis.call('EXISTS', KEYS[i]) == 1 and expiry(KEYS[i])
   elseif redis.call('EXISTS', KEYS[i]) == 1 then
     document = redis.pcall(ARGV[1], KEYS[i])
     if type(document) == 'table' and document.err then document = 'E' end

@@ -39,8 +39,25 @@ class TableVerification:
     now: Callable[[], float] = time.time
 
     def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
-        stored = self._read([write.id for write in expected], b"HGETALL" if self.layout.hashes else b"GET")
-        return [self._comparison(write, *stored.get(write.id, (None, None))) for write in expected]
+        ids = [write.id for write in expected]
+        stored = self._read(ids, b"HGETALL" if self.layout.hashes else b"GET")
+        found = [self._comparison(write, *stored.get(write.id, (None, None))) for write in expected]
+        if not self.layout.expires:
+            return found
+        expiries = self._read(ids, b"EXPIRY")
+        return [self._with_expiry(one, write, expiries) for one, write in zip(found, expected, strict=True)]
+
+    def _with_expiry(
+        self, found: Comparison, write: Upsert, expiries: Mapping[DocumentId, tuple[int, bytes]]
+    ) -> Comparison:
+        """Others may have given a document another time to live, which its value does not show."""
+        version, expiry = expiries.get(write.id, (None, b""))
+        if found.refused or version is None or version != found.version or self.layout.expires in found.fields:
+            return found
+        wanted = self.encoder.expires(write, self.now())
+        if _is_when(expiry, wanted):
+            return found
+        return Comparison(found.version, (*found.fields, self.layout.expires))
 
     def _comparison(self, write: Upsert, version: int | None, document: Any) -> Comparison:
         try:
@@ -121,6 +138,16 @@ class TableVerification:
             return self.layout.key(id)
         except UnicodeEncodeError:
             return None
+
+
+_CLOCK = 2000  # milliseconds between the two readings of the server's clock that tell when a document expires
+
+
+def _is_when(expiry: bytes, wanted: bytes) -> bool:
+    """``expiry``: milliseconds since 1970, or "never"; ``wanted``: seconds, empty for never."""
+    if expiry == b"never" or not wanted:
+        return expiry == b"never" and not wanted
+    return abs(int(expiry) - int(wanted) * 1000) <= _CLOCK
 
 
 _OTHER_TYPE = ("(type)",)  # the key holds something else than a string, or than a hash

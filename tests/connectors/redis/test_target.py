@@ -207,6 +207,46 @@ def test_while_tombstones_are_needed_an_expired_document_holds_back_older_ones(
     assert target.write(batch(put({"pk": "a"}, 0))) == Outcome()
 
 
+@pytest.mark.parametrize("store", ["json", "hash"])
+def test_after_a_purge_the_guards_of_documents_that_expire_go_with_them(
+    server: RedisServer, build: Build, store: str
+) -> None:
+    """Else those of a backfill would stay for good."""
+    target, expiring = build(), of(store=store, expires="until")
+    target.open([expiring], FIRST_EPOCH)
+    writes = [put({"pk": "a", "until": LATER}, 1), put({"pk": "b"}, 1), put({"pk": "later", "until": LATER}, 9)]
+    target.write(batch(*writes, put({"pk": "kept", "until": LATER}, 1), tombstones=True))
+    guards = [f"replicator:{{contract:{pk}}}" for pk in ("a", "b", "later", "kept")]
+    with server.client() as client:
+        client.persist("contract:kept")
+        assert exhaust(lambda: target.purge(expiring, at(5))) == 2
+        assert [client.expiretime(guard) for guard in guards] == [LATER, -1, -1, -1]
+        assert exhaust(lambda: target.purge(expiring, at(5))) == 1, "the one that others let stay"
+    assert target.write(batch(put({"pk": "a"}, 0))).superseded == {"shard:contract": 1}
+
+
+@pytest.mark.parametrize("store", ["json", "hash"])
+def test_a_time_to_live_that_others_change_is_a_difference_and_is_repaired(
+    server: RedisServer, build: Build, store: str
+) -> None:
+    target, expiring = build(), of(store=store, expires="until")
+    target.open([expiring], FIRST_EPOCH)
+    writes = [put({"pk": pk, "until": LATER}, 1) for pk in ("same", "stays", "early")] + [put({"pk": "none"}, 1)]
+    target.write(batch(*writes))
+    assert {one.fields for one in target.compare(expiring, writes)} == {()}
+    with server.client() as client:
+        client.persist("contract:stays")
+        client.expire("contract:early", 30)
+        client.expire("contract:none", 30)
+        found = target.compare(expiring, writes)
+        assert [one.fields for one in found] == [(), ("until",), ("until",), ("until",)]
+        assert {one.version for one in found} == {at(1)}
+        assert target.replace(expiring, writes) == ["", "", "", ""]
+        keys = [f"contract:{pk}" for pk in ("same", "stays", "early", "none")]
+        assert [client.expiretime(key) for key in keys] == [LATER, LATER, LATER, -1]
+    assert {one.fields for one in target.compare(expiring, writes)} == {()}
+
+
 @pytest.mark.parametrize("tombstones", [False, True])
 def test_a_document_that_others_delete_before_its_time_is_stored_again_by_a_repair(
     server: RedisServer, build: Build, tombstones: bool
