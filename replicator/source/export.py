@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import posixpath
 import random
 import time
@@ -45,6 +46,7 @@ SETTLED = 5.0  # seconds from the moment the positions are stored until an expor
 CLOCKS = 600.0  # seconds by which two clocks may differ, each being five minutes off
 AVAILABLE = CLOCKS + 300.0  # seconds from the end of a window until its export is requested: AWS has it 300 s later
 DELAYED = 3600.0  # seconds after that in which a refusal may mean that AWS does not have all of the window yet
+CONFLICTS = 6 * 3600.0  # seconds for which a request is repeated that conflicts with another export
 ENABLING = 900.0  # seconds after which a stream that was requested has all changes; DescribeStream does not say when
 POLL = 15.0  # seconds between DescribeExport calls
 CHUNK = 1 << 22  # bytes of a file in one GetObject request
@@ -282,12 +284,13 @@ def prepare(
     """Yields calls, ``Exporting`` while the export is not complete, and in the end one ``Exported``.
 
     Those ``ahead`` that are not requested yet are first, so that DynamoDB makes all of them at the same time; then one
-    ``Requested`` follows. What it does not accept now is requested in its turn.
+    ``Requested`` follows. What it does not accept now is requested in its turn. A request that conflicts with another
+    export, as of another target of the config, is repeated for as long as ``CONFLICTS``.
 
     ConfigError if the export failed, or must not be read; GapFound if the table is another one by now. The epoch's
     positions must be stored. An incremental export is requested once its window has passed.
     """
-    arn, failures = state.arn, 0
+    arn, failures, conflicts_since = state.arn, 0, math.inf
     yield from _requested(table, ahead, now)
     if not arn:
         yield Exporting("", SETTLED, "the export to begin")
@@ -312,10 +315,21 @@ def prepare(
                 return
             failures = 0
             yield Exporting(arn, POLL, _waiting(arn))
+        except _Conflict as e:
+            conflicts_since = _conflicts_since(conflicts_since, now(), e)
+            yield Exporting(arn, POLL, str(e))
         except TransientError as e:
             failures += 1
             rest = backoff(failures, chance, base=QUICKEST_BACKOFF, limit=LONGEST_BACKOFF)
             yield Exporting(arn, rest, str(e))
+
+
+def _conflicts_since(since: float, now: float, conflict: _Conflict) -> float:
+    """When the first of the conflicts was met. ConfigError if they have lasted too long."""
+    since = min(since, now)
+    if now - since >= CONFLICTS:
+        raise ConfigError(str(conflict)) from conflict
+    return since
 
 
 def readable(client: Client, arn: str) -> Exported | None:
@@ -391,12 +405,8 @@ def _started(table: SourceTable, one: Ahead, now: Callable[[], float]) -> Genera
         return ""
     try:
         return (yield from _start(table, one.wanted, one.window, now))
-    except TransientError:  # such as too many exports at the same time
+    except TransientError:  # such as too many exports at the same time, or a conflict with the run's own
         return ""
-    except ConfigError as e:
-        if isinstance(e.__cause__, AwsError) and e.__cause__.code == _CONFLICT:  # perhaps with the run's own export
-            return ""
-        raise
 
 
 def _refused_window(table: SourceTable, window: Window, now: float) -> Generator[Call, bytes, ReplicatorError]:
@@ -452,9 +462,14 @@ def _named(table: SourceTable) -> str:
     return f"{table.requested} --region {region[0]}" if region else table.requested
 
 
+class _Conflict(TransientError):
+    """Another export writes to the same place, unless DynamoDB means that this one was requested with other options."""
+
+
 def _failed(error: AwsError, operation: str, resource: str, named: str = "TABLE") -> ReplicatorError:
     if error.code in _REFUSED:
-        return ConfigError(f"backfill: {operation} on {resource}: {_REFUSED[error.code].replace('TABLE', named)}")
+        text = f"backfill: {operation} on {resource}: {_REFUSED[error.code].replace('TABLE', named)}"
+        return _Conflict(text) if error.code == _CONFLICT else ConfigError(text)
     meant = failure(error, operation, resource)
     return ConfigError(f"backfill: {meant}") if type(meant) is ReplicatorError else meant
 
