@@ -92,9 +92,12 @@ def _of_each(configs: Sequence[Config], findings_of: Callable[[Config], list[Fin
     from replicator.config.engine import Lambda
     from replicator.engine.generations import collisions
     from replicator.engine.several import needs_own_process
+    from replicator.operations.check import marked_by_others
     from replicator.operations.finding import problem
 
     found = {config.target_name: findings_of(config) for config in configs}
+    for name, note in marked_by_others(configs).items():
+        found[name].append(note)
     if isinstance(configs[0].engine, Lambda):
         return found
     several = len(configs) > 1

@@ -254,8 +254,7 @@ class Driver:
             return None
         if backfill.export is None:
             return ExportState()
-        client, arn, gaps = self._context.client, backfill.export, self.pipeline.view.gaps.values()
-        gap = max((gap.found for gap in gaps if gap.repaired is None), default=None)
+        client, arn, gap = self._context.client, backfill.export, self.pipeline.view.last_gap
         at = self._retrying(lambda: export.existing(client, arn, table, self._now(), gap), asks="source")
         return ExportState(arn, at)
 
@@ -456,7 +455,7 @@ class Driver:
         """Record the gap, then repair it as ``on_gap`` says, or end the run with it."""
         log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence})
         self._steps.clear()
-        if not self._recorded(gap):
+        if not self.pipeline.view.has_gap(gap):
             self.pipeline.gap(gap, self._now(), first_loss(gap, self.pipeline.shards))
         self._delivery.flush()
         if self._context.config.on_gap == "stop" or gap.rival or self._resyncs >= MAX_RESYNCS:
@@ -473,10 +472,6 @@ class Driver:
             return
         self._begin(start)
         self._end_request(start)
-
-    def _recorded(self, gap: GapFound) -> bool:
-        gaps = self.pipeline.view.gaps.values()
-        return any(g.repaired is None and (g.reason, g.shard) == (gap.reason, gap.shard) for g in gaps)
 
     # Reporting
 

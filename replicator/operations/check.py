@@ -30,11 +30,11 @@ from replicator.items.to_json import unreadable
 from replicator.key import key_text
 from replicator.marks import unmarked
 from replicator.monitoring.server import require_packages, require_usable
-from replicator.operations.check_export import export_findings
+from replicator.operations.check_export import existing_findings, export_findings
 from replicator.operations.check_lambda import lambda_findings
 from replicator.operations.check_offline import choices, gathered, hook_of, tried
 from replicator.operations.check_ray import ray_findings
-from replicator.operations.dry_run import outlook
+from replicator.operations.dry_run import Outlook, outlook
 from replicator.operations.estimate import pass_units
 from replicator.operations.finding import Finding, Verdict, exit_code, failed, problem
 from replicator.operations.parked import is_unguarded
@@ -100,6 +100,7 @@ def check(config: Config, *, of_run: Config | None = None, create: bool = False)
     """
     findings: list[Finding] = []
     images: list[bytes] = []
+    starts: list[Outlook] = []
     hook = hook_of(config, findings)
     client = tried(findings, "source", lambda: boto.connect(config.source))
     table = None if client is None else tried(findings, "source", lambda: describe_table(client, config.source.table))
@@ -112,7 +113,10 @@ def check(config: Config, *, of_run: Config | None = None, create: bool = False)
         findings += gathered("engine", lambda_findings(config, None if table is None else table.stream_arn))
     if config.monitoring is not None:
         tried(findings, "monitoring", lambda: _monitoring(findings, config))
-    findings += gathered("target", _destination(config, client, table, hook, images, create=create))
+    findings += gathered("target", _destination(config, client, table, hook, images, starts, create=create))
+    if client is not None and table is not None and config.exports:
+        start = starts[0] if starts else None
+        findings += gathered("backfill", existing_findings(config, client, table, start))
     if of_run is not None and client is not None and table is not None:
         findings += gathered("pipeline", _refused_to_run(of_run, client, table, hook))
     findings = list(dict.fromkeys(findings))  # several questions may have met the same problem
@@ -222,6 +226,23 @@ def _sampled(config: Config, client: Client) -> Iterator[bytes]:
     return (image for image in items if image is not None)
 
 
+def marked_by_others(configs: Sequence[Config]) -> Mapping[str | None, Finding]:
+    """A note for each target without ``loops`` of a config in which another has it, by its name: it copies the source
+    with what the opposite pipeline adds to it.
+    """
+    marks = {config.target_name: marks_of(config.target.build(config.pipeline)) for config in configs}
+    added = next((one for one in marks.values() if one is not None), None)
+    if added is None:
+        return {}
+    text = (
+        "another target has loops: true, so an opposite pipeline writes to the source. This one stores as documents "
+        f"what that one adds: tombstones (items with {added.deleted}, until they are removed), and the attributes "
+        f"{added.version} and {added.mark}"
+    )
+    advice = "let a transform hook leave them out, see docs/several-targets.md#beside-an-opposite-pipeline"
+    return {name: Finding("transform", "note", text, advice) for name, one in marks.items() if one is None}
+
+
 def _single_item(config: Config, client: Client, table: SourceTable) -> Finding:
     request = {"TableName": config.source.table, "Key": _no_key(table)}
     return _permitted(client, "GetItem", request, table.arn or table.name)[1]
@@ -299,10 +320,13 @@ def _destination(
     table: SourceTable | None,
     hook: Hook | None,
     images: Sequence[bytes],
+    starts: list[Outlook],
     *,
     create: bool,
 ) -> Iterator[Finding]:
-    """Findings about the target, and about the checkpoint store if the target is not one."""
+    """Findings about the target, and about the checkpoint store if the target is not one. Appends to ``starts`` how a
+    run would start, if that is known.
+    """
     with ends(config) as (target, checkpoints):
         if client is not None and table is not None:
             introduce(config, target, table, client)
@@ -320,7 +344,7 @@ def _destination(
             findings += gathered("checkpoints", _left_over(config, checkpoints))
         if table is not None and (hook is not None or config.transform is None) and _readable(findings):
             reported = {finding.text for finding in findings}
-            start = gathered("pipeline", _start(config, target, checkpoints, table, hook))
+            start = gathered("pipeline", _start(config, target, checkpoints, table, hook, starts))
             findings += [finding for finding in start if finding.text not in reported]
         yield from findings
 
@@ -360,7 +384,12 @@ def _verdict(problem: str) -> Verdict:
 
 
 def _start(
-    config: Config, target: Target, checkpoints: Checkpoints, table: SourceTable, hook: Hook | None
+    config: Config,
+    target: Target,
+    checkpoints: Checkpoints,
+    table: SourceTable,
+    hook: Hook | None,
+    starts: list[Outlook],
 ) -> Iterator[Finding]:
     """How a run would start, or why it would not."""
     tables = target_tables(config, table, hook)
@@ -371,7 +400,8 @@ def _start(
         coordinator.check_supported(target, checkpoints)
     if isinstance(config.engine, Lambda):
         function.check_supported(target, checkpoints)
-    yield Finding("pipeline", "ok", outlook(config, target, checkpoints, table, tables, hook))
+    starts.append(outlook(config, target, checkpoints, table, tables, hook))
+    yield Finding("pipeline", "ok", starts[0].text)
 
 
 def _refused_to_run(config: Config, client: Client, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.config.settings import Backfill, Config
 from replicator.errors import ConfigError
+from replicator.operations.check_offline import gathered
+from replicator.operations.dry_run import Outlook
 from replicator.operations.finding import Finding, failed
 from replicator.options import aws_options
 from replicator.source import export
@@ -25,13 +28,9 @@ class _Upload(msgspec.Struct):
 
 
 def export_findings(config: Config, client: Client, table: SourceTable) -> Iterator[Finding]:
-    """Of an existing export, or of the requests that a new one takes: each is made so that it cannot have an effect."""
+    """Of the requests that a new export takes: each is made so that it cannot have an effect."""
     backfill = config.backfill
-    if backfill.export is not None:
-        at = export.existing(client, backfill.export, table, time.time())
-        files = export.readable(client, backfill.export)
-        what = "is not complete yet: a run waits for it" if files is None else f"{files.items:,} items can be read"
-        yield Finding("backfill", "ok", f"the export {backfill.export} of {export.moment(at)}: {what}")
+    if backfill.export is not None:  # see ``existing_findings``
         return
     yield _export(config, client, table)
     if config.on_gap == "export":
@@ -39,6 +38,46 @@ def export_findings(config: Config, client: Client, table: SourceTable) -> Itera
         yield Finding("permission", "ok", f"dynamodb:DescribeContinuousBackups on {table.arn or table.name}")
     yield _describe(client, table)
     yield from _bucket(client, backfill)
+
+
+def existing_findings(config: Config, client: Client, table: SourceTable, start: Outlook | None) -> Iterator[Finding]:
+    """Of the export that the config names, if it does, as a run uses it that starts now. ``start``: how; None: unknown.
+
+    A run that resumes does not ask how old the export is, and reads it only during its backfill.
+    """
+    arn = config.backfill.export
+    if arn is None:
+        return
+    if config.on_gap == "resync":
+        text = f"on_gap: resync repairs no gap while backfill.export names {arn}, which is from before the gap"
+        yield Finding("backfill", "note", text, "leave out backfill.export once the copy is live")
+    if start is None or start.begins:
+        gap = None if start is None else time.time() if start.finds_gap else start.last_gap
+        yield from _existing(arn, client, table, gap)
+        return
+    yield from map(_unread, gathered("backfill", _existing(arn, client, table, None)))
+    if start.reads:
+        yield from (f for f in gathered("backfill", _readable(arn, client)) if f.verdict != "ok")
+
+
+def _existing(arn: str, client: Client, table: SourceTable, gap: float | None) -> Iterator[Finding]:
+    at = export.existing(client, arn, table, time.time(), gap)
+    (found,) = _readable(arn, client)
+    yield replace(found, text=f"the export {arn} of {export.moment(at)}: {found.text}")
+
+
+def _readable(arn: str, client: Client) -> Iterator[Finding]:
+    files = export.readable(client, arn)
+    what = "is not complete yet: a run waits for it" if files is None else f"{files.items:,} items can be read"
+    yield Finding("backfill", "ok", what)
+
+
+def _unread(finding: Finding) -> Finding:
+    """What would matter only to a new epoch."""
+    if finding.verdict == "ok":
+        return finding
+    advice = "leave out backfill.export, or name a newer one, before the next resync"
+    return Finding(finding.subject, "note", f"a resync would be refused: {finding.text}", advice)
 
 
 def _export(config: Config, client: Client, table: SourceTable) -> Finding:

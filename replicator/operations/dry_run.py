@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from replicator.checkpoints.contract import Checkpoints
 from replicator.config.engine import Lambda, Ray
@@ -16,9 +17,25 @@ from replicator.errors import GapFound
 from replicator.hooks.hook import Hook
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.parked import ParkedItems, known
+from replicator.pipeline.stages import SCANNING
 from replicator.source.table import SourceTable
 from replicator.state import PipelineState
 from replicator.target.contract import Table, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a run would do first, in one sentence.
+
+    ``reads``: whether it would read the export that ``backfill.export`` names, of a new epoch or of the one it resumes.
+    ``last_gap``: when the last gap was found that a new epoch must repair; ``finds_gap``: one is found now.
+    """
+
+    text: str
+    begins: bool = False
+    reads: bool = True
+    last_gap: float | None = None
+    finds_gap: bool = False
 
 
 def outlook(
@@ -28,8 +45,8 @@ def outlook(
     source: SourceTable,
     tables: Sequence[Table],
     hook: Hook | None,
-) -> str:
-    """What a run would do first, in one sentence. Raises the ConfigError or GapFound that would end it."""
+) -> Outlook:
+    """What a run would do first. Raises the ConfigError or GapFound that would end it."""
     view = CheckpointView(checkpoints.read())
     existing = preexisting.inspect(view, source, target, tables, hook)
     parked = known(checkpoints)
@@ -44,20 +61,24 @@ def outlook(
             if why := obstacle(existing):
                 raise explained(e, why) from e
             preexisting.check_new_epoch(target, tables)
-            return f"run will repair a gap from exports, if point-in-time recovery goes back far enough: {e.reason}"
+            text = f"run will repair a gap from exports, if point-in-time recovery goes back far enough: {e.reason}"
+            return Outlook(text, reads=False)
         preexisting.check_new_epoch(target, tables)
-        return f"run will rescan the table (on_gap: resync): {e.reason}"
+        text = f"run will rescan the table (on_gap: resync): {e.reason}"
+        return Outlook(text, begins=True, last_gap=view.last_gap, finds_gap=not view.has_gap(e))
     if how is StartMode.RESUME:
         assert existing.state is not None
         _check_resuming(config, parked, existing.state)
-        return f"run will resume where the last one stopped (epoch {existing.state.epoch})"
+        text = f"run will resume where the last one stopped (epoch {existing.state.epoch})"
+        return Outlook(text, reads=existing.state.stage == SCANNING and existing.state.export is not None)
     if existing.has_documents and not existing.additions:
         preexisting.check_new_epoch(target, tables, view.request)
     if source.stream_arn is not None:
         new_epoch(existing, enabled=config.backfill.enabled, now=0.0)  # raises if no epoch is left
     if existing.has_documents:
-        return "run will rescan the table: a resync is requested"
-    return f"run will start with {'a backfill' if config.backfill.enabled else 'changes from now on'}"
+        return Outlook("run will rescan the table: a resync is requested", begins=True, last_gap=view.last_gap)
+    text = f"run will start with {'a backfill' if config.backfill.enabled else 'changes from now on'}"
+    return Outlook(text, begins=True, last_gap=view.last_gap)
 
 
 def _check_resuming(config: Config, parked: ParkedItems, state: PipelineState) -> None:

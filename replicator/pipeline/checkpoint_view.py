@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from replicator.checkpoints.contract import Claimed
+from replicator.errors import GapFound
 from replicator.identity import UNKNOWN, Definition
 from replicator.pipeline.parked import RETRIED, Retries
 from replicator.state import (
@@ -126,6 +127,15 @@ class CheckpointView:
     @property
     def gaps(self) -> Mapping[str, Gap]:
         return self._values["gap"]
+
+    def has_gap(self, gap: GapFound) -> bool:
+        """Whether it is recorded, and not repaired."""
+        return any(g.repaired is None and (g.reason, g.shard) == (gap.reason, gap.shard) for g in self.gaps.values())
+
+    @property
+    def last_gap(self) -> float | None:
+        """When the last gap was found of those that are not repaired."""
+        return max((gap.found for gap in self.gaps.values() if gap.repaired is None), default=None)
 
     @property
     def spared(self) -> Mapping[str, Spared]:

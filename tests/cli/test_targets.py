@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import orjson
@@ -511,3 +512,34 @@ def test_check_says_of_each_target_how_it_would_start_and_facts_of_the_source_on
         "target copies",
         "ok    pipeline: run will start with a backfill",
     ]
+
+
+def test_check_says_which_targets_store_what_an_opposite_pipeline_adds(tmp_path: Path) -> None:
+    config = {
+        "pipeline": "orders",
+        "source": {"table": "orders"},
+        "targets": {
+            "back": {"type": "dynamodb", "region": "eu-west-1", "table": "copies", "loops": True},
+            "rows": {"type": "postgres", "url": "postgresql://127.0.0.1:1/x", "table": "orders"},
+        },
+    }
+    (tmp_path / "orders.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["check", str(tmp_path / "orders.yaml"), "--offline", "--json"]
+    result = CliRunner().invoke(main, arguments)
+    found = [orjson.loads(line) for line in result.stdout.splitlines()]
+    ((verdict, target, text, do),) = [
+        (one["verdict"], one["target"], one["text"], one["do"]) for one in found if "opposite pipeline" in one["text"]
+    ]
+    assert (verdict, target) == ("note", "rows")
+    assert "_replicator_deleted" in text
+    assert "docs/several-targets.md#beside-an-opposite-pipeline" in do
+    assert "opposite pipeline" not in CliRunner().invoke(main, [*arguments, "--target", "back"]).stdout
+
+
+def test_the_documented_hook_leaves_out_what_an_opposite_pipeline_adds() -> None:
+    text = Path("docs/several-targets.md").read_text()
+    code = text.partition("## Beside an opposite pipeline")[2].partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102
+    assert names["hook"]({"id": "1", "n": 2, "_replicator_version": 3, "_replicator_mark": "m"}) == {"id": "1", "n": 2}
+    assert names["hook"]({"id": "1", "_replicator_version": 3, "_replicator_deleted": True}) is None

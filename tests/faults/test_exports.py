@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import orjson
 import pytest
 
+from replicator.config.settings import load
+from replicator.engine.assembly import target_tables
+from replicator.operations import check_export
+from replicator.operations.check_offline import gathered
+from replicator.operations.dry_run import outlook
+from replicator.operations.finding import Finding, exit_code
 from replicator.source import export
+from replicator.source.table import describe_table
 from replicator.testing.dynamodb import parentless
 from tests.faults.test_requests import request_one
 from tests.faults.world import HOUR, TABLE, World
@@ -367,7 +375,6 @@ def test_a_requested_resync_whose_export_is_too_old_does_not_end_the_run_that_is
     ("code", "reason"),
     [
         ("ImportConflictException", "with other options: they were changed during the backfill"),
-        ("ExportConflictException", "another export writes to that place in the bucket (run again"),
         ("ValidationException", "was refused: ValidationException"),
     ],
 )
@@ -377,3 +384,93 @@ def test_a_refused_request_for_an_export_is_an_error_of_the_config(faults: World
     ended = faults.run()
 
     assert (ended.code, reason in ended.err) == (2, True), ended
+
+
+def test_a_conflict_with_another_export_is_waited_for(faults: World) -> None:
+    """Such as with that of another target of the config, which has the same place in the bucket."""
+    exporting(faults)
+    faults.db.fail("ExportTableToPointInTime", "ExportConflictException", times=3)
+    faults.copied()
+
+
+def test_a_conflict_that_lasts_ends_the_run_with_what_it_may_mean(faults: World) -> None:
+    exporting(faults)
+    faults.db.fail("ExportTableToPointInTime", "ExportConflictException", times=None)
+    began = faults.clock()
+    ended = faults.run()
+
+    assert (ended.code, "another export writes to that place in the bucket (run again" in ended.err) == (2, True), ended
+    assert "with other options" in ended.err
+    assert 6 * HOUR <= faults.clock() - began < 7 * HOUR
+
+
+def checked(world: World, monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+    """What ``check`` says of the export in the config."""
+    config = load(str(world.folder / "orders.yaml"))
+    monkeypatch.setattr(check_export, "time", SimpleNamespace(time=world.clock))
+    table = describe_table(world.client, TABLE)
+    with world.ends(None) as (target, checkpoints):
+        start = outlook(config, target, checkpoints, table, target_tables(config, table, None), None)
+    return list(gathered("backfill", check_export.existing_findings(config, world.client, table, start)))
+
+
+def test_check_refuses_an_existing_export_for_a_gap_as_a_run_does(
+    faults: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.fill(7)
+    faults.db.exports.enable(TABLE)
+    faults.clock.move(faults.clock() + HOUR)
+    older = exported(faults)
+    faults.configure(on_gap="resync", backfill={"from": "export", "export": older})
+    faults.put("k2", n=1)
+    note, found = checked(faults, monkeypatch)
+    assert (note.verdict, "repairs no gap while backfill.export names" in note.text) == ("note", True)
+    assert (found.verdict, "items can be read" in found.text) == ("ok", True)
+    faults.copied()
+    faults.clock.move(faults.clock() + HOUR)
+    faults.put("lost")
+    (shard,) = faults.db.open_shards(TABLE)
+    faults.db.trim(TABLE, shard, 10)
+    faults.put("k3", n=1)
+    for _ in range(2):
+        ended = faults.run()
+        assert (ended.code, "and a gap was found at" in ended.err) == (2, True), ended
+        _, found = checked(faults, monkeypatch)
+        assert (found.verdict, "and a gap was found at" in found.text) == ("problem", True)
+
+    faults.clock.move(faults.clock() + HOUR)
+    faults.configure(on_gap="resync", backfill={"from": "export", "export": exported(faults)})
+    assert exit_code(checked(faults, monkeypatch)) == 0
+    faults.copied()
+
+
+def test_an_export_that_has_become_too_old_is_no_error_of_a_copy_that_has_read_it(
+    faults: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.fill(7)
+    faults.db.exports.enable(TABLE)
+    faults.clock.move(faults.clock() + HOUR)
+    faults.configure(backfill={"from": "export", "export": exported(faults)})
+    faults.copied()
+    for _ in range(2):
+        faults.clock.move(faults.clock() + 12 * HOUR)
+        faults.copied()
+    (found,) = checked(faults, monkeypatch)
+    assert (found.verdict, TOO_OLD in found.text) == ("note", True)
+    assert found.text.startswith("a resync would be refused: ")
+    faults.copied()
+    request_one(faults, ())
+    (found,) = checked(faults, monkeypatch)
+    assert (found.verdict, TOO_OLD in found.text) == ("problem", True)
+
+
+def test_an_export_whose_files_are_gone_is_an_error_while_it_is_read(
+    faults: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.fill(7)
+    faults.db.exports.enable(TABLE)
+    faults.clock.move(faults.clock() + HOUR)
+    faults.configure(backfill={"from": "export", "export": exported(faults)})
+    faults.db.fail("GetObject", "NoSuchKey", times=None, when=lambda request: request["Key"].endswith(".json.gz"))
+    assert faults.run().code == 2
+    assert exit_code(checked(faults, monkeypatch)) == 2

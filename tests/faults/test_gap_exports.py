@@ -186,6 +186,13 @@ def test_an_export_requested_ahead_that_conflicts_with_the_first_one_is_requeste
     assert len(read_in_order(faults)) == 3
 
 
+def test_a_gaps_first_export_that_conflicts_with_that_of_another_target_is_requested_again(faults: World) -> None:
+    copied(faults)
+    lose(faults, "k1", hours=2)
+    faults.db.fail("ExportTableToPointInTime", "ExportConflictException")
+    repaired(faults)
+
+
 def test_the_windows_begin_before_the_last_change_stored_and_end_after_the_positions(faults: World) -> None:
     copied(faults)
     live(faults, HOUR)

@@ -11,7 +11,7 @@ import pytest
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
 from replicator.errors import ConfigError, NotPermitted
-from replicator.operations.check_export import export_findings
+from replicator.operations.check_export import existing_findings, export_findings
 from replicator.operations.finding import Finding, exit_code
 from replicator.source.table import describe_table
 from replicator.testing.dynamodb import DynamoDB
@@ -33,7 +33,8 @@ def db() -> DynamoDB:
 def findings(db: DynamoDB, backfill: Backfill = NEW) -> Sequence[Finding]:
     target = Destination("memory", None, None, {})  # type: ignore[arg-type]
     config = Config("orders", Source(table="orders"), target, backfill=backfill)
-    return list(export_findings(config, db, describe_table(db, "orders")))
+    table = describe_table(db, "orders")
+    return [*export_findings(config, db, table), *existing_findings(config, db, table, None)]
 
 
 def test_each_permission_is_tested_and_no_export_is_made(db: DynamoDB) -> None:

@@ -154,7 +154,7 @@ def _judge_gaps(universe: Universe, driver: Driver) -> None:
     inner = driver._gap
 
     def judged(gap: GapFound) -> None:
-        if not driver._recorded(gap):
+        if not driver.pipeline.view.has_gap(gap):
             universe.records.judge(universe, gap)
         inner(gap)
 
