@@ -42,12 +42,14 @@ def estimate(config: str, target: str | None, changes: str, given: tuple[str, ..
     """
     from replicator.aws.prices import PRICES
     from replicator.config import settings as configs
+    from replicator.config.engine import Lambda
     from replicator.operations.estimate import estimate_each
 
     rate, prices = _rate(changes), _prices(given, PRICES)
     loaded = configs.load_each(config, target=target)
     with aside():
         results = estimate_each(loaded, rate, prices)
+    each_reads = any(isinstance(one.engine, Lambda) for one in loaded)
     for at, (one, result) in enumerate(zip(loaded, results, strict=True)):
         if as_json:
             put(({} if one.target_name is None else {"target": one.target_name}) | _as_json(result))
@@ -56,7 +58,7 @@ def estimate(config: str, target: str | None, changes: str, given: tuple[str, ..
             say()
         if one.target_name is not None:
             say(f"target {one.target_name}")
-        for line in lines(result, prices, shared=loaded[0].target_name if at else None):
+        for line in lines(result, prices, shared=loaded[0].target_name if at and not each_reads else None):
             say(line)
 
 
@@ -101,6 +103,9 @@ def lines(e: Estimate, prices: Prices, shared: str | None = None) -> Iterator[st
 
 
 def _backfill(e: Estimate) -> Iterator[str]:
+    if not e.backfill:
+        yield "backfill         none (backfill.enabled: false)"
+        return
     provisioned = "no charge beyond the table's provisioned capacity"
     reads = provisioned if e.backfill_reads is None else _span(e.backfill_reads, _money)
     yield "backfill"

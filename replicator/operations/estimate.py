@@ -112,7 +112,7 @@ class Limits:
     ``events``, ``event_bytes``: of a request to a webhook, at most. ``history``: what tables keep of every change, if
     any does. ``verify``: of the run's own verification passes, if it makes any. ``exports``: the backfill reads an
     export, and ``export_exists`` already. ``gap_exports``: gaps are repaired from exports. ``function``: AWS Lambda
-    follows the stream.
+    follows the stream. ``backfill``: whether there is one.
     """
 
     target: str
@@ -128,6 +128,7 @@ class Limits:
     events: int | None = None
     event_bytes: int | None = None
     function: bool = False
+    backfill: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class Estimate:
     gap, by the size of its changes. ``history``: bytes that the histories of tables have after the backfill;
     ``history_thousand``, ``month_history``: that a thousand changes, and those of a month, add; ``history_most``: that
     all changes have that are kept for ``history_days``. None: there is no history, or it is kept for good. ``posts``,
-    ``month_posts``: requests to a webhook.
+    ``month_posts``: requests to a webhook. ``backfill``: whether there is one; else its ranges are 0.
     """
 
     facts: Facts
@@ -165,6 +166,7 @@ class Estimate:
     history_days: int | None = None
     posts: Range | None = None
     month_posts: Range | None = None
+    backfill: bool = True
 
 
 def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
@@ -177,6 +179,9 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
         charged = 0 if limits.export_exists else facts.bytes
         exported = growth.times(charged / _GB * prices.exports).times(*prices.of("exports", facts.region))
         pages = units = Range(0, 0)
+    if not limits.backfill:
+        items = pages = units = Range(0, 0)
+        exported = None
     gap_hour = None
     if limits.gap_exports:
         changed = facts.changes.times(_HOUR * facts.bytes / max(1, facts.items) / _GB)
@@ -211,6 +216,7 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
         gap_hour=gap_hour,
         posts=_posts(documents, facts, limits),
         month_posts=_posts(facts.changes.times(_MONTH * facts.per_item), facts, limits),
+        backfill=limits.backfill,
         **_history(documents, facts, limits.history),
     )
 
@@ -289,6 +295,8 @@ def _duration(items: Range, units: Range, writes: Range | None, limits: Limits) 
         candidates.append((units.times(1 / limits.read_units), "backfill.read_units"))
     if limits.write_units is not None and writes is not None:
         candidates.append((writes.times(1 / limits.write_units), "target.write_units"))
+    if not limits.backfill:
+        return Range(0, 0), "backfill.enabled: false"
     longest = Range(max(c.low for c, _ in candidates), max(c.high for c, _ in candidates))
     return longest, max(candidates, key=lambda c: c[0].high)[1]
 
@@ -384,6 +392,7 @@ def limits_of(config: Config) -> Limits:
         events=getattr(config.target.options, "max_events", None),
         event_bytes=getattr(config.target.options, "max_bytes", None),
         function=isinstance(config.engine, Lambda),
+        backfill=config.backfill.enabled,
     )
 
 

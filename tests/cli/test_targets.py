@@ -543,3 +543,51 @@ def test_the_documented_hook_leaves_out_what_an_opposite_pipeline_adds() -> None
     exec(code, names)  # noqa: S102
     assert names["hook"]({"id": "1", "n": 2, "_replicator_version": 3, "_replicator_mark": "m"}) == {"id": "1", "n": 2}
     assert names["hook"]({"id": "1", "_replicator_version": 3, "_replicator_deleted": True}) is None
+
+
+def test_on_aws_lambda_the_estimate_has_the_requests_of_each_function(both: World) -> None:
+    arguments = ("estimate", both.config, "--changes", "5")
+    shared = "those of the target rows: a run of both reads the stream once"
+    assert shared in both.call(*arguments, "--human")[1]
+    Path(both.config).write_text(Path(both.config).read_text() + "engine: {type: lambda}\n")
+    out = both.call(*arguments, "--human")[1]
+    assert shared not in out
+    lines = [line for line in out.splitlines() if line.startswith("  requests ")]
+    assert (len(lines), len(set(lines)), "$" in lines[0]) == (2, 1, True), lines
+    first, second = (line["month_stream_requests"] for line in both.lines(*arguments))
+    assert first == second
+
+
+def test_the_estimate_of_a_target_without_a_backfill_has_none(both: World) -> None:
+    both.change("  copies:\n", "  copies:\n    backfill: {enabled: false}\n")
+    out = both.call("estimate", both.config, "--human")[1]
+    first, _, second = out.partition("target copies")
+    assert "  read units " in first
+    assert "backfill         none (backfill.enabled: false)" in second
+    assert "read units" not in second
+    with_it, without = both.lines("estimate", both.config)
+    assert with_it["backfill_documents"][1] > 0
+    assert [without[f"backfill_{name}"] for name in ("documents", "read_units", "seconds")] == [[0, 0]] * 3
+
+
+def test_a_target_that_was_removed_as_documented_begins_again(both: World) -> None:
+    """Nothing of it is left, in counts and in a history neither."""
+    table = "    table: copies\n"
+    both.change(table, "    tables: {copies: {history: true}}\n")
+    for id in "234":
+        both.db.put("orders", {"id": id})
+    assert catch_up(both)[0] == 0
+    read = both.lines("status", both.config, "--target", "copies")[0]["counts"]["read"]
+    text = Path(both.config).read_text()
+    configure(both, "rows")
+    assert catch_up(both)[0] == 0
+    section = Path("docs/several-targets.md").read_text().partition("## Removing a target")[2]
+    statements = section.partition("```sql\n")[2].partition("```")[0]
+    statements = statements.replace("shop.warehouse", "orders.copies").replace("products", "copies")
+    with both.postgres.connect() as client:
+        client.execute(statements.encode())
+    assert not any(both.has_table(name) for name in ("copies", "copies_history", "copies_history_base"))
+    Path(both.config).write_text(text)
+    assert both.call("check", both.config)[0] == 0
+    assert catch_up(both)[0] == 0
+    assert both.lines("status", both.config, "--target", "copies")[0]["counts"]["read"] == read

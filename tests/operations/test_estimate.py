@@ -58,6 +58,16 @@ def test_an_export_takes_no_read_units_and_costs_by_the_gigabyte_unless_it_exist
     assert calculated(FACTS, replace(LIMITS, exports=True, export_exists=True), PRICES).export == Range(0, 0)
 
 
+def test_without_a_backfill_only_following_changes_costs() -> None:
+    for limits in (Limits("dynamodb", 4, events=100), Limits("postgres", 4, exports=True)):
+        e = calculated(FACTS, replace(limits, backfill=False), PRICES)
+        none = [e.read_units, e.scan_requests, e.documents, e.seconds]
+        none += [one for one in (e.write_units, e.posts, e.export, e.backfill_reads) if one is not None]
+        assert {(one.low, one.high) for one in none} == {(0, 0)}
+        assert e.month_requests == calculated(FACTS, limits, PRICES).month_requests
+        assert e.limited_by == "backfill.enabled: false"
+
+
 def test_a_read_limit_that_is_slower_than_everything_else_decides_the_duration() -> None:
     e = calculated(FACTS, replace(LIMITS, read_units=100.0), PRICES)
 
