@@ -53,18 +53,23 @@ def _function_name(name: str) -> str:
 
 LONGEST_TIMEOUT = 900.0  # seconds: the longest Timeout of a function
 BESIDES = 10.0  # seconds of a timeout in which no hook is called: an invocation begins, and ends before Lambda ends it
-IMAGES = 2  # of a change, for each of which a hook may be called
+CALLS = 2  # of a hook that never ends, for one change: its old and its new image
+CALLS_FOR_HISTORY = 5  # the same with a history, which is told of both, and of an image that a parked entry keeps
 
 
-def longest_hook(timeout: float) -> float:
+def longest_hook(timeout: float, *, history: bool = False) -> float:
     """The longest ``hook_timeout`` with which an invocation parks an item whose hook never ends. ``timeout``: its
-    function's.
+    function's. ``history``: of any table.
     """
-    return (timeout - BESIDES) / IMAGES
+    return (timeout - BESIDES) / _calls(history)
 
 
-def shortest_timeout(hook_timeout: float) -> float:
-    return hook_timeout * IMAGES + BESIDES
+def shortest_timeout(hook_timeout: float, *, history: bool = False) -> float:
+    return hook_timeout * _calls(history) + BESIDES
+
+
+def _calls(history: bool) -> int:
+    return CALLS_FOR_HISTORY if history else CALLS
 
 
 class Lambda(Options):

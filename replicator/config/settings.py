@@ -645,7 +645,8 @@ def _behind_lambda(runs_on: Engine, sections: Sections, target: Destination) -> 
     if sections.backfill.source == "export":
         text = "with engine.type lambda, existing items are scanned: leave out from: export"
         yield Problem(("backfill", "from"), text)
-    limit, longest = sections.hook_timeout, longest_hook(LONGEST_TIMEOUT)
+    history = any(map(keeps_history, target.tables.values()))
+    limit, longest = sections.hook_timeout, longest_hook(LONGEST_TIMEOUT, history=history)
     if sections.transform is not None and (limit is None or limit > longest):
         text = f"with engine.type lambda, at most {longest:g}: an invocation has no time for a hook that takes longer"
         yield Problem(("hook_timeout",), text)

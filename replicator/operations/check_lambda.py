@@ -17,6 +17,7 @@ from replicator.operations.finding import Finding, Verdict
 from replicator.operations.lambda_package import HANDLER
 from replicator.operations.lambda_template import MAPPING, MEMORY, OFTEN, timeout_for
 from replicator.options import aws_options
+from replicator.target.contract import keeps_history
 
 SHORTEST, LEAST = 30, 256  # seconds of the timeout, and MB of memory
 LONGEST_BATCHING = 10  # seconds
@@ -42,7 +43,8 @@ def lambda_findings(config: Config, stream_arn: str | None) -> Iterator[Finding]
     )
     options = aws_options(config.source.model_copy(update={"endpoint_url": None}), stream_arn or "")
     hook_timeout = None if config.transform is None else config.hook_timeout
-    asked = Asked(name, stream_arn, options, config.target_name, hook_timeout)
+    history = any(map(keeps_history, config.target.tables.values()))
+    asked = Asked(name, stream_arn, options, config.target_name, hook_timeout, history)
     try:
         yield from of_function(functions, schedules, asked)
     finally:
@@ -55,6 +57,7 @@ class Asked:
     """The function's name, the table's stream if it is known, and the options of ``aws`` that select the account.
 
     ``target``: which one of the config's targets the function is for. ``hook_timeout``: of its hook, if it has one.
+    ``history``: of any table.
     """
 
     function: str
@@ -62,6 +65,12 @@ class Asked:
     options: str
     target: str | None = None
     hook_timeout: float | None = None
+    history: bool = False
+
+    @property
+    def timeout(self) -> int:
+        """Seconds, for the function."""
+        return timeout_for(self.hook_timeout, history=self.history)
 
     def command(self, verb: str, arguments: str, service: str = "lambda") -> str:
         return f"aws {service} {verb} {arguments}{self.options}"
@@ -146,13 +155,15 @@ def of_configuration(configuration: Configuration, asked: Asked) -> Iterator[Fin
         yield Finding("engine.function", "problem", text, f"set the variable to {asked.target}, as the template does")
     if configuration.timeout < SHORTEST:
         text = f"Timeout is {configuration.timeout} s, of which an invocation has three less to store a batch"
-        yield Finding("engine.function", "problem", text, update(f"--timeout {timeout_for(asked.hook_timeout)}"))
-    elif asked.hook_timeout is not None and asked.hook_timeout > longest_hook(configuration.timeout):
+        yield Finding("engine.function", "problem", text, update(f"--timeout {asked.timeout}"))
+    elif asked.hook_timeout is not None and asked.hook_timeout > longest_hook(
+        configuration.timeout, history=asked.history
+    ):
         text = (
             f"Timeout is {configuration.timeout} s, which is too short for hook_timeout ({asked.hook_timeout:g} s): an "
             "item whose hook never ends would not be parked, and keep all later changes of its shard from the copy"
         )
-        yield Finding("engine.function", "problem", text, update(f"--timeout {timeout_for(asked.hook_timeout)}"))
+        yield Finding("engine.function", "problem", text, update(f"--timeout {asked.timeout}"))
     if configuration.memory_size < LEAST:
         text = f"MemorySize is {configuration.memory_size} MB; batches of many or large items need more"
         yield Finding("engine.function", "note", text, update(f"--memory-size {MEMORY}"))

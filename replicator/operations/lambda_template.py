@@ -20,6 +20,7 @@ from replicator.engine.aws_lambda import TARGET
 from replicator.errors import ConfigError
 from replicator.operations import policy
 from replicator.operations.lambda_package import HANDLER, loaded, placeholders_of, runtime
+from replicator.target.contract import keeps_history
 
 STREAM_ARN = "^arn:aws[a-z-]*:dynamodb:[a-z0-9-]+:[0-9]{12}:table/.+/stream/.+$"
 TIMEOUT, MEMORY = 300, 512  # seconds, and MB
@@ -59,9 +60,9 @@ _VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
 Resource = dict[str, Any]
 
 
-def timeout_for(hook_timeout: float | None) -> int:
-    """Seconds for a function with such a hook; None: without one."""
-    return max(TIMEOUT, 0 if hook_timeout is None else math.ceil(shortest_timeout(hook_timeout)))
+def timeout_for(hook_timeout: float | None, *, history: bool = False) -> int:
+    """Seconds for a function with such a hook; None: without one. ``history``: of any table."""
+    return max(TIMEOUT, 0 if hook_timeout is None else math.ceil(shortest_timeout(hook_timeout, history=history)))
 
 
 def template(path: Path, architecture: str, *, keys_only: bool, target: str | None = None) -> str:
@@ -220,6 +221,7 @@ def _function(config: Config, names: Mapping[str, str], architecture: str) -> Re
     if config.target_name is not None:
         variables[TARGET] = config.target_name  # so that the package of another target is refused
     name = config.engine.function if isinstance(config.engine, Lambda) else None
+    history = any(map(keeps_history, config.target.tables.values()))
     return {
         "Type": "AWS::Lambda::Function",
         "Properties": {
@@ -227,7 +229,7 @@ def _function(config: Config, names: Mapping[str, str], architecture: str) -> Re
             "Handler": HANDLER,
             "Runtime": runtime(),
             "Architectures": [architecture],
-            "Timeout": timeout_for(None if config.transform is None else config.hook_timeout),
+            "Timeout": timeout_for(None if config.transform is None else config.hook_timeout, history=history),
             "MemorySize": MEMORY,
             "Role": {"Fn::GetAtt": ["Role", "Arn"]},
             "Code": {"S3Bucket": {"Ref": "CodeBucket"}, "S3Key": {"Ref": "CodeKey"}},

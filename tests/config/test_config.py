@@ -552,6 +552,14 @@ class TestEngine:
             config.load(write(f"{behind}transform: hooks.py:hook\n"), {})
         config.load(write(f"{behind}transform: hooks.py:hook\n".replace(limit, "445")), {})
 
+    def test_with_a_history_a_hook_has_less_of_an_invocations_time(self, write: Write) -> None:
+        kept = "shop\n  tables: {orders: {history: true}}\n".join(RIGHT.split("shop\n  table: orders\n"))
+        assert kept != RIGHT
+        behind = f"{kept}engine: {{type: lambda}}\ntransform: hooks.py:hook\nhook_timeout: "
+        with pytest.raises(ConfigError, match=r"hook_timeout: with engine.type lambda, at most 178: an invocation has"):
+            config.load(write(f"{behind}179\n"), {})
+        config.load(write(f"{behind}178\n"), {})
+
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 _SCALARS = st.one_of(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from replicator.config.engine import BESIDES, shortest_timeout
+from replicator.engine.context import RunContext
 from replicator.engine.function import IDLE
 from replicator.errors import TransientError
-from replicator.hooks.hook import Hook
-from replicator.hooks.time_limit import HookInterrupted
+from replicator.hooks.hook import Document, Hook
+from replicator.hooks.time_limit import HookInterrupted, HookTimeout
+from replicator.pipeline.pipeline import Pipeline
 from replicator.state import ShardState, decode
 from tests.engine.function_stack import Stack
 
@@ -149,3 +153,54 @@ def test_a_hook_that_is_interrupted_as_time_is_over_parks_nothing_and_what_was_s
     stack.deliver(stack.container())
     assert stack.stored == stack.wanted
     assert not [kind for kind, _ in stack.database.entries if kind == "parked"]
+
+
+class Hanging(Stack):
+    """A hook that hangs on every image once it ``hangs``. ``calls``: of it that hung, in the last batch."""
+
+    def __init__(self, *, own_ids: bool, history: bool) -> None:
+        self.hangs, self.calls, self._history = False, 0, history
+        function = self._documents if own_ids else self._document
+        super().__init__(shards=1, hook=Hook("hanging", function, "f", declared=own_ids))
+
+    def context(self) -> RunContext:
+        made = super().context()
+        (table,) = made.tables
+        return replace(made, tables=(replace(table, options={"history": {}} if self._history else {}),))
+
+    def _document(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        self.calls += self.hangs
+        if self.hangs:
+            raise HookTimeout(10.0)
+        return {"v": int(item["v"])}
+
+    def _documents(self, item: Mapping[str, Any]) -> list[Document]:
+        body = self._document(item)
+        return [Document(f"d{body['v']}", body)]
+
+
+@pytest.mark.parametrize("history", [False, True])
+@pytest.mark.parametrize("own_ids", [False, True])
+def test_a_hook_that_hangs_is_called_for_a_change_no_more_often_than_check_counts(
+    own_ids: bool, history: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the item is parked, with whatever its entries keep of it by then."""
+    stack, most = Hanging(own_ids=own_ids, history=history), 0
+    take = Pipeline.take
+
+    def counted(pipeline: Pipeline, *args: Any, **more: Any) -> Any:
+        nonlocal most
+        stack.calls = 0
+        batch = take(pipeline, *args, **more)
+        most = max(most, stack.calls)
+        return batch
+
+    monkeypatch.setattr(Pipeline, "take", counted)
+    stack.write("k1", 0)
+    stack.backfill()
+    for n in range(1, 30):
+        stack.hangs = n % 4 != 0
+        stack.delete("k1") if n % 7 == 0 else stack.write("k1", n)
+        stack.deliver(stack.container())
+    room = shortest_timeout(1.0, history=history) - BESIDES
+    assert (3 if history else 1) <= most <= room

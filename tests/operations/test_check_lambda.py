@@ -23,7 +23,15 @@ from click.testing import CliRunner
 from moto import mock_aws
 
 from replicator.aws import boto
-from replicator.aws.functions import GET_CONCURRENCY, GET_FUNCTION, LIST_MAPPINGS, Functions, Schedule, Schedules
+from replicator.aws.functions import (
+    GET_CONCURRENCY,
+    GET_FUNCTION,
+    LIST_MAPPINGS,
+    Configuration,
+    Functions,
+    Schedule,
+    Schedules,
+)
 from replicator.cli import main
 from replicator.config.engine import Lambda
 from replicator.config.settings import Config, Source
@@ -292,6 +300,16 @@ def test_a_timeout_in_which_a_hook_that_hangs_is_not_parked_is_a_problem(
         assert findings[0].text.startswith(said)
         assert option in findings[0].do
     assert list(of_configuration(configuration, ASKED)) == []
+
+
+@pytest.mark.parametrize(("limit", "option"), [(58.0, None), (59.0, "--timeout 305")])
+def test_with_a_history_a_hook_that_hangs_is_called_more_often_until_its_item_is_parked(
+    limit: float, option: str | None
+) -> None:
+    asked = replace(ASKED, hook_timeout=limit, history=True)
+    findings = list(of_configuration(Configuration(FUNCTION, handler=HANDLER, timeout=300, memory_size=512), asked))
+    assert [finding.verdict for finding in findings] == ([] if option is None else ["problem"])
+    assert all(option in finding.do for finding in findings if option is not None)
 
 
 @pytest.mark.parametrize(

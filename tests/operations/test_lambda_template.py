@@ -180,3 +180,11 @@ def test_a_table_whose_name_is_in_a_file_that_is_not_here_is_refused(config: Pat
     result = CliRunner().invoke(main, ["lambda", "template", str(config)])
     assert result.exit_code == 2
     assert "what the role may use (TABLE)" in result.stderr
+
+
+def test_the_timeout_has_room_for_a_hook_that_hangs_also_with_a_history(config: Path) -> None:
+    (config.parent / "hooks.py").write_text("def hook(item):\n    return item\n")
+    written = CONFIG + "transform: hooks.py:hook\nhook_timeout: 150\n"
+    for options, timeout in (("table: orders}\nengine", 310), ("tables: {orders: {history: true}}}\nengine", 760)):
+        config.write_text(written.replace("table: orders}\nengine", options))
+        assert template(config)[1]["Resources"]["Function"]["Properties"]["Timeout"] == timeout
