@@ -70,7 +70,9 @@ class Environment:
         calls = calls_of(client)
         measured = not isinstance(self.measurements, Unmeasured)
         calls = MeasuredCalls(calls, self.measurements) if measured else calls
-        return Scheduler(calls if self.pages is None else SharedCalls(calls, self.pages))
+        if self.pages is not None:
+            calls = SharedCalls(calls, self.pages, measurements=self.measurements)
+        return Scheduler(calls)
 
     def waiting(self, reason: str | None) -> None:
         """Report that the startup waits or (None) continues."""

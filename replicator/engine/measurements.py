@@ -16,6 +16,10 @@ Outcome = Literal["ok", "throttled", "rejected", "server_error", "no_response"]
 """What became of a request to AWS."""
 
 
+Reader = Literal["shared", "own"]
+"""What a page of a shard came from, where pipelines of a process share a reader: that one, or the pipeline's own."""
+
+
 class Measurements(Protocol):
     """Receives measurements on the run's thread, so every method must return within microseconds."""
 
@@ -43,6 +47,9 @@ class Measurements(Protocol):
     def responded(self, operation: str, outcome: Outcome) -> None:
         """A request of a shard reader, a scan or a listing ended."""
 
+    def paged(self, reader: Reader) -> None:
+        """A page of a shard was read, in a process whose pipelines share a reader."""
+
     def scanned(self, read_units: float) -> None:
         """A page of a scan consumed so much read capacity."""
 
@@ -65,6 +72,8 @@ class Unmeasured:
     def retried(self, cause: Cause) -> None: ...
 
     def responded(self, operation: str, outcome: Outcome) -> None: ...
+
+    def paged(self, reader: Reader) -> None: ...
 
     def scanned(self, read_units: float) -> None: ...
 

@@ -15,6 +15,7 @@ import orjson
 
 from replicator.aws.client import Call, Calls
 from replicator.aws.errors import AwsError
+from replicator.engine.measurements import Measurements, Unmeasured
 from replicator.errors import ReplicatorError
 from replicator.source.decoding import Records
 from replicator.source.shard_reader import OpenedIterator
@@ -54,6 +55,7 @@ class SharedCalls:
     pages: SharedPages
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
+    measurements: Measurements = field(default_factory=Unmeasured)
     _alone: dict[str, _Alone] = field(default_factory=dict)
     _pending: dict[object, _Pending] = field(default_factory=dict)
     _responses: deque[tuple[object, Any]] = field(default_factory=deque)
@@ -112,6 +114,7 @@ class SharedCalls:
         elif found is None:
             self._ask_later(name, call)
         else:
+            self.measurements.paged("shared")
             self._responses.append((name, found))
 
     def _read_alone(self, name: object, call: Call) -> None:
@@ -136,6 +139,7 @@ class SharedCalls:
             return
         records = _decoded(pending.call, response)
         if pending.fetch is None:
+            self.measurements.paged("own")
             self._responses.append((name, self._joined(pending, records)))
             return
         is_news = self.pages.answered(pending.iterator, pending.fetch, records, pending.requested)

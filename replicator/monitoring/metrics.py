@@ -80,6 +80,12 @@ class Metrics:
             [*names, "operation", "outcome"],
             registry=registry,
         )
+        self._pages = Counter(
+            "replicator_shard_pages",
+            "Pages of shards, by what read them: the reader that pipelines share, or the pipeline's own.",
+            [*names, "reader"],
+            registry=registry,
+        )
         self._read_units = Counter(
             "replicator_read_units", "Read capacity units that scans consumed.", names, registry=registry
         ).labels(pipeline)
@@ -97,6 +103,9 @@ class Metrics:
 
     def responded(self, operation: str, outcome: str) -> None:
         self._requests.labels(self._pipeline, operation, outcome).inc()
+
+    def paged(self, reader: str) -> None:
+        self._pages.labels(self._pipeline, reader).inc()
 
     def scanned(self, read_units: float) -> None:
         self._read_units.inc(read_units)

@@ -96,6 +96,9 @@ class Monitor:
     def responded(self, operation: str, outcome: str) -> None:
         self.metrics.responded(operation, outcome)
 
+    def paged(self, reader: str) -> None:
+        self.metrics.paged(reader)
+
     def scanned(self, read_units: float) -> None:
         self.metrics.scanned(read_units)
 

@@ -13,6 +13,7 @@ import pytest
 from replicator.aws.client import Call
 from replicator.aws.errors import AwsError
 from replicator.change import Page, Record
+from replicator.engine.measurements import Unmeasured
 from replicator.engine.shared_calls import SharedCalls
 from replicator.source.decoding import Records, RecordsDecoder
 from replicator.source.shard_reader import read
@@ -380,6 +381,37 @@ def test_who_needs_only_what_is_new_does_not_join_one_that_may_still_come_to_old
     assert pages.opened("stream", "shard", OLDEST) is not None
     empty(pages, pages.opened("stream", "shard", OLDEST), 1)
     assert pages.opened("stream", "shard", THEN) is not None
+
+
+class PagesMeasured(Unmeasured):
+    def __init__(self) -> None:
+        self.pages: Counter[str] = Counter()
+
+    def paged(self, reader: str) -> None:
+        self.pages[reader] += 1
+
+
+def test_a_pipeline_that_falls_behind_is_measured_as_reading_with_a_reader_of_its_own() -> None:
+    world = quiet(2)
+    measured = PagesMeasured()
+    ahead, behind = world.readers
+    behind.calls.measurements = measured
+    for n in range(20):
+        world.db.put(TABLE, {"id": f"k{n}"})
+        world.settle()
+    started = measured.pages["own"]
+    assert measured.pages["shared"] > started
+
+    world.pages._kept_bytes = 1
+    for n in range(20):
+        world.db.put(TABLE, {"id": f"later{n}"})
+        for _ in range(100):  # while the other one does nothing
+            world.now += 0.05
+            ahead.advance()
+            ahead.slow.reach()
+    world.settle()
+    assert measured.pages["own"] > started
+    assert measured.pages["shared"] > 0
 
 
 def test_other_calls_and_their_errors_pass_through() -> None:

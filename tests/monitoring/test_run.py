@@ -9,6 +9,9 @@ from pathlib import Path
 
 import orjson
 
+from replicator.monitoring.metrics import Metrics, Moment
+from replicator.pipeline.details import Details
+from replicator.pipeline.progress import Progress
 from replicator.testing.servers.programs import free_port
 from tests.cli.command_line import World
 from tests.monitoring.client import get, monitored
@@ -62,6 +65,15 @@ def test_a_live_run_answers_all_routes(world: World) -> None:
         assert samples['replicator_source_requests_total{operation="Scan",outcome="ok",pipeline="orders"}'] >= 4
         assert run.get("/healthz").json == {"ok": True, "reason": "progress is made"}
         assert re.fullmatch("live, lag .*", run.get("/readyz").json["reason"])
+
+
+def test_pages_of_shards_are_counted_by_their_reader() -> None:
+    counted = Metrics("orders", "postgres", lambda: Moment(Progress("live"), Details(), True, 0.0))
+    for reader in ("own", "shared", "shared"):
+        counted.paged(reader)
+    samples = metrics(counted.text().decode())
+    assert samples['replicator_shard_pages_total{pipeline="orders",reader="shared"}'] == 2
+    assert samples['replicator_shard_pages_total{pipeline="orders",reader="own"}'] == 1
 
 
 def test_every_metric_is_documented_and_no_other(world: World) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from replicator import log as logs
 from replicator.config.settings import Config
-from replicator.engine.measurements import Cause, Measurements, Outcome
+from replicator.engine.measurements import Cause, Measurements, Outcome, Reader
 from replicator.engine.startup import Allowed
 from replicator.errors import ReplicatorError
 from replicator.pipeline.details import Details
@@ -264,6 +264,9 @@ class Recorder:
     def responded(self, operation: str, outcome: Outcome) -> None:
         with self._lock:
             self._responded[operation, outcome] += 1
+
+    def paged(self, reader: Reader) -> None:
+        """Nothing: pipelines on Ray share no reader."""
 
     def scanned(self, read_units: float) -> None:
         with self._lock:
