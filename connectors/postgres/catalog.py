@@ -173,7 +173,7 @@ def taken(shape: TableSchema, table: Found, pipeline: str) -> Iterator[str]:
         yield (
             f"{shape.label} is written by the pipeline {table.pipeline}; two copies in one table would overwrite each "
             "other. If this config belongs to that pipeline, correct its pipeline: key; if not, name another table; or "
-            f"if that pipeline no longer exists: {hand_over}; then: replicator resync CONFIG"
+            f"if that pipeline no longer exists: {hand_over}; then: replicator resync CONFIG --now"
         )
 
 

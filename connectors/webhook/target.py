@@ -83,6 +83,7 @@ class Webhook:
 
     Options = WebhookOptions
     TableOptions = WebhookTable
+    incomparable = "what is at the receiver cannot be read: compare there, by version (docs/targets/webhook.md)"
 
     def __init__(
         self,

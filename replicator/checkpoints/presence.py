@@ -15,5 +15,6 @@ def check_known(pipeline: str, checkpoints: Checkpoints, stored: Claimed) -> Non
     existing = f"; existing pipelines: {', '.join(others)}" if others else ""
     raise ConfigError(
         f"pipeline: there is no pipeline {pipeline} in {place}{existing}. If the name is a typo, correct it in the "
-        "config; if the pipeline is new, start it with: replicator run CONFIG"
+        "config; if the pipeline is new, start it with: replicator run CONFIG. A first run that waits for a server has "
+        "stored nothing yet: its output says what it waits for"
     )

@@ -69,7 +69,7 @@ def cutover(
         verified_within=verified_within,
         tell=lambda text: note(f"waiting: {text}"),
     )
-    freeze, allow = answer.freeze
+    freeze, allow = answer.freeze or (None, None)
     if as_json:
         put(with_target({**answer.certificate, "freeze": freeze, "allow_again": allow}))
         ctx.exit(answer.code)
@@ -78,8 +78,9 @@ def cutover(
         say(f"  {reason.text}")
     for difference in answer.settings:
         say(f"note: {difference}")
-    say(f"to freeze the source's writers: {freeze}")
-    say(f"to allow them again: {allow}")
+    if freeze is not None:
+        say(f"to freeze the source's writers: {freeze}")
+        say(f"to allow them again: {allow}")
     certificate = answer.certificate
     through = certificate["read_through"]
     verified = certificate["verify"] and certificate["verify"]["ended"]

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 
 NO_LONGER = "no longer parked"
+_OTHER_HOOK = (
+    "the hook is not the one that the run uses: a run that is up keeps the earlier one, and the next run ends with "
+    "exit code 2 until you choose: replicator run CONFIG --accept-hook-change, or replicator resync CONFIG"
+)
 
 
 @click.group
@@ -70,13 +74,15 @@ def show(config: str, target: str | None, items: Sequence[str], every: bool, sho
 
     --show-values adds the images and the hook's exception messages, which may contain item data.
     """
+    from replicator.key import key_text
+
     with _opened(config, target) as (_, _, checkpoints):
         for item in _chosen(checkpoints, items, every=every):
             fields = _fields(item, show_values)
             if as_json:
                 put(fields)
             else:
-                fields["parked_at"] = _moment(item.entry.parked)
+                fields["parked_at"], fields["key"] = _moment(item.entry.parked), key_text(item.entry.key)
                 for name, value in fields.items():
                     if value:
                         say_lines(f"{name}: {escaped_paragraph(value, '    ')}")
@@ -129,6 +135,8 @@ def retry(
             refused += outcome in ("in doubt", "still parked")
             _tell(item.item, outcome, reason, as_json)
         refused += _tell_unread(chosen, as_json)
+        if (hook.fingerprint if hook is not None else "") != pipeline_of(checkpoints).hook:
+            say_aside(_OTHER_HOOK)
     ctx.exit(6 if refused else 0)
 
 

@@ -139,8 +139,9 @@ def verified(last: Verified) -> str:
     """What the last verification pass found. It proves nothing of what was written after its start."""
     what = "" if last.scope == FULL_SCOPE else f", of a sample of {last.scope}"
     left = f", {last.parked:,} parked, {last.unconfirmed:,} unconfirmed" if last.parked or last.unconfirmed else ""
+    repaired = f", {last.repaired:,} of them repaired" if last.repaired else ""
     until, ended = moment(last.started), moment(last.ended or last.updated)
-    return f"up to {until}: {last.known:,} differences{left}{what}; the pass ended {ended}"
+    return f"up to {until}: {last.known:,} differences{repaired}{left}{what}; the pass ended {ended}"
 
 
 def verifying(going: Verifying) -> str:
@@ -177,12 +178,12 @@ def scope(request: ResyncRequest) -> str:
     return " and ".join(f"{count:,} {name}" for count, name in counts if count)
 
 
-def overview(readings: Sequence[Reading]) -> Table:
-    """One line for each pipeline."""
+def overview(readings: Sequence[Reading], *, whole: bool = False) -> Table:
+    """One line for each pipeline. ``whole``: whatever its length, as there is no terminal to fit."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("pipeline", "phase", "lag", "left", "records", "parked", "gaps", ""):
         shortened = name in ("pipeline", "")  # where the terminal is narrow; the others are never cut off
-        table.add_column(name, no_wrap=not shortened, overflow="ellipsis", max_width=None if name else 60)
+        table.add_column(name, no_wrap=not shortened, overflow="ellipsis", max_width=None if name or whole else 60)
     for reading in readings:
         table.add_row(*_cells(reading))
     return table

@@ -14,6 +14,8 @@ from replicator.log import TARGET, with_target
 if TYPE_CHECKING:
     from replicator.operations.status import Reading
 
+_UNLIMITED = 10_000  # characters of a line, where no terminal cuts it off
+
 
 @click.command
 @configs_argument
@@ -94,7 +96,11 @@ def _print_each(readings: Sequence[Reading]) -> None:
 
     from replicator.cli.render import overview
 
-    Console().print(overview(readings))
+    console = Console()
+    if console.is_terminal:
+        console.print(overview(readings))
+    else:
+        Console(width=_UNLIMITED).print(overview(readings, whole=True))
 
 
 def _note_source(reading: Reading) -> None:

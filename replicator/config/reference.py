@@ -39,8 +39,8 @@ backfill:
 - `${VARIABLE}` inserts an environment variable, `${file:path}` the contents of a file. Each is substituted once; what
   it inserts is not searched for further placeholders.
 - Relative paths are relative to the config file.
-- Unknown keys are errors, and the message suggests the nearest known key. All errors are reported at once, each with
-  its line.
+- Unknown keys are errors, and the message suggests the nearest known key. All errors of the file are reported at once,
+  each with its line; those of what it names (a hook's file, the target) once the file is right.
 - `replicator schema` prints the JSON Schema of this file, for completion and validation in editors.
 - `replicator check` verifies that the config works, without changing anything.
 

@@ -23,7 +23,7 @@ from replicator.errors import ConfigError
 from replicator.options import Access, Options, is_table_name
 from replicator.source.export import Destination as Destined
 from replicator.target.contract import can_rebuild, keeps_history, without_rebuild
-from replicator.target.verification import CANNOT_COMPARE, can_compare
+from replicator.target.verification import can_compare, cannot_compare
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:(?P<region>[a-z0-9-]+):\d*:table/[A-Za-z0-9_.-]{3,255}")
@@ -485,7 +485,7 @@ def _config(
     if own_replaces and not can_rebuild(target.connector):
         more.append(Problem(("replaces",), without_rebuild(target.type, list(target.tables))))
     if sections.verify is not None and not can_compare(target.connector):
-        more.append(Problem(("verify",), f"{target.type} {CANNOT_COMPARE}"))
+        more.append(Problem(("verify",), cannot_compare(target.type, target.connector)))
     problems += map(one.consequence, more)
     return Config(
         pipeline=sections.pipeline,

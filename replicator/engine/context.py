@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from replicator.aws.client import Client
@@ -62,6 +62,7 @@ class Environment:
     measurements: Measurements = field(default_factory=Unmeasured)
     confirm: Callable[[], None] = lambda: None  # called when the pipeline is claimed, before anything is looked at
     pages: SharedPages | None = None  # of the streams that other pipelines of the process read too
+    earlier: Collection[str] = ()  # the runs of this process (``Owner.who``): a rebuild starts them again
 
     def scheduler(self, client: Client) -> Scheduler:
         """What makes the calls that read the source."""

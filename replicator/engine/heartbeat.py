@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from msgspec import structs
@@ -135,10 +135,14 @@ class ProgressReporter:
         return "live" if progress.lag_seconds is not None and progress.lag_seconds <= LIVE else "catching-up"
 
 
-def warn_if_replacing(claimed: Claimed, now: float) -> None:
-    """Log which run this one replaces, if that one may still be alive."""
+def warn_if_replacing(claimed: Claimed, now: float, earlier: Container[str] = ()) -> None:
+    """Log which run this one replaces, if that one may still be alive. ``earlier``: the runs of this process, which
+    it has ended itself.
+    """
     texts = [e.text for e in claimed.entries if e.kind == "pulse"]
     for last in (decode("pulse", "", text) for text in texts):
-        if isinstance(last, Heartbeat) and last.phase != "stopped" and 0 <= now - last.at <= HEARTBEAT_TIMEOUT:
+        if not isinstance(last, Heartbeat) or last.who in earlier:
+            continue
+        if last.phase != "stopped" and 0 <= now - last.at <= HEARTBEAT_TIMEOUT:
             heartbeat = f"{now - last.at:.0f} s ago"
             log.warning("replacing another run", extra={"replaced": last.who or "unknown", "last_heartbeat": heartbeat})

@@ -73,7 +73,7 @@ class Driver:
         )
         self._reporter = ProgressReporter(self.pipeline, environment.observe, self._now, monotonic, who=owner.who)
         self._reporter.beat = lambda: self._measurements.detailed(self._details)
-        warn_if_replacing(claimed, self._started)
+        warn_if_replacing(claimed, self._started, environment.earlier)
         target, tables, checkpoints = context.target, context.tables, context.checkpoints
         self._delivery = Delivery(
             target,

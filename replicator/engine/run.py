@@ -47,6 +47,7 @@ Follow = Callable[[RunContext, Owner, Environment, Until, Allowed, Beside], int]
 """An engine: claims the pipeline and replicates until it is time to end. Returns how many items are parked."""
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
+_RUNS: set[str] = set()  # of this process
 
 
 def run(
@@ -86,7 +87,10 @@ def run(
         measurements=measurements or Unmeasured(),
         confirm=confirm,
         pages=pages,
+        earlier=frozenset(_RUNS),
     )
+    owner = _owner()
+    _RUNS.add(owner.who)
     with ends(config) as (target, checkpoints), contextlib.suppress(Stopped):  # stopped during startup
         retrying = RetryPolicy(
             stop, environment.waiting, environment.now, environment.random, environment.measurements.retried
@@ -106,7 +110,7 @@ def run(
             )
         )
         tune_allocator()
-        parked = (follow or follow_here)(context, _owner(), environment, until, allowed, beside)
+        parked = (follow or follow_here)(context, owner, environment, until, allowed, beside)
     if until is not None and not stop.is_set():
         _check_parked(parked, until)
 

@@ -39,6 +39,7 @@ from replicator.source.decoding import RecordsDecoder
 from replicator.source.table import SourceTable, describe_table
 from replicator.state import FORMAT, FULL_SCOPE, Heartbeat, PipelineState, ShardState, Slot, Verified, decode
 from replicator.target.contract import ComparingSettings, marks_of
+from replicator.target.verification import Verifiable, cannot_compare
 
 READ_WITHIN = 15.0  # seconds in which a live run reads every shard: even without --wait, the command waits that long
 LISTED_WITHIN = 45.0  # seconds in which a live run lists the shards, and says so
@@ -57,12 +58,14 @@ class Criteria:
 
     ``quiet``: seconds without a record. ``verified_within``: seconds since a verify pass began, as that is when the
     copy was equal. ``ttl_deletes``: the config's, by which the pass must have compared; None: it is not looked at.
+    ``incomparable``: why the target's documents cannot be verified at all; empty if they can.
     """
 
     asked: float
     quiet: float = 30.0
     verified_within: float = 86_400.0
     ttl_deletes: str | None = None
+    incomparable: str = ""
 
     def __post_init__(self) -> None:
         if self.quiet <= 0 or self.verified_within <= 0:
@@ -224,6 +227,9 @@ def _not_live(at: Standing) -> Iterator[Reason]:
 
 
 def _unverified(at: Standing, criteria: Criteria) -> Iterator[Reason]:
+    if criteria.incomparable:
+        yield Reason(7, f"{criteria.incomparable}. The copy cannot be verified, so the answer is never yes")
+        return
     text = "the copy was not verified" if at.verification is None else _unproven(at, at.verification, criteria)
     if text:
         yield Reason(7, f"{text}; run: replicator verify CONFIG")
@@ -293,13 +299,14 @@ def moment(at: float) -> str:
 class Answer:
     """``reasons``: empty for yes. ``settings``: table settings that differ from the source's.
 
-    ``freeze``: commands for the user to run: stop all writers of the source, and allow them again.
+    ``freeze``: commands for the user to run: stop all writers of the source, and allow them again; None if no freeze
+    can lead to a yes.
     """
 
     reasons: Sequence[Reason]
     certificate: Mapping[str, Any]
     settings: Sequence[str]
-    freeze: tuple[str, str]
+    freeze: tuple[str, str] | None
 
     @property
     def code(self) -> int:
@@ -330,11 +337,12 @@ def cutover(
     with ends(config) as (target, checkpoints):
         check_known(config.pipeline, checkpoints, checkpoints.read())
         tables = checked_tables(config, hook, client, table, target, checkpoints)
+        incomparable = "" if isinstance(target, Verifiable) else cannot_compare(config.target.type, target)
         while True:
             claimed = checkpoints.read()
             check_known(config.pipeline, checkpoints, claimed)
             at = standing(claimed, now())
-            criteria = criteria or Criteria(asked(at), quiet, verified_within, config.ttl_deletes)
+            criteria = criteria or Criteria(asked(at), quiet, verified_within, config.ttl_deletes, incomparable)
             found = reasons(at, criteria)
             overdue = at.at - criteria.asked > (LISTED_WITHIN if _only_unlisted(found) else READ_WITHIN)
             if not _waits(found, wait=wait, overdue=overdue):
@@ -346,7 +354,8 @@ def cutover(
             pause(INTERVAL)
         found = [_named(reason, at, client, table) for reason in found]
         settings = target.differing_settings(tables) if isinstance(target, ComparingSettings) else ()
-        freeze = freezing(table, aws_options(config.source, table.arn), loops=marks_of(target) is not None)
+        loops = marks_of(target) is not None
+        freeze = None if incomparable else freezing(table, aws_options(config.source, table.arn), loops=loops)
     return Answer(found, certificate(config, table, at, criteria, found, settings), settings, freeze)
 
 

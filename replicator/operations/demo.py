@@ -73,9 +73,11 @@ class Demo:
             self._copy(path, dynamodb, table)
             count = differences(table.items(), stored(postgres.url()))
             self._step(f"verified {len(table.items()):,} items against the rows in Postgres: {count} differences")
-            _explain_access(path, dynamodb, postgres, keep)
             if keep:
+                _explain_access(path, dynamodb, postgres)
                 _wait_for_signal()
+            else:
+                say("\nTo explore both sides, keep the servers running: replicator demo --keep")
         return count
 
     def _step(self, text: str) -> None:
@@ -209,10 +211,10 @@ def _await(holds: Any, path: Path, running: subprocess.Popen[bytes]) -> None:
         time.sleep(0.2)
 
 
-def _explain_access(path: Path, dynamodb: MiniStack, postgres: PostgresServer, keep: bool) -> None:
+def _explain_access(path: Path, dynamodb: MiniStack, postgres: PostgresServer) -> None:
     credentials = " ".join(f"{name}={value}" for name, value in dynamodb.environ.items())
     say("")
-    say("To explore both sides" + (":" if keep else " (servers stop now; keep them with replicator demo --keep):"))
+    say("To explore both sides:")
     # Without the password: other users can see the arguments of a process.
     address = f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres"
     say(f"  PGPASSWORD={postgres.password} psql {address} -c 'TABLE {TABLE} LIMIT 3'")

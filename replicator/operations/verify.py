@@ -55,7 +55,7 @@ from replicator.state import (
     decode,
 )
 from replicator.target.contract import Table, Target, marks_of
-from replicator.target.verification import CANNOT_COMPARE, CursorExpired, Verifiable, Walked
+from replicator.target.verification import CursorExpired, Verifiable, Walked, cannot_compare
 from replicator.verification.differences import Finding, Positions, has_scanned, positions
 from replicator.verification.examiner import Examiner, Floor, Image
 from replicator.verification.verifier import Result, Verifier
@@ -233,7 +233,7 @@ def opened(config: Config, hook: Hook | None) -> Iterator[Ends]:
 
 def comparing(config: Config, target: Target) -> Verifiable:
     if not isinstance(target, Verifiable):
-        raise ConfigError(f"target.type: {config.target.type} {CANNOT_COMPARE}")
+        raise ConfigError(f"target.type: {cannot_compare(config.target.type, target)}")
     return target
 
 
@@ -498,6 +498,7 @@ class Pass:
             for piece in self._pieces(table, None, within):
                 if piece.ids:
                     self._take(partial(self._verifier.walked, name, piece.ids, f"table:{name}"))
+                    self.tally.documents += len(piece.ids)
         self.tally.items = 1
 
     # Candidates

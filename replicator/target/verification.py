@@ -35,9 +35,14 @@ class Comparison(msgspec.Struct, frozen=True, gc=False):
     refused: str = ""
 
 
-CANNOT_COMPARE = (
-    "cannot compare documents; its connector would have to implement replicator.target.verification.Verifiable"
-)
+def cannot_compare(type: str, connector: object) -> str:
+    """Why the documents of a target cannot be verified. ``connector``: it, or its class, whose attribute
+    ``incomparable`` says what to do instead.
+    """
+    instead = getattr(connector, "incomparable", "")
+    return f"{type} cannot compare documents; " + (
+        instead or "its connector would have to implement replicator.target.verification.Verifiable"
+    )
 
 
 @dataclass(frozen=True, slots=True)

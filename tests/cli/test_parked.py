@@ -86,14 +86,16 @@ def test_values_are_shown_only_on_request(parked: World) -> None:
     (item,) = parked.lines("parked", "show", parked.config, '[ "bad" ]', "--show-values")
     assert '"note":{"S":"private"}' in item["new"].replace(" ", "")
     assert "KeyError" in item["traceback"]
-    assert "private" in parked.call("parked", "show", parked.config, "--all", "--show-values", "--human")[1]
+    text = parked.call("parked", "show", parked.config, "--all", "--show-values", "--human")[1]
+    assert "private" in text
+    assert '\nkey: ["bad"]\n' in text, "as the other commands take it"
 
 
 def test_retry_with_the_same_hook_changes_nothing_and_is_exit_code_6(parked: World) -> None:
     before = counts(parked)
-    code, out, _ = parked.call("parked", "retry", parked.config, "--all", "--human")
+    code, out, err = parked.call("parked", "retry", parked.config, "--all", "--human")
 
-    assert code == 6
+    assert (code, "the hook is not the one" in err) == (6, False)
     assert out.count("still parked: hook hook raised KeyError") == 2
     assert counts(parked) == before
     assert len(parked.lines("parked", "list", parked.config)) == 2
@@ -102,9 +104,10 @@ def test_retry_with_the_same_hook_changes_nothing_and_is_exit_code_6(parked: Wor
 def test_retry_with_a_fixed_hook_stores_what_was_parked(parked: World) -> None:
     before = counts(parked)
     parked.hook(FIXED)
-    code, out, _ = parked.call("parked", "retry", parked.config, '["bad"]', "--human")
+    code, out, err = parked.call("parked", "retry", parked.config, '["bad"]', "--human")
 
     assert (code, out) == (0, '["bad"]  stored\n')
+    assert "the next run ends with exit code 2 until you choose: replicator run CONFIG --accept-hook-change" in err
     assert parked.rows("SELECT document->>'note' FROM orders WHERE id = 'bad'") == [("private",)]
     assert [f["item"] for f in parked.lines("parked", "list", parked.config)] == ['["worse"]']
     after = counts(parked)

@@ -304,6 +304,7 @@ def test_a_rollback_and_a_cancel_right_after_it_leave_the_run_with_the_old_copy(
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, out + err
+    assert "replacing another run" not in out, "it is the same process that starts again"
 
 
 def test_the_hook_of_a_canceled_copy_never_writes_to_the_one_that_is_left(orders: World) -> None:

@@ -75,6 +75,8 @@ def test_for_people_each_is_a_line_with_the_reason(world: World, monkeypatch: py
     down = copy(
         world, "down", (world.postgres.url, "postgresql://me@127.0.0.1:1/none"), ("pipeline: orders", "pipeline: far")
     )
+    alone = world.call("status", world.config, "--human")[1]
+    assert "3 differences, 1 of them repaired; the pass ended" in re.sub(r"\s+", " ", alone)
     code, out, _ = world.call("status", world.config, down, "--human")
     heading, first, second = out.splitlines()
 
@@ -84,6 +86,15 @@ def test_for_people_each_is_a_line_with_the_reason(world: World, monkeypatch: py
     assert first.rstrip().endswith("  2 differences: replicator verify")
     assert second.startswith("far       unknown")
     assert "Postgres at 127.0.0.1:1/none cannot be reached" in second
+
+
+def test_without_a_terminal_no_reason_is_cut_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    unknown = copy(world, "unknown", ("pipeline: orders", "pipeline: never-ran"))
+    out = world.call("status", claimed(world.config), unknown, "--human")[1]
+    assert (
+        "if the pipeline is new, start it with: replicator run CONFIG. A first run that waits for a server has" in out
+    )
 
 
 def test_no_exit_code_still_reports_what_could_not_be_read(world: World) -> None:

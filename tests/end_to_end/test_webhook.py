@@ -160,6 +160,18 @@ def test_what_needs_a_target_that_can_be_read_is_refused_by_name(notifying: Worl
         assert (code, text in err) == (2, True), err
 
 
+def test_a_cutover_names_no_command_that_cannot_lead_to_a_yes(notifying: World) -> None:
+    notifying.catch_up()
+    code, out, err = notifying.call("cutover", notifying.config, "--wait", "--human")
+    assert (code, err) == (7, "")
+    assert "webhook cannot compare documents; what is at the receiver cannot be read: compare there, by version" in out
+    assert "so the answer is never yes" in out
+    assert "replicator verify" not in out
+    assert "freeze" not in out
+    (answer,) = notifying.lines("cutover", notifying.config)
+    assert (answer["verdict"], answer["freeze"], answer["allow_again"]) == ("no", None, None)
+
+
 def test_nothing_secret_of_an_address_is_shown(world: World, scripted: Scripted) -> None:
     world = into(world, f"{scripted.url}?token=TOKEN", "whsec_" + "c2VjcmV0" * 4, "headers: {Authorization: hunter2}")
     commands = (["check"], ["run", "--until", "caught-up"], ["status"])

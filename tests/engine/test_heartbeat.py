@@ -7,11 +7,11 @@ import pytest
 from replicator.batch import Outcome
 from replicator.change import Listing, Page, Shard
 from replicator.checkpoints.contract import Claimed
-from replicator.engine.heartbeat import ProgressReporter, Rate
+from replicator.engine.heartbeat import ProgressReporter, Rate, warn_if_replacing
 from replicator.hooks.hook import DocumentMapping
 from replicator.pipeline import stages
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import Heartbeat, PipelineState, decode
+from replicator.state import Entry, Heartbeat, PipelineState, decode, encode
 from replicator.version import FIRST_EPOCH
 
 NOW = 1_700_000_000.0
@@ -80,3 +80,11 @@ def test_a_heartbeat_says_of_how_many_shards_the_last_listing_lacked_the_parent(
         assert beat.orphans == reporter.current().orphans == orphans
         pipeline.stored(batch, Outcome(), NOW)
         reporter = ProgressReporter(pipeline, lambda progress: None, lambda: NOW, lambda: 0.0)
+
+
+def test_a_run_that_this_process_ended_itself_is_no_other_run(caplog: pytest.LogCaptureFixture) -> None:
+    claimed = Claimed(1, [Entry("pulse", "", 1, encode(Heartbeat(5.0, "live", who="process 1 on here")))])
+    warn_if_replacing(claimed, 6.0, ["process 1 on here"])
+    assert caplog.messages == []
+    warn_if_replacing(claimed, 6.0, ["process 2 on here"])
+    assert caplog.messages == ["replacing another run"]

@@ -255,6 +255,12 @@ def test_after_the_runs_clock_was_set_back_it_must_read_beyond_what_it_had_read_
     assert said({"a": replace(before, through=NOW + 11)}, beat, criteria=Criteria(asked(at))) == []
 
 
+def test_a_target_that_cannot_be_verified_is_told_so_at_once_and_not_to_verify() -> None:
+    criteria = replace(CRITERIA, incomparable="webhook cannot compare documents; compare there")
+    wanted = "webhook cannot compare documents; compare there. The copy cannot be verified, so the answer is never yes"
+    assert said(verified=None, criteria=criteria) == [(7, wanted)]
+
+
 def test_only_what_may_pass_is_waited_for() -> None:
     def found(**more: Any) -> Any:
         entries = [entry("pipeline", "", STATE), entry("shard", "a", more.get("shard", SHARD))]

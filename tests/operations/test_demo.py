@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 import tempfile
 from decimal import Decimal
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,21 @@ def test_the_demo_ends_with_no_differences_and_leaves_nothing_behind() -> None:
     assert "] 3,000 items loaded" in out
     assert re.search(r"\] [\d,]+ puts, updates and deletes written so far, [\d,]+ of them during the backfill", out)
     assert re.search(r"\] verified [\d,]+ items against the rows in Postgres: 0 differences", out)
-    assert "psql postgresql://" in out
+    assert out.endswith("To explore both sides, keep the servers running: replicator demo --keep\n")
+    assert "psql" not in out, "the server is stopped by now"
+    assert leftovers() <= before
+
+
+def test_the_demo_keeps_its_servers_until_it_is_interrupted_and_says_how_to_look_at_them() -> None:
+    before = leftovers()
+    with Shell().start("demo", "--items", "100", "--keep") as process:
+        assert process.stdout is not None
+        lines = list(takewhile(lambda line: not line.startswith("Press Ctrl-C"), process.stdout))
+        assert leftovers() > before
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "psql postgresql://" in "".join(lines)
     assert leftovers() <= before
 
 

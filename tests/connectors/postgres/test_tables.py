@@ -150,7 +150,9 @@ def test_a_table_of_another_pipeline_is_refused_and_can_be_handed_over(one_postg
     for use in (other.epoch, lambda tables: other.open(tables, FIRST_EPOCH + 1)):
         with pytest.raises(ConfigError, match="is written by the pipeline contract"):
             use([table])
-    run(one_postgres, problem.partition("no longer exists: ")[2].partition("; then")[0])
+    command, then, resync = problem.partition("no longer exists: ")[2].partition("; then: ")
+    assert (then, resync) == ("; then: ", "replicator resync CONFIG --now"), "it has no checkpoints for a request"
+    run(one_postgres, command)
     assert (list(other.check([table])), other.epoch([table])) == ([], FIRST_EPOCH)
     assert target(one_postgres).check([table]) != []
 
