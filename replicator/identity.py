@@ -90,7 +90,9 @@ def other_tables(was: Mapping[str, Identity], now: Mapping[str, Identity]) -> tu
         return None
     moved = [name for name in was if name not in now or not _same_place(was[name], now[name])]
     new = [name for name in now if name not in was or not _same_place(was[name], now[name])]
-    before, after = (was, moved or list(was)), (now, new or list(now))
+    if not moved or not new:  # tables were only added, or only removed
+        moved, new = list(was), list(now)
+    before, after = (was, moved), (now, new)
     names = _places(*before), _places(*after)
     return names if names[0] != names[1] else (_exactly(*before), _exactly(*after))
 

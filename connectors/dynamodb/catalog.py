@@ -88,6 +88,15 @@ def identity(table: dict[str, Any]) -> str:
     return str(table.get("TableId") or float(table["CreationDateTime"]))
 
 
+def chooses_ids(layout: Layout) -> str:
+    """Why ``loops`` cannot be, whether there is a table or not."""
+    return (
+        f"the hook chooses document ids (@documents), so the target's table {layout.name} has another key than the "
+        "source, and no opposite pipeline can copy it back; remove loops from the config, or use a hook that "
+        "returns one document per item"
+    )
+
+
 def gone(name: str) -> str:
     """That a run cannot go on without the table."""
     return f"the target's table {name} no longer exists; it did when the run started"
@@ -114,13 +123,6 @@ def mismatches(layout: Layout, table: Described, source: SourceTable | None) -> 
             f"the target's table {layout.name} and the source are replicas of one global table, which DynamoDB keeps "
             "in sync already; name another table"
         )
-    if layout.mark is not None and layout.own_ids:
-        yield (
-            f"the hook chooses document ids (@documents), so the target's table {layout.name} has another key than the "
-            "source, and no opposite pipeline can copy it back; remove loops from the config, or use a hook that "
-            "returns one document per item"
-        )
-        return
     if table.keys != layout.keys:
         yield (
             f"the target's table {layout.name} has the key {_keys(table.keys)}, but the documents' key is "

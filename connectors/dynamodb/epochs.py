@@ -70,6 +70,11 @@ class Epochs:
         """The note for a table; None without one, or if it is about an earlier table of the same name."""
         return _note(ask(self.client, "GetItem", self._request_of(table), self.name), table.identity)
 
+    def may_be_of(self, table: Described, pipeline: str) -> bool:
+        """Whether no note says that another pipeline wrote to this table, or to an earlier one of the same name."""
+        item = ask(self.client, "GetItem", self._request_of(table), self.name).get("Item")
+        return item is None or item["pipeline"]["S"] == pipeline
+
     def beside(self, source: SourceTable) -> Note | None:
         """The note for a pipeline's source, in the source's account; None also if there is no table of notes.
 

@@ -20,7 +20,7 @@ from replicator.identity import Change, Identity
 from replicator.options import aws_options, table_name
 from replicator.source.table import SourceTable
 from replicator.target.notes import superseding
-from replicator.version import epoch_of
+from replicator.version import FIRST_EPOCH, epoch_of
 
 _SAMPLED = 50  # items
 _ELSEWHERE = (
@@ -202,6 +202,9 @@ class Tables:
         return replace(planned, ttl=None) if self.keep_expired else planned
 
     def _problems(self, layout: Layout, table: Described | None, epoch: int) -> Iterator[str]:
+        if layout.mark is not None and layout.own_ids:
+            yield catalog.chooses_ids(layout)
+            return
         if table is None:
             if not self._options.create:
                 commands = "\n".join(self._plan(layout).commands(aws_options(self._options)))
@@ -215,7 +218,7 @@ class Tables:
         yield from wrong or [
             *self._others(layout.name, note),
             *self._ended(layout.name, note),
-            *self._contents(layout, note, epoch),
+            *self._contents(layout, table, note, epoch),
             *self._expiry(layout, note),
         ]
 
@@ -326,7 +329,7 @@ class Tables:
             f"Enabled=true,AttributeName={wanted}"
         )
 
-    def _contents(self, layout: Layout, note: Note | None, epoch: int) -> Iterator[str]:
+    def _contents(self, layout: Layout, table: Described, note: Note | None, epoch: int) -> Iterator[str]:
         """Why items that are already in the table prevent a run."""
         starts_epoch = note is None or note.epoch < epoch
         if not starts_epoch:
@@ -335,16 +338,24 @@ class Tables:
             if note.attributes not in (None, layout.guards) and not self._is_empty(layout.name):
                 yield _guarded_otherwise(layout, note.attributes or ())
             return
-        if self._options.adopt or not self._sample(layout):
+        if self._options.adopt or not (epochs := self._sample(layout)):
             return
         if layout.pristine:
             yield _not_empty(layout.name)
-        else:
+        elif min(epochs) < FIRST_EPOCH or not self._may_be_own(table):
             yield (
                 f"the target's table {layout.name} already has items, and no record that this pipeline wrote them. "
                 "Name an empty table, or take this one over (adopt: true): the source's items replace those with the "
                 "same key, all others stay"
             )
+
+    def _may_be_own(self, table: Described) -> bool:
+        """Whether a table of items with versions is taken for this pipeline's: restored, or its note was lost.
+
+        If it is not, a start finds in its items the epoch of a pipeline that it has no checkpoints of: a gap.
+        """
+        epochs = self._account.epochs
+        return epochs.described() is None or epochs.may_be_of(table, self._pipeline)
 
     def refused_changes(self, wanted: Mapping[str, Layout], changes: Sequence[Change]) -> list[str]:
         """Why the items of tables that are not empty cannot be brought to a changed definition, a sentence each."""

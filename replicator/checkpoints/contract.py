@@ -121,3 +121,11 @@ class AccessChecking(Protocol):
 
     def warnings(self) -> Sequence[str]:
         """Problems that do not prevent a run, one sentence each."""
+
+
+@runtime_checkable
+class Noting(Protocol):
+    """A store with limits that its place has, and others of its kind have not. Only ``check`` asks for them."""
+
+    def notes(self) -> Sequence[str]:
+        """What users should know about an existing place, one sentence each."""

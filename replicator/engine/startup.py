@@ -204,8 +204,8 @@ def check_identity(found: StartupState) -> None:
     if (others := other_tables(found.definition.tables, found.identities)) is not None:
         raise ConfigError(
             f"target: this pipeline writes to {others[0]}, but the config names {others[1]}. Nothing was changed. "
-            "Restore the target in the config, or use a separate pipeline for the other table. To write to the other "
-            f"table from now on and leave the first one as it is: {ACCEPT_IDENTITY}"
+            "Restore the target in the config, or use a separate pipeline for the other table. To write to what the "
+            f"config names from now on, and leave any other table as it is: {ACCEPT_IDENTITY}"
             + (f". {_BESIDE}" if found.aliased else "")
         )
 

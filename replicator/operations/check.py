@@ -11,7 +11,7 @@ import msgspec
 from replicator.aws import boto
 from replicator.aws.client import Client, completed
 from replicator.aws.errors import AwsError, decoded, failure
-from replicator.checkpoints.contract import AccessChecking, Checkpoints, Listed, Migrating, Store
+from replicator.checkpoints.contract import AccessChecking, Checkpoints, Listed, Migrating, Noting, Store
 from replicator.config.engine import Lambda, Ray
 from replicator.config.targets import is_of_a_target
 from replicator.duration import duration
@@ -485,4 +485,6 @@ def _store(checkpoints: Store, *, create: bool) -> Iterator[Finding]:
     if isinstance(checkpoints, AccessChecking):
         yield from (problem("checkpoints", w, "note") for w in checkpoints.warnings())
     if not problems:
+        if isinstance(checkpoints, Noting):
+            yield from (problem("checkpoints", note, "note") for note in checkpoints.notes())
         yield Finding("checkpoints", "ok", f"stored in {checkpoints.place}")

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError
+from replicator.checkpoints.contract import Noting
 from replicator.checkpoints.dynamodb import snapshot
 from replicator.checkpoints.dynamodb import store as store_module
 from replicator.checkpoints.dynamodb.store import DynamodbCheckpoints, DynamodbOptions
@@ -552,6 +553,19 @@ def test_check_says_how_to_create_the_table_and_create_creates_it() -> None:
     one.create()
     assert (one.check(), one.plan()) == ([], [])
     assert db.items("checkpoints") == []
+
+
+def test_check_says_that_a_global_table_does_not_carry_a_pipeline_to_another_region() -> None:
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    one = store(db)
+    assert isinstance(one, Noting)
+    assert one.notes() == []
+    one.create()
+    assert one.notes() == []
+    db._catalog.tables["checkpoints"].definition["Replicas"] = [{"RegionName": "eu-west-1"}]
+    (warning,) = one.notes()
+    assert warning.startswith("checkpoints.table: checkpoints is a global table, with replicas in eu-west-1.")
+    assert one.check() == []
 
 
 def test_a_table_with_other_keys_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -195,6 +197,23 @@ def test_another_table_of_the_target_is_refused_with_both_named() -> None:
     elsewhere = {"copy": Identity('"archive"."copy"', "18", "db")}
     with pytest.raises(ConfigError, match=r'config names "archive"\."copy"'):
         mode(identities=elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (["a", "b", "c"], "writes to public.a, public.b, but the config names public.a, public.b, public.c"),
+        (["a"], "writes to public.a, public.b, but the config names public.a"),
+        (["a", "c"], "writes to public.b, but the config names public.c"),
+    ],
+)
+def test_of_added_and_removed_tables_of_the_target_all_are_named(now: list[str], said: str) -> None:
+    def named(names: Sequence[str]) -> dict[str, Identity]:
+        return {name: Identity(f"public.{name}") for name in names}
+
+    with pytest.raises(ConfigError, match=rf"{re.escape(said)}\. Nothing was changed") as refused:
+        mode(definition=replace(DEFINITION, tables=named("ab")), identities=named(now))
+    assert "To write to what the config names from now on, and leave any other table as it is" in str(refused.value)
 
 
 def test_a_table_that_was_renamed_with_the_config_is_the_same_one() -> None:

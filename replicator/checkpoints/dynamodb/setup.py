@@ -80,6 +80,21 @@ def plan(client: Client, options: DynamodbOptions) -> list[str]:
     return [f"{command(options)}\n# permissions a run needs: {actions} on {resource(options)}"]
 
 
+def notes(client: Client, options: DynamodbOptions) -> list[str]:
+    """What an existing table does not give, a sentence each."""
+    table = CheckpointTable(client, options.table, resource(options), "")
+    described = _described(table, options.table) or {}
+    regions = ", ".join(str(replica["RegionName"]) for replica in described.get("Replicas", ()))
+    if not regions:
+        return []
+    return [
+        f"checkpoints.table: {options.table} is a global table, with replicas in {regions}. Conditions and "
+        "transactions hold in one region only, and replication is item by item: run this pipeline against one region's "
+        "table, ever. A run that is started with another replica may find a save in parts, and does not replace the "
+        "run in this region. To start again elsewhere: replicator resync CONFIG --now"
+    ]
+
+
 def command(options: DynamodbOptions) -> str:
     """The AWS CLI command that creates the table."""
     return (

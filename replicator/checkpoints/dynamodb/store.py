@@ -70,6 +70,9 @@ class DynamodbCheckpoints:
     def plan(self) -> Sequence[str]:
         return setup.plan(self._connected(), self._options)
 
+    def notes(self) -> Sequence[str]:
+        return setup.notes(self._connected(), self._options)
+
     def create(self) -> None:
         setup.create(self._connected(), self._options)
 

@@ -16,7 +16,7 @@ import pytest
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import served
 from tests.cli.command_line import Shell
-from tests.connectors.dynamodb.dynamodb_kit import EPOCHS
+from tests.connectors.dynamodb.dynamodb_kit import DELETED, EPOCHS
 
 HOOK = """
 from replicator import Document, documents
@@ -56,6 +56,10 @@ class Copy:
     def items(self, name: str) -> list[Any]:
         """All of a small table, as DynamoDB writes them."""
         return list(self.ask("Scan", TableName=name)["Items"])
+
+    def live(self, name: str) -> list[Any]:
+        """The items that are not marked as deleted."""
+        return [item for item in self.items(name) if DELETED not in item]
 
     def make_anew(self, name: str) -> None:
         was = self.ask("DescribeTable", TableName=name)["Table"]
@@ -103,9 +107,48 @@ def test_of_several_tables_the_recreated_one_is_named(copy: Copy, how: str) -> N
     assert code == 3, output
     assert "table/second is not the table that the last run wrote to" in output
     assert "table/first" not in output
-    if how != "restored":  # its items are taken for somebody else's until adopt says otherwise
-        assert copy.run("resync")[0] == 0
-        assert copy.counts() == [ITEMS, ITEMS]
+    if how == "restored":
+        copy.ask("PutItem", TableName="second", Item={**items[0], "_id": {"S": "of before"}})
+    assert copy.run("resync")[0] == 0
+    assert [len(copy.live(name)) for name in ("first", "second")] == [ITEMS, ITEMS]
+
+
+@pytest.mark.parametrize("lost", ["an item of the epochs table", "the epochs table"])
+def test_a_pipeline_whose_notes_are_lost_goes_on(copy: Copy, lost: str) -> None:
+    if lost == "the epochs table":
+        copy.ask("DeleteTable", TableName=EPOCHS)
+    else:
+        copy.ask("DeleteItem", TableName=EPOCHS, Key={"table": {"S": "first"}})
+    copy.source.put("orders", {"id": "late", "n": 1})
+    code, output = copy.run()
+    assert code == 0, output
+    assert copy.counts() == [ITEMS + 1, ITEMS + 1]
+    assert {item["table"]["S"] for item in copy.items(EPOCHS)} == {"first", "second"}
+
+
+def test_a_table_without_a_note_is_not_taken_over_by_another_pipeline(copy: Copy) -> None:
+    """Its items have versions: of which pipeline, only its note and the checkpoints could tell."""
+    copy.ask("DeleteTable", TableName=EPOCHS)
+    copy.config.write_text(copy.config.read_text().replace('"pipeline": "orders"', '"pipeline": "other"'))
+    code, output = copy.run()
+    assert code == 3, output
+    assert "of a pipeline whose checkpoints are lost or stored elsewhere" in output
+    assert copy.counts() == [ITEMS, ITEMS]
+
+
+def test_a_restored_table_of_another_pipeline_is_refused(copy: Copy) -> None:
+    items = copy.items("second")
+    copy.make_anew("second")
+    for item in items:
+        copy.ask("PutItem", TableName="second", Item=item)
+    config = json.loads(copy.config.read_text())
+    config |= {"pipeline": "other", "target": config["target"] | {"tables": {"second": {}}}}
+    copy.config.write_text(json.dumps(config))
+    assert copy.run()[0] == 3
+    code, output = copy.run("resync")
+    assert code == 2, output
+    assert "already has items, and no record that this pipeline wrote them" in output
+    assert copy.items("second") == items
 
 
 def test_a_table_that_was_emptied_by_hand_is_a_gap(copy: Copy) -> None:

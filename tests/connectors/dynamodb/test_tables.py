@@ -337,6 +337,20 @@ class TestComparing:
             with pytest.raises(ConfigError, match="could remove an item that was renewed in the target"):
                 target.open([COPY], FIRST_EPOCH)
 
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_a_hook_that_chooses_ids_is_refused_with_loops_also_before_there_is_a_table(
+        self, db: DynamoDB, endpoint: str, make: Make, exists: bool
+    ) -> None:
+        table, target = Table("copy", OWN_IDS), make(endpoint, loops=True)
+        target.mirror(source(db), db)
+        if exists:
+            make(endpoint).open([table], FIRST_EPOCH)
+        (problem,) = target.check([table])
+        assert "no opposite pipeline can copy it back; remove loops from the config" in problem
+        with pytest.raises(ConfigError, match="the hook chooses document ids"):
+            target.open([table], FIRST_EPOCH)
+        assert ("copy" in ask(db, "ListTables")["TableNames"]) == exists
+
     def test_a_name_that_no_table_can_have_is_refused(self, endpoint: str, make: Make) -> None:
         (problem,) = make(endpoint).check([Table("t0", PAIR)])
         assert problem == "target.table: 't0' must be a DynamoDB table name (3 to 255 letters, digits, _ . -)"
