@@ -23,6 +23,7 @@ from replicator.version import epoch_of
 REQUEST = "request"
 OF_COMMANDS = (PARKED, DROPPED, REQUEST)  # the kinds of entries that commands change during a run
 OF_OTHERS = (*OF_COMMANDS, "item")  # also those that other workers change
+OF_SWEEPS = ("spared",)  # those that an invocation of AWS Lambda may remove beside a run that makes a backfill
 CONFIRMED = 5.0  # seconds for which a run trusts its last ownership check
 
 
@@ -328,7 +329,8 @@ def _went_back(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
     """Whether an entry that only runs change is older than what this run saved."""
     entry = stored.get((save.kind, save.id))
     there = 0 if entry is None else entry.revision
-    return save.kind not in OF_OTHERS and save.expected is not None and there < save.expected
+    own = save.kind not in (*OF_OTHERS, *OF_SWEEPS)
+    return own and save.expected is not None and there < save.expected
 
 
 def _moved(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:

@@ -121,7 +121,9 @@ def test_an_item_that_is_parked_again_during_the_sweep_keeps_what_it_has() -> No
     assert names(stack) == ["d4", "d51"]
 
 
-def test_two_invocations_that_sweep_harm_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("outer", ["scheduled", "backfill"])
+def test_two_that_sweep_harm_nothing(monkeypatch: pytest.MonkeyPatch, outer: str) -> None:
+    """Two invocations, or one beside a run that makes a backfill: neither ends the other."""
     stack = with_spared_document()
     stack.write("k1", 3)
     stack.deliver(stack.container())
@@ -136,7 +138,13 @@ def test_two_invocations_that_sweep_harm_nothing(monkeypatch: pytest.MonkeyPatch
         return sweep(target, table, below, spare)
 
     monkeypatch.setattr(MemoryTarget, "sweep", both)
-    scheduled(stack)
+    if outer == "backfill":
+        stack._until = stack.clock.now + 1000
+        run = Backfill(stack.context(), stack.owner("backfill"), stack.environment(), stack._connected)
+        assert run.run(Allowed())
+    else:
+        scheduled(stack)
+    assert nested
     assert names(stack) == ["d3", "d51"]
     assert status(stack).waiting_for is None
 
