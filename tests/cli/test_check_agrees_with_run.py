@@ -7,11 +7,14 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
+from replicator.config import settings
+from replicator.engine.assembly import ends
+from replicator.state import GapRepair, Owner, PipelineState, Save, decode, encode
 from replicator.testing.dynamodb import DynamoDB, catalog
 from replicator.testing.dynamodb.http import served
 from tests.cli.command_line import World, endpoint
@@ -181,6 +184,19 @@ def missing_password_file(world: World) -> None:
     with_target(world, "  table: orders\n  password_file: /not/there\n")
 
 
+def several_workers_in_a_gaps_repair(world: World) -> None:
+    """One process repairs a gap from exports, and goes on after that, unless another run claims the pipeline."""
+    owner = Owner("run", "here", 1, time.time())
+    with ends(settings.load(world.config)) as (_, checkpoints):
+        claimed = checkpoints.claim(owner)
+        (entry,) = [e for e in claimed.entries if e.kind == "pipeline"]
+        state = decode("pipeline", "", entry.text)
+        assert isinstance(state, PipelineState)
+        repairing = replace(state, repair=GapRepair(1.0, 1))
+        checkpoints.save([Save("pipeline", "", entry.revision, encode(repairing))])
+    world.change("target:", "engine: {type: ray, workers: 1}\ntarget:")
+
+
 WRONG = {
     "several tables and a plain hook": Wrong(
         lambda w: with_target(w, "  tables: {orders: {}, lines: {}}\n"),
@@ -294,6 +310,16 @@ def test_check_ends_as_run_would_and_reports_the_same(world: World, name: str) -
         world.catch_up()
     wrong.make(world)
     assert_agreed(world, wrong)
+
+
+def test_several_workers_leave_a_pipeline_to_the_run_that_repairs_a_gap(world: World) -> None:
+    world.db.create_table("orders")
+    world.catch_up()
+    several_workers_in_a_gaps_repair(world)
+    with ends(settings.load(world.config)) as (_, checkpoints):
+        before = checkpoints.read().revision
+        assert_agreed(world, Wrong(several_workers_in_a_gaps_repair, 2, "which only one process does"))
+        assert checkpoints.read().revision == before, "no run has claimed it"
 
 
 def test_check_accepts_a_pipeline_that_ran_and_a_gap_that_is_repaired_automatically(
