@@ -246,6 +246,7 @@ def fetcher_for(
         random=environment.random,
         keys_only=table.view == "KEYS_ONLY",
         poll_interval=context.config.source.poll_interval,
+        identity=table.identity,
     )
     config = context.config
 
@@ -265,7 +266,7 @@ def fetcher_for(
         pipeline,
         pipeline.pages,
         stream,
-        Scanned(name, table.keys, environment.random),
+        Scanned(name, table.keys, environment.random, table.identity),
         budget,
         steps,
         environment.monotonic,

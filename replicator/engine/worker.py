@@ -31,7 +31,7 @@ from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.coordination import Claimant, has_given, window_of_claim
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.scan import ReadBudget
-from replicator.source.table import SourceTable, find_table
+from replicator.source.table import SourceTable, find_table, view_of
 from replicator.state import LONGEST_IN_DOUBT, Entry, Heartbeat, Owner, PipelineState, Save, decode, encode
 from replicator.target.contract import AppliesLate, Transactional, marks_of
 
@@ -342,6 +342,11 @@ class SlotRun:
         units = config.backfill.read_units
         budget = ReadBudget(None if units is None else units / self._post.slots)
         table, arn = self._context.table, state.stream_arn
+        if table.id != state.table_id:
+            table = replace(table, identity=state.table_id)  # items of the new one are not the epoch's
+        if table.stream_arn != arn:
+            view = self._retrying(lambda: view_of(self._context.client, arn), asks="source")
+            table = replace(table, view=view or table.view)
         return fetcher_for(self._context, self._environment, self.pipeline, table, arn, budget, self._steps)
 
     # Heartbeats

@@ -83,7 +83,10 @@ def _images(table: Scanned, keys: tuple[Key, ...]) -> Generator[Call, bytes, tup
                 "BatchGetItem", {"RequestItems": {table.table: request}, "ReturnConsumedCapacity": "TOTAL"}
             )
         except AwsError as e:
-            raise failure(e, "BatchGetItem", table.table) from e
+            if e.code != "ResourceNotFoundException":
+                raise failure(e, "BatchGetItem", table.table) from e
+            yield from table.check_same()
+            raise TransientError(f"BatchGetItem on {table.table}: {e}") from e  # it is being created, or restored
         response = decoded(body, _Responses, "BatchGetItem")
         returned = of_table(response.Responses, table.table)
         images.update(reader.keyed(returned or (), "BatchGetItem"))
@@ -93,4 +96,5 @@ def _images(table: Scanned, keys: tuple[Key, ...]) -> Generator[Call, bytes, tup
             raise TransientError("BatchGetItem is throttled")
         wanted, size = again, size + len(body)
         units += sum(consumed.CapacityUnits or 0.0 for consumed in response.ConsumedCapacity or ())
+    yield from table.check_same()
     return images, units, size

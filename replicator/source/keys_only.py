@@ -7,7 +7,7 @@ that store one document under the item's key. Hooks that choose ids need the ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,11 +20,13 @@ from replicator.errors import TransientError
 from replicator.key import Key
 from replicator.source.decoding import KeyReader
 from replicator.source.stream import Stream
+from replicator.source.table import check_same
 
 T = TypeVar("T")
 MAX_KEYS = 100  # per BatchGetItem request
 FIRST_KEYS = 10  # in a reader's first look-up, when the size of images is unknown: 4 MB at most
 PAGE_BYTES = 1 << 20  # target size of the images of one look-up
+_UNREAD = "all of its stream, which has keys only, was read: items can no longer be looked up"
 _FULL = (1 << 20) - (400 << 10)  # bytes; a response this large may have been cut off at 1 MB: one more item did not fit
 
 
@@ -77,15 +79,26 @@ def looked_up(
     item no longer exists counts as expired: its removal is still to come and will tell. Where expirations are ignored,
     the record must not remove the document; the removal itself will, unless it is an expiration.
 
+    At the end it checks that the items are of the stream's table: another one may have got its name.
+
     Between two calls it yields ``report(waiting_for, progress)``: why the next call must wait ("" if it need not), and
     whether the last one returned any key. A response that leaves out keys because it is full (16 MB in all, or 1 MB of
     one partition) is no reason to wait. After the last call it yields nothing: a waiting reader must not hold images,
     because they are not counted against the memory limit.
     """
     last = {r.key: i for i, r in enumerate(records)}
-    wanted = [key for key, i in last.items() if i not in removed]
+    images = yield from _images(stream, [key for key, i in last.items() if i not in removed], report)
+    return [
+        r if i in removed else _with_image(r, images.get(r.key), last=last[r.key] == i) for i, r in enumerate(records)
+    ]
+
+
+def _images(
+    stream: Stream, keys: Sequence[Key], report: Callable[[str, bool], T]
+) -> Generator[Call | T, Any, Mapping[Key, msgspec.Raw]]:
+    """The current images of the items that exist."""
     images: dict[Key, msgspec.Raw] = {}
-    reader = KeyReader(stream.keys)
+    reader, wanted = KeyReader(stream.keys), list(keys)
     while wanted:
         try:
             response = yield from _batch_get(stream, wanted[:MAX_KEYS])
@@ -100,9 +113,19 @@ def looked_up(
         full = sum(len(image) for image in returned) >= _FULL
         if wanted:
             yield report("BatchGetItem is throttled" if again and not full else "", progress)
-    return [
-        r if i in removed else _with_image(r, images.get(r.key), last=last[r.key] == i) for i, r in enumerate(records)
-    ]
+            continue
+        try:
+            yield from _check_table(stream)
+        except TransientError as e:
+            images.clear()  # not held while the reader waits
+            wanted = list(keys)
+            yield report(str(e), False)
+    return images
+
+
+def _check_table(stream: Stream) -> Generator[Call, bytes, None]:
+    if stream.identity:
+        yield from check_same(stream.table, stream.identity, _UNREAD)
 
 
 def _with_image(record: Record, image: msgspec.Raw | None, *, last: bool) -> Record:
@@ -117,5 +140,8 @@ def _batch_get(stream: Stream, keys: Sequence[Key]) -> Generator[Call, bytes, _R
     try:
         body = yield Call("BatchGetItem", {"RequestItems": {stream.table: wanted}})
     except AwsError as e:
-        raise failure(e, "BatchGetItem", stream.table) from e
+        if e.code != "ResourceNotFoundException":
+            raise failure(e, "BatchGetItem", stream.table) from e
+        yield from _check_table(stream)
+        raise TransientError(f"BatchGetItem on {stream.table}: {e}") from e  # it is being created, or restored
     return decoded(body, _Responses, "BatchGetItem")

@@ -18,6 +18,7 @@ from replicator.errors import TransientError
 from replicator.key import KeySchema
 from replicator.source import condition
 from replicator.source.decoding import KeyReader
+from replicator.source.table import check_same
 from replicator.state import SegmentState
 
 LONGEST_BACKOFF = 20.0
@@ -38,11 +39,17 @@ class _Scanned(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """A table to scan; randomness (for backoff) is injected."""
+    """A table to scan; randomness (for backoff) is injected. ``identity``: see ``Stream``."""
 
     table: str
     keys: KeySchema
     random: random.Random
+    identity: str = ""
+
+    def check_same(self) -> Generator[Call, bytes, None]:
+        """GapFound or ConfigError if another table has this one's name by now, or none."""
+        if self.identity:
+            yield from check_same(self.table, self.identity, "all of its items were copied")
 
 
 def scan(table: Scanned, segment: int, state: SegmentState) -> Generator[Call | ScanPage, Any, None]:
@@ -86,7 +93,10 @@ def _page(
     try:
         body = yield Call("Scan", request)
     except AwsError as e:
-        raise failure(e, "Scan", table.table) from e
+        if e.code != "ResourceNotFoundException":
+            raise failure(e, "Scan", table.table) from e
+        yield from table.check_same()
+        raise TransientError(f"Scan on {table.table}: {e}") from e  # it is being created, or restored
     return decoded(body, _Scanned, "Scan"), len(body)
 
 

@@ -25,6 +25,7 @@ class Stream:
 
     ``now``: seconds since 1970. ``keys_only``: the view has no images, so items must be looked up. ``poll_interval``:
     seconds between the requests of a shard without new records; None: a quarter at first, then up to one.
+    ``identity``: of the table, in which items are looked up only as long as no other one has its name; "" if unknown.
     """
 
     arn: str
@@ -35,6 +36,7 @@ class Stream:
     random: random.Random
     keys_only: bool = False
     poll_interval: float | None = None
+    identity: str = ""
 
 
 @dataclass(slots=True)

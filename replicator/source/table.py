@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from replicator.aws.client import Client
+from replicator.aws.client import Call, Client
 from replicator.aws.errors import AwsError, decoded, failure
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.key import KeyAttribute, KeySchema
 
 VIEW_TYPES = ("NEW_IMAGE", "NEW_AND_OLD_IMAGES", "KEYS_ONLY", "OLD_IMAGE")
@@ -69,9 +70,21 @@ class _Table(msgspec.Struct):
     StreamSpecification: _StreamSpecification | None = None
     Replicas: list[_Replica] | None = None
 
+    @property
+    def identity(self) -> str:
+        return self.TableId or str(self.CreationDateTime or 0.0)
+
 
 class _DescribeTable(msgspec.Struct):
     Table: _Table
+
+
+class _Stream(msgspec.Struct):
+    StreamViewType: str | None = None
+
+
+class _DescribeStream(msgspec.Struct):
+    StreamDescription: _Stream
 
 
 def describe_table(client: Client, name: str) -> SourceTable:
@@ -94,9 +107,47 @@ def find_table(client: Client, name: str) -> SourceTable | None:
             return None
         raise failure(e, "DescribeTable", name) from e
     try:
-        return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table, name, getattr(client, "server", ""))
+        described = decoded(body, _DescribeTable, "DescribeTable").Table
+        found = _source_table(described, name, getattr(client, "server", ""))
     except (KeyError, ValueError) as e:  # a key attribute without a definition, or of a type that keys cannot have
         raise TransientError(f"the response to DescribeTable is not DynamoDB JSON: {e}") from e
+    if found.stream_arn is None or found.view is not None:
+        return found
+    return replace(found, view=view_of(client, found.stream_arn))
+
+
+def view_of(client: Client, stream_arn: str) -> str | None:
+    """The view of a stream, also of one that was disabled, of which DescribeTable does not tell it.
+
+    None if the stream is gone, a day after that, or may not be described, which a reader will say.
+    """
+    try:
+        body = client.call("DescribeStream", {"StreamArn": stream_arn})
+    except AwsError as e:
+        error = failure(e, "DescribeStream", stream_arn)
+        if isinstance(error, TransientError):
+            raise error from e
+        return None
+    return decoded(body, _DescribeStream, "DescribeStream").StreamDescription.StreamViewType
+
+
+def check_same(name: str, identity: str, before: str) -> Generator[Call, bytes, None]:
+    """Check that the table still is the one with this ``identity``; what was read of its items by then was its own.
+
+    ``before``: what has not been done yet, for messages. GapFound if another table has its name by now, ConfigError if
+    none has.
+    """
+    try:
+        body = yield Call("DescribeTable", {"TableName": name})
+    except AwsError as e:
+        if e.code != "ResourceNotFoundException":
+            raise failure(e, "DescribeTable", name) from e
+        raise ConfigError(
+            f"source.table: the table {name} was deleted before {before}. Nothing was removed from the target. If the "
+            "table is created again, copy it with: replicator resync CONFIG"
+        ) from e
+    if decoded(body, _DescribeTable, "DescribeTable").Table.identity != identity:
+        raise GapFound(f"the table {name} was deleted and created again before {before}")
 
 
 def _source_table(table: _Table, requested: str, server: str) -> SourceTable:
@@ -113,7 +164,7 @@ def _source_table(table: _Table, requested: str, server: str) -> SourceTable:
         stream_arn=table.LatestStreamArn,
         streaming=stream.StreamEnabled is True,
         view=stream.StreamViewType,
-        identity=table.TableId or str(table.CreationDateTime or 0.0),
+        identity=table.identity,
         server=server,
         replicas=tuple(replica.RegionName or "another region" for replica in table.Replicas or ()),
         requested=requested,

@@ -141,6 +141,42 @@ def test_workers_begin_the_epoch_after_a_gap_once_the_stream_is_enabled() -> Non
     assert cluster.stored == cluster.wanted
 
 
+def test_a_worker_that_starts_on_an_old_stream_reads_it_as_its_own_view_says() -> None:
+    """Of the table it only learns the view of the new stream."""
+    cluster = Cluster(view="KEYS_ONLY", on_gap="stop")
+    for n in range(5):
+        cluster.write(f"k{n}", n)
+    cluster.start()
+    cluster.settle()
+    for n in range(5):
+        cluster.write(f"k{n}", 100 + n)
+    cluster.source.disable_stream(TABLE)
+    cluster.source.enable_stream(TABLE)
+    cluster.restart_workers()
+    with pytest.raises(GapFound, match="the stream was replaced: this run read"):
+        cluster.rounds(3000)
+    assert cluster.stored == cluster.wanted
+
+
+def test_a_worker_looks_no_item_up_in_a_table_that_was_made_again() -> None:
+    cluster = Cluster(view="KEYS_ONLY", on_gap="stop")
+    for n in range(5):
+        cluster.write(f"k{n}", n)
+    cluster.start()
+    cluster.settle()
+    before = cluster.stored
+    for n in range(5):
+        cluster.write(f"k{n}", 100 + n)
+    cluster.source.call("DeleteTable", {"TableName": TABLE})
+    cluster.clock.now += 1
+    cluster.source.create_table(TABLE, keys={"pk": "S"}, view="KEYS_ONLY")
+    cluster.write("k1", 555)
+    cluster.restart_workers()
+    with pytest.raises(GapFound, match="was deleted and created again before all of its stream"):
+        cluster.rounds(3000)
+    assert cluster.stored == before
+
+
 def test_a_worker_whose_slot_another_one_has_claimed_ends_and_stores_nothing_more() -> None:
     cluster = Cluster()
     cluster.start()

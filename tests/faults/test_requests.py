@@ -71,6 +71,25 @@ class Emptied(MemoryTarget):
         super().open(tables, epoch)
 
 
+def test_chosen_items_are_not_read_from_a_table_that_was_made_again(faults: World) -> None:
+    """Of a key that it lacks the document would be removed."""
+    faults.fill()
+    faults.copied()
+    before = faults.documents
+
+    def recreated() -> None:
+        request_one(faults, (("k1",), ("k2",)))
+        faults.db.call("DeleteTable", {"TableName": TABLE})
+        faults.db.create_table(TABLE)
+        faults.put("k1", other="table")
+
+    faults.clock.plan(10, recreated)
+    ended = faults.run(seconds=600)
+    assert ended.code == 3
+    assert "was deleted and created again" in ended.err
+    assert faults.documents == before
+
+
 def test_what_the_target_lost_in_the_last_minute_is_noticed_before_a_partial_resync_begins(faults: World) -> None:
     faults.fill()
     target = Emptied(faults.database)

@@ -22,13 +22,13 @@ from replicator.engine.context import Environment, RunContext
 from replicator.engine.gap_repair import WAITING
 from replicator.engine.local import Driver
 from replicator.engine.startup import Allowed
-from replicator.errors import ConfigError, Fenced, GapFound
+from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.hooks.hook import Hook
 from replicator.hooks.time_limit import HookTimeout
 from replicator.items.item import Item
 from replicator.key import KeyAttribute, KeySchema
 from replicator.pipeline.progress import Progress
-from replicator.source.table import describe_table
+from replicator.source.table import SourceTable, describe_table
 from replicator.state import Owner
 from replicator.target.contract import OWN_IDS, Table
 from replicator.target.in_doubt import WINDOW
@@ -75,6 +75,13 @@ class Described:
         self.server, self.call = client.server, source.call
 
 
+def described(client: Described, name: str) -> SourceTable:
+    """The table, after as many attempts as it takes."""
+    while True:
+        with suppress(TransientError):
+            return describe_table(client, name)
+
+
 def copy_in(universe: Universe, slip: Slip | None = None) -> RunContext:
     """What a run works with: as it should be, or with a slip in its config."""
     name = universe.TABLE if slip is None else slip.table
@@ -93,7 +100,7 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> RunContext:
         target.lead(slip.database, slip.place)
     store = target.checkpoints if isinstance(target, Unreliable) else UnreliableStore(universe)
     client = Touched(universe, slip)
-    table = describe_table(Described(client, client._source), name)
+    table = described(Described(client, client._source), name)
     tables = tuple(Table(name, keys_of(universe), dict(options)) for name, options in destinations.items())
     return RunContext(config, client, target, store, hook, table, tables)
 

@@ -18,6 +18,7 @@ from replicator.key import KeyAttribute, KeySchema
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.keys_only import keys_for, looked_up, portion
 from replicator.source.stream import Stream
+from replicator.source.table import describe_table
 from replicator.testing.dynamodb import DynamoDB
 
 KEYS = KeySchema((KeyAttribute("id", "S"), KeyAttribute("n", "N")))
@@ -153,6 +154,37 @@ def test_a_throttled_call_is_reported_and_retried(db: DynamoDB) -> None:
     (why,), texts = steps(db, records("a"))
     assert why == "BatchGetItem on orders: ProvisionedThroughputExceededException: slow down"
     assert texts == ["now"]
+
+
+def of_table(db: DynamoDB) -> Stream:
+    identity = describe_table(db, "orders").identity
+    return Stream("arn", "orders", KEYS, RecordsDecoder(KEYS), lambda: 0.0, random.Random(2), True, None, identity)
+
+
+def test_the_table_is_checked_once_all_items_are_there(db: DynamoDB) -> None:
+    put(db, *(f"k{n}" for n in range(150)))
+    before = db.calls.copy()
+    list(answered(db, looked_up(of_table(db), records(*(f"k{n}" for n in range(150))), frozenset(), report)))
+    assert (db.calls - before)["BatchGetItem"] == 2
+    assert (db.calls - before)["DescribeTable"] == 2  # once for the identity
+
+
+def test_no_images_are_held_while_it_is_not_known_whose_they_are(db: DynamoDB) -> None:
+    put(db, "a")
+    stream = of_table(db)
+    db.fail("DescribeTable", "ThrottlingException")
+    before = db.calls.copy()
+    (waiting,) = answered(db, looked_up(stream, records("a"), frozenset(), report))
+    assert ("DescribeTable" in waiting[0], waiting[1]) == (True, False)
+    assert (db.calls - before)["BatchGetItem"] == 2
+
+
+def test_a_table_that_is_not_there_yet_is_waited_for(db: DynamoDB) -> None:
+    put(db, "a")
+    stream = of_table(db)
+    db.fail("BatchGetItem", "ResourceNotFoundException")
+    (waiting,) = answered(db, looked_up(stream, records("a"), frozenset(), report))
+    assert "BatchGetItem on orders" in waiting[0]
 
 
 def test_a_denied_call_is_not_retried(db: DynamoDB) -> None:
