@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +11,7 @@ from deltalake import DeltaTable, Schema
 
 from connectors.delta.probe import has_files, table_around
 from connectors.delta.schema import VERSION, TableSchema
-from connectors.delta.stored_table import EPOCH, PIPELINE, StoredTable
+from connectors.delta.stored_table import ADDED, EPOCH, PIPELINE, StoredTable
 from replicator.version import epoch_of
 
 
@@ -69,12 +70,13 @@ def _existing(place: str) -> str:
 
 def _differences(stored: StoredTable, shape: TableSchema, table: DeltaTable) -> Iterator[str]:
     there = {field.name: field.type for field in _arrow(table)}
+    unused = added(table)  # null in all rows, and written as null
     for field in shape.arrow:
         if field.name not in there:
             yield f"{stored.place} has no column {field.name}"
         elif not _same(there[field.name], field.type):
             yield f"{stored.place}: the column {field.name} is {there[field.name]}, but the config says {field.type}"
-    if more := sorted(there.keys() - set(shape.arrow.names)):
+    if more := sorted(there.keys() - {*shape.arrow.names, *unused}):
         yield f"{stored.place} has columns that are not in the config: {', '.join(more)}"
     divided = tuple(table.metadata().partition_columns)
     if divided != shape.partition_by:
@@ -111,8 +113,15 @@ def highest_version(table: DeltaTable) -> int:
     return max((version for version in found if version is not None), default=0)
 
 
+def added(table: DeltaTable) -> list[str]:
+    """The columns that were added for an epoch that has not begun."""
+    names: list[str] = json.loads(table.metadata().configuration.get(ADDED, "[]"))
+    return names
+
+
 def add(stored: StoredTable, table: DeltaTable, fields: Sequence[pa.Field]) -> None:
-    """Add columns, null in all rows."""
+    """Add columns, null in all rows. A config of before may go on without them until an epoch begins that has them."""
+    stored.note(table, {ADDED: json.dumps([*added(table), *(field.name for field in fields)])})
     wanted = Schema.from_arrow(pa.schema(list(fields))).fields
     with stored.commit(table) as commit:
         table.alter.add_columns(wanted, commit_properties=commit.properties)

@@ -24,6 +24,7 @@ from replicator.batch import DocumentId
 from replicator.errors import GapFound
 
 PIPELINE, EPOCH = "replicator.pipeline", "replicator.epoch"
+ADDED = "replicator.added"  # columns, as JSON, that were added for an epoch that has not begun
 KEEP = "delta.deletedFileRetentionDuration"
 TOKEN = "replicator.commit"  # in a commit's metadata
 _TRANSACTIONS = "interval 30 days"  # for which the log knows a pipeline's commits; longer than any run is suspended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,17 @@ from connectors.delta.options import S3, DeltaOptions, DeltaTableOptions
 from connectors.delta.probe import keeps_commits
 from connectors.delta.schema import VERSION, TableSchema, added, parts, shape, shapes
 from connectors.delta.storage import Storage
-from connectors.delta.stored_table import EPOCH, KEEP, PIPELINE, StoredTable, id_of, ids_and_versions, quoted, rows
+from connectors.delta.stored_table import (
+    ADDED,
+    EPOCH,
+    KEEP,
+    PIPELINE,
+    StoredTable,
+    id_of,
+    ids_and_versions,
+    quoted,
+    rows,
+)
 from connectors.delta.tombstones import FOLDER, SCHEMA, Tombstones
 from connectors.delta.verification import TableVerification
 from connectors.delta.walk import TableWalk
@@ -180,6 +191,8 @@ class Delta(ComparesByTable):
             if int(there.get(EPOCH, "0")) >= epoch and there.get(KEEP) == stored.keep:
                 break
             notes[EPOCH] = str(max(epoch, int(there.get(EPOCH, "0"))))
+            if ADDED in there:
+                notes[ADDED] = json.dumps([name for name in catalog.added(table) if name not in of.arrow.names])
             try:
                 stored.note(table, notes)
             except Conflict:

@@ -820,6 +820,35 @@ def test_other_columns_types_and_partitions_are_named(build: Build) -> None:
     ]
 
 
+def test_a_column_that_was_added_for_an_epoch_that_did_not_begin_may_be_left_out_again(
+    folder: Path, build: Build
+) -> None:
+    old, new = of(columns={"a": "string"}), of(columns={"a": "string", "b": "string"})
+    first = build()
+    first.open([old], FIRST_EPOCH)
+    first.write(batch(put({"pk": "k", "a": "x"}, 1)))
+    first.close()
+    extending = build()
+    extending.extend([new], changes({"contract": extending.parts(old)}, {"contract": extending.parts(new)}))
+    extending.close()
+
+    back = build()
+    assert back.check([old]) == []
+    back.open([old], FIRST_EPOCH)
+    back.write(batch(put({"pk": "k", "a": "y"}, 2), put({"pk": "l", "a": "z"}, 2)))
+    back.write(batch(remove("l", 3)))
+    assert [(row["pk"], row["a"], row["b"]) for row in rows(folder)] == [("k", "y", None)]
+    back.close()
+
+    begun = build()
+    assert begun.check([new]) == []
+    begun.open([new], FIRST_EPOCH + 1)
+    begun.write(batch(put({"pk": "k", "a": "y", "b": "w"}, 4)))
+    assert [row["b"] for row in rows(folder)] == ["w"]
+    (problem,) = build().check([old])
+    assert "has columns that are not in the config: b" in problem
+
+
 def test_a_table_that_is_removed_or_replaced_during_a_run_is_a_gap(folder: Path, opened: Delta, build: Build) -> None:
     opened.write(batch(put({"pk": "a"}, 1)))
     shutil.rmtree(folder / "contract")
