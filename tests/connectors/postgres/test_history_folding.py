@@ -179,7 +179,7 @@ def test_a_change_that_is_retried_during_retention_waits_for_it(world: World, sl
 
 def test_a_history_that_a_reader_holds_is_not_moved_in_vain(world: World, slow: psycopg.Connection) -> None:
     one = target(world.postgres, "orders")
-    with world.postgres.connect() as reader, reader.transaction(), ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, world.postgres.connect() as reader, reader.transaction():
         reader.execute("SELECT count(*) FROM orders_history")
         removal = pool.submit(one.retain, [ORDERS])
         try:
