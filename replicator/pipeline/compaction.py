@@ -257,8 +257,9 @@ def _compact_run(
     of_others = [known.base for known in entries] or [_text(run[0].old)]
     unknown = _unknown([*of_entries, *of_run], of_others if at.mixed else [])
     base = next(iter(unknown), None)
-    given_up = bool(dropped) and parked is None  # a person knows that the hook fails, but not what it made before
-    in_question = next((image for image, one in unknown.items() if not given_up or one.may_succeed), None)
+    in_question = next(
+        (image for image in unknown if parked is not None or not _given_up(image, unknown, dropped)), None
+    )
     refusal = at.refused.get((newest.key, newest.version))
     if refusal is not None:
         result.refused.append((newest.key, newest.version))
@@ -296,6 +297,15 @@ def _unknown(failures: Iterable[Failure], of_others: Collection[str | None]) -> 
             reason = f"the hook fails on an earlier image of the item, whose documents must be removed: {failed}"
             unknown[base] = Poison(reason, getattr(failed, "trace", NO_TRACE), may_succeed=_may_succeed(failed))
     return unknown
+
+
+def _given_up(image: str, unknown: Mapping[str, Poison], dropped: Sequence[Held]) -> bool:
+    """Whether a person has discarded a change of the item knowing that the hook fails on this image.
+
+    Of one on which it only took too long they know once an entry that kept it is discarded: a scan may have stored it.
+    """
+    known = any(one.discarded and one.base == image for one in dropped)
+    return bool(dropped) and (known or not unknown[image].may_succeed)
 
 
 def _may_succeed(failed: Failed | None) -> bool:

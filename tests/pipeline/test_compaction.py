@@ -574,6 +574,13 @@ def test_what_a_person_discarded_parks_the_next_change_only_if_it_may_have_docum
     for new in (None, "b"):
         compacted = compact_runs({A: [change(A, 2, new, "a")]}, own, after)
         assert (compacted.parked, bool(compacted.writes)) == (not always, always and new is not None)
+    if not always:
+        (value,) = (move.value for move in compacted.moves if isinstance(move.value, Parked))
+        assert value.base == '{"to":{"S":"a"}}'
+        discarded = held(entry(A, 2), 1, Dropped((), value.base, discarded=A))
+        after = replace(at(), parked=ParkedItems.of([], [discarded]))
+        writes = compact_runs({A: [change(A, 3, "e", "b")]}, own, after).writes
+        assert {w.id[1] for w in writes} == {"b", "e"}, "discarded a second time: the item goes on"
 
 
 def test_each_change_of_an_item_that_always_takes_too_long_costs_the_same_and_few_images_are_kept() -> None:
