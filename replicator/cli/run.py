@@ -127,14 +127,20 @@ def run_until_stopped(
         if not stop.is_set() and until != "backfilled":
             log.info("caught up", extra={"pipeline": loaded.pipeline})
     if until is not None and stop.is_set():
-        raise _stopped_early(until, "CONFIG")
+        raise _stopped_early(until, _named("CONFIG", target), is_resync=how.get("resync", False))
 
 
-def _stopped_early(until: str, configs: str) -> StoppedEarly:
+def _stopped_early(until: str, configs: str, *, is_resync: bool = False) -> StoppedEarly:
     before = "it had caught up" if until == "caught-up" else "the backfill was stored"
+    again = "If the event snapshot started was not logged, the resync has not begun: repeat this command. Otherwise, to"
     return StoppedEarly(
-        f"stopped before {before}, so the copy is not complete. To continue: replicator run {configs} --until {until}"
+        f"stopped before {before}, so the copy is not complete. {again if is_resync else 'To'} continue: "
+        f"replicator run {configs} --until {until}"
     )
+
+
+def _named(configs: str, target: str | None) -> str:
+    return configs if target is None else f"{configs} --target {target}"
 
 
 def _follow(config: Config, until: str | None, *, is_resync: bool) -> Follow | None:
@@ -186,7 +192,7 @@ def _run_each(
     from replicator.engine.run import run as run_pipeline
     from replicator.hooks import loading
 
-    codes: list[int] = []
+    codes, ended = list[int](), list[str]()
     until, early = how["until"], StoppedEarly.exit_code
     stop = stop_on_signals(lambda: several.worst(codes if until is None else [*codes, early]))
     with live_view.several(as_json) as observer_of, contextlib.ExitStack() as stack:
@@ -210,15 +216,17 @@ def _run_each(
                 load = loaders.setdefault((config.path, config.target_name), functools.cache(loading.load))
                 run_pipeline(config, stop=stop, confirm=confirm, pages=pages, load=load, **more, **how)
             log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": config.pipeline})
-            if until is not None and stop.is_set():
-                codes.append(early)
+            if not stop.is_set():
+                ended.append(config.pipeline)
 
         runs = [
             on_board(run, config, board_of(config)) for config in loaded for run in generations.runs(config, work, stop)
         ]
         several.run_each(runs, lambda _, code: codes.append(code))
+    if until is not None and stop.is_set() and len(ended) < len(runs):
+        codes.append(early)
     if several.worst(codes) == early:
-        raise _stopped_early(until, "CONFIG..." if len(paths) > 1 else "CONFIG")
+        raise _stopped_early(until, _named("CONFIG..." if len(paths) > 1 else "CONFIG", target))
     return several.worst(codes)
 
 

@@ -660,3 +660,18 @@ def test_several_tables_with_changed_columns_are_exchanged_together(
     world.catch_up()
     assert world.rows(both) == [("new", 90)]
     assert not world.has_table("lines_old")
+
+
+def test_a_run_of_a_rebuild_that_is_stopped_before_it_caught_up_does_not_exit_with_0(orders: World) -> None:
+    """Also while it cannot read which of the copies there are."""
+    done(orders, "start")
+    orders.postgres.server.stop("immediate")
+    with orders.shell.start("run", orders.config, "--until", "caught-up") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if '"waiting"' in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    orders.postgres.server.start()
+    assert process.returncode == 7, out + err
