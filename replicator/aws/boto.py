@@ -291,7 +291,7 @@ def connect(access: Access, place: str = "source") -> Boto:
 
     ``place``: the config section that ``access`` comes from, for messages.
     """
-    with _config_errors(place):
+    with _config_errors(access, place):
         return _connected(access, place)
 
 
@@ -310,7 +310,7 @@ def connect_schedules(access: Access, place: str = "source") -> tuple[Any, Any]:
 
 def _own_client(service: str, access: Access, place: str) -> Any:
     own = access.model_copy(update={"role_arn": None, "external_id": None})
-    with _config_errors(place):
+    with _config_errors(access, place):
         client = _session(own, place).create_client(service, region_name=own.region, config=_config(own))
         _bound(client, own.timeout)
         require_safe(client.meta.endpoint_url, place, insecure=own.insecure)
@@ -318,11 +318,12 @@ def _own_client(service: str, access: Access, place: str) -> Any:
 
 
 @contextmanager
-def _config_errors(place: str) -> Iterator[None]:
+def _config_errors(access: Access, place: str) -> Iterator[None]:
     try:
         yield
     except ProfileNotFound as e:
-        raise ConfigError(f"{place}.profile: {e}. Check the profiles in ~/.aws/config") from e
+        named_by = "AWS_PROFILE" if access.profile is None else f"{place}.profile"
+        raise ConfigError(f"{named_by}: {e}. Check the profiles in ~/.aws/config") from e
     except BotoCoreError as e:
         raise ConfigError(
             f"{place}: {_message(e).rstrip('.')}. Check {place}.region, {place}.profile and ~/.aws/config"

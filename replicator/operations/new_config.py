@@ -86,6 +86,12 @@ KINDS: Mapping[str, TargetKind] = {
 }
 
 
+def _is_region(name: str) -> bool:
+    """Whether it has the form of one; other endpoints than AWS's accept any."""
+    area, dash, number = name.rpartition("-")
+    return "-" in area and dash == "-" and number.isdigit()
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What a first config is made from. ``region`` None: from the AWS chain, or the table's ARN."""
@@ -101,6 +107,9 @@ class Answers:
     pipeline: str | None = None
 
     def __post_init__(self) -> None:
+        for option, region in (("--region", self.region), ("--target-region", self.target_region)):
+            if region and self.endpoint_url is None and not _is_region(region):
+                raise ConfigError(f"{option}: {region} is not an AWS region such as eu-west-1")
         if self.target not in KINDS:
             raise ConfigError(f"--target: {self.target} must be one of {', '.join(KINDS)}")
         if self.url is not None and has_password(self.url):

@@ -251,6 +251,12 @@ def test_an_unusable_source_is_a_config_error(source: dict[str, Any], message: s
     assert str(raised.value).startswith(message)
 
 
+def test_a_profile_that_the_environment_names_is_not_said_to_be_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(ConfigError, match=r"^AWS_PROFILE: The config profile \(nobody\) could not be found"):
+        connect(Source(table="orders", region="eu-west-1"), "source")
+
+
 ASSUMED = b"""<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult><Credentials>
 <AccessKeyId>theirs</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>
 <Expiration>2999-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"""

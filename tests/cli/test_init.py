@@ -64,6 +64,7 @@ def test_questions_are_asked_until_their_answers_are_right(init: Init) -> None:
     typed = [
         "no!",
         "orders",
+        "dublin",
         "eu-west-1",
         "mysql",
         "elasticsearch",
@@ -79,6 +80,7 @@ def test_questions_are_asked_until_their_answers_are_right(init: Init) -> None:
     assert code == 0, err
     for problem in (
         "Error: source.table: must be a DynamoDB table name",
+        "Error: dublin is not an AWS region such as eu-west-1",
         "Error: mysql must be one of postgres, elasticsearch, opensearch, dynamodb, webhook, redis, delta",
         "Error: target.url: is plain http to another host",
         "Error: target: BAD*: bad* must be a valid index name",
@@ -158,6 +160,8 @@ def test_no_file_is_overwritten(init: Init) -> None:
         (["--target", "dynamodb", "--url", "https://x"], "--url: a dynamodb target has no address; it has a region"),
         (["--target", "delta", "--url", "s3://b/x"], "--url: a delta target has no address; it has a path"),
         (["--target-table", "t" * 64], "has 64 bytes, but Postgres keeps only 63; choose a shorter one"),
+        (["--region", "mysql"], "--region: mysql is not an AWS region such as eu-west-1"),
+        (["--target", "dynamodb", "--target-region", "west"], "--target-region: west is not an AWS region such as"),
         (["--endpoint-url", "ftp://x"], "source.endpoint_url: must have the form https://host"),
     ],
 )
