@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from replicator.operations.rebuild_checks import Outcome
 
 
+_ENDED = "no rebuild is in progress"
+
+
 @click.group
 def rebuild() -> None:
     """Build a second copy beside the live one after a change of the hook, the columns or the mapping, and switch to it
@@ -97,7 +100,8 @@ def finish(ctx: click.Context, config: str, target: str | None, as_json: bool) -
     from replicator.config import settings
     from replicator.operations import rebuild as operation
 
-    _report(ctx, operation.finish(settings.load(config, target=target)), "finished: the old copy is removed", as_json)
+    outcome = operation.finish(settings.load(config, target=target))
+    _report(ctx, outcome, "finished: the old copy is removed", as_json, already=_ENDED)
 
 
 @rebuild.command
@@ -109,10 +113,13 @@ def cancel(ctx: click.Context, config: str, target: str | None, as_json: bool) -
     from replicator.config import settings
     from replicator.operations import rebuild as operation
 
-    _report(ctx, operation.cancel(settings.load(config, target=target)), "canceled: the new copy is removed", as_json)
+    outcome = operation.cancel(settings.load(config, target=target))
+    _report(ctx, outcome, "canceled: the new copy is removed", as_json, already=_ENDED)
 
 
-def _report(ctx: click.Context, outcome: Outcome, done: str, as_json: bool) -> None:
+def _report(
+    ctx: click.Context, outcome: Outcome, done: str, as_json: bool, *, already: str = "that is the case already"
+) -> None:
     reasons = [reason.text for reason in outcome.reasons]
     if as_json:
         said = {"done": not reasons, "already": outcome.already, "reasons": reasons, "notes": list(outcome.notes)}
@@ -122,7 +129,7 @@ def _report(ctx: click.Context, outcome: Outcome, done: str, as_json: bool) -> N
         for text in reasons:
             say(f"  {text}")
     else:
-        say("nothing to do: that is the case already" if outcome.already else done)
+        say(f"nothing to do: {already}" if outcome.already else done)
     for text in outcome.notes if not as_json else ():
         say(f"note: {text}")
     ctx.exit(outcome.reasons[0].code if outcome.reasons else 0)

@@ -322,6 +322,12 @@ def test_the_hook_of_a_canceled_copy_never_writes_to_the_one_that_is_left(orders
     assert "rebuild canceled" in [json.loads(line)["event"] for line in out.splitlines()]
 
 
+@pytest.mark.parametrize("step", ["cancel", "finish"])
+def test_a_step_that_ends_a_rebuild_says_if_none_is_in_progress(orders: World, step: str) -> None:
+    code, out, err = orders.call("rebuild", step, orders.config, "--human")
+    assert (code, out) == (0, "nothing to do: no rebuild is in progress\n"), err
+
+
 def test_a_changed_hook_or_column_leads_to_rebuild(orders: World) -> None:
     code, out, _ = orders.shell.run("run", orders.config, "--until", "caught-up")
     assert code == 2
