@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -60,6 +62,17 @@ def _in_the_way(stored: StoredTable) -> Iterator[str]:
         yield f"{parent} is a file, not a folder. Correct target.path"
     elif not os.access(parent, os.W_OK | os.X_OK):
         yield f"{parent} is not writable for this user. Change its permissions, or correct target.path"
+    elif (refused := _refused_folder(parent)) is not None:
+        yield f"no folder can be created in {parent} ({refused}). Correct target.path"
+
+
+def _refused_folder(parent: str) -> str | None:
+    """Why the file system takes no folder there, though it permits it; None if it does. A full disk is waited for."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".replicator-", dir=parent):
+            return None
+    except OSError as e:
+        return None if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror
 
 
 def _existing(place: str) -> str:

@@ -120,13 +120,15 @@ def allowed_hosts(address: Address) -> list[str]:
     return ["localhost", "127.0.0.1", "[::1]", "::1", address.host] if address.loopback else ["*"]
 
 
-def require_usable(address: Address) -> None:
-    """ConfigError unless a run could listen there. A port in use is fine: it may be the pipeline's own run."""
+def require_usable(address: Address) -> bool:
+    """ConfigError unless a run could listen there. False if the port is in use: it may be the pipeline's own run."""
     try:
         _listener(address).close()
     except OSError as e:
         if e.errno != errno.EADDRINUSE:
             raise ConfigError(_problem(e, address)) from e
+        return False
+    return True
 
 
 class PortInUse(ConfigError):

@@ -130,8 +130,11 @@ def _monitoring(findings: list[Finding], config: Config) -> None:
     assert config.monitoring is not None
     address = config.monitoring.address
     require_packages()
-    require_usable(address)
-    findings.append(Finding("monitoring", "ok", f"http://{address}/"))
+    if require_usable(address):
+        findings.append(Finding("monitoring", "ok", f"http://{address}/"))
+    else:
+        text = f"{address} is in use: by this pipeline's run, if that is up; if not, a run would end with exit code 2"
+        findings.append(Finding("monitoring", "note", text, "give each pipeline its own port"))
     if not address.loopback:
         text = "others can see the page: it has no login, and shows keys, errors and names of tables"
         findings.append(Finding("monitoring", "note", text))

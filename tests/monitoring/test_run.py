@@ -129,6 +129,19 @@ def test_the_config_alone_makes_a_run_serve(world: World) -> None:
     assert url == f"http://127.0.0.1:{port}/"
 
 
+def test_check_says_that_the_port_is_in_use_by_whatever_it_is(world: World) -> None:
+    fill(world)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        world.change("target:", f"monitoring: {{listen: '{address}'}}\ntarget:")
+        code, out, err = world.shell.run("check", world.config)
+    assert code == 0, out + err
+    assert (
+        f"{address} is in use: by this pipeline's run, if that is up; if not, a run would end with exit code 2" in out
+    )
+    assert f"http://{address}/" not in out
+
+
 def test_a_port_in_use_is_said_before_anything_is_read(world: World) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, out, err = world.shell.run("run", world.config, "--listen", f"127.0.0.1:{taken.getsockname()[1]}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -807,6 +809,27 @@ def test_a_folder_without_permission_is_named(folder: Path, build: Build, monkey
     monkeypatch.setattr(os, "access", lambda *_: False)
     (problem,) = build().check([table()])
     assert problem.endswith("is not writable for this user. Change its permissions, or correct target.path")
+
+
+@pytest.mark.parametrize(("number", "is_named"), [(errno.ENOENT, True), (errno.EROFS, True), (errno.ENOSPC, False)])
+def test_a_file_system_that_takes_no_folders_is_named_by_check_and_run_and_a_full_one_is_waited_for(
+    folder: Path, build: Build, monkeypatch: pytest.MonkeyPatch, number: int, is_named: bool
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    said = f"no folder can be created in {folder.parent if not folder.exists() else folder} ({os.strerror(number)})"
+    assert build().check([table()]) == ([f"{said}. Correct target.path"] if is_named else [])
+    if is_named:
+        with pytest.raises(ConfigError, match="no folder can be created in"):
+            build().open([table()], FIRST_EPOCH)
+
+
+def test_a_check_leaves_nothing_in_the_folder(folder: Path, build: Build) -> None:
+    folder.mkdir(exist_ok=True)
+    assert build().check([table()]) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_other_columns_types_and_partitions_are_named(build: Build) -> None:
