@@ -236,6 +236,7 @@ def _check_left(universe: Universe, parked: set[tuple[str, ...]]) -> None:
         if of >= epoch and key not in passed_over and given is not None and _same(given, newest.get(key)):
             now = _documents_of(universe, key)
             again = scanned or "strain" in universe.scenario.rates  # or people had it read again, in less time
+            again = again or epoch_of(universe.database.entries) > of  # or asked for a rescan of this item
             stored = again and _is_stored(universe, key, items[key], now)
             assert stored or now == documents, f"{key} was given up with {documents}, and has {now}"
 
