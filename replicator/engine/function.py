@@ -198,7 +198,8 @@ class Function:
         if now - said >= ABANDONED:
             raise ConfigError(
                 f"a backfill has begun and not ended, and its run has said nothing for {(now - said) / 60:.0f} min. "
-                f"The stream is followed, but the copy may have items that were deleted until it has ended: {BEGIN}"
+                "The stream is followed, but the copy may have items that were deleted until it has ended: "
+                f"{_remedy(view)}"
             )
 
     def _add_new(self) -> None:
@@ -468,13 +469,12 @@ class Function:
         is_lanes = all(not s.slot or lanes.is_lane(s.slot) for s in view.shards.values() if not s.ended)
         handed_over = is_lanes and lanes.is_handed_over(view.slots, claimed.revision)
         if view.pipeline is None or not handed_over:
-            repairing = 0 if view.pipeline is None else view.pipeline.repairing
-            gap = any(g.repaired is None and g.epoch >= repairing for g in view.gaps.values())
+            remedy = _remedy(view)
             raise ConfigError(
                 f"pipeline {self._context.config.pipeline} is not handed over to AWS Lambda"
                 + ("" if claimed.revision == 0 else f" (its last run: {_owner_in(claimed)})")
-                + (", and records are lost that only a rescan repairs" if gap else "")
-                + f". Stop other runs of it, and run: {RESCAN if gap else BEGIN}. Until then nothing is stored, and "
+                + (", and records are lost that only a rescan repairs" if remedy == RESCAN else "")
+                + f". Stop other runs of it, and run: {remedy}. Until then nothing is stored, and "
                 "Lambda retries"
             )
         if view.pipeline.opening:
@@ -623,6 +623,12 @@ class Function:
 _REDEFINED = (
     f"Deploy the one with which the backfill was made; or take this one over with {BEGIN} and the options that it names"
 )
+
+
+def _remedy(view: CheckpointView) -> str:
+    """What makes the copy whole again: a backfill, which a gap would end, or a rescan."""
+    repairing = 0 if view.pipeline is None else view.pipeline.repairing
+    return RESCAN if any(g.repaired is None and g.epoch >= repairing for g in view.gaps.values()) else BEGIN
 
 
 def _out_of_time(what: str, reason: Stopped) -> str:

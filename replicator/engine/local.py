@@ -159,7 +159,7 @@ class Driver:
         allowed = startup.with_request(allowed, self.pipeline.view.request, start)
         self._may_extend = allowed.schema_changes
         if startup.start_mode(start, allowed) is not startup.StartMode.RESUME:
-            if allowed is not self._allowed:
+            if allowed is not self._allowed and not self._allowed.resync:
                 startup.requested(self._check_source, self._table)
             self._begin(start)
             self._end_request(start)

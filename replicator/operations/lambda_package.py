@@ -59,6 +59,9 @@ _PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@|(?:^|[?&\s])(?:ssl)?password\s*=\s
 SECRETS = ("password", "sentinel_password", "api_key", "secret", "headers")
 """The options of targets and stores that are secrets, or may be, beside those with a URL."""
 
+HARMLESS = ("accept", "accept-encoding", "cache-control", "content-type", "user-agent")
+"""Headers that are no secrets."""
+
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -195,18 +198,21 @@ def _check_secrets(path: Path) -> None:
     """
     for place, text in texts(path):
         passwords = [found[1] or found[2] for found in _PASSWORD.finditer(text)]
-        if _is_secret(place):
+        if _is_secret(place) and text:
             passwords.append(text)
         if any("${" not in password for password in passwords):
+            what = "may be a secret" if "headers" in place else "has a password in it"
             raise ConfigError(
-                f"{path}: {'.'.join(map(str, place))} has a password in it, which would be in the zip: use a variable "
-                "of the environment, such as ${POSTGRES_PASSWORD}"
+                f"{path}: {'.'.join(map(str, place))} {what}, which would be in the zip: use a variable of the "
+                "environment, such as ${POSTGRES_PASSWORD}"
             )
 
 
 def _is_secret(place: PathInFile) -> bool:
     """Whether a text of the config is a secret option of a target or store, or part of one."""
     section = place[2:] if place[0] == TARGETS else place[1:]
+    if section[:1] == ("headers",) and str(section[-1]).lower() in HARMLESS:
+        return False
     return place[0] in (TARGETS, "target", "checkpoints") and section[:1] != () and section[0] in SECRETS
 
 

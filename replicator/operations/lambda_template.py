@@ -52,7 +52,13 @@ ACCOUNT = "AWS::AccountId"
 OF_STACK = {"AWS_REGION": "AWS::Region", "AWS_DEFAULT_REGION": "AWS::Region"}
 """What the stack knows, by the variables that Lambda sets to it."""
 
-FILLED = {"ACCOUNT": f"{MARK}{ACCOUNT}{MARK}", "REGION": f"{MARK}AWS::Region{MARK}"}
+
+def _mark(name: str) -> str:
+    """What stands for a parameter, or for what the stack knows. Without colons, which divide an ARN."""
+    return f"{MARK}{name.replace('::', '_')}{MARK}"
+
+
+FILLED = {"ACCOUNT": _mark(ACCOUNT), "REGION": _mark("AWS::Region")}
 """What the stack knows, by the placeholders in policies."""
 
 _VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
@@ -99,6 +105,8 @@ def _referring(config: Config, names: Mapping[str, str]) -> Config:
     update = {
         field: text for field in ("table", "region", "role_arn") if MARK in (text := written.get(("source", field), ""))
     }
+    if (table := update.get("table", "")).startswith("arn:"):
+        update["region"] = table.split(":")[3]
     config = replace(config, source=config.source.model_copy(update=update))
     name = written.get(("engine", "function"), "")
     if isinstance(config.engine, Lambda) and MARK in name:
@@ -109,7 +117,7 @@ def _referring(config: Config, names: Mapping[str, str]) -> Config:
 
 def _marked(text: str, names: Mapping[str, str]) -> str:
     for variable, name in names.items():
-        text = text.replace(f"${{{variable}}}", f"{MARK}{name}{MARK}")
+        text = text.replace(f"${{{variable}}}", _mark(name))
     return text
 
 
@@ -117,7 +125,7 @@ def _substituted(text: str, names: Iterable[str]) -> str | dict[str, str]:
     """The text; CloudFormation fills it in if it refers to a parameter, or to what the stack knows."""
     filled = text
     for name in (*names, *OF_STACK.values(), ACCOUNT):
-        filled = filled.replace(f"{MARK}{name}{MARK}", f"${{{name}}}")
+        filled = filled.replace(_mark(name), f"${{{name}}}")
     return text if filled == text else {"Fn::Sub": filled}
 
 

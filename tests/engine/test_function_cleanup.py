@@ -16,7 +16,7 @@ from replicator.hooks.hook import Document, Hook, documents
 from replicator.pipeline import stages
 from replicator.pipeline.parked import REPAIR
 from replicator.pipeline.progress import Progress, progress
-from replicator.state import Repair, Save, encode
+from replicator.state import Gap, Repair, Save, encode
 from replicator.target.contract import Table
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
 from tests.engine.cluster import TABLE
@@ -209,6 +209,20 @@ def test_a_backfill_that_died_in_its_sweep_is_shown_as_stopped_and_fails_the_sch
     scheduled(stack)
     assert status(stack).phase == "live"
     assert stack.stored == stack.wanted
+
+
+def test_a_backfill_that_died_and_would_end_with_a_gap_needs_a_rescan(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = Stack(shards=1)
+    stack.write("k1", 1)
+    stack.backfill()
+    killed_while_it_sweeps(stack, monkeypatch)
+    gap = Gap("records are lost", stack.clock.wall(), 1 << 20)
+    stack.context().checkpoints.save([Save("gap", "g", 0, encode(gap))])
+    stack.clock.now += 15 * 60
+    stack.write("k1", 4)
+    stack.deliver(stack.container())
+    with pytest.raises(ConfigError, match=r"not ended.*: replicator resync CONFIG, then replicator run"):
+        scheduled(stack)
 
 
 def test_a_backfill_is_shown_while_its_run_is_up_whatever_invocations_come() -> None:

@@ -162,6 +162,9 @@ def test_a_resync_that_the_stream_no_longer_allows_does_not_end_a_run_that_reads
     again = faults.run(seconds=600)
     assert again.code == 2
     assert again.err.endswith("to withdraw it, and read on: replicator resync CONFIG --cancel\n")
+    asked = faults.run(name="resync")
+    assert asked.code == 2
+    assert "--cancel" not in asked.err, "withdrawing the request changes nothing for a resync that is asked for"
     faults.db.enable_stream(TABLE)
     faults.copied()
 

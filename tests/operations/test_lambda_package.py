@@ -306,6 +306,16 @@ def test_a_password_is_found_however_it_is_written(tmp_path: Path, url: str, ref
         operation._check_secrets(path)
 
 
+def test_texts_that_are_no_secrets_are_not_refused_and_a_header_may_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "orders.yaml"
+    text = "target: {password: '', headers: {Content-Type: application/json, accept: text/plain, X-Env: prod}}\n"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"target\.headers\.X-Env may be a secret, which would be in the zip"):
+        operation._check_secrets(path)
+    path.write_text(text.replace("prod", "'${STAGE}'"))
+    operation._check_secrets(path)
+
+
 def test_a_secret_of_another_target_is_refused_too_since_the_zip_has_the_whole_config(tmp_path: Path) -> None:
     path = tmp_path / "orders.yaml"
     other = "{type: elasticsearch, url: https://es, username: elastic, password: SECRET, index: password}"

@@ -169,6 +169,25 @@ def test_a_variable_in_the_name_of_the_table_the_role_or_the_function_is_a_param
     assert statements(document)["Role"]["Resource"] == [{"Fn::Sub": "${EnvRole}"}]
 
 
+def test_a_region_and_an_account_that_are_variables_of_an_arn_keep_their_places(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever values this machine has."""
+    arn = "arn:aws:dynamodb:${%s}:${ACCT}:table/${ORDERS_TABLE}"
+    for region, stack_region in (("AWS_REGION", "${AWS::Region}"), ("RG", "${EnvRg}")):
+        for name, value in ((region, "us-east-1"), ("ACCT", "123456789012"), ("ORDERS_TABLE", "orders")):
+            monkeypatch.setenv(name, value)
+        for name in ("PG_PASSWORD", "PG_HOST", "pg_password"):
+            monkeypatch.setenv(name, "x")
+        written = CONFIG.replace("{table: orders, region: eu-west-1}", f'{{table: "{arn % region}"}}')
+        config.write_text(written.replace("${pg_password}", "${pg_password}?sslmode=verify-full"))
+        result = CliRunner().invoke(main, ["lambda", "template", str(config)])
+        assert result.exit_code == 0, result.output
+        assert mistakes(result.stdout) == []
+        filled = f"arn:aws:dynamodb:{stack_region}:${{EnvAcct}}:table/${{EnvOrdersTable}}"
+        assert statements(yaml.safe_load(result.stdout))["Items"]["Resource"] == [{"Fn::Sub": filled}]
+
+
 def test_a_variable_and_the_target_in_the_name_of_a_function_are_both_filled_in(config: Path) -> None:
     config.write_text(TARGETS.replace("orders-{target}", "orders-${STAGE}-{target}"))
     function = template(config, "--target", "audit")[1]["Resources"]["Function"]["Properties"]
