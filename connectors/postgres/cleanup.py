@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,8 +102,19 @@ def newest(connection: psycopg.Connection[Any], shape: TableSchema) -> int:
     return epoch_of(row[0]) if row is not None and row[0] is not None else 0
 
 
+def limit(left: Callable[[], float] | None) -> list[Statement]:
+    """What makes the server end a statement of the transaction that takes longer than ``left()`` seconds."""
+    if left is None:
+        return []
+    return [Statement(b"SET LOCAL statement_timeout = %d" % max(1, math.ceil(left() * 1000)), planned_once=False)]
+
+
 def older(
-    connection: psycopg.Connection[Any], shape: TableSchema, below: int, spare: Sequence[DocumentId]
+    connection: psycopg.Connection[Any],
+    shape: TableSchema,
+    below: int,
+    spare: Sequence[DocumentId],
+    limits: Sequence[Statement] = (),
 ) -> list[DocumentId]:
     """Ids of some documents with a version below ``below``, except those that start with an id in ``spare``.
 
@@ -119,6 +131,8 @@ def older(
     )
     with connection.transaction():
         connection.execute("SET LOCAL enable_seqscan = on")
+        for statement in limits:
+            connection.execute(statement.sql)
         rows = connection.execute(query).fetchall()
     return [tuple(FROM_TEXT[k.kind](text) for k, text in zip(shape.keys, row, strict=True)) for row in rows]
 

@@ -68,6 +68,7 @@ class Postgres(ComparesByTable):
         self._encoder = Encoder({}, options.nul, pipeline)
         self._sent: Encoded | None = None
         self._sweeps: dict[tuple[str, int], Sweep] = {}
+        self._left: Callable[[], float] | None = None
         self._repeated = 0
         self._verifications: dict[str, TableVerification] = {}
         self._opened: dict[str, int] = {}  # the oids of the opened tables, by label
@@ -82,6 +83,9 @@ class Postgres(ComparesByTable):
 
     def while_waiting(self, working: Callable[[], None]) -> None:
         self._session.heard = working
+
+    def limit_sweeps(self, left: Callable[[], float]) -> None:
+        self._left = left
 
     @staticmethod
     def infer(table: Table, fields: Sequence[Field]) -> Proposal:
@@ -283,7 +287,7 @@ class Postgres(ComparesByTable):
         sweep = self._sweeps.setdefault((table.name, below), Sweep(shape.label))
         while True:
             with self._session.connection() as connection:
-                found = cleanup.older(connection, shape, below, [*spare, *sweep.held])
+                found = cleanup.older(connection, shape, below, [*spare, *sweep.held], cleanup.limit(self._left))
             tried = sweep.next(found)
             if removed := sweep.done(tried, self._remove(table, tried, below)):
                 return removed
@@ -300,6 +304,8 @@ class Postgres(ComparesByTable):
         began = self._checkpoints.began(below)
         self._add_partitions({table.name: frozenset([began // history.DAY * history.DAY])})
         with self._session.connection() as connection, connection.transaction():
+            for statement in cleanup.limit(self._left):
+                connection.execute(statement.sql)
             self._checkpoints.check_claims(connection)
             history.sweep(connection, shape, below, began, cleanup.without(shape, spare))
 
@@ -316,7 +322,8 @@ class Postgres(ComparesByTable):
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         (shape,) = self._shapes([table])
-        self._session.send([*self._checkpoints.advance((), ()), cleanup.purge(shape, below, spare)])
+        limits = cleanup.limit(self._left)
+        self._session.send([*limits, *self._checkpoints.advance((), ()), cleanup.purge(shape, below, spare)])
         try:
             *_, rows = self._session.collect()
         except psycopg.Error as e:

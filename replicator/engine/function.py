@@ -21,7 +21,7 @@ from replicator.checkpoints.contract import Checkpoints, Claimed, Slotted
 from replicator.engine import preexisting
 from replicator.engine.cleanup import ABANDONED
 from replicator.engine.context import Environment, RunContext
-from replicator.engine.function_cleanup import sweep_settled
+from replicator.engine.function_cleanup import is_paused, note_in_vain, sweep_settled
 from replicator.engine.lane_run import LaneRun, has_gap
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.startup import check_tables
@@ -39,7 +39,7 @@ from replicator.source.lambda_event import ShardBatch, is_batch, shard_batch
 from replicator.source.stream import LISTING_REST, ListedPages, Stream, listing
 from replicator.source.table import SourceTable, find_table
 from replicator.state import Gap, Heartbeat, Owner, PipelineState, Save, ShardState, decode, encode
-from replicator.target.contract import AppliesLate, Target, with_history
+from replicator.target.contract import AppliesLate, LimitsSweeps, Target, with_history
 from replicator.target.past import KeepsHistory
 
 log = logging.getLogger("replicator")
@@ -74,8 +74,11 @@ class Deadline(Stop):
         """Whether so many seconds have passed since the time was over."""
         return self._monotonic() >= self._at + seconds
 
+    def left(self) -> float:
+        return max(0.0, self._at - self._monotonic())
+
     def wait(self, timeout: float | None = None) -> bool:
-        left = max(0.0, self._at - self._monotonic())
+        left = self.left()
         super().wait(left if timeout is None else min(timeout, left))
         return self.is_set()
 
@@ -122,6 +125,8 @@ class Function:
         self._unfinished = unfinished or UnfinishedListing()
         stop, now, random = environment.stop, environment.now, environment.random
         self._retrying = RetryPolicy(stop, environment.waiting, now, random)
+        if isinstance(context.target, LimitsSweeps) and isinstance(stop, Deadline):
+            context.target.limit_sweeps(stop.left)
         self._decode = _decoder(context.table)
         self._held: LaneRun | None = None
 
@@ -289,14 +294,16 @@ class Function:
         claimed = self._read()
         view, parked = CheckpointView(claimed), ParkedItems.among(claimed.entries)
         following = view.pipeline is not None and view.pipeline.stage == stages.FOLLOWING
-        if not following or not settled(view.spared, parked):
+        now = self._environment.now
+        if not following or not settled(view.spared, parked) or is_paused(claimed, now()):
             return
         try:
             sweep_settled(self._context, self._owner, self._environment, self._retrying, claimed.revision)
         except Fenced:
             log.info("sweep not finished", extra={"reason": "another invocation sweeps, or has added shards"})
         except Stopped:
-            log.info("sweep not finished", extra={"reason": "time is over"})
+            log.warning("sweep not finished", extra={"reason": "time is over; trying again in a few hours"})
+            note_in_vain(self._context.checkpoints, self._owner, claimed.revision, now())
 
     def _check_stream(self, arn: str, view: CheckpointView) -> None:
         """Whether events of the stream ``arn`` may be stored in the epoch, which is bound to a stream.

@@ -6,27 +6,32 @@ claimed the pipeline. So a sweep may be divided among any number of invocations,
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from dataclasses import replace
 
-from replicator.checkpoints.contract import Slotted
+from replicator.checkpoints.contract import Checkpoints, Claimed, Slotted
 from replicator.engine.cleanup import Cleanup
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.delivery import Delivery
-from replicator.engine.retry import RetryPolicy, Stopped
+from replicator.engine.retry import RetryPolicy
+from replicator.errors import Fenced, TransientError
 from replicator.pipeline.coordination import Workers
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import Owner
+from replicator.state import Owner, decode
 
 log = logging.getLogger("replicator")
 
 CLEANUP = "cleanup"  # the slot that an invocation claims while it sweeps
+IN_VAIN = "cleanup-in-vain"  # and the one that notes when a sweep had too little time for a piece,
+PAUSE = 6 * 3600.0  # for so many seconds: each attempt may read all of a large table
 
 
 def sweep_settled(context: RunContext, owner: Owner, environment: Environment, retrying: RetryPolicy, run: int) -> None:
     """Sweep what the last sweep spared of items that are settled by now: their obsolete documents.
 
-    ``run``: the revision of the run that handed over. Stopped if there is not enough time; Fenced if another invocation
-    sweeps, or adds shards meanwhile. The next invocation continues then.
+    ``run``: the revision of the run that handed over. Stopped if there is not enough time for a piece; Fenced if
+    another invocation sweeps, or adds shards meanwhile. The next invocation continues then.
     """
     checkpoints, target = context.checkpoints, context.target
     assert isinstance(checkpoints, Slotted)
@@ -42,5 +47,18 @@ def sweep_settled(context: RunContext, owner: Owner, environment: Environment, r
     while cleanup.sweep_settled():
         delivery.flush()
         if environment.stop.is_set():
-            raise Stopped
+            return
         delivery.know_parked()
+
+
+def note_in_vain(checkpoints: Checkpoints, owner: Owner, run: int, now: float) -> None:
+    """Note that a sweep had too little time. If it cannot be noted, the next invocation tries again."""
+    assert isinstance(checkpoints, Slotted)
+    with contextlib.suppress(Fenced, TransientError):
+        checkpoints.claim_slot(replace(owner, started=now), IN_VAIN, run)
+
+
+def is_paused(claimed: Claimed, now: float) -> bool:
+    """Whether a sweep had too little time, not long ago."""
+    noted = [decode(e.kind, e.id, e.text) for e in claimed.entries if (e.kind, e.id) == ("owner", IN_VAIN)]
+    return any(isinstance(owner, Owner) and abs(now - owner.started) < PAUSE for owner in noted)

@@ -542,6 +542,14 @@ def without_rebuild(kind: str, tables: Sequence[str]) -> str:
 
 
 @runtime_checkable
+class LimitsSweeps(Protocol):
+    """A target whose server goes on with a piece of a sweep or a purge though the client is gone, unless it is told."""
+
+    def limit_sweeps(self, left: Callable[[], float]) -> None:
+        """From now on each piece fails with TransientError after ``left()`` seconds, as asked when it begins."""
+
+
+@runtime_checkable
 class Pipelined(Protocol):
     """A target that can store one batch while the next one is encoded.
 

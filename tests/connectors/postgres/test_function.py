@@ -9,10 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from psycopg import sql
 
+from connectors.postgres import cleanup
 from replicator.config.target import destination
 from replicator.engine.assembly import assemble
 from replicator.engine.context import RunContext
+from replicator.engine.function import Deadline, Function
+from replicator.engine.function_cleanup import PAUSE
 from replicator.engine.startup import Allowed
 from replicator.errors import TransientError
 from replicator.hooks.hook import Document, Hook, documents
@@ -139,3 +143,38 @@ def test_a_schedule_sweeps_what_a_sweep_spared_of_an_item_that_is_no_longer_park
         stack.write("k1", 4)
         stack.deliver(stack.container())
         assert stack.rows(values) == [(4,), (51,)]
+
+
+def test_a_sweep_ends_with_its_invocation_and_one_that_did_not_get_through_is_not_repeated_at_once(
+    one_postgres: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as resources:
+        hook = Hook("numbered", numbered, "f", declared=True)
+        stack = OnPostgres(one_postgres, resources, hook, shards=1)
+        stack.write("k1", 1)
+        stack.write("k2", 50)
+        stack.backfill()
+        stack.lose("k1", 2)
+        stack.lose("k1", 99)
+        stack.write("k2", 51)
+        stack.deliver(stack.container())
+        stack.backfill(Allowed(resync=True))
+        stack.write("k1", 3)
+        stack.deliver(stack.container())
+        values = "SELECT (document->>'v')::int FROM copy ORDER BY 1"
+        deadline = Deadline()
+        environment = replace(stack.environment(), stop=deadline)
+        with monkeypatch.context() as patch:
+            slow = sql.Composed([sql.SQL(" AND (SELECT pg_sleep(8)) IS NOT NULL")])
+            patch.setattr(cleanup, "without", lambda *_: slow)  # as a scan of a large table is
+            deadline.move(3.0)
+            Function(stack.context(), stack.owner("slow"), environment).invoke({"source": "aws.events"})
+            assert deadline.is_set()
+            assert stack.rows(values) == [(1,), (3,), (51,)]
+        stack.until_over()
+        stack.container().invoke({"source": "aws.events"})
+        assert stack.rows(values) == [(1,), (3,), (51,)], "the next scan would be in vain, too"
+        stack.clock.now += PAUSE
+        stack.until_over()
+        stack.container().invoke({"source": "aws.events"})
+        assert stack.rows(values) == [(3,), (51,)]
