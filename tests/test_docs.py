@@ -77,7 +77,8 @@ MAKE = [target for c in commands() if c[0] == "make" for target in c[1:]]
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     kinds = {kind for path in DOCUMENTS for kind in re.findall(r"^```(\w+)$", path.read_text(), re.MULTILINE)}
 
-    assert kinds <= {"sh", "console", "yaml", "python", "json", "toml"} | DEPLOYING
+    assert kinds <= {"sh", "console", "yaml", "python", "json", "toml", "sql"} | DEPLOYING
+    assert {path.name for path in DOCUMENTS if "\n```sql\n" in path.read_text()} == {"several-targets.md"}
     assert {c[0] for c in commands()} == {"replicator", "make"}
 
 

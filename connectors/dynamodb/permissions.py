@@ -17,7 +17,7 @@ def needed(options: DynamoDBOptions, tables: Sequence[Table], *, keep_expired: b
     yield Needed("target", "CreateEpochs", options, epochs)
     if options.loops or any(_is_like_source(options, table) for table in tables):
         untagged = frozenset[str]() if options.loops else _untagged(options, "ListTagsOfResource")
-        yield Needed("source", "PatternForAnotherTable", options, without=untagged)
+        yield Needed("source", "PatternForAnotherTable", options, without=untagged, setup=not options.loops)
     if options.loops:  # a table moves, so `cutover` compares its settings
         yield Needed("source", "SettingsOfSource", options)
         yield Needed("source", "EpochsOfSource", options, {"EPOCHS_OF_SOURCE": options.epochs_table})
