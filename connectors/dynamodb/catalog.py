@@ -14,6 +14,7 @@ from replicator.aws.errors import AwsError, decoded, failure
 from replicator.errors import TransientError
 from replicator.key import KeyAttribute, KeySchema
 from replicator.source.table import SourceTable
+from replicator.target.contract import NO_STATEMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +152,13 @@ def notes(layout: Layout, table: Described) -> Iterator[str]:
     """What users should know about an existing table, though it prevents nothing."""
     if table.streaming and layout.mark is None:
         yield (
-            f"nothing, but note: the target's table {layout.name} has a stream. Its readers see each copied item as a "
+            f"{NO_STATEMENT}: the target's table {layout.name} has a stream. Its readers see each copied item as a "
             "change; if one of them writes back to the source, items circulate forever (two opposite pipelines need "
             "loops: true)"
         )
     if table.replicas:
         yield (
-            f"nothing, but note: the target's table {layout.name} has replicas in {', '.join(table.replicas)}. Nothing "
+            f"{NO_STATEMENT}: the target's table {layout.name} has replicas in {', '.join(table.replicas)}. Nothing "
             "else may write to those: there the last writer wins, whatever the version"
         )
 

@@ -19,6 +19,7 @@ from replicator.errors import ConfigError, GapFound, NotPermitted, ReplicatorErr
 from replicator.identity import Change, Identity
 from replicator.options import aws_options, table_name
 from replicator.source.table import SourceTable
+from replicator.target.contract import NO_STATEMENT
 from replicator.target.notes import superseding
 from replicator.version import FIRST_EPOCH, epoch_of
 
@@ -39,6 +40,7 @@ class Tables:
         self._newest_of: dict[str, EpochScan] = {}  # by identity: a whole table is scanned only once
         self.source: tuple[SourceTable, Client] | None = None
         self.keep_expired = False
+        self._created: set[str] = set()  # names of tables for which that is not noted yet
         self._opened: Mapping[str, Described] = {}
         self._epoch_opened = 0
 
@@ -104,6 +106,7 @@ class Tables:
         self._check_ready(epochs.name, epochs.described())
         for name, layout in wanted.items():
             table = self._described(name) or self._create(layout)
+            self._note_created(layout, table)
             self._check_ready(name, table)
             assert table is not None
             if (note := epochs.read(table)) is not None and note.created:
@@ -256,7 +259,7 @@ class Tables:
                 try:
                     self._note_beside(*self.source)
                 except ForeignTable as e:
-                    yield f"nothing, but note: whether another pipeline fills the source cannot be told, as {e}"
+                    yield f"{NO_STATEMENT}: whether another pipeline fills the source cannot be told, as {e}"
 
     def opposite(self) -> Iterator[str]:
         """With ``loops``: that the opposite pipeline has not run yet, if that can be told."""
@@ -305,7 +308,7 @@ class Tables:
             wanted = self._plan(layout).ttl
             if wanted is not None and wanted != self.expiry(layout.name):
                 yield (
-                    f"nothing, but note: the source has a time to live ({wanted}), and the target's table "
+                    f"{NO_STATEMENT}: the source has a time to live ({wanted}), and the target's table "
                     f"{layout.name} has not the same. create: true turns it on only in a table that it creates, since "
                     "this one may have items of others, which it would remove. What expires in the source is deleted "
                     "here by its stream"
@@ -317,7 +320,7 @@ class Tables:
             return
         wanted = expiring_attribute(self.source[1], self.source[0])
         existing = self._time_to_live(layout.name)
-        is_new = note is not None and note.created
+        is_new = layout.name in self._created or (note is not None and note.created)
         will_be_enabled = is_new and existing.get("TimeToLiveStatus") == "DISABLED"
         if wanted is None or will_be_enabled or wanted == enabled_attribute(existing):
             return
@@ -367,13 +370,17 @@ class Tables:
         yield _not_empty(layout.name) if layout.pristine else _guarded_otherwise(layout, former)
 
     def _create(self, layout: Layout) -> Described | None:
-        """Create the table, and note that this pipeline did: only such a table gets the source's time to live."""
+        """Create the table. It counts as created before it is: the response may be lost, and ``make`` called again."""
         if not self._options.create:
             return None
-        created = catalog.create(self._account.client, self._plan(layout).create)
-        if created is not None:
-            self._account.epochs.write(created, replace(self._own_note(layout, 0), created=True))
-        return self._described(layout.name)
+        self._created.add(layout.name)
+        return catalog.create(self._account.client, self._plan(layout).create) or self._described(layout.name)
+
+    def _note_created(self, layout: Layout, table: Described | None) -> None:
+        """Note that this pipeline created the table: only such a table gets the source's time to live."""
+        if table is not None and layout.name in self._created:
+            self._account.epochs.write(table, replace(self._own_note(layout, 0), created=True))
+            self._created.remove(layout.name)
 
     def _own_note(self, layout: Layout, epoch: int) -> Note:
         source = self.source[0].arn if self.source is not None and self._options.loops else ""

@@ -256,28 +256,33 @@ def _left_marks(shape: TableSchema, table: Found) -> Iterator[str]:
 
 
 def _remedy(shape: TableSchema, name: str, type: str, not_null: bool, column: Existing | None) -> str:
-    """The statements that bring a column of a table with rows to its type, and the command that fills it."""
-    names = {"table": shape.qualified, "column": sql.Identifier(name), "type": _type(type)}
-    statement: LiteralString
+    """The statement that brings a column of a table with rows to its type, the command that fills it, and what to do
+    afterwards or instead. In parentheses, except for that.
+
+    The default that the rows need stays until the resync is done: a run that knows no such column may still add rows.
+    """
+    value = sql.SQL(" NOT NULL DEFAULT {}").format(sql.SQL(_PLACEHOLDERS[type])) if not_null else sql.SQL("")
+    names = {"table": shape.qualified, "column": sql.Identifier(name), "type": _type(type), "value": value}
+    statement: LiteralString = "ALTER TABLE {table} ADD COLUMN {column} {type}{value}"
+    after: LiteralString = ". Once it is filled: ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT"
     if column is not None:
         statement = "ALTER TABLE {table} ALTER COLUMN {column} TYPE {type} USING {column}::{type}"
-    elif not_null:  # the rows need some value until the resync has written them
-        names["value"] = sql.SQL(_PLACEHOLDERS[type])
-        statement = (
-            "ALTER TABLE {table} ADD COLUMN {column} {type} NOT NULL DEFAULT {value}; "
-            "ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT"
-        )
-    else:
-        statement = "ALTER TABLE {table} ADD COLUMN {column} {type}"
-    return f"{sql.SQL(statement).format(**names).as_string(None)}; then, to fill it: replicator resync CONFIG"
+        after = (
+            ". If the database cannot convert its values, replace the column before the resync: "
+            "ALTER TABLE {table} DROP COLUMN {column}, ADD COLUMN {column} {type}{value}"
+        ) + (after if not_null else "")
+    elif not not_null:
+        after = ""
+    first, second = (sql.SQL(text).format(**names).as_string(None) for text in (statement, after))
+    return f"({first}; then, to fill it: replicator resync CONFIG){second}"
 
 
 def _differences(name: str, type: str, not_null: bool, column: Existing | None, remedy: str) -> Iterator[str]:
     if column is None:
-        yield f"column {name} is missing ({remedy or f'ADD COLUMN {name} {type}' + (' NOT NULL' if not_null else '')})"
+        yield f"column {name} is missing {remedy or f'(ADD COLUMN {name} {type}' + (' NOT NULL)' if not_null else ')')}"
         return
     if column.type != _TYPES.get(type, type):
-        yield f"column {name} must be {type}, but is {column.type}{f' ({remedy})' if remedy else ''}"
+        yield f"column {name} must be {type}, but is {column.type}{f' {remedy}' if remedy else ''}"
     if column.not_null != not_null:
         yield f"column {name} must be {_nullness(not_null)}, but is {_nullness(column.not_null)}"
     if column.generated:

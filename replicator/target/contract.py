@@ -20,6 +20,8 @@ from replicator.state import Save
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.observed import Field, Proposal
 
+NO_STATEMENT = "nothing, but note"  # begins what a plan says about a table that exists
+
 
 class Generation(Enum):
     """Which of the two copies that a rebuild keeps; ``ONLY`` if there is one. For messages: each has other remedies."""
@@ -80,7 +82,10 @@ class Target(Protocol):
         """
 
     def plan(self, tables: Sequence[Table]) -> Sequence[str]:
-        """The statements that ``open`` would execute to create missing tables, ready to be pasted."""
+        """The statements that ``open`` would execute to create missing tables, ready to be pasted.
+
+        What begins with ``NO_STATEMENT`` is a note about a table that exists.
+        """
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
         """The highest epoch that wrote to the tables, 0 if none did, None if a table does not exist.

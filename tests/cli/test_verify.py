@@ -19,7 +19,7 @@ from replicator.pipeline.progress import passes_of
 from replicator.state import Verified, decode, encode
 from replicator.verification.differences import Finding
 from replicator.verification.verifier import Result
-from tests.cli.command_line import World
+from tests.cli.command_line import World, endpoint
 from tests.end_to_end.pipeline import eventually
 
 HOOK = """from replicator import Document, documents
@@ -297,6 +297,19 @@ def test_check_says_what_the_passes_of_a_run_read_and_whether_they_may(copied: W
     code, out, _ = copied.call("check", copied.config, "--human")
     assert (code, "FAIL  permission: dynamodb:BatchGetItem on" in out) == (4, True), out
     assert "a pass may take longer than verify.every; the next one follows at once" in out
+
+
+def test_check_reads_an_existing_table_of_which_the_plan_has_only_a_note(world: World) -> None:
+    target = f"verify: {{every: 1h}}\ntarget:\n  type: dynamodb\n  region: us-east-1\n  endpoint_url: {endpoint(world)}"
+    postgres = f"target:\n  type: postgres\n  url: {world.postgres.url}\n  table: orders"
+    world.change(postgres, f"{target}\n  create: true\n  table: copy")
+    world.db.create_table("orders")
+    world.db.create_table("copy", view="KEYS_ONLY")
+    world.db.create_table("replicator-epochs", keys={"table": "S"}, view=None)
+    code, out, _ = world.call("check", world.config, "--human")
+    assert (code, "run will execute:" in out) == (0, True), out
+    assert "nothing, but note: the target's table copy has a stream" in out
+    assert "ok    verify: the target's documents can be read" in out
 
 
 def test_each_pipeline_of_a_process_verifies_its_own_copy(copied: World) -> None:

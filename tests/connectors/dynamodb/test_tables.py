@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from connectors.dynamodb import catalog
 from connectors.dynamodb.documents import layout
 from connectors.dynamodb.epochs import Epochs, EpochScan
 from connectors.dynamodb.options import DynamoDBOptions
@@ -101,6 +102,22 @@ def source(client: Client, request: dict[str, Any] = INDEXED) -> SourceTable:
 
 def time_to_live(client: Client, name: str) -> Any:
     return ask(client, "DescribeTimeToLive", TableName=name)["TimeToLiveDescription"]
+
+
+def created_without_response(again: bool) -> Callable[[Client, Mapping[str, Any]], None]:
+    """In place of ``catalog.create``. ``again``: its second request finds the table."""
+
+    def create(client: Client, request: Mapping[str, Any]) -> None:
+        client.call("CreateTable", request)
+        if request["TableName"] != kit.EPOCHS and not again:
+            raise TransientError("no response")
+
+    return create
+
+
+def throttled(epochs: Epochs, table: Any, note: Any) -> None:
+    """In place of ``Epochs.write``."""
+    raise TransientError("throttled")
 
 
 def being_created(tables: Tables, name: str, table: Any) -> None:
@@ -224,6 +241,24 @@ class TestMaking:
         ask(db, "UpdateTimeToLive", TableName="copy", TimeToLiveSpecification=EXPIRING | {"Enabled": False})
         make(endpoint).open([COPY], FIRST_EPOCH)
         assert time_to_live(db, "copy") == {"TimeToLiveStatus": "DISABLED"}
+
+    @pytest.mark.parametrize("loops", [False, True])
+    @pytest.mark.parametrize("lost", ["response", "response, and the client tried again", "note"])
+    def test_a_table_counts_as_created_also_if_its_note_or_the_response_was_lost(
+        self, db: DynamoDB, endpoint: str, make: Make, monkeypatch: pytest.MonkeyPatch, loops: bool, lost: str
+    ) -> None:
+        table, target = source(db), make(endpoint, loops=loops)
+        ask(db, "UpdateTimeToLive", TableName="orders", TimeToLiveSpecification=EXPIRING)
+        target.mirror(table, db)
+        with monkeypatch.context() as failing:
+            failing.setattr(Epochs, "write", throttled)
+            if lost != "note":
+                failing.setattr(catalog, "create", created_without_response(again=lost != "response"))
+            with pytest.raises(TransientError):
+                target.open([COPY], FIRST_EPOCH)
+        assert target.check([COPY]) == []
+        target.open([COPY], FIRST_EPOCH)
+        assert time_to_live(db, "copy")["AttributeName"] == "x"
 
     @pytest.mark.dynamodb_local
     def test_dynamodb_local_creates_it_too(self, dynamodb_local: StartLocal, make: Make) -> None:

@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import served
@@ -32,6 +34,10 @@ class Copy:
     place: Path
     endpoint: str
     postgres: Database
+    db: DynamoDB
+
+    def put(self, item: Mapping[str, Any]) -> None:
+        self.db.put("orders", dict(item))
 
     def configure(self, columns: Mapping[str, Any], **more: Any) -> None:
         config = {
@@ -54,8 +60,11 @@ class Copy:
         return code, out + err
 
     def cities(self) -> int:
+        return self.count("city = 'Rome'")
+
+    def count(self, which: LiteralString) -> int:
         with self.postgres.connect() as client:
-            row = client.execute("SELECT count(*) FROM orders WHERE city = 'Rome'").fetchone()
+            row = client.execute(sql.SQL("SELECT count(*) FROM orders WHERE {}").format(sql.SQL(which))).fetchone()
         assert row is not None
         return int(row[0])
 
@@ -69,7 +78,7 @@ def copy(one_postgres: Database, tmp_path: Path) -> Iterator[Copy]:
         db.put("orders", {"id": f"k{n}", "n": n, "city": "Rome"})
     (tmp_path / "hooks.py").write_text(HOOK)
     with served(db) as endpoint:
-        pipeline = Copy(tmp_path, endpoint, one_postgres)
+        pipeline = Copy(tmp_path, endpoint, one_postgres, db)
         pipeline.configure(COLUMNS)
         assert pipeline.cli("run")[0] == 0
         yield pipeline
@@ -133,6 +142,45 @@ def test_a_column_that_was_dropped_is_filled_before_the_copy_counts_as_whole(cop
     assert copy.cli("resync", "--now")[0] == 0
     assert copy.cities() == ITEMS
     assert copy.cli("run")[0] == 0
+
+
+def test_a_column_that_must_not_be_null_can_be_added_beside_a_run_that_does_not_know_it(copy: Copy) -> None:
+    wider = {**COLUMNS, "city": {"type": "text", "nullable": False}}
+    copy.configure(wider)
+    code, output = copy.cli("resync", "--now")
+    remedy = output.partition("column city is missing (")[2]
+    assert (code, remedy.startswith("ALTER TABLE")) == (2, True), output
+    altered(copy, *remedy.partition("; then, to fill it: replicator resync CONFIG)")[0].split("; "))
+    copy.configure(COLUMNS)
+    copy.put({"id": "new", "n": 6, "city": "Rome"})
+    code, output = copy.cli("run")
+    assert (code, copy.count("id = 'new'")) == (0, 1), output
+    copy.configure(wider)
+    assert copy.cli("resync", "--now")[0] == 0
+    assert copy.cities() == ITEMS + 1
+    altered(copy, output_line(remedy.partition("). Once it is filled: ")[2]))
+    assert copy.cli("run")[0] == 0
+
+
+def test_a_column_whose_values_do_not_convert_to_its_new_type_can_be_replaced(copy: Copy) -> None:
+    hook = copy.place / "hooks.py"
+    hook.write_text(HOOK.replace("item['n']", "f'no {item[\"n\"]}'"))
+    copy.configure({"n": "text"})
+    altered(copy, "DROP TABLE orders")
+    assert copy.cli("resync", "--now")[0] == 0
+    hook.write_text(HOOK)
+    copy.configure(COLUMNS)
+    code, output = copy.cli("resync", "--now")
+    assert (code, "column n must be bigint, but is text (" in output) == (2, True), output
+    with pytest.raises(psycopg.errors.InvalidTextRepresentation):
+        altered(copy, output.partition("but is text (")[2].partition("; then, to fill it")[0])
+    altered(copy, output_line(output.partition("replace the column before the resync: ")[2]))
+    assert copy.cli("resync", "--now")[0] == 0
+    assert copy.count("n IN (0, 1, 2, 3, 4)") == ITEMS
+
+
+def output_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def test_the_statement_for_a_changed_column_type_can_be_executed_and_the_resync_fills_it(copy: Copy) -> None:
