@@ -14,7 +14,7 @@ from replicator.checkpoints.contract import Checkpoints, Claimed, Slotted
 from replicator.engine.cleanup import Cleanup
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.delivery import Delivery
-from replicator.engine.retry import RetryPolicy
+from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import Fenced, TransientError
 from replicator.pipeline.coordination import Workers
 from replicator.pipeline.pipeline import Pipeline
@@ -30,8 +30,8 @@ PAUSE = 6 * 3600.0  # for so many seconds: each attempt may read all of a large 
 def sweep_settled(context: RunContext, owner: Owner, environment: Environment, retrying: RetryPolicy, run: int) -> None:
     """Sweep what the last sweep spared of items that are settled by now: their obsolete documents.
 
-    ``run``: the revision of the run that handed over. Stopped if there is not enough time for a piece; Fenced if
-    another invocation sweeps, or adds shards meanwhile. The next invocation continues then.
+    ``run``: the revision of the run that handed over. Stopped if there is not enough time for a single piece;
+    Fenced if another invocation sweeps, or adds shards meanwhile. The next invocation continues then.
     """
     checkpoints, target = context.checkpoints, context.target
     assert isinstance(checkpoints, Slotted)
@@ -44,11 +44,18 @@ def sweep_settled(context: RunContext, owner: Owner, environment: Environment, r
     cleanup = Cleanup(target, checkpoints, context.tables, pipeline, delivery, retrying, now, monotonic, None)
     retrying(lambda: target.open(context.tables, state.epoch))
     log.info("sweeping", extra={"reason": "items that the last sweep spared are no longer parked"})
-    while cleanup.sweep_settled():
-        delivery.flush()
-        if environment.stop.is_set():
-            return
-        delivery.know_parked()
+    swept = False
+    try:
+        while cleanup.sweep_settled():
+            swept = True
+            delivery.flush()
+            if environment.stop.is_set():
+                return
+            delivery.know_parked()
+    except Stopped:  # mostly within a piece
+        if not swept:
+            raise
+        log.info("sweep not finished", extra={"reason": "time is over; the next invocation goes on"})
 
 
 def note_in_vain(checkpoints: Checkpoints, owner: Owner, run: int, now: float) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from replicator.batch import DocumentId
+from replicator.engine.function_cleanup import PAUSE
 from replicator.engine.handover import Backfill
 from replicator.engine.local import Driver
 from replicator.engine.startup import Allowed
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, TransientError
 from replicator.hooks.hook import Document, Hook, documents
 from replicator.pipeline import stages
 from replicator.pipeline.parked import REPAIR
@@ -81,6 +82,41 @@ def test_what_a_sweep_spared_is_swept_by_the_schedule_once_the_item_is_no_longer
     assert status(stack).waiting_for is None
     assert not stack.database.tombstones[TABLE]
     assert not [id for kind, id in stack.database.entries if kind == "spared"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_sweep_that_runs_out_of_time_goes_on_with_the_next_invocation_if_it_has_removed_something(
+    first: bool,
+) -> None:
+    """Otherwise hours later: it would again have too little time."""
+    stack = with_spared_document()
+    stack.write("k1", 3)
+    stack.deliver(stack.container())
+    pieces = 0
+
+    class Slow(MemoryTarget):
+        """The time of an invocation is over in its second piece, or already in its first."""
+
+        def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+            nonlocal pieces
+            pieces += 1
+            if pieces == 1 and first:
+                return super().sweep(table, below, spare)
+            stack.clock.now = stack._until
+            raise TransientError("a statement was cancelled")
+
+    stack.target_type = Slow
+    scheduled(stack)
+    assert names(stack) == (["d3", "d51"] if first else ["d1", "d3", "d51"])
+    assert status(stack).waiting_for is not None
+    stack.target_type = MemoryTarget
+    stack.clock.now += 15 * 60
+    scheduled(stack)
+    assert (status(stack).waiting_for is None) == first
+    stack.clock.now += PAUSE
+    scheduled(stack)
+    assert status(stack).waiting_for is None
+    assert names(stack) == ["d3", "d51"]
 
 
 def test_a_backfill_ends_when_what_a_sweep_spared_is_swept() -> None:
