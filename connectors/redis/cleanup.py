@@ -20,7 +20,7 @@ from replicator.target.in_doubt import InDoubtWindow
 _COUNT = b"1000"  # keys that SCAN looks at in one call
 _LONGEST = 1.0  # seconds of scanning in one piece
 _CALL = 250  # documents in one call of a script
-_VERSION = re.compile(rb"([0-9]+)([de]?)[0-9]*")
+_VERSION = re.compile(rb"([0-9]+)(?:([de])[0-9]*)?")
 
 Guards = Sequence[bytes]
 Pass = tuple[str, str, int]

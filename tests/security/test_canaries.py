@@ -239,7 +239,7 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
     seconds: float = getattr(request, "param", 20.0)
 
-    def stop() -> threading.Event:
+    def stop(*_: object) -> threading.Event:
         found = threading.Event()
         timer = threading.Timer(seconds, found.set)
         timer.daemon = True
