@@ -378,7 +378,8 @@ class Pass:
 
     def _scan(self) -> None:
         left = {n for n in self._segments() if n not in self._note.segments}
-        table = Scanned(self._both.config.source.table, self._both.source.keys, self._environment.random)
+        source = self._both.source
+        table = Scanned(self._both.config.source.table, source.keys, self._environment.random, source.identity)
         steps = self._environment.scheduler(self._both.client)
         steps.full = lambda: self._verifier.full
         with contextlib.closing(steps):

@@ -83,7 +83,7 @@ def _images(table: Scanned, keys: tuple[Key, ...]) -> Generator[Call, bytes, tup
                 "BatchGetItem", {"RequestItems": {table.table: request}, "ReturnConsumedCapacity": "TOTAL"}
             )
         except AwsError as e:
-            if e.code != "ResourceNotFoundException":
+            if e.code != "ResourceNotFoundException" or not table.identity:
                 raise failure(e, "BatchGetItem", table.table) from e
             yield from table.check_same()
             raise TransientError(f"BatchGetItem on {table.table}: {e}") from e  # it is being created, or restored

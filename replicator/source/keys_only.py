@@ -140,7 +140,7 @@ def _batch_get(stream: Stream, keys: Sequence[Key]) -> Generator[Call, bytes, _R
     try:
         body = yield Call("BatchGetItem", {"RequestItems": {stream.table: wanted}})
     except AwsError as e:
-        if e.code != "ResourceNotFoundException":
+        if e.code != "ResourceNotFoundException" or not stream.identity:
             raise failure(e, "BatchGetItem", stream.table) from e
         yield from _check_table(stream)
         raise TransientError(f"BatchGetItem on {stream.table}: {e}") from e  # it is being created, or restored

@@ -49,7 +49,7 @@ class Scanned:
     def check_same(self) -> Generator[Call, bytes, None]:
         """GapFound or ConfigError if another table has this one's name by now, or none."""
         if self.identity:
-            yield from check_same(self.table, self.identity, "all of its items were copied")
+            yield from check_same(self.table, self.identity, "all of its items were read")
 
 
 def scan(table: Scanned, segment: int, state: SegmentState) -> Generator[Call | ScanPage, Any, None]:
@@ -93,7 +93,7 @@ def _page(
     try:
         body = yield Call("Scan", request)
     except AwsError as e:
-        if e.code != "ResourceNotFoundException":
+        if e.code != "ResourceNotFoundException" or not table.identity:
             raise failure(e, "Scan", table.table) from e
         yield from table.check_same()
         raise TransientError(f"Scan on {table.table}: {e}") from e  # it is being created, or restored

@@ -77,4 +77,4 @@ def test_a_table_that_is_deleted_while_it_is_scanned_is_named(faults: World) -> 
     ended = faults.run(seconds=600)
 
     assert ended.code == 2
-    assert "the table orders was deleted before all of its items were copied. Nothing was removed" in ended.err
+    assert "the table orders was deleted before all of its items were read. Nothing was removed" in ended.err

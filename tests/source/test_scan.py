@@ -213,3 +213,12 @@ def test_the_rate_stays_under_the_limit_over_any_stretch_of_pages(
             units += asked[end][1]
             until = asked[end + 1][0] if end + 1 < len(asked) else now
             assert units <= per_second * (until - asked[start][0]) * (1 + 1e-9) + 1e-6
+
+
+@pytest.mark.parametrize(("identity", "told"), [("", "refused: ResourceNotFoundException"), ("that", "was deleted")])
+def test_a_scan_of_a_table_that_is_gone_ends(identity: str, told: str) -> None:
+    """It is not waited for, whether or not there is an identity to compare, as for ``verify``."""
+    gone = DynamoDB(now=lambda: 0.0, random=random.Random(1))
+    table = Scanned("orders", KEYS, random.Random(2), identity)
+    with pytest.raises(ReplicatorError, match=told):
+        next(answered(gone, scan(table, 0, SegmentState(1))))
