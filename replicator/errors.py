@@ -35,8 +35,9 @@ class GapFound(ReplicatorError):
     ``gone``: the endpoint no longer knows the stream or the shard, perhaps because the table was deleted. ``repair``:
     the command that repairs the copy. ``caution``: what it would do to this target, empty if nothing but repair it.
     ``of_target``: the target has lost something, or has or lacks changes of long ago, so that nothing but a rescan
-    repairs it. ``rival``: another run writes there, too, and would repair after each repair of this one. ``since``: no
-    record of before is lost, where positions do not tell that: in shards never listed.
+    repairs it. ``by_hand``: only a person may order that: another run writes there, too, and would repair after each
+    repair of this one, or nothing tells whose the documents are. ``since``: no record of before is lost, where
+    positions do not tell that: in shards never listed.
     """
 
     exit_code = 3
@@ -51,14 +52,14 @@ class GapFound(ReplicatorError):
         gone: bool = False,
         repair: str = "replicator resync CONFIG",
         of_target: bool = False,
-        rival: bool = False,
+        by_hand: bool = False,
         since: float | None = None,
     ) -> None:
         super().__init__(reason if shard is None else f"{reason} (shard {shard}, last good position {sequence})")
         self.reason = reason
         self.gone = gone
         self.of_target = of_target
-        self.rival = rival
+        self.by_hand = by_hand
         self.since = since
         self.repair = repair
         self.shard = shard

@@ -299,6 +299,7 @@ class Gap:
     """Records that can no longer be read: why, found when, in which shard, after which position.
 
     ``since``: what was written to the source before is in the copy; None: unknown, or the target has lost something.
+    ``by_hand``: see ``GapFound``.
     """
 
     reason: str
@@ -308,6 +309,7 @@ class Gap:
     sequence: str | None = None
     repaired: float | None = None
     since: float | None = None
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)

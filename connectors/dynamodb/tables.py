@@ -80,6 +80,10 @@ class Tables:
             return None
         return max((self._epoch(layout, table) for layout, table in existing.items()), default=0)
 
+    def unnoted(self, wanted: Iterable[str]) -> bool:
+        """Whether there is a table of which no note says that this pipeline wrote to it."""
+        return any(table is not None and self._note(table) is None for table in map(self._described, wanted))
+
     def identities(self, wanted: Mapping[str, Layout]) -> dict[str, Identity]:
         """Each table's ARN, and its id, which changes when a table is re-created or restored.
 
@@ -136,7 +140,7 @@ class Tables:
         if problems := [*self._others(name, note), *self._ended(name, note)]:
             yield from problems
         elif note.epoch > self._epoch_opened:
-            raise GapFound(superseding(name, note.epoch, self._epoch_opened), of_target=True, rival=True)
+            raise GapFound(superseding(name, note.epoch, self._epoch_opened), of_target=True, by_hand=True)
 
     def try_writes(self, wanted: Iterable[str]) -> None:
         """Try every call that a run makes on existing tables, under conditions that never hold. NotPermitted if one is
@@ -191,6 +195,7 @@ class Tables:
             return note.epoch
         if layout.pristine:
             return 0
+        self._check_ready(layout.name, table)  # AWS refuses to scan one that is not
         return self._newest_of.setdefault(table.identity, EpochScan(self._account.client, layout))()
 
     def _sample(self, layout: Layout) -> list[int]:
@@ -337,6 +342,7 @@ class Tables:
         starts_epoch = note is None or note.epoch < epoch
         if not starts_epoch:
             return
+        self._check_ready(layout.name, table)  # AWS refuses to scan one that is not
         if note is not None and not layout.pristine:
             if note.attributes not in (None, layout.guards) and not self._is_empty(layout.name):
                 yield _guarded_otherwise(layout, note.attributes or ())
@@ -388,7 +394,7 @@ class Tables:
 
     def _check_ready(self, name: str, table: Described | None) -> None:
         if table is None or not table.ready:
-            raise TransientError(f"the target's table {name} is being created")
+            raise TransientError(f"the target's table {name} is being created, or restored")
         if name == self._options.epochs_table:
             self._check_notes(table)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from connectors.dynamodb.cleanup import ScanCleanup
@@ -19,7 +20,7 @@ from replicator.aws.batch_get import BatchReader
 from replicator.aws.client import Client
 from replicator.aws.permissions import Needed
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.marks import Marks
 from replicator.source.table import SourceTable
@@ -105,6 +106,9 @@ class DynamoDB(ComparesByTable):
     def epoch(self, tables: Sequence[Table]) -> int | None:
         return self._tables.epoch(layouts(tables, self._options))
 
+    def unnoted(self, tables: Sequence[Table]) -> bool:
+        return self._tables.unnoted(layouts(tables, self._options))
+
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
         return self._tables.identities(layouts(tables, self._options))
 
@@ -142,7 +146,9 @@ class DynamoDB(ComparesByTable):
 
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
         """Also GapFound: if a table was replaced, or a later epoch writes to it."""
-        return self._tables.recheck()
+        with contextlib.suppress(TransientError):  # what describes tables may be down while writes go on
+            return self._tables.recheck()
+        return ()
 
     def write(self, batch: Batch) -> Outcome:
         self.send(self.encode(batch))

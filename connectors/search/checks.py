@@ -160,7 +160,7 @@ class Watch:
         """
         self.look()
         if self._superseding:
-            raise GapFound(self._superseding, of_target=True, rival=True)
+            raise GapFound(self._superseding, of_target=True, by_hand=True)
 
     def other_pipelines(self, layouts: Sequence[Layout]) -> Iterator[str]:
         """Whether documents of this run went through an ingest pipeline that has changed since.

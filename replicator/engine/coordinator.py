@@ -328,7 +328,7 @@ class Coordinator(Driver):
 
 
 def _found(gap: Gap) -> GapFound:
-    return GapFound(gap.reason, gap.shard, gap.sequence)
+    return GapFound(gap.reason, gap.shard, gap.sequence, by_hand=gap.by_hand)
 
 
 def check_supported(target: Target, checkpoints: Checkpoints) -> None:

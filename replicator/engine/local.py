@@ -458,7 +458,7 @@ class Driver:
         if not self.pipeline.view.has_gap(gap):
             self.pipeline.gap(gap, self._now(), first_loss(gap, self.pipeline.shards))
         self._delivery.flush()
-        if self._context.config.on_gap == "stop" or gap.rival or self._resyncs >= MAX_RESYNCS:
+        if self._context.config.on_gap == "stop" or gap.by_hand or self._resyncs >= MAX_RESYNCS:
             gap.caution = caution_of(self._context.target)
             raise gap
         self._resyncs += 1

@@ -30,6 +30,7 @@ from replicator.target.contract import (
     RefusingChanges,
     Table,
     Target,
+    Unnoted,
     keeps_history,
     with_history,
 )
@@ -70,6 +71,7 @@ def inspect(
         history_beside=target.history_epoch_beside(tables) if isinstance(target, KeepsHistory) else 0,
         history_losses=history_losses(view, target, tables),
         own_ids=hook is not None and hook.declared,
+        unnoted=view.pipeline is None and isinstance(target, Unnoted) and target.unnoted(tables),
     )
 
 

@@ -68,6 +68,7 @@ class StartupState:
     ``aliased``: readers use an alias, which a rebuild can move to other tables. ``history_epoch``: the latest one in
     the histories of the tables, 0 without any. ``history_beside``: the same of the old copy, if this is the new
     one of a rebuild. ``history_losses``: what these lack, in sentences. ``own_ids``: the hook chooses document ids.
+    ``unnoted``: the versions in a table are all that tells of a pipeline, and not of which.
     """
 
     state: PipelineState | None
@@ -92,6 +93,7 @@ class StartupState:
     history_beside: int = 0
     history_losses: Sequence[str] = ()
     own_ids: bool = False
+    unnoted: bool = False
 
     @property
     def highest(self) -> int:
@@ -366,11 +368,12 @@ def find_gap(found: StartupState) -> GapFound | None:
                 "or that has another name (pipeline: in the config); or it is a copy of such a table",
                 repair=START_OVER,
                 of_target=True,
+                by_hand=found.unnoted,
             )
         return None
     for gap in found.gaps.values():
         if gap.repaired is None and gap.epoch >= state.repairing:
-            return GapFound(gap.reason, gap.shard, gap.sequence)
+            return GapFound(gap.reason, gap.shard, gap.sequence, by_hand=gap.by_hand)
     if state.table_id != found.table.id:
         return GapFound(f"table {found.table.name} was deleted and created again since the last run")
     if state.stream_arn != found.table.stream_arn:

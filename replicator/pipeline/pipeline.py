@@ -381,7 +381,8 @@ class Pipeline:
         """Record that records are lost. ``since``: see ``Gap``."""
         epoch = self.state.epoch if self.state is not None else 0
         id = f"{now:017.3f}@{self.slot}" if self.slot else f"{now:017.3f}"  # two workers may find one at the same time
-        self._pending.append(("gap", id, Gap(gap.reason, now, epoch, gap.shard, gap.sequence, since=since)))
+        found = Gap(gap.reason, now, epoch, gap.shard, gap.sequence, since=since, by_hand=gap.by_hand)
+        self._pending.append(("gap", id, found))
 
     def heartbeat(self, heartbeat: Heartbeat) -> None:
         """Store a heartbeat with the next batch, along with the progress of idle shards."""

@@ -555,6 +555,14 @@ class LimitsSweeps(Protocol):
 
 
 @runtime_checkable
+class Unnoted(Protocol):
+    """A target whose documents' versions may be all that it finds of a pipeline."""
+
+    def unnoted(self, tables: Sequence[Table]) -> bool:
+        """Whether a table exists of which no note says that this pipeline wrote to it. Only a person may sweep it."""
+
+
+@runtime_checkable
 class Pipelined(Protocol):
     """A target that can store one batch while the next one is encoded.
 

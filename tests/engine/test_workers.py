@@ -1073,3 +1073,36 @@ def test_what_a_worker_waits_for_is_in_status_and_in_what_the_coordinator_report
         cluster.clock.now += 0.1
         cluster.running.step()
     assert [w.waiting_for for w in reported[-1].workers] == [None, worker.waiting_for]
+
+
+def test_a_worker_that_finds_another_runs_later_epoch_ends_the_run_whatever_on_gap_says() -> None:
+    """Each of the two would supersede the other with a rescan, in turns."""
+
+    class Superseded(MemoryTarget):
+        def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
+            if by_workers:
+                raise GapFound("written by a later epoch", of_target=True, by_hand=True)
+            return ()
+
+    cluster, by_workers = Cluster(slots=3), False
+    cluster.target_type = Superseded
+    cluster.write("a", 1)
+    cluster.start()
+    cluster.settle()
+    state = cluster.running.pipeline.state
+    assert state is not None
+
+    def turns() -> None:
+        nonlocal by_workers
+        for _ in range(1000):
+            cluster.clock.now += 1
+            by_workers = True
+            for worker in cluster.workers.values():
+                worker.step()
+            by_workers = False
+            cluster.running.step()
+
+    with pytest.raises(GapFound, match="written by a later epoch"):
+        turns()
+    assert cluster.running.pipeline.state is not None
+    assert cluster.running.pipeline.state.epoch == state.epoch

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from connectors.dynamodb import catalog
 from connectors.dynamodb.options import DynamoDBOptions
+from connectors.dynamodb.tables import Tables
 from connectors.dynamodb.target import DynamoDB as Target
 from replicator.batch import Batch, Part, Upsert
 from replicator.config.settings import load
-from replicator.errors import ConfigError, GapFound
+from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.items.item import Item
 from replicator.key import KeyAttribute, KeySchema
 from replicator.target.contract import Rechecking, Table
@@ -110,6 +114,80 @@ def test_a_run_that_another_epoch_supersedes_ends_instead_of_writing_in_vain(
     assert [e["event"] for e in ended.events].count("snapshot started") == 0
 
 
+@pytest.mark.parametrize("on_gap", ["stop", "resync"])
+def test_so_does_the_run_that_is_started_after_it(
+    faults: World, started: Started, endpoint: str, db: DynamoDB, on_gap: str
+) -> None:
+    started(on_gap)
+    faults.clock.plan(100, lambda: another_epoch(endpoint))
+    assert faults.run(seconds=2000).code == 3
+    again = faults.run(seconds=300)
+    assert again.code == 3
+    assert [e["event"] for e in again.events].count("snapshot started") == 0
+
+
+@pytest.mark.parametrize("on_gap", ["stop", "resync"])
+def test_the_first_start_of_a_pipeline_sweeps_no_table_of_another_one_whose_note_is_elsewhere(
+    faults: World, endpoint: str, db: DynamoDB, on_gap: str
+) -> None:
+    """Its items have versions as the pipeline's own would have, if its checkpoints and its note were lost."""
+    options = DynamoDBOptions(region="us-east-1", endpoint_url=endpoint, create=True, epochs_table="elsewhere")
+    another = Target(options, "another")
+    another.open([COPY], FIRST_EPOCH)
+    theirs = Upsert("copy", ("theirs",), Item(b'{"id":{"S":"theirs"}}'), version(FIRST_EPOCH, 0), ("theirs",))
+    another.write(Batch([Part("segment:0", [theirs])]))
+    another.close()
+    path = faults.folder / "orders.yaml"
+    path.write_text(CONFIG % (endpoint, on_gap))
+    config = load(str(path))
+    faults.target = lambda: config.target.build("orders")
+    faults.fill()
+    ended = faults.run(seconds=2000)
+
+    assert (ended.code, "of a pipeline whose checkpoints are lost or stored elsewhere" in ended.err) == (3, True)
+    (item,) = db.items("copy")
+    assert (item["id"], item.get("_replicator_deleted")) == ("theirs", None)
+
+
+def test_a_control_plane_that_does_not_answer_leaves_a_run_alone(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: object) -> None:
+        raise TransientError("DescribeTable is throttled")
+
+    monkeypatch.setattr(catalog, "describe", down)
+    assert target.recheck([COPY]) == ()
+
+
+@pytest.mark.parametrize("pristine", [False, True])
+def test_a_table_that_is_not_ready_is_waited_for_and_not_scanned(
+    endpoint: str, db: DynamoDB, monkeypatch: pytest.MonkeyPatch, pristine: bool
+) -> None:
+    """DynamoDB refuses to scan one that is being created. Here the response of CreateTable was lost, too."""
+    created, describe = catalog.create, catalog.describe
+
+    def lost(*given: Any) -> None:
+        created(*given)
+        raise TransientError("no response to CreateTable")
+
+    def creating(client: Any, name: str) -> catalog.Described | None:
+        found = describe(client, name)
+        return found if found is None or name != "copy" else replace(found, ready=False)
+
+    options = DynamoDBOptions(region="us-east-1", endpoint_url=endpoint, create=True, pristine=pristine)
+    made = Target(options, "orders")
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "create", lost)
+        patch.setattr(catalog, "describe", creating)
+        patch.setattr(Tables, "_sample", None)
+        patch.setattr(Tables, "_is_empty", None)
+        for _ in range(2):
+            with pytest.raises(TransientError):
+                made.open([COPY], FIRST_EPOCH)
+    made.open([COPY], FIRST_EPOCH)
+    made.close()
+
+
 def test_a_table_that_is_gone_ends_a_run_that_writes_nothing(target: Target, endpoint: str) -> None:
     kit.client(endpoint).delete_table(TableName="copy")
     assert target.recheck([COPY]) == ["the target's table copy no longer exists; it did when the run started"]
@@ -121,11 +199,11 @@ def test_a_table_of_another_id_or_of_a_later_epoch_is_a_gap(target: Target, endp
     another_epoch(endpoint)
     with pytest.raises(GapFound, match="Let only one of them run") as later:
         target.recheck([COPY])
-    assert (later.value.of_target, later.value.rival) == (True, True)
+    assert (later.value.of_target, later.value.by_hand) == (True, True)
     kit.made_anew(endpoint, COPY)
     with pytest.raises(GapFound, match="restored from a backup, while the run was up") as replaced:
         target.recheck([COPY])
-    assert (replaced.value.of_target, replaced.value.rival) == (True, False)
+    assert (replaced.value.of_target, replaced.value.by_hand) == (True, False)
     target.open([COPY], FIRST_EPOCH + 2)
     assert target.recheck([COPY]) == []
 

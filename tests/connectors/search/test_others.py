@@ -203,7 +203,7 @@ def test_a_later_epoch_of_another_run_is_a_gap_also_for_a_run_that_writes_nothin
     target(one_search).open([of], FIRST_EPOCH + 1)
     with pytest.raises(GapFound, match=rf"{of.name}-1 was written by epoch {FIRST_EPOCH + 1} since this run") as gap:
         found.recheck([of])
-    assert (gap.value.of_target, gap.value.rival) == (True, True)
+    assert (gap.value.of_target, gap.value.by_hand) == (True, True)
     found.open([of], FIRST_EPOCH + 2)
     assert found.recheck([of]) == ()
 
