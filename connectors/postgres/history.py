@@ -8,7 +8,7 @@ when it is read again, be it in another epoch, which gives it another version. I
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -266,12 +266,14 @@ def _free_name(connection: psycopg.Connection[Any], history: TableSchema, first:
     raise AssertionError
 
 
-def fold_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> Partition | None:
+def fold_oldest(
+    connection: psycopg.Connection[Any], shape: TableSchema, limit_next: Callable[[], None] = lambda: None
+) -> Partition | None:
     """Move to the base what the documents were last in the oldest partition, if all of it is older than what is kept.
 
     None if it is not. A document that was gone needs no row: it still is that, until its next change. In a transaction,
     in which ``drop`` follows; until its end, others that fold this history or write to the partition wait. A reader
-    that holds the history is noticed first, after ``lock_timeout``.
+    that holds the history is noticed first, after ``lock_timeout``. ``limit_next``: called before each long statement.
     """
     assert shape.keep is not None
     connection.execute(_FOLDING, (history_of(shape).label,))
@@ -294,6 +296,7 @@ def fold_oldest(connection: psycopg.Connection[Any], shape: TableSchema) -> Part
         connection.execute(sql.SQL(_MAY_DROP).format(**names))
     allow_joins(connection)
     for statement in (_STAYS, _FOLD, _GONE):
+        limit_next()
         connection.execute(sql.SQL(statement).format(**names))
     return oldest
 

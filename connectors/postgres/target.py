@@ -257,7 +257,8 @@ class Postgres(ComparesByTable):
             return False
         with self._session.connection() as connection, connection.transaction():
             connection.execute(_BRIEFLY)
-            folded = history.fold_oldest(connection, shape)  # takes minutes: others go on with their tables
+            # It takes minutes: others go on with their tables.
+            folded = history.fold_oldest(connection, shape, lambda: self._limit(connection))
             if folded is None:
                 return False
             connection.execute(_LOCK)
@@ -304,10 +305,14 @@ class Postgres(ComparesByTable):
         began = self._checkpoints.began(below)
         self._add_partitions({table.name: frozenset([began // history.DAY * history.DAY])})
         with self._session.connection() as connection, connection.transaction():
-            for statement in cleanup.limit(self._left):
-                connection.execute(statement.sql)
+            self._limit(connection)
             self._checkpoints.check_claims(connection)
             history.sweep(connection, shape, below, began, cleanup.without(shape, spare))
+
+    def _limit(self, connection: psycopg.Connection[Any]) -> None:
+        """From now on, end the transaction's statements when the time for cleanup is over."""
+        for statement in cleanup.limit(self._left):
+            connection.execute(statement.sql)
 
     def _remove(self, table: Table, ids: Sequence[DocumentId], below: int) -> dict[DocumentId, str]:
         """Delete documents; returns those that the server refuses to delete, with reasons."""

@@ -21,7 +21,7 @@ from replicator.checkpoints.contract import Checkpoints, Claimed, Slotted
 from replicator.engine import preexisting
 from replicator.engine.cleanup import ABANDONED
 from replicator.engine.context import Environment, RunContext
-from replicator.engine.function_cleanup import is_paused, note_in_vain, sweep_settled
+from replicator.engine.function_cleanup import is_paused, note_in_vain, retain_history, sweep_settled
 from replicator.engine.lane_run import LaneRun, has_gap
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.startup import check_tables
@@ -180,9 +180,9 @@ class Function:
                 tried.add(shard)
                 read += self._read_idle(shard, since)
             self._add_orphans()
-            self._retain_history()
             if lost is None:  # otherwise a rescan will
                 self._sweep_settled()
+            self._retain_history()  # which may take the rest of the time
         except Stopped as e:
             log.info("time is over", extra={"shards": read})
             if not tried:
@@ -259,21 +259,14 @@ class Function:
         return done
 
     def _retain_history(self) -> None:
-        """Remove what a history need not keep any more, and make room ahead: no run of another engine may be up.
-
-        If transactions hold the history, a later event does it.
-        """
-        target, tables, state = self._context.target, self._context.tables, CheckpointView(self._read()).pipeline
+        """Remove what a history need not keep any more, and make room ahead: no run of another engine may be up."""
+        target, tables, claimed = self._context.target, self._context.tables, self._read()
+        state = CheckpointView(claimed).pipeline
         following = state is not None and state.stage == stages.FOLLOWING
         if not with_history(tables) or not following or not isinstance(target, KeepsHistory):
             return
-        try:
-            while target.retain(tables):
-                log.info("history removed", extra={"reason": "older than is kept"})
-                if self._environment.stop.is_set():
-                    break
-        except TransientError as e:
-            log.warning("history not removed", extra={"reason": str(e)})
+        if not self._environment.stop.is_set():
+            retain_history(target, self._context, self._owner, self._environment, claimed)
         self._report_histories(target)
 
     def _report_histories(self, target: KeepsHistory) -> None:

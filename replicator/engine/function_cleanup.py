@@ -19,11 +19,13 @@ from replicator.errors import Fenced, TransientError
 from replicator.pipeline.coordination import Workers
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Owner, decode
+from replicator.target.past import KeepsHistory
 
 log = logging.getLogger("replicator")
 
 CLEANUP = "cleanup"  # the slot that an invocation claims while it sweeps
 IN_VAIN = "cleanup-in-vain"  # and the one that notes when a sweep had too little time for a piece,
+RETENTION_IN_VAIN = "retention-in-vain"  # or the removal of the oldest part of a history,
 PAUSE = 6 * 3600.0  # for so many seconds: each attempt may read all of a large table
 
 
@@ -58,14 +60,40 @@ def sweep_settled(context: RunContext, owner: Owner, environment: Environment, r
         log.info("sweep not finished", extra={"reason": "time is over; the next invocation goes on"})
 
 
-def note_in_vain(checkpoints: Checkpoints, owner: Owner, run: int, now: float) -> None:
+def retain_history(
+    target: KeepsHistory, context: RunContext, owner: Owner, environment: Environment, claimed: Claimed
+) -> None:
+    """Remove what a history need not keep any more, and make room ahead. Not for hours after one had too little time.
+
+    If transactions hold the history, a later event does it.
+    """
+    now, stop, removed = environment.now, environment.stop, False
+    if is_paused(claimed, now(), RETENTION_IN_VAIN):
+        return
+    try:
+        while target.retain(context.tables):
+            removed = True
+            log.info("history removed", extra={"reason": "older than is kept"})
+            if stop.is_set():
+                return
+    except Fenced:
+        log.info("history not removed", extra={"reason": "another invocation or run has taken over"})
+    except TransientError as e:
+        if removed or not stop.is_set():
+            log.warning("history not removed", extra={"reason": str(e)})
+            return
+        log.warning("history not removed", extra={"reason": "time is over; trying again in a few hours"})
+        note_in_vain(context.checkpoints, owner, claimed.revision, now(), RETENTION_IN_VAIN)
+
+
+def note_in_vain(checkpoints: Checkpoints, owner: Owner, run: int, now: float, slot: str = IN_VAIN) -> None:
     """Note that a sweep had too little time. If it cannot be noted, the next invocation tries again."""
     assert isinstance(checkpoints, Slotted)
     with contextlib.suppress(Fenced, TransientError):
-        checkpoints.claim_slot(replace(owner, started=now), IN_VAIN, run)
+        checkpoints.claim_slot(replace(owner, started=now), slot, run)
 
 
-def is_paused(claimed: Claimed, now: float) -> bool:
+def is_paused(claimed: Claimed, now: float, slot: str = IN_VAIN) -> bool:
     """Whether a sweep had too little time, not long ago."""
-    noted = [decode(e.kind, e.id, e.text) for e in claimed.entries if (e.kind, e.id) == ("owner", IN_VAIN)]
+    noted = [decode(e.kind, e.id, e.text) for e in claimed.entries if (e.kind, e.id) == ("owner", slot)]
     return any(isinstance(owner, Owner) and abs(now - owner.started) < PAUSE for owner in noted)

@@ -548,7 +548,10 @@ def without_rebuild(kind: str, tables: Sequence[str]) -> str:
 
 @runtime_checkable
 class LimitsSweeps(Protocol):
-    """A target whose server goes on with a piece of a sweep or a purge though the client is gone, unless it is told."""
+    """A target whose server goes on with a piece of cleanup though the client is gone, unless it is told.
+
+    That is a sweep, a purge, or the removal of the oldest part of a history.
+    """
 
     def limit_sweeps(self, left: Callable[[], float]) -> None:
         """From now on each piece fails with TransientError after ``left()`` seconds, as asked when it begins."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from psycopg import sql
 
-from connectors.postgres import cleanup
+from connectors.postgres import cleanup, history
 from replicator.config.target import destination
 from replicator.engine.assembly import assemble
 from replicator.engine.context import RunContext
@@ -29,12 +29,19 @@ from tests.servers.postgres_fixtures import Database
 class OnPostgres(Stack):
     """The same, with a target in Postgres."""
 
-    def __init__(self, database: Database, resources: ExitStack, hook: Hook | None = None, shards: int = 2) -> None:
-        self._server, self._resources = database, resources
+    def __init__(
+        self,
+        database: Database,
+        resources: ExitStack,
+        hook: Hook | None = None,
+        shards: int = 2,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._server, self._resources, self._options = database, resources, options or {}
         super().__init__(hook=hook, shards=shards)
 
     def context(self) -> RunContext:
-        found, problems = destination({"type": "postgres", "url": self._server.url, "table": "copy"})
+        found, problems = destination({"type": "postgres", "url": self._server.url, "tables": {"copy": self._options}})
         assert found is not None, problems
         target: Any = self._resources.enter_context(closing(found.build("memory")))
         client, config = Wire(self.source), super().context().config
@@ -178,3 +185,45 @@ def test_a_sweep_ends_with_its_invocation_and_one_that_did_not_get_through_is_no
         stack.until_over()
         stack.container().invoke({"source": "aws.events"})
         assert stack.rows(values) == [(3,), (51,)]
+
+
+def test_the_folding_of_a_history_ends_with_its_invocation_behind_the_sweep_and_is_not_repeated_at_once(
+    one_postgres: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as resources:
+        hook = Hook("numbered", numbered, "f", declared=True)
+        stack = OnPostgres(one_postgres, resources, hook, shards=1, options={"history": {"keep": "2d"}})
+        stack.write("k1", 1)
+        stack.write("k2", 50)
+        stack.backfill()
+        stack.lose("k1", 2)
+        stack.lose("k1", 99)
+        stack.write("k2", 51)
+        stack.deliver(stack.container())
+        stack.backfill(Allowed(resync=True))
+        stack.write("k1", 3)
+        stack.deliver(stack.container())
+        old = "SELECT oid FROM pg_class WHERE relname ~ '^copy_history_2023[0-9]+$' AND relkind = 'r'"
+        there = stack.rows(old)
+        assert len(there) == 1, "the stack's clock is that of years ago"
+        caplog.set_level("INFO", "replicator")
+        deadline = Deadline()
+        environment = replace(stack.environment(), stop=deadline)
+        with monkeypatch.context() as patch:
+            for statement in ("_STAYS", "_GONE"):  # each alone is short enough
+                patch.setattr(history, statement, "SELECT pg_sleep(2.5)")
+            patch.setattr(history, "allow_joins", lambda _: deadline.move(4.0))  # the folding begins
+            deadline.move(60.0)
+            Function(stack.context(), stack.owner("slow"), environment).invoke({"source": "aws.events"})
+            assert deadline.is_set()
+        values = "SELECT (document->>'v')::int FROM copy ORDER BY 1"
+        assert (stack.rows(old), stack.rows(values)) == (there, [(3,), (51,)])
+        done = [m for m in caplog.messages if m in ("sweeping", "history not removed")]
+        assert done == ["sweeping", "history not removed"], "what takes longest comes last"
+        stack.until_over()
+        stack.container().invoke({"source": "aws.events"})
+        assert stack.rows(old) == there, "the next one would be in vain, too"
+        stack.clock.now += PAUSE
+        stack.until_over()
+        stack.container().invoke({"source": "aws.events"})
+        assert stack.rows(old) == []
