@@ -165,7 +165,7 @@ def test_a_table_locked_by_another_session_is_waited_for(one: Postgres, one_post
 def test_a_deadlock_is_waited_out(one: Postgres, one_postgres: Database) -> None:
     """Somebody else updates two rows in the other order: one is the victim, and if it is us we come again."""
     one.write(batch(put({"pk": "a"}, 1), put({"pk": "z"}, 1)))
-    run(one_postgres, f"ALTER DATABASE \"{one_postgres.name}\" SET deadlock_timeout = '50ms'")
+    run(one_postgres, f"ALTER DATABASE \"{one_postgres.name}\" SET deadlock_timeout = '2s'")  # by then both wait
     one.close()
     with one_postgres.connect() as blocker, ThreadPoolExecutor(1) as threads:
         blocker.execute("SET deadlock_timeout = '60s'; BEGIN; UPDATE contract SET document = '{}' WHERE pk = 'z'")
