@@ -252,8 +252,8 @@ def test_an_unusable_source_is_a_config_error(source: dict[str, Any], message: s
 
 
 def test_a_profile_that_the_environment_names_is_not_said_to_be_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(ConfigError, match=r"^AWS_PROFILE: The config profile \(nobody\) could not be found"):
+    monkeypatch.setenv("AWS_PROFILE", "absent")
+    with pytest.raises(ConfigError, match=r"^AWS_PROFILE: The config profile \(absent\) could not be found"):
         connect(Source(table="orders", region="eu-west-1"), "source")
 
 

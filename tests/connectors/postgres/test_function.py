@@ -127,48 +127,43 @@ def numbered(item: Any) -> list[Document]:
     return [Document(f"d{number}", {"v": number})]
 
 
+VALUES = "SELECT (document->>'v')::int FROM copy ORDER BY 1"
+
+
+def with_a_spared_document(database: Database, resources: ExitStack) -> OnPostgres:
+    """A sweep spared the document 1 of an item that was parked, and is no longer: its document is 3."""
+    stack = OnPostgres(database, resources, Hook("numbered", numbered, "f", declared=True), shards=1)
+    stack.write("k1", 1)
+    stack.write("k2", 50)
+    stack.backfill()
+    stack.lose("k1", 2)
+    stack.lose("k1", 99)
+    stack.write("k2", 51)
+    stack.deliver(stack.container())
+    stack.backfill(Allowed(resync=True))
+    stack.write("k1", 3)
+    stack.deliver(stack.container())
+    return stack
+
+
 def test_a_schedule_sweeps_what_a_sweep_spared_of_an_item_that_is_no_longer_parked(one_postgres: Database) -> None:
     with ExitStack() as resources:
-        hook = Hook("numbered", numbered, "f", declared=True)
-        stack = OnPostgres(one_postgres, resources, hook, shards=1)
-        stack.write("k1", 1)
-        stack.write("k2", 50)
-        stack.backfill()
-        stack.lose("k1", 2)
-        stack.lose("k1", 99)
-        stack.write("k2", 51)
-        stack.deliver(stack.container())
-        stack.backfill(Allowed(resync=True))
-        stack.write("k1", 3)
-        stack.deliver(stack.container())
-        values = "SELECT (document->>'v')::int FROM copy ORDER BY 1"
-        assert stack.rows(values) == [(1,), (3,), (51,)]
+        stack = with_a_spared_document(one_postgres, resources)
+        assert stack.rows(VALUES) == [(1,), (3,), (51,)]
         stack.until_over()
         stack.container().invoke({"source": "aws.events"})
-        assert stack.rows(values) == [(3,), (51,)]
+        assert stack.rows(VALUES) == [(3,), (51,)]
         assert stack.rows("SELECT count(*) FROM replicator.tombstones") == [(0,)]
         stack.write("k1", 4)
         stack.deliver(stack.container())
-        assert stack.rows(values) == [(4,), (51,)]
+        assert stack.rows(VALUES) == [(4,), (51,)]
 
 
 def test_a_sweep_ends_with_its_invocation_and_one_that_did_not_get_through_is_not_repeated_at_once(
     one_postgres: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ExitStack() as resources:
-        hook = Hook("numbered", numbered, "f", declared=True)
-        stack = OnPostgres(one_postgres, resources, hook, shards=1)
-        stack.write("k1", 1)
-        stack.write("k2", 50)
-        stack.backfill()
-        stack.lose("k1", 2)
-        stack.lose("k1", 99)
-        stack.write("k2", 51)
-        stack.deliver(stack.container())
-        stack.backfill(Allowed(resync=True))
-        stack.write("k1", 3)
-        stack.deliver(stack.container())
-        values = "SELECT (document->>'v')::int FROM copy ORDER BY 1"
+        stack = with_a_spared_document(one_postgres, resources)
         deadline = Deadline()
         environment = replace(stack.environment(), stop=deadline)
         with monkeypatch.context() as patch:
@@ -177,14 +172,14 @@ def test_a_sweep_ends_with_its_invocation_and_one_that_did_not_get_through_is_no
             deadline.move(3.0)
             Function(stack.context(), stack.owner("slow"), environment).invoke({"source": "aws.events"})
             assert deadline.is_set()
-            assert stack.rows(values) == [(1,), (3,), (51,)]
+            assert stack.rows(VALUES) == [(1,), (3,), (51,)]
         stack.until_over()
         stack.container().invoke({"source": "aws.events"})
-        assert stack.rows(values) == [(1,), (3,), (51,)], "the next scan would be in vain, too"
+        assert stack.rows(VALUES) == [(1,), (3,), (51,)], "the next scan would be in vain, too"
         stack.clock.now += PAUSE
         stack.until_over()
         stack.container().invoke({"source": "aws.events"})
-        assert stack.rows(values) == [(3,), (51,)]
+        assert stack.rows(VALUES) == [(3,), (51,)]
 
 
 def test_the_folding_of_a_history_ends_with_its_invocation_behind_the_sweep_and_is_not_repeated_at_once(
@@ -216,8 +211,7 @@ def test_the_folding_of_a_history_ends_with_its_invocation_behind_the_sweep_and_
             deadline.move(60.0)
             Function(stack.context(), stack.owner("slow"), environment).invoke({"source": "aws.events"})
             assert deadline.is_set()
-        values = "SELECT (document->>'v')::int FROM copy ORDER BY 1"
-        assert (stack.rows(old), stack.rows(values)) == (there, [(3,), (51,)])
+        assert (stack.rows(old), stack.rows(VALUES)) == (there, [(3,), (51,)])
         done = [m for m in caplog.messages if m in ("sweeping", "history not removed")]
         assert done == ["sweeping", "history not removed"], "what takes longest comes last"
         stack.until_over()
