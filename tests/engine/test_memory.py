@@ -110,9 +110,9 @@ class Overlaps(MemoryTarget):
 
 
 class Slow(Overlaps):
-    """Not ready the first 80 times, during which all responses in flight arrive."""
+    """Not ready the first 160 times, during which all responses in flight arrive."""
 
-    _not_yet = 80
+    _not_yet = 160
 
     def ready(self) -> bool:
         if self._not_yet:
