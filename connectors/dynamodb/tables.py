@@ -376,11 +376,21 @@ class Tables:
         yield _not_empty(layout.name) if layout.pristine else _guarded_otherwise(layout, former)
 
     def _create(self, layout: Layout) -> Described | None:
-        """Create the table. It counts as created before it is: the response may be lost, and ``make`` called again."""
+        """Create the table. It counts as created before it is: the response may be lost, and ``make`` called again.
+
+        Not if CreateTable is refused: a table that is there later was created by others.
+        """
         if not self._options.create:
             return None
+        plan = self._plan(layout)
         self._created.add(layout.name)
-        return catalog.create(self._account.client, self._plan(layout).create) or self._described(layout.name)
+        try:
+            return catalog.create(self._account.client, plan.create) or self._described(layout.name)
+        except TransientError:
+            raise
+        except ReplicatorError:
+            self._created.discard(layout.name)
+            raise
 
     def _note_created(self, layout: Layout, table: Described | None) -> None:
         """Note that this pipeline created the table: only such a table gets the source's time to live."""

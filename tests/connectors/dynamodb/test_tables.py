@@ -21,7 +21,7 @@ from replicator.aws.client import Client
 from replicator.aws.errors import AwsError
 from replicator.batch import Delete, Upsert
 from replicator.config.target import destination
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import ConfigError, NotPermitted, TransientError
 from replicator.identity import other_tables
 from replicator.key import KeyAttribute, KeySchema
 from replicator.source.table import SourceTable, describe_table
@@ -259,6 +259,20 @@ class TestMaking:
         assert target.check([COPY]) == []
         target.open([COPY], FIRST_EPOCH)
         assert time_to_live(db, "copy")["AttributeName"] == "x"
+
+    def test_a_table_that_others_create_after_a_refusal_does_not_count_as_created(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        table, target = source(db), make(endpoint)
+        ask(db, "UpdateTimeToLive", TableName="orders", TimeToLiveSpecification=EXPIRING)
+        target.mirror(table, db)
+        db.fail("CreateTable", "AccessDeniedException", when=lambda request: request["TableName"] == "copy")
+        with pytest.raises(NotPermitted):
+            target.open([COPY], FIRST_EPOCH)
+        db.heal()
+        db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
+        target.open([COPY], FIRST_EPOCH)
+        assert time_to_live(db, "copy") == {"TimeToLiveStatus": "DISABLED"}
 
     @pytest.mark.dynamodb_local
     def test_dynamodb_local_creates_it_too(self, dynamodb_local: StartLocal, make: Make) -> None:
