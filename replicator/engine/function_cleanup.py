@@ -24,9 +24,9 @@ from replicator.target.past import KeepsHistory
 log = logging.getLogger("replicator")
 
 CLEANUP = "cleanup"  # the slot that an invocation claims while it sweeps
-IN_VAIN = "cleanup-in-vain"  # and the one that notes when a sweep had too little time for a piece,
-RETENTION_IN_VAIN = "retention-in-vain"  # or the removal of the oldest part of a history,
-PAUSE = 6 * 3600.0  # for so many seconds: each attempt may read all of a large table
+IN_VAIN = "cleanup-in-vain"  # the slot whose owner notes when a sweep had too little time for a piece
+RETENTION_IN_VAIN = "retention-in-vain"  # the same for the removal of the oldest part of a history
+PAUSE = 6 * 3600.0  # seconds after that without another attempt, each of which may read all of a large table
 
 
 def sweep_settled(context: RunContext, owner: Owner, environment: Environment, retrying: RetryPolicy, run: int) -> None:
@@ -87,13 +87,13 @@ def retain_history(
 
 
 def note_in_vain(checkpoints: Checkpoints, owner: Owner, run: int, now: float, slot: str = IN_VAIN) -> None:
-    """Note that a sweep had too little time. If it cannot be noted, the next invocation tries again."""
+    """Note that there was too little time for a piece. If it cannot be noted, the next invocation tries again."""
     assert isinstance(checkpoints, Slotted)
     with contextlib.suppress(Fenced, TransientError):
         checkpoints.claim_slot(replace(owner, started=now), slot, run)
 
 
 def is_paused(claimed: Claimed, now: float, slot: str = IN_VAIN) -> bool:
-    """Whether a sweep had too little time, not long ago."""
+    """Whether there was too little time for a piece, not long ago."""
     noted = [decode(e.kind, e.id, e.text) for e in claimed.entries if (e.kind, e.id) == ("owner", slot)]
     return any(isinstance(owner, Owner) and abs(now - owner.started) < PAUSE for owner in noted)

@@ -200,7 +200,7 @@ class Repairs:
             return
         parked, discarded = self.retrying(lambda: kept_keys(self.checkpoints))
         kept = {**parked, **discarded}
-        keys = list({key: None for id, key in kept.items() if version_in(id) <= version(state.epoch, 0)})
+        keys = list(dict.fromkeys(key for id, key in kept.items() if version_in(id) <= version(state.epoch, 0)))
         after = replace(state, export=None, repair=replace(repair, looking_up=True))
         self._read(after, stages.chosen_segments(keys, (), 1))
 

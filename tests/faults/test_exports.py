@@ -353,7 +353,8 @@ def test_an_existing_export_from_before_a_gap_cannot_repair_it(faults: World) ->
     assert not faults.gaps
 
 
-def test_a_requested_resync_whose_export_is_too_old_does_not_end_the_run_that_is_live(faults: World) -> None:
+def copied_a_day_ago(faults: World) -> None:
+    """From an export that is too old for another backfill by now; the copy was live since."""
     faults.fill(7)
     faults.db.exports.enable(TABLE)
     faults.clock.move(faults.clock() + HOUR)
@@ -362,6 +363,10 @@ def test_a_requested_resync_whose_export_is_too_old_does_not_end_the_run_that_is
     for _ in range(2):
         faults.clock.move(faults.clock() + 12 * HOUR)
         faults.copied()
+
+
+def test_a_requested_resync_whose_export_is_too_old_does_not_end_the_run_that_is_live(faults: World) -> None:
+    copied_a_day_ago(faults)
     faults.clock.plan(20, lambda: request_one(faults, ()))
     faults.clock.plan(60, lambda: faults.put("k2", n=1))
     ended = faults.run(seconds=120)
@@ -447,14 +452,7 @@ def test_check_refuses_an_existing_export_for_a_gap_as_a_run_does(
 def test_an_export_that_has_become_too_old_is_no_error_of_a_copy_that_has_read_it(
     faults: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults.fill(7)
-    faults.db.exports.enable(TABLE)
-    faults.clock.move(faults.clock() + HOUR)
-    faults.configure(backfill={"from": "export", "export": exported(faults)})
-    faults.copied()
-    for _ in range(2):
-        faults.clock.move(faults.clock() + 12 * HOUR)
-        faults.copied()
+    copied_a_day_ago(faults)
     (found,) = checked(faults, monkeypatch)
     assert (found.verdict, TOO_OLD in found.text) == ("note", True)
     assert found.text.startswith("a resync would be refused: ")

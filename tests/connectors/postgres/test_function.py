@@ -130,9 +130,9 @@ def numbered(item: Any) -> list[Document]:
 VALUES = "SELECT (document->>'v')::int FROM copy ORDER BY 1"
 
 
-def with_a_spared_document(database: Database, resources: ExitStack) -> OnPostgres:
+def with_a_spared_document(database: Database, resources: ExitStack, **more: Any) -> OnPostgres:
     """A sweep spared the document 1 of an item that was parked, and is no longer: its document is 3."""
-    stack = OnPostgres(database, resources, Hook("numbered", numbered, "f", declared=True), shards=1)
+    stack = OnPostgres(database, resources, Hook("numbered", numbered, "f", declared=True), shards=1, **more)
     stack.write("k1", 1)
     stack.write("k2", 50)
     stack.backfill()
@@ -186,18 +186,7 @@ def test_the_folding_of_a_history_ends_with_its_invocation_behind_the_sweep_and_
     one_postgres: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ExitStack() as resources:
-        hook = Hook("numbered", numbered, "f", declared=True)
-        stack = OnPostgres(one_postgres, resources, hook, shards=1, options={"history": {"keep": "2d"}})
-        stack.write("k1", 1)
-        stack.write("k2", 50)
-        stack.backfill()
-        stack.lose("k1", 2)
-        stack.lose("k1", 99)
-        stack.write("k2", 51)
-        stack.deliver(stack.container())
-        stack.backfill(Allowed(resync=True))
-        stack.write("k1", 3)
-        stack.deliver(stack.container())
+        stack = with_a_spared_document(one_postgres, resources, options={"history": {"keep": "2d"}})
         old = "SELECT oid FROM pg_class WHERE relname ~ '^copy_history_2023[0-9]+$' AND relkind = 'r'"
         there = stack.rows(old)
         assert len(there) == 1, "the stack's clock is that of years ago"
