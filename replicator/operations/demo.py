@@ -223,8 +223,8 @@ def _explain_access(path: Path, dynamodb: MiniStack, postgres: PostgresServer) -
 
 
 def _wait_for_signal() -> None:
-    say("Press Ctrl-C to stop the servers and remove all files.")
     stop = Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    say("Press Ctrl-C to stop the servers and remove all files.")
     stop.wait()
