@@ -327,15 +327,16 @@ class Swarm(Universe):
         """Start what does not live, as Ray does."""
         if not self.streaming:
             return
-        waiting = [a for a in self.actors if a.lives and a.slot is None and a.run is None]
+        living = [a for a in self.actors if a.lives]
         if self.claimed is None:
-            if not waiting:
+            if not any(a.slot is None and a.run is None for a in living):
                 self.start_coordinator()
             return
-        if not self.living(None):
+        held = {a.slot for a in living if a.run == self.claimed}
+        if None not in held:
             self.start_coordinator()
         for slot in self.slots:
-            if not self.living(slot):
+            if slot not in held:
                 self.start_worker(slot)
 
     def start_coordinator(self) -> Actor:
