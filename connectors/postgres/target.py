@@ -47,6 +47,9 @@ SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator 
 # Readers queue behind an ALTER TABLE that waits for a long transaction. Between two attempts they get their turn.
 _BRIEFLY = "SET LOCAL lock_timeout = '500ms'"
 
+_PAUSE = "SELECT pg_catalog.pg_sleep(0.5)"
+_DROPS = 20  # attempts: ten seconds of waiting, and as long in which readers get their turn
+
 _REPEATS = 3  # of a batch that conflicts with another session
 
 
@@ -261,11 +264,27 @@ class Postgres(ComparesByTable):
             folded = history.fold_oldest(connection, shape, lambda: self._limit(connection))
             if folded is None:
                 return False
-            connection.execute(_LOCK)
-            self._checkpoints.check_claims(connection)
-            rest = history.drop(connection, shape, folded)
+            rest = self._drop(connection, shape, folded)
         self._partitions.know(shape, rest)
         return True
+
+    def _drop(
+        self, connection: psycopg.Connection[Any], shape: TableSchema, folded: history_note.Partition
+    ) -> list[history_note.Partition]:
+        """Drop a folded partition; returns the others. A reader in the way does not undo minutes of folding at once."""
+        for left in reversed(range(_DROPS)):
+            try:
+                self._limit(connection)
+                with connection.transaction():
+                    connection.execute(_BRIEFLY)
+                    connection.execute(_LOCK)
+                    self._checkpoints.check_claims(connection)
+                    return history.drop(connection, shape, folded)
+            except psycopg.errors.LockNotAvailable:
+                if not left:
+                    raise
+            connection.execute(_PAUSE)
+        raise AssertionError
 
     def ready(self) -> bool:
         return not self._session.in_flight or self._session.ready()

@@ -112,12 +112,14 @@ def test_a_rebuild_that_takes_longer_than_is_kept_ends_with_the_states_of_its_ho
 
 
 FOLDS = """
-CREATE FUNCTION folds() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-  PERFORM set_config('lock_timeout', '0', true);
+CREATE FUNCTION folds() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$ BEGIN
   PERFORM pg_advisory_xact_lock(42);
   RETURN NULL;
 END $$"""
 ON_FOLD = "CREATE TRIGGER folds BEFORE INSERT ON orders_history_base FOR EACH STATEMENT EXECUTE FUNCTION folds()"
+TABLES = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objid <> 42 AND NOT granted"
+HISTORY = '"public"."orders_history"'
+DROPS = "SELECT count(*) > 0 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
 WAITS = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted"
 
 
@@ -174,6 +176,42 @@ def test_a_change_that_is_retried_during_retention_waits_for_it(world: World, sl
                 client.execute(added)
         finally:
             slow.execute("SELECT pg_advisory_unlock(42)")
+        assert removal.result()
+
+
+def test_a_reader_who_comes_while_records_are_moved_does_not_undo_that(world: World, slow: psycopg.Connection) -> None:
+    one = target(world.postgres, "orders")
+    with ThreadPoolExecutor(1) as pool, world.postgres.connect() as reader:
+        removal = pool.submit(one.retain, [ORDERS])
+        until(world.postgres, WAITS)
+        with reader.transaction():
+            reader.execute("SELECT count(*) FROM orders_history")
+            slow.execute("SELECT pg_advisory_unlock(42)")
+            until(world.postgres, DROPS)
+            until(world.postgres, f"SELECT NOT ({DROPS})")
+        assert removal.result()
+    assert world.rows("SELECT id FROM orders_history_base") == [("old",)]
+
+
+def test_two_runs_do_not_move_the_same_records_at_a_time(world: World, slow: psycopg.Connection) -> None:
+    slow.execute("SELECT pg_advisory_unlock(42)")
+    with world.postgres.connect() as other, other.transaction():
+        other.execute("SELECT pg_advisory_xact_lock(hashtextextended('replicator history ' || %s, 0))", (HISTORY,))
+        with pytest.raises(TransientError, match="holds a lock"):
+            target(world.postgres, "orders").retain([ORDERS])
+    assert world.rows("SELECT id FROM orders_history_base") == []
+
+
+def test_nothing_is_removed_while_others_open_or_exchange_tables(world: World, slow: psycopg.Connection) -> None:
+    one = target(world.postgres, "orders")
+    with ThreadPoolExecutor(1) as pool, world.postgres.connect() as other:
+        removal = pool.submit(one.retain, [ORDERS])
+        until(world.postgres, WAITS)
+        with other.transaction():
+            other.execute("SELECT pg_advisory_xact_lock(hashtextextended('replicator tables', 0))")
+            slow.execute("SELECT pg_advisory_unlock(42)")
+            until(world.postgres, TABLES)
+            assert not removal.done()
         assert removal.result()
 
 
