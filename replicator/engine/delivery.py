@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
 from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.making import Making
-from replicator.engine.retry import RetryPolicy
-from replicator.errors import CheckpointsReverted, Fenced, TransientError, Unfinished
+from replicator.engine.retry import RetryPolicy, Stopped
+from replicator.errors import CheckpointsReverted, Fenced, ReplicatorError, TransientError, Unfinished
 from replicator.pipeline.parked import DROPPED, PARKED, REPAIR, known, version_in
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Entry, Save, encode
@@ -24,6 +24,7 @@ REQUEST = "request"
 OF_COMMANDS = (PARKED, DROPPED, REQUEST)  # the kinds of entries that commands change during a run
 OF_OTHERS = (*OF_COMMANDS, "item")  # also those that other workers change
 OF_SWEEPS = ("spared",)  # those that an invocation of AWS Lambda may remove beside a run that makes a backfill
+RESPONSE_INTERVAL = 0.01  # seconds between two looks at whether the last response is there
 CONFIRMED = 5.0  # seconds for which a run trusts its last ownership check
 
 
@@ -122,6 +123,23 @@ class Delivery:
         while self.busy:
             self.push()
 
+    def end(self, late: Callable[[], bool]) -> None:
+        """Take the response to the batch in flight, so that its connection can be used again, and send nothing more.
+
+        What is not stored is read or delivered again, and meets the same errors. Stopped if there is no response when
+        it is ``late``: the connection must be closed then.
+        """
+        batch, self._in_flight, self._waiting = self._in_flight, None, None
+        if batch is None or self._failed:
+            return
+        while not self._is_ready():
+            if late():
+                raise Stopped
+            time.sleep(RESPONSE_INTERVAL)
+        assert self._overlapping is not None
+        with suppress(ReplicatorError, Stopped):
+            self._finish(batch, self._overlapping.collect)
+
     def _is_ready(self) -> bool:
         assert self._overlapping is not None
         return self._overlapping.ready()
@@ -165,11 +183,11 @@ class Delivery:
     def _sent(self, encoded: Any) -> None:
         assert self._overlapping is not None
         self._sent_at = self._monotonic()
-        try:
+        self._failed = True  # until it is sent: otherwise the batch is written again when it is collected
+        with suppress(TransientError):
             self.confirm()
             self._overlapping.send(encoded)
-        except TransientError:
-            self._failed = True  # the batch is written again when it is collected
+            self._failed = False
 
     def _collected(self, batch: Batch) -> Outcome:
         assert self._overlapping is not None

@@ -52,6 +52,7 @@ RENEWED = 2.0  # which it does after this many seconds
 LISTING_KEPT = 20 * 60.0  # seconds for which a container keeps the pages of a listing that it had no time to complete
 RELIST = 0.5  # seconds between listings while a shard is missing from them
 LISTINGS = YOUNG_ORPHAN_LIMIT  # of one invocation until it fails, and Lambda retries
+LAST_RESPONSE = 2.0  # seconds for which an invocation whose time is over waits for the response to its last batch
 IDLE = 600.0  # seconds after which a shard that no event has moved is read by a scheduled invocation
 BEGIN = "replicator run CONFIG --until backfilled"
 RESCAN = "replicator resync CONFIG, then " + BEGIN
@@ -134,7 +135,7 @@ class Function:
         """Store a batch, or keep up with what no event tells of if a schedule sent the event (``keep_up``).
 
         The response names the first record that is not stored, which Lambda delivers again. An error if none is
-        stored, for the reason why.
+        stored, for the reason why. Stopped if a batch is in flight still: another function needs other connections.
         """
         if not is_batch(event):
             return self.keep_up()
@@ -144,8 +145,10 @@ class Function:
         try:
             self._store(batch)
         except BaseException as e:
+            if isinstance(e, Exception):
+                self._collect()
             failed = self._first_failed(batch)
-            self._release()
+            self.close()
             if failed == batch.records[0].sequence or not isinstance(e, Exception):
                 if isinstance(e, Stopped):
                     raise TransientError(_out_of_time("anything of the batch was stored", e)) from e
@@ -155,7 +158,10 @@ class Function:
         return {"batchItemFailures": [], "state": {}}
 
     def close(self) -> None:
-        self._release()
+        """Let go of the lane. A batch may be in flight still: its connection must be closed, too."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
 
     def _batch(self, event: Mapping[str, Any]) -> ShardBatch:
         try:
@@ -482,9 +488,19 @@ class Function:
         return claimed
 
     def _release(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            held.close()
+        """Let go of the lane, and leave nothing in flight. Stopped if that takes too long."""
+        try:
+            self._collect()
+        finally:
+            self.close()
+
+    def _collect(self) -> None:
+        if self._held is not None:
+            self._held.end(self._is_late)
+
+    def _is_late(self) -> bool:
+        stop = self._environment.stop
+        return isinstance(stop, Deadline) and stop.is_past(LAST_RESPONSE)
 
     # New shards
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -184,6 +184,10 @@ class LaneRun(SlotRun):
         self._delivery.settle()
         self._delivery.flush()
         return self._is_read_through(shard, since)
+
+    def end(self, late: Callable[[], bool]) -> None:
+        """Take the response to what is in flight, whose connection what follows uses. Stopped if it is ``late``."""
+        self._delivery.end(late)
 
     def _is_read_through(self, shard: str, since: float) -> bool:
         state = self.pipeline.seen()[shard]

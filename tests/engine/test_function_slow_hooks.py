@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+import random
+import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from replicator.config.engine import BESIDES, shortest_timeout
+from replicator.engine.aws_lambda import MARGIN
 from replicator.engine.context import RunContext
-from replicator.engine.function import IDLE
+from replicator.engine.function import IDLE, LAST_RESPONSE, Deadline, Function
+from replicator.engine.retry import Stopped
 from replicator.errors import TransientError
 from replicator.hooks.hook import Document, Hook
 from replicator.hooks.time_limit import HookInterrupted, HookTimeout
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import ShardState, decode
 from tests.engine.function_stack import Stack
+from tests.engine.overlapping import OverlappingTarget
 
 SHORT = 27.0  # seconds: the shortest Timeout, less the margin
 
@@ -153,6 +159,38 @@ def test_a_hook_that_is_interrupted_as_time_is_over_parks_nothing_and_what_was_s
     stack.deliver(stack.container())
     assert stack.stored == stack.wanted
     assert not [kind for kind, _ in stack.database.entries if kind == "parked"]
+
+
+class NoResponse(OverlappingTarget):
+    """One that never has a response."""
+
+    def ready(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("event", [True, False])
+def test_an_invocation_waits_for_the_response_to_its_last_batch_for_seconds_and_gives_the_connection_up(
+    event: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``Stopped`` has the container close its connections."""
+    stack = Slow()
+    stack.write_all(100)
+    stack.target_type = partial(NoResponse, chance=random.Random(1))  # type: ignore[assignment]
+    deadline = Deadline(stack.clock)
+    context = stack.context()
+    function = Function(context, stack.owner("container"), replace(stack.environment(), stop=deadline))
+    (shard,) = stack.mapping.ready()
+    stack.clock.now += IDLE + 1
+    stack.seconds, over = 2.0, stack.clock.now + SHORT
+    deadline.move(SHORT)
+    monkeypatch.setattr(time, "sleep", lambda seconds: setattr(stack.clock, "now", stack.clock.now + seconds))
+    with pytest.raises(Stopped):
+        function.invoke(stack.mapping.event(shard) or {} if event else {})
+    assert over + LAST_RESPONSE <= stack.clock.now < over + MARGIN
+    assert isinstance(context.target, OverlappingTarget)
+    assert context.target.in_flight
+    function.close()  # as the container does, which waits no longer
+    assert stack.clock.now < over + MARGIN
 
 
 class Hanging(Stack):

@@ -13,6 +13,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from replicator.batch import Batch, Outcome
@@ -28,6 +29,7 @@ from replicator.state import ShardState, decode
 from tests.engine.cluster import TABLE
 from tests.engine.event_source import EventSource
 from tests.engine.function_stack import TIME, Stack
+from tests.engine.overlapping import OverlappingTarget
 
 ACTS = 60
 RETENTION = 25 * 3600.0  # seconds after which the stream has no record any more
@@ -46,6 +48,9 @@ class World(Stack):
         self.chance = random.Random(seed)
         view = "KEYS_ONLY" if self.chance.random() < 0.2 else "NEW_AND_OLD_IMAGES"
         super().__init__(shards=self.chance.randint(1, 3), view=view, hook=hook)
+        overlapping = random.Random(seed + 3)
+        if overlapping.random() < 0.5:
+            self.target_type = partial(OverlappingTarget, chance=overlapping)  # type: ignore[assignment]
         self.records, self.written = 0, 0
         self.live: list[Function] = []
         self.late: list[dict[str, Any]] = []

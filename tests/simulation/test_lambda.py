@@ -152,6 +152,11 @@ def begins_with_all_there_is(patch: Patch) -> None:
     patch.setattr(batching, "MOST_SECONDS", math.inf)
 
 
+def leaves_a_batch_in_flight(patch: Patch) -> None:
+    """The container's next use of the connection is a bug then."""
+    patch.setattr(Function, "_collect", lambda _: None)
+
+
 NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
     looks_at_the_first_record_of_a_batch_alone: (78, "changes were counted"),
     trusts_the_event: (7, "changes were counted"),
@@ -173,6 +178,7 @@ HOOKS_NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
     takes_what_it_had_no_time_for_as_stored: (22, "a response says that records are stored that are not"),
     stores_a_page_or_nothing: (22, "invocations store no more"),
     begins_with_all_there_is: (22, "invocations store no more"),
+    leaves_a_batch_in_flight: (10, "a batch is in flight"),
 }
 
 

@@ -118,6 +118,80 @@ def test_a_hook_that_is_too_slow_for_an_invocation_delays_the_copy_and_each_chan
         assert dict(stack.rows("SELECT pk, (document->>'v')::int FROM copy")) == wanted
 
 
+class SlowHook(OnPostgres):
+    """Twelve items, copied, whose records are in the stream still, and a hook that takes ``seconds`` of the stack's
+    clock for each.
+    """
+
+    def __init__(self, database: Database, resources: ExitStack) -> None:
+        self.seconds = 0.0
+        super().__init__(database, resources, Hook("slow", self._slowly, "f", declared=False))
+        for n in range(12):
+            self.write(f"k{n}", n)
+        self.backfill()
+
+    def _slowly(self, item: Any) -> dict[str, Any]:
+        self.clock.now += self.seconds
+        return {**item, "v": int(item["v"])}
+
+    def write_many(self) -> None:
+        for n in range(60):
+            self.write(f"k{n % 12}", 100 + n)
+
+    def invoked(self, container: Function, event: Mapping[str, Any], time: float) -> dict[str, Any]:
+        self._until = self.clock.now + time
+        return container.invoke(event)
+
+    @property
+    def is_equal(self) -> bool:
+        wanted = {id[0]: item["v"] for id, item in self.wanted.items()}
+        return dict(self.rows("SELECT pk, (document->>'v')::int FROM copy")) == wanted
+
+    @property
+    def read(self) -> int:
+        return int(self.rows("SELECT sum(read) FROM replicator.counts WHERE source LIKE 'shard:%'")[0][0])
+
+
+@pytest.fixture
+def slow_hook(one_postgres: Database) -> Iterator[SlowHook]:
+    with ExitStack() as resources:
+        yield SlowHook(one_postgres, resources)
+
+
+def test_a_container_whose_time_is_over_with_a_transaction_in_flight_stores_the_next_batches(
+    slow_hook: SlowHook,
+) -> None:
+    """Its events do not continue what is stored, so that it reads the stream, and sends while it transforms."""
+    stack, in_part = slow_hook, 0
+    container = stack.container()
+    stack.write_many()
+    stack.seconds = 0.7
+    for _ in range(20):
+        for shard in stack.mapping.ready():
+            if (batch := stack.mapping.event(shard)) is not None:
+                response = stack.invoked(container, batch, 5.0)
+                stack.mapping.done(shard, batch, response)
+                in_part += response["batchItemFailures"] != []
+    assert in_part > 2
+    assert (stack.is_equal, stack.read) == (True, 12 + 60)
+
+
+def test_a_schedule_whose_time_is_over_with_a_transaction_in_flight_succeeds_in_a_container_that_goes_on(
+    slow_hook: SlowHook,
+) -> None:
+    stack = slow_hook
+    container = stack.container()
+    stack.write_many()
+    stack.seconds, before, turns = 0.7, 0, 0
+    while not stack.is_equal:
+        stack.clock.now += 1200.0
+        stack.invoked(container, {"source": "aws.events"}, 7.0)
+        assert stack.read > before, "every invocation stores something"
+        before, turns = stack.read, turns + 1
+    assert turns > 2
+    assert stack.read == 12 + 60
+
+
 @documents
 def numbered(item: Any) -> list[Document]:
     """One document for the item's number; it refuses 99."""
