@@ -48,7 +48,7 @@ OWN_VARIABLES = frozenset(
 """Variables that Lambda sets, and refuses in a function's configuration."""
 
 MARK = "\0"  # around what a template's text refers to; no config has it
-ACCOUNT = "AWS::AccountId"
+ACCOUNT, PARTITION = "AWS::AccountId", "AWS::Partition"
 OF_STACK = {"AWS_REGION": "AWS::Region", "AWS_DEFAULT_REGION": "AWS::Region"}
 """What the stack knows, by the variables that Lambda sets to it."""
 
@@ -85,7 +85,7 @@ def template(path: Path, architecture: str, *, keys_only: bool, target: str | No
         "Conditions": {"InVpc": {"Fn::Not": [{"Fn::Equals": [{"Fn::Join": ["", {"Ref": "SubnetIds"}]}, ""]}]}},
         "Resources": {
             "LogGroup": {"Type": "AWS::Logs::LogGroup", "Properties": {"RetentionInDays": 30}} | _DELETED,
-            "Role": _role(own.get("default", {"Statement": []})["Statement"], names.values()),
+            "Role": _role(own.get("default", {"Statement": []})["Statement"], config.source.table, names.values()),
             "Function": _function(config, names, architecture),
             "Mapping": _mapping(),
             **_schedule(),
@@ -124,7 +124,7 @@ def _marked(text: str, names: Mapping[str, str]) -> str:
 def _substituted(text: str, names: Iterable[str]) -> str | dict[str, str]:
     """The text; CloudFormation fills it in if it refers to a parameter, or to what the stack knows."""
     filled = text
-    for name in (*names, *OF_STACK.values(), ACCOUNT):
+    for name in (*names, *OF_STACK.values(), ACCOUNT, PARTITION):
         filled = filled.replace(_mark(name), f"${{{name}}}")
     return text if filled == text else {"Fn::Sub": filled}
 
@@ -187,10 +187,10 @@ def _network(description: str) -> dict[str, Any]:
     return {"Type": "CommaDelimitedList", "Default": "", "Description": description}
 
 
-def _role(statements: Iterable[Mapping[str, Any]], names: Iterable[str]) -> Resource:
+def _role(statements: Iterable[Mapping[str, Any]], source: str, names: Iterable[str]) -> Resource:
     stream = ["dynamodb:DescribeStream", "dynamodb:GetShardIterator", "dynamodb:GetRecords"]
     allowed = [
-        *({**s, "Resource": [_resource(arn, names) for arn in s["Resource"]]} for s in statements),
+        *({**s, "Resource": [_resource(arn, source, names) for arn in s["Resource"]]} for s in statements),
         {"Sid": "Mapping", "Effect": "Allow", "Action": stream, "Resource": {"Ref": "StreamArn"}},
         {"Sid": "MappingStreams", "Effect": "Allow", "Action": "dynamodb:ListStreams", "Resource": "*"},
         {
@@ -218,9 +218,13 @@ def _role(statements: Iterable[Mapping[str, Any]], names: Iterable[str]) -> Reso
     }
 
 
-def _resource(arn: str, names: Iterable[str]) -> str | dict[str, str]:
-    """The ARN, with the stack's account and region where the config does not say them."""
-    return _substituted(":".join(FILLED.get(part, part) for part in arn.split(":")), names)
+def _resource(arn: str, source: str, names: Iterable[str]) -> str | dict[str, str]:
+    """The ARN, with the stack's account, region and partition where the config does not say them. ``source``: the
+    table in the config, by its name or ARN."""
+    parts = [FILLED.get(part, part) for part in arn.split(":")]
+    if len(parts) > 4 and MARK in parts[3]:
+        parts[1] = source.split(":")[1] if source.startswith("arn:") else _mark(PARTITION)
+    return _substituted(":".join(parts), names)
 
 
 def _function(config: Config, names: Mapping[str, str], architecture: str) -> Resource:

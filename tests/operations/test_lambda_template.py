@@ -169,6 +169,43 @@ def test_a_variable_in_the_name_of_the_table_the_role_or_the_function_is_a_param
     assert statements(document)["Role"]["Resource"] == [{"Fn::Sub": "${EnvRole}"}]
 
 
+@pytest.mark.parametrize("here", [None, "us-gov-west-1"])
+@pytest.mark.parametrize(
+    ("source", "arn"),
+    [
+        ('{table: orders, region: "${AWS_REGION}"}', "arn:${AWS::Partition}:dynamodb:${AWS::Region}"),
+        ('{table: orders, region: "${REGION}"}', "arn:${AWS::Partition}:dynamodb:${EnvRegion}"),
+        ("{table: orders, region: us-gov-west-1}", "arn:aws-us-gov:dynamodb:us-gov-west-1"),
+        (
+            '{table: "arn:aws-cn:dynamodb:${AWS_REGION}:123456789012:table/orders"}',
+            "arn:aws-cn:dynamodb:${AWS::Region}",
+        ),
+    ],
+)
+def test_the_partition_is_the_stacks_where_the_region_is(
+    config: Path, monkeypatch: pytest.MonkeyPatch, here: str | None, source: str, arn: str
+) -> None:
+    """IAM refuses ``arn:aws`` in GovCloud and China; this machine may be in another partition."""
+    config.write_text(CONFIG.replace("{table: orders, region: eu-west-1}", source))
+    monkeypatch.setenv("REGION", here or "eu-west-1")
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    result = CliRunner().invoke(main, ["lambda", "template", str(config)], env={"AWS_REGION": here})
+    assert result.exit_code == 0, result.output
+    assert mistakes(result.stdout) == []
+    (table,) = statements(yaml.safe_load(result.stdout))["Items"]["Resource"]
+    assert (table if isinstance(table, str) else table["Fn::Sub"]).startswith(arn + ":")
+
+
+def test_the_partition_is_the_stacks_where_nothing_names_a_region(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text(CONFIG.replace(", region: eu-west-1", ""))
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    result = CliRunner().invoke(main, ["lambda", "template", str(config)], env={"AWS_REGION": None})
+    arn = "arn:${AWS::Partition}:dynamodb:${AWS::Region}:${AWS::AccountId}:table/orders"
+    assert statements(yaml.safe_load(result.stdout))["Items"]["Resource"] == [{"Fn::Sub": arn}]
+
+
 def test_a_region_and_an_account_that_are_variables_of_an_arn_keep_their_places(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
