@@ -684,14 +684,14 @@ def parked_items(entries: Sequence[Entry]) -> frozenset[str]:
 
 def positions_of(entries: Sequence[Entry], epoch: int, now: float) -> Positions:
     """How far the pipeline is stored. Behind AWS Lambda a shard without records moves with the schedule only."""
-    values: dict[str, dict[str, Any]] = {"pipeline": {}, "shard": {}, "pulse": {}}
+    values: dict[str, dict[str, Any]] = {"pipeline": {}, "shard": {}, "pulse": {}, "owner": {}}
     for e in entries:
         if e.kind in values:
             values[e.kind][e.id] = decode(e.kind, e.id, e.text)
     slots = writers(entries) - {""}
     by_lambda = lanes.followed(slots)
     state, heartbeat = values["pipeline"].get(""), values["pulse"].get("")
-    heartbeat = invoked(values["pulse"], now) if by_lambda else heartbeat
+    heartbeat = invoked(values["pulse"], now, values["owner"].get("")) if by_lambda else heartbeat
     assert state is None or isinstance(state, PipelineState)
     assert heartbeat is None or isinstance(heartbeat, Heartbeat)
     shards: dict[str, ShardState] = values["shard"]

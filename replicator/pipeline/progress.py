@@ -137,7 +137,7 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
     by_lambda = following and lanes.followed(writers(entries) - {""})
     current = measured(
         state=state,
-        heartbeat=invoked(kinds["pulse"], now) if by_lambda else kinds["pulse"].get(""),
+        heartbeat=invoked(kinds["pulse"], now, kinds["owner"].get("")) if by_lambda else kinds["pulse"].get(""),
         shards=kinds["shard"],
         segments=kinds["segment"],
         gaps=kinds["gap"],
@@ -224,14 +224,17 @@ def _worker(
     )
 
 
-def invoked(beats: Mapping[str, Heartbeat], now: float) -> Heartbeat | None:
+def invoked(beats: Mapping[str, Heartbeat], now: float, last_run: Owner | None) -> Heartbeat | None:
     """The last heartbeat of an invocation of AWS Lambda, as that of a run that is up; None if none came for long.
 
-    There is none between invocations: one comes with each batch, and with each scheduled invocation.
+    There is none between invocations: one comes with each batch, and with each scheduled invocation. Those of before
+    the ``last_run``, which handed the stream over, say nothing of now: perhaps every invocation has failed since.
     """
     invoked = [b for id, b in beats.items() if (not id or lanes.is_lane(id)) and b.phase != "stopped"]
     last = max(invoked, key=lambda b: b.at, default=None)
     if last is None or not -CLOCK_SKEW <= now - last.at <= UNINVOKED:
+        return None
+    if last_run is not None and last.at < last_run.started:
         return None
     scheduled = beats.get("", last)
     return replace(last, at=now, rate=None, backfill_rate=None, histories=scheduled.histories)

@@ -113,7 +113,7 @@ def test_a_worker_that_has_claimed_its_slot_is_not_up_because_the_one_before_was
 @pytest.mark.parametrize(("age", "phase"), [(60, "live"), (45 * 60, "live"), (46 * 60, "stopped")])
 def test_between_two_invocations_aws_lambda_is_not_stopped(age: float, phase: str) -> None:
     handed_over = {
-        ("owner", ""): Owner("run", "here", 1, NOW),
+        ("owner", ""): Owner("run", "here", 1, NOW - 3600),
         ("slot", "coordinator"): Slot(0, "", begun=1),
         ("pipeline", ""): STATE,
         ("shard", "s"): replace(shard(), slot="lambda-0"),
@@ -125,6 +125,20 @@ def test_between_two_invocations_aws_lambda_is_not_stopped(age: float, phase: st
     assert invoked.workers == (), "containers come and go"
     by_another_engine = {**handed_over, ("slot", "coordinator"): Slot(0, "", begun=0)}
     assert seen({**by_another_engine, ("pulse", "lambda-0"): Heartbeat(NOW - age, "live")}).phase == "stopped"
+
+
+@pytest.mark.parametrize(("age", "phase"), [(0, "live"), (119, "live"), (121, "stopped")])
+def test_invocations_of_before_the_last_backfill_do_not_make_aws_lambda_live(age: float, phase: str) -> None:
+    """Every one since may have failed, as with a package that has another hook."""
+    entries: dict[tuple[str, str], Any] = {
+        ("owner", ""): Owner("run", "here", 1, NOW - 120),
+        ("slot", "coordinator"): Slot(0, "", begun=1),
+        ("pipeline", ""): STATE,
+        ("shard", "s"): replace(shard(), slot="lambda-0"),
+        ("pulse", ""): Heartbeat(NOW - 1, "stopped"),
+        ("pulse", "lambda-0"): Heartbeat(NOW - age, "live"),
+    }
+    assert seen(entries).phase == phase
 
 
 def test_an_unrepaired_gap_of_this_epoch_is_the_phase_even_when_nothing_runs() -> None:
