@@ -21,6 +21,7 @@ _CODES = {
 _UNREACHABLE = (
     "check the {place}, and that the server is up and lets this machine connect; a run would retry until then"
 )
+_NO_CLUSTER = "check the address, and that the cluster is up and lets this machine connect; a run would end"
 
 Verdict = Literal["ok", "note", "problem", "gap", "forbidden", "unreachable"]
 
@@ -53,8 +54,11 @@ def failed(subject: str, error: ReplicatorError) -> Finding:
     if isinstance(error, DamagedCheckpoint):
         return problem(subject, str(error), "gap")
     if isinstance(error, TransientError):
+        found = problem(subject, str(error), "unreachable")
+        if found.subject == "engine.address":
+            return replace(found, do=_NO_CLUSTER)
         place = "region and the address" if ".amazonaws.com" in str(error) else "address"
-        return replace(problem(subject, str(error), "unreachable"), do=_UNREACHABLE.format(place=place))
+        return replace(found, do=_UNREACHABLE.format(place=place))
     return problem(subject, str(error))
 
 

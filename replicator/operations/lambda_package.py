@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -298,27 +298,47 @@ def _copy_files(config: Config, files: Sequence[Path], stage: Path) -> None:
 
 
 def _check_imports(files: Sequence[Path], stage: Path) -> None:
-    """ConfigError if a file of the hook imports a package that is installed here and would be missing there."""
+    """ConfigError if a file of the hook imports a package that would be missing there."""
     here = [path.name.split(".")[0] for folder in (stage, stage / LIBRARIES) for path in folder.iterdir()]
     known = {*sys.stdlib_module_names, *here}
     for file in files:
-        for name in _imported_names(file):
+        for name, late in _imported_names(file):
             if name not in known and not (file.parent / f"{name}.py").is_file() and not (file.parent / name).is_dir():
                 raise ConfigError(
                     f"{file.name} imports {name}, which the function would not have: name the package that has it, "
                     "--requirement NAME==VERSION"
+                    + ("; if the hook can do without, import it within a try" if late else "")
                 )
 
 
-def _imported_names(file: Path) -> list[str]:
-    """Top-level names of what a module imports whenever it is imported itself: not in an if, a try or a function."""
-    names: list[str] = []
-    for node in ast.parse(file.read_bytes()).body:
+def _imported_names(file: Path) -> Iterator[tuple[str, bool]]:
+    """The top-level name of each import, and whether it is a function's: what it imports may park every item.
+
+    None of a try, which handles a missing one, nor of a module's own ifs and those about types or versions.
+    """
+    for node, late in _imports(ast.parse(file.read_bytes()).body):
         if isinstance(node, ast.Import):
-            names += [alias.name.split(".")[0] for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
-            names.append(node.module.split(".")[0])
-    return names
+            yield from ((alias.name.split(".")[0], late) for alias in node.names)
+        elif node.level == 0 and node.module is not None:
+            yield node.module.split(".")[0], late
+
+
+def _imports(nodes: Iterable[ast.AST], late: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """``late``: they are in a function."""
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node, late
+        elif isinstance(node, ast.expr | ast.Try | ast.TryStar):
+            continue
+        elif not (isinstance(node, ast.If) and (not late or _is_of_environment(node.test))):
+            called = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            yield from _imports(ast.iter_child_nodes(node), called)
+
+
+def _is_of_environment(test: ast.expr) -> bool:
+    """Whether a condition is about types, or the version of Python: the package is not what it decides about."""
+    words = [node.id if isinstance(node, ast.Name) else getattr(node, "attr", "") for node in ast.walk(test)]
+    return not {"TYPE_CHECKING", "version_info", "platform"}.isdisjoint(words)
 
 
 def _compile(stage: Path) -> None:

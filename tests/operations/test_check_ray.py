@@ -16,6 +16,7 @@ from replicator.engine.ray.probe import Node, Probed, Response, ask, different, 
 from replicator.errors import ConfigError, TransientError
 from replicator.operations import check_ray
 from replicator.operations.check_ray import of_cluster, on_this_machine, ray_findings
+from replicator.operations.finding import failed
 from tests.engine.test_ray import PLAN, RayError
 
 HERE = Response(versions())
@@ -67,6 +68,13 @@ def test_a_missing_ray_is_found_without_a_cluster(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(check_ray, "check_installed", missing)
     with pytest.raises(ConfigError, match="Ray is not installed"):
         list(ray_findings(replace(PLAN.config, engine=Ray(address="h:1")), None))
+
+
+def test_a_run_would_end_where_no_cluster_answers_and_retry_where_another_server_does_not() -> None:
+    cluster = failed("engine", TransientError("engine.address: no Ray cluster answers at h:1: refused"))
+    assert (cluster.subject, cluster.verdict) == ("engine.address", "unreachable")
+    assert cluster.do.endswith("the cluster is up and lets this machine connect; a run would end")
+    assert failed("source", TransientError("no route")).do.endswith("a run would retry until then")
 
 
 def test_a_node_names_everything_that_a_worker_there_could_not_do(monkeypatch: pytest.MonkeyPatch) -> None:

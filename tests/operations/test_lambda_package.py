@@ -253,6 +253,101 @@ def test_what_cannot_be_packaged_is_refused_with_the_reason(
     assert not out.exists()
 
 
+NEEDED = {
+    "a function": """
+def hook(item):
+    import missing_here
+    return item
+""",
+    "a branch of it": """
+def hook(item):
+    if item.get("x"):
+        from missing_here.part import x
+    return item
+""",
+    "a method": """
+class Rates:
+    def read(self):
+        with open("rates"):
+            import missing_here
+
+hook = dict
+""",
+    "a function of a function": """
+def hook(item):
+    async def look_up():
+        import missing_here
+    return item
+""",
+    "a match": """
+def hook(item):
+    match item:
+        case _:
+            import missing_here
+    return item
+""",
+}
+CAN_DO_WITHOUT = {
+    "try": """
+def hook(item):
+    try:
+        import missing_here
+    except ImportError:
+        pass
+    return item
+""",
+    "types": """
+import typing
+if typing.TYPE_CHECKING:
+    import missing_here
+
+def hook(item):
+    return item
+""",
+    "types in a function": """
+from typing import TYPE_CHECKING
+
+def hook(item):
+    if TYPE_CHECKING:
+        import missing_here
+    return item
+""",
+    "a version": """
+import sys
+
+def hook(item):
+    if sys.version_info < (3, 11):
+        import missing_here
+    return item
+""",
+    "what is there": """
+def hook(item):
+    import json, words, orjson
+    from . import words as w
+    return item
+""",
+}
+
+
+@pytest.mark.parametrize("place", NEEDED)
+def test_what_a_function_of_the_hook_imports_is_named_if_the_package_would_lack_it(config: Path, place: str) -> None:
+    """It would park every item."""
+    config.with_name("hooks.py").write_text(NEEDED[place])
+    out = config.with_name("f.zip")
+    with pytest.raises(ConfigError, match=r"hooks\.py imports missing_here, .*--requirement.*; if .* within a try"):
+        build(config, Wanted(), out, fake)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("place", CAN_DO_WITHOUT)
+def test_what_the_hook_can_do_without_may_be_missing_in_the_package(
+    config: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operation, "_copy_own", lambda _: None)
+    config.with_name("hooks.py").write_text(CAN_DO_WITHOUT[place])
+    build(config, Wanted(), config.with_name("f.zip"), fake)
+
+
 @pytest.mark.parametrize("path", ["ca.pem", "/var/task/ca.pem", "/opt/ca.pem", "/mnt/efs/ca.pem", "system"])
 def test_files_that_the_function_will_have_may_be_named(config: Path, tmp_path: Path, path: str) -> None:
     config.write_text(CONFIG.replace("${POSTGRES_URL}", TLS.replace("/srv/ca.pem", path)))
