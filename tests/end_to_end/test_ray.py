@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -190,6 +194,36 @@ def _kills(folder: Path) -> None:
         copy.assert_equal()
         assert status["shards"]["ended"] >= 4
         assert copy.counts()["read"] == status["backfill"]["items"] + source.records, "nothing twice, nothing lost"
+
+
+OWN_RAY = """
+import sys, time
+from replicator.config.engine import Ray
+from replicator.engine.ray.cluster import cluster
+with cluster(Ray(workers=1)):
+    print("up", flush=True)
+    time.sleep(300 if "killed" in sys.argv else 0)
+"""
+
+
+@pytest.mark.timeout(180)
+def test_the_folder_of_a_killed_runs_own_ray_is_its_users_alone_and_the_next_one_removes_it() -> None:
+    in_namespace(_killed_with_its_own_ray)
+
+
+def _killed_with_its_own_ray() -> None:
+    with tempfile.TemporaryDirectory(prefix="t") as folder:  # a short path, as Ray's sockets need
+        command, environment = [sys.executable, "-c", OWN_RAY], {**os.environ, "TMPDIR": folder}
+        with subprocess.Popen([*command, "killed"], env=environment, stdout=subprocess.PIPE, text=True) as run:
+            assert run.stdout is not None
+            eventually(lambda: run.stdout.readline() == "up\n", "Ray is up")  # type: ignore[union-attr]
+            (own,) = Path(folder).glob("ray-*")
+            assert own.stat().st_mode & 0o077 == 0
+            assert any(own.rglob("raylet.out"))
+            kill(*inhabitants())
+        assert own.exists()
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        assert list(Path(folder).iterdir()) == []
 
 
 def _lambda_then_local(copy: Copy, memory: DynamoDB) -> None:

@@ -8,15 +8,14 @@ import importlib.metadata
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from replicator.config.engine import Ray
 from replicator.config.monitoring import Address
+from replicator.engine.ray.folder import own_folder
 from replicator.errors import ConfigError, TransientError
 
 OLDEST, BELOW = (2, 60), (3, 0)  # versions of Ray, as in pyproject.toml
@@ -71,8 +70,7 @@ def _on_this_machine(workers: int, resources: contextlib.ExitStack) -> Any:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's own switch for a node that listens on loopback only
     os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     ray = _imported()
-    folder = tempfile.mkdtemp(prefix="ray-")  # for Ray's logs and sockets; no other user can read it
-    resources.callback(shutil.rmtree, folder, ignore_errors=True)
+    folder = resources.enter_context(own_folder())
     try:
         _init(
             ray,
