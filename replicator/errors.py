@@ -37,11 +37,13 @@ class GapFound(ReplicatorError):
     ``of_target``: the target has lost something, or has or lacks changes of long ago, so that nothing but a rescan
     repairs it. ``by_hand``: only a person may order that: another run writes there, too, and would repair after each
     repair of this one, or nothing tells whose the documents are. ``since``: no record of before is lost, where
-    positions do not tell that: in shards never listed.
+    positions do not tell that: in shards never listed. ``unwritable``: the target said so as a batch was written, so
+    that nothing can be stored there before a rescan.
     """
 
     exit_code = 3
     caution = ""
+    unwritable = False
 
     def __init__(
         self,

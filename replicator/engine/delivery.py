@@ -13,7 +13,7 @@ from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.making import Making
 from replicator.engine.retry import RetryPolicy, Stopped
-from replicator.errors import CheckpointsReverted, Fenced, ReplicatorError, TransientError, Unfinished
+from replicator.errors import CheckpointsReverted, Fenced, GapFound, ReplicatorError, TransientError, Unfinished
 from replicator.pipeline.parked import DROPPED, PARKED, REPAIR, known, version_in
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Entry, Save, encode
@@ -156,6 +156,23 @@ class Delivery:
             self.offer(batch)
             self.settle()
 
+    def record(self, gap: GapFound) -> None:
+        """Store everything that the pipeline has, among it a gap. If the target cannot, the entries alone: what was
+        read is dropped.
+        """
+        if not gap.unwritable:
+            with suppress(GapFound):
+                self.flush()
+                return
+        self._pipeline.drop_ahead()
+        while (batch := self.taken()) is not None:
+            self._finish(batch, partial(self._recorded, batch))
+
+    def _recorded(self, batch: Batch) -> Outcome:
+        if self._transactional:
+            self._retrying(lambda: self._checkpoints.save(batch.saves), asks="checkpoints")
+        return Outcome()
+
     def save(self) -> None:
         """Store the next batch, and no other."""
         self.settle()
@@ -184,7 +201,7 @@ class Delivery:
         assert self._overlapping is not None
         self._sent_at = self._monotonic()
         self._failed = True  # until it is sent: otherwise the batch is written again when it is collected
-        with suppress(TransientError):
+        with suppress(TransientError, GapFound):  # which is found again then
             self.confirm()
             self._overlapping.send(encoded)
             self._failed = False
@@ -223,9 +240,12 @@ class Delivery:
         return self._target.write(batch)
 
     def _finish(self, batch: Batch, answer: Callable[[], Outcome]) -> bool:
-        """Commit the batch. False if it was refused or overtaken, so that all batches were returned."""
+        """Commit the batch. False if it was refused or overtaken, so that all batches were returned.
+
+        GapFound, and all were, if the target has lost something. What it stored of them counts for nothing.
+        """
         try:
-            outcome = answer()
+            outcome = self._answered(batch, answer)
             if outcome.rejections:
                 self._pipeline.refused(batch, outcome.rejections)
                 return False
@@ -239,10 +259,25 @@ class Delivery:
             self._pipeline.give_back()
             self.acknowledge()
             return False
+        except GapFound as gap:
+            gap.of_target = gap.unwritable = True
+            self._pipeline.give_back()
+            raise
         self._pipeline.stored(batch, outcome, self._now())
         if changes := sum(part.counts.read for part in batch.parts):
             self._report_stored(changes, self._monotonic() - self._sent_at)
         return True
+
+    def _answered(self, batch: Batch, answer: Callable[[], Outcome]) -> Outcome:
+        """What the target says of the batch. GapFound only if it is to store something: an epoch that repairs the gap
+        begins with entries alone, before the target is opened again.
+        """
+        try:
+            return answer()
+        except GapFound:
+            if batch.parts or self._transactional:
+                raise
+            return Outcome()
 
     def _overtaken(self, batch: Batch, fenced: Fenced) -> bool:
         """Handle a failed compare-and-set. If this run still owns the pipeline, a command changed parked entries.

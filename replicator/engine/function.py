@@ -258,7 +258,7 @@ class Function:
                 try:
                     done = held.read_idle(shard, since)
                 except GapFound as gap:
-                    held.skip(gap, shard, ended=gap.gone)
+                    self._skip(held, gap, shard, ended=gap.gone)
         except Fenced:
             log.info("another invocation works on the shard", extra={"shard": shard})
         self._release()
@@ -342,6 +342,17 @@ class Function:
             saves = [self._noted(gap, view), view.put("pipeline", "", view.pipeline)[0]]
             self._retrying(lambda: self._context.checkpoints.save(saves), asks="checkpoints")
 
+    def _unwritable(self, gap: GapFound) -> GapFound:
+        """Record a gap of the target, into which nothing can be written; what ends the invocation."""
+        self._record(gap)
+        return GapFound(f"{gap.reason}. Nothing is stored before a rescan: {RESCAN}")
+
+    def _skip(self, held: LaneRun, gap: GapFound, shard: str, *, ended: bool) -> None:
+        """``LaneRun.skip``. GapFound if nothing behind the gap can be stored either: the target has lost something."""
+        if gap.unwritable:
+            raise self._unwritable(gap) from gap
+        held.skip(gap, shard, ended=ended)
+
     def _noted(self, gap: GapFound, view: CheckpointView, n: int = 0) -> Save:
         """``n``: how many gaps are noted before it at the same time."""
         log.error("gap", extra={"reason": gap.reason, "shard": gap.shard})
@@ -371,7 +382,7 @@ class Function:
         try:
             held.store(batch)
         except GapFound as gap:
-            held.skip(gap, batch.shard, ended=False)
+            self._skip(held, gap, batch.shard, ended=False)
             self._store_behind(batch, held)
             return
         if held.has_read:
@@ -389,7 +400,7 @@ class Function:
         try:
             again.store(batch)
         except GapFound as gap:
-            again.skip(gap, batch.shard, ended=False)
+            self._skip(again, gap, batch.shard, ended=False)
             again.accept(batch)
         self._release()
 
@@ -424,7 +435,7 @@ class Function:
                 try:
                     older.read_to(ancestor, None)
                 except GapFound as gap:
-                    older.skip(gap, ancestor, ended=True)
+                    self._skip(older, gap, ancestor, ended=True)
             self._release()
         return self._hold(shard)
 
@@ -461,8 +472,7 @@ class Function:
         try:
             check_tables(replace(found, emptied=()))  # invocations may have emptied it since
         except GapFound as gap:
-            self._record(gap)
-            raise GapFound(f"{gap.reason}. Nothing is stored before a rescan: {RESCAN}") from gap
+            raise self._unwritable(gap) from gap
 
     def _is_in(self, shard: str, held: LaneRun) -> bool:
         known = held.pipeline.shards.get(shard)

@@ -457,7 +457,7 @@ class Driver:
         self._steps.clear()
         if not self.pipeline.view.has_gap(gap):
             self.pipeline.gap(gap, self._now(), first_loss(gap, self.pipeline.shards))
-        self._delivery.flush()
+        self._delivery.record(gap)
         if self._context.config.on_gap == "stop" or gap.by_hand or self._resyncs >= MAX_RESYNCS:
             gap.caution = caution_of(self._context.target)
             raise gap

@@ -293,7 +293,7 @@ class SlotRun:
         self._steps.clear()
         self._gapped = True
         self.pipeline.gap(gap, self._environment.now())
-        self._delivery.flush()
+        self._delivery.record(gap)
         self.pipeline.drop_ahead()
 
     def _current_table(self) -> SourceTable | None:

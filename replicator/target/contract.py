@@ -102,7 +102,8 @@ class Target(Protocol):
 
         With ``replaces_same``, also store writes of the same version; a target in which a refused batch leaves nothing
         may ignore this. Document ids are distinct, so any order will do. If a write is refused permanently, nothing of
-        the batch counts as stored. TransientError if the result is unknown; the same call follows.
+        the batch counts as stored. TransientError if the result is unknown; the same call follows. GapFound if the
+        target has lost what was stored before: nothing more is written until a rescan has opened it again.
         """
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:

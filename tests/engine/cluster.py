@@ -19,7 +19,7 @@ from replicator.engine.worker import Post, Worker
 from replicator.errors import Fenced
 from replicator.hooks.hook import Hook
 from replicator.source.table import describe_table
-from replicator.state import Owner
+from replicator.state import Gap, Owner, decode
 from replicator.target.contract import Table
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
@@ -200,3 +200,8 @@ class Cluster:
     @property
     def stored(self) -> dict[Any, Any]:
         return self.database.documents(TABLE)
+
+    @property
+    def gaps(self) -> list[Gap]:
+        found = [decode(kind, id, text) for (kind, id), (_, text) in self.database.entries.items() if kind == "gap"]
+        return [gap for gap in found if isinstance(gap, Gap)]

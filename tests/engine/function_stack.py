@@ -12,7 +12,6 @@ from replicator.engine.context import Environment, RunContext
 from replicator.engine.function import Function
 from replicator.engine.handover import Backfill
 from replicator.engine.startup import RESUMING, Allowed
-from replicator.state import Gap, decode
 from tests.engine.cluster import TABLE, Cluster
 from tests.engine.event_source import EventSource
 from tests.simulation.clock import VirtualStop
@@ -99,8 +98,3 @@ class Stack(Cluster):
                     turn, idle = turn + 1, False
                 elif self.mapping.shards[shard].ended:
                     idle = False
-
-    @property
-    def gaps(self) -> list[Gap]:
-        found = [decode(kind, id, text) for (kind, id), (_, text) in self.database.entries.items() if kind == "gap"]
-        return [gap for gap in found if isinstance(gap, Gap)]
