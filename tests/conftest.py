@@ -6,7 +6,9 @@ import pytest
 from hypothesis import settings
 
 # So that their claims say what they compared.
-pytest.register_assert_rewrite("replicator.testing.contract", "tests.end_to_end.kill_story")
+pytest.register_assert_rewrite(
+    "replicator.testing.contract", "tests.end_to_end.kill_story", "tests.end_to_end.ray_story"
+)
 
 # the first one wraps what the others import
 pytest_plugins = [

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,13 +75,13 @@ def _loopback_up() -> None:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
 
 
-def inhabitants(*, but: str = "") -> list[int]:
-    """The processes in this thread's namespace, except those of a program."""
+def inhabitants(*, but: Collection[str] = ()) -> list[int]:
+    """The processes in this thread's namespace, except those of some programs."""
     here = os.readlink(f"/proc/self/task/{threading.get_native_id()}/ns/net")
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{pid}/ns/net") == here and Path(f"/proc/{pid}/comm").read_text().strip() != but:
+            if os.readlink(f"/proc/{pid}/ns/net") == here and Path(f"/proc/{pid}/comm").read_text().strip() not in but:
                 found.append(int(pid))
     return [pid for pid in found if pid != os.getpid()]
 
@@ -115,9 +115,13 @@ def children(pid: int) -> list[int]:
 
 @dataclass
 class Nodes:
-    """The nodes of a cluster. The first one is the head. A node is known by the process of its raylet."""
+    """The nodes of a cluster. The first one is the head. A node is known by the process of its raylet.
+
+    ``but``: programs that outlive the cluster.
+    """
 
     folder: Path
+    but: Collection[str]
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, count: int, cpus: int) -> None:
@@ -164,16 +168,16 @@ class Nodes:
         eventually(started, log.name)
 
     def end(self) -> None:
-        kill(*inhabitants(but="postgres"))
+        kill(*inhabitants(but=self.but))
         for process in self._started:
             process.wait()
 
 
 @contextlib.contextmanager
-def nodes() -> Iterator[Nodes]:
+def nodes(*, but: Collection[str]) -> Iterator[Nodes]:
     """No node yet."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: Ray's sockets are in it
-    cluster = Nodes(folder)
+    cluster = Nodes(folder, but)
     try:
         yield cluster
     finally:
