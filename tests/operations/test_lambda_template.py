@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +141,39 @@ def test_the_mapping_is_as_the_document_says(config: Path) -> None:
         assert str(mapping[name]) == value
     assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
     assert "FilterCriteria" not in mapping
+
+
+AWS = """
+aws() {
+    printf '%s ' "$@" >> told
+    echo >> told
+}
+"""
+
+
+def test_the_commands_in_the_document_give_every_parameter_and_each_zip_its_own_key(config: Path) -> None:
+    config.write_text(CONFIG.replace("postgresql://me:${PG_PASSWORD}@${PG_HOST}/${pg_password}", "${POSTGRES_URL}"))
+    text = (Path(__file__).parents[2] / "docs" / "lambda.md").read_text()
+    (block,) = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "POSTGRES_URL": "postgresql://h/d?sslmode=verify-full",
+    }
+    keys = set()
+    for content in ("one", "another", "another"):
+        (config.parent / "function.zip").write_text(content)
+        (config.parent / "told").unlink(missing_ok=True)
+        subprocess.run(["bash", "-euc", AWS + block], cwd=config.parent, env=environment, check=True)
+        copied, deployed = (line.split() for line in (config.parent / "told").read_text().splitlines())
+        given = dict(word.split("=", 1) for word in deployed[deployed.index("--parameter-overrides") + 1 :])
+        assert copied == ["s3", "cp", "function.zip", f"s3://{given['CodeBucket']}/{given['CodeKey']}"]
+        keys.add(given["CodeKey"])
+    assert len(keys) == 2
+    parameters = yaml.safe_load((config.parent / "stack.yaml").read_text())["Parameters"]
+    assert given.keys() == parameters.keys()
+    assert deployed[:2] == ["cloudformation", "deploy"]
+    assert "CAPABILITY_IAM" in deployed
 
 
 def test_the_config_of_another_engine_has_no_template(config: Path) -> None:
