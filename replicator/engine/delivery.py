@@ -194,8 +194,24 @@ class Delivery:
     def _still_making(self) -> None:
         """A transaction that is in flight has the connection until its results are there."""
         self._active()
-        if not self._transactional or self._in_flight is None or self._is_ready():
+        if not self._transactional:
             self._still_at_it()
+        elif self._in_flight is None or self._is_ready():
+            try:
+                self._still_at_it()
+            except Fenced:
+                self._free_connection()
+                raise
+
+    def _free_connection(self) -> None:
+        """Take the response to the batch in flight, which is of no use to a run that was fenced: the next use of the
+        connection is to find out by whom.
+        """
+        batch, self._in_flight = self._in_flight, None
+        if batch is not None and not self._failed:
+            assert self._overlapping is not None
+            with suppress(ReplicatorError):
+                self._overlapping.collect()
 
     def _sent(self, encoded: Any) -> None:
         assert self._overlapping is not None
