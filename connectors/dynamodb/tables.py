@@ -15,6 +15,7 @@ from connectors.dynamodb.epochs import KEYS, Epochs, EpochScan, ForeignTable, No
 from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.plan import Plan, enabled_attribute, expiring_attribute, table_plan
 from replicator.aws.client import Client
+from replicator.aws.errors import AwsError, in_doubt
 from replicator.errors import ConfigError, GapFound, NotPermitted, ReplicatorError, TransientError
 from replicator.identity import Change, Identity
 from replicator.options import aws_options, table_name
@@ -376,21 +377,25 @@ class Tables:
         yield _not_empty(layout.name) if layout.pristine else _guarded_otherwise(layout, former)
 
     def _create(self, layout: Layout) -> Described | None:
-        """Create the table. It counts as created before it is: the response may be lost, and ``make`` called again.
+        """Create the table. It also counts as created if it is not known whether it was: ``make`` is called again.
 
-        Not if CreateTable is refused: a table that is there later was created by others.
+        So it does if it is there by now, although it was absent just before: the client may have repeated a request
+        whose response was lost. Not if CreateTable is refused, throttled included: a table that is there later was
+        created by others.
         """
         if not self._options.create:
             return None
         plan = self._plan(layout)
-        self._created.add(layout.name)
         try:
-            return catalog.create(self._account.client, plan.create) or self._described(layout.name)
-        except TransientError:
+            table = catalog.create(self._account.client, plan.create)
+        except ReplicatorError as e:
+            if not isinstance(e.__cause__, AwsError) or in_doubt(e.__cause__):
+                self._created.add(layout.name)
+            elif not isinstance(e, TransientError):
+                self._created.discard(layout.name)
             raise
-        except ReplicatorError:
-            self._created.discard(layout.name)
-            raise
+        self._created.add(layout.name)
+        return table or self._described(layout.name)
 
     def _note_created(self, layout: Layout, table: Described | None) -> None:
         """Note that this pipeline created the table: only such a table gets the source's time to live."""

@@ -27,7 +27,6 @@ from replicator.pipeline.progress import WorkerProgress, workers_of
 from replicator.state import (
     LONGEST_IN_DOUBT,
     Entry,
-    Gap,
     Heartbeat,
     Owner,
     PipelineState,
@@ -245,9 +244,8 @@ class Coordinator(Driver):
         """Notice what workers found. GapFound, or ConfigError if all together parked too much."""
         state = self._state()
         check_parked(self.pipeline.parked, self._context.config.parked_limit, state)
-        for gap in self.pipeline.view.gaps.values():
-            if gap.repaired is None and gap.epoch >= state.repairing:
-                raise _found(gap)
+        if gap := startup.unrepaired(self.pipeline.view.gaps.values(), state):
+            raise gap
         self._notice_doubt()
 
     def _give(self) -> None:
@@ -325,10 +323,6 @@ class Coordinator(Driver):
         slots = {s: self.pipeline.view.slots.get(s, coordination.UNCLAIMED) for s in self._workers.slots}
         now = self._environment.monotonic()
         return decision(self._state(), slots, {slot: now - since for slot, (_, since) in self._vacant.items()})
-
-
-def _found(gap: Gap) -> GapFound:
-    return GapFound(gap.reason, gap.shard, gap.sequence, by_hand=gap.by_hand)
 
 
 def check_supported(target: Target, checkpoints: Checkpoints) -> None:

@@ -266,7 +266,7 @@ def fetcher_for(
         pipeline,
         pipeline.pages,
         stream,
-        Scanned(name, table.keys, environment.random, table.identity),
+        Scanned(name, table.keys, environment.random, environment.monotonic, table.identity),
         budget,
         steps,
         environment.monotonic,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -371,17 +371,31 @@ def find_gap(found: StartupState) -> GapFound | None:
                 by_hand=found.unnoted,
             )
         return None
-    for gap in found.gaps.values():
-        if gap.repaired is None and gap.epoch >= state.repairing:
-            return GapFound(gap.reason, gap.shard, gap.sequence, by_hand=gap.by_hand)
-    if state.table_id != found.table.id:
-        return GapFound(f"table {found.table.name} was deleted and created again since the last run")
+    if gap := unrepaired(found.gaps.values(), state):
+        return gap
+    if gap := made_again(state, found.table):
+        return gap
     if state.stream_arn != found.table.stream_arn:
         return GapFound(
             f"the stream was replaced: the last run read {state.stream_arn}, "
             f"the table now has {found.table.stream_arn or 'none'}"
         )
     return target_gap(found, state)
+
+
+def unrepaired(gaps: Iterable[Gap], state: PipelineState) -> GapFound | None:
+    """A gap that the epoch does not repair, of several one that only a person may repair: another epoch repairs all."""
+    left = [gap for gap in gaps if gap.repaired is None and gap.epoch >= state.repairing]
+    for gap in sorted(left, key=lambda gap: not gap.by_hand):
+        return GapFound(gap.reason, gap.shard, gap.sequence, by_hand=gap.by_hand)
+    return None
+
+
+def made_again(state: PipelineState, table: SourceTable) -> GapFound | None:
+    """The gap if ``table`` is not the one that the pipeline copies; None if it is."""
+    if state.table_id == table.id:
+        return None
+    return GapFound(f"table {table.name} was deleted and created again since the last run")
 
 
 def target_gap(found: StartupState, state: PipelineState) -> GapFound | None:

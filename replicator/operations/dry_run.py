@@ -55,7 +55,7 @@ def outlook(
         if how is StartMode.RESUME and not source.streaming:
             raise end_of_stream(source, source)
     except GapFound as e:
-        if config.on_gap == "stop":
+        if config.on_gap == "stop" or e.by_hand:
             raise
         if config.on_gap == "export":
             if why := obstacle(existing):

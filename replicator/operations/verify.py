@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
@@ -16,7 +16,7 @@ import orjson
 
 from replicator.aws.batch_get import BatchReader
 from replicator.aws.boto import connect
-from replicator.aws.client import Client
+from replicator.aws.client import Call, Client, completed
 from replicator.batch import DocumentId
 from replicator.change import ScanPage
 from replicator.checkpoints.contract import Checkpoints
@@ -28,7 +28,7 @@ from replicator.engine.binding import check_start
 from replicator.engine.context import Environment
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.run import tune_allocator
-from replicator.engine.startup import RESUMING
+from replicator.engine.startup import RESUMING, made_again
 from replicator.errors import ConfigError, ReplicatorError
 from replicator.hooks import loading
 from replicator.hooks.hook import DocumentMapping, Hook
@@ -212,12 +212,16 @@ def checked_tables(
 
 @contextlib.contextmanager
 def opened(config: Config, hook: Hook | None) -> Iterator[Ends]:
-    """Both ends of a pipeline that has run. ConfigError if the config is not the pipeline's."""
+    """Both ends of a pipeline that has run. ConfigError if the config is not the pipeline's, GapFound if the source is
+    another table by now."""
     client = connect(config.source)
     with ends(config) as (target, checkpoints):
         check_known(config.pipeline, checkpoints, checkpoints.read())
         source = describe_table(client, config.source.table)
         tables = checked_tables(config, hook, client, source, target, checkpoints)
+        state = scanned_state(checkpoints)
+        if gap := made_again(state, source):
+            raise gap
         yield Ends(
             config,
             client,
@@ -227,7 +231,7 @@ def opened(config: Config, hook: Hook | None) -> Iterator[Ends]:
             checkpoints,
             {table.name: table for table in tables},
             DocumentMapping(hook, tuple(table.name for table in tables)),
-            scanned_state(checkpoints),
+            state,
         )
 
 
@@ -276,17 +280,25 @@ def examine(
 
 @dataclass(slots=True)
 class Source:
-    """Reads the source's items by key, within the budget. Stopped if that takes longer than the pass may."""
+    """Reads the source's items by key, within the budget. Stopped if that takes longer than the pass may.
+
+    What is read may be of another table that got this one's name until ``check_same`` has returned.
+    """
 
     both: Ends
     read_units: float | None
     environment: Environment
     budget: ReadBudget = field(init=False)
+    table: Scanned = field(init=False)
     _reader: BatchReader = field(init=False)
     _keys: KeyReader = field(init=False)
 
     def __post_init__(self) -> None:
+        environment, source = self.environment, self.both.source
         self.budget = ReadBudget(self.read_units)
+        self.table = Scanned(
+            self.both.config.source.table, source.keys, environment.random, environment.monotonic, source.identity
+        )
         self._reader = BatchReader(self.both.client, self.both.config.source.table)
         self._keys = KeyReader(self.both.source.keys)
 
@@ -296,6 +308,10 @@ class Source:
         images = self._reader.read([schema.typed(key) for key in keys], names)
         self.budget.spend(self._reader.units - before, self.environment.monotonic())
         return {self._keys.of(image): image for image in images}
+
+    def check_same(self) -> None:
+        """GapFound or ConfigError unless all that was read so far is of the pipeline's table."""
+        completed(self.both.client, self.table.check_same())
 
     def _wait(self) -> None:
         rest = self.budget.spend(0.0, self.environment.monotonic())
@@ -336,6 +352,7 @@ class Pass:
             lambda keys: source.read(keys, both.names_of_existence),
             self._now,
             self._monotonic,
+            check_same=source.check_same,
             keeps_expired=expiring,
         )
         self.tally = Tally()
@@ -372,14 +389,13 @@ class Pass:
             self._stop.wait(POLL)
         if self._stop.is_set():
             raise Stopped
+        self._retrying(self._source.check_same)
         self._save(ended=self._now())
 
     # The source's items
 
     def _scan(self) -> None:
         left = {n for n in self._segments() if n not in self._note.segments}
-        source = self._both.source
-        table = Scanned(self._both.config.source.table, source.keys, self._environment.random, source.identity)
         steps = self._environment.scheduler(self._both.client)
         steps.full = lambda: self._verifier.full
         with contextlib.closing(steps):
@@ -388,7 +404,7 @@ class Pass:
             while left and not self._stop.is_set():
                 while len(running) < FEWEST * 2 and (segment := next(waiting, None)) is not None:
                     running.add(segment)
-                    steps.add(str(segment), scan(table, segment, self._segment_state(segment)))
+                    steps.add(str(segment), self._segment_scan(segment))
                 result = steps.get(POLL)
                 if result is not None:
                     if result.error is not None:
@@ -409,9 +425,11 @@ class Pass:
         count = max(1, round(self._note.total * self._request.share))
         return random.Random(self._note.started).sample(range(self._note.total), count)
 
-    def _segment_state(self, segment: int) -> SegmentState:
+    def _segment_scan(self, segment: int) -> Generator[Call | ScanPage, Any, None]:
+        """Its end is not checked: the end of the pass is, and there may be many small segments."""
         part = self._part(f"segment:{segment}")
-        return SegmentState(total=self._note.total, cursor=part.cursor)
+        state = SegmentState(total=self._note.total, cursor=part.cursor)
+        return scan(self._source.table, segment, state, check_end=False)
 
     def _part(self, name: str) -> Part:
         if name not in self._parts:

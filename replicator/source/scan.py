@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from replicator.state import SegmentState
 
 LONGEST_BACKOFF = 20.0
 QUICKEST_BACKOFF = 0.25
+CHECK_INTERVAL = 1.0  # seconds between checks that the table is still the same: AWS throttles DescribeTable
 
 
 class _Consumed(msgspec.Struct):
@@ -37,40 +39,74 @@ class _Scanned(msgspec.Struct):
     ConsumedCapacity: _Consumed | None = None
 
 
+@dataclass(slots=True)
+class _Checks:
+    """When it was last checked that the table is still the same: ``began`` of the last check, ``passed`` of the last
+    one that succeeded, which began then."""
+
+    began: float = -math.inf
+    passed: float = -math.inf
+
+    def due(self, now: float) -> bool:
+        """Segments share them: the others do not wait for one in flight, for another interval at most."""
+        age = now - self.passed
+        return age >= 2 * CHECK_INTERVAL or (age >= CHECK_INTERVAL and now - self.began >= CHECK_INTERVAL)
+
+
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """A table to scan; randomness (for backoff) is injected. ``identity``: see ``Stream``."""
+    """A table to scan; randomness (for backoff) and a monotonic clock are injected. ``identity``: see ``Stream``."""
 
     table: str
     keys: KeySchema
     random: random.Random
+    now: Callable[[], float]
     identity: str = ""
+    _checks: _Checks = field(default_factory=_Checks)
+
+    @property
+    def check_due(self) -> bool:
+        """Whether items that were read now may be used only after another check."""
+        return bool(self.identity) and self._checks.due(self.now())
 
     def check_same(self) -> Generator[Call, bytes, None]:
-        """GapFound or ConfigError if another table has this one's name by now, or none."""
+        """GapFound or ConfigError if another table has this one's name by now, or none.
+
+        Otherwise all that was read before belongs to this table: a deleted one never comes back.
+        """
         if self.identity:
+            began = self._checks.began = self.now()
             yield from check_same(self.table, self.identity, "all of its items were read")
+            self._checks.passed = max(self._checks.passed, began)
 
 
-def scan(table: Scanned, segment: int, state: SegmentState) -> Generator[Call | ScanPage, Any, None]:
+def scan(
+    table: Scanned, segment: int, state: SegmentState, *, check_end: bool = True
+) -> Generator[Call | ScanPage, Any, None]:
     """Yields calls and pages of a segment, from its stored cursor on. A failed step yields a page with ``waiting_for``.
 
     Reads are consistent: an item's scanned image is at least as new as every record before the stored positions.
+
+    ``check_end``: the page that ends the segment comes after a check that the table is still the same, so no sweep
+    follows on pages of another table that got its name. In between it is checked once a second.
     """
     cursor: Mapping[str, Any] | None = orjson.loads(state.cursor) if state.cursor is not None else None
     reader = KeyReader(table.keys)
     failures = 0
     while True:
+        units = 0.0
         try:
             page, size = yield from _page(table, segment, state, cursor)
+            units = (page.ConsumedCapacity or _Consumed()).CapacityUnits or 0.0
             items = reader.keyed(page.Items or (), "Scan")
+            if (check_end and page.LastEvaluatedKey is None) or table.check_due:
+                yield from table.check_same()
         except TransientError as e:
             failures += 1
             rest = backoff(failures, table.random, base=QUICKEST_BACKOFF, limit=LONGEST_BACKOFF)
-            yield ScanPage(segment, cursor=cursor, rest=rest, waiting_for=str(e))
+            yield ScanPage(segment, cursor=cursor, read_units=units, rest=rest, waiting_for=str(e))
             continue
         failures, cursor = 0, page.LastEvaluatedKey
-        units = (page.ConsumedCapacity or _Consumed()).CapacityUnits or 0.0
         yield ScanPage(segment, items, cursor, read_units=units, size=size)
         if cursor is None:
             return

@@ -46,8 +46,8 @@ class Verifier:
     """The candidates of one pass.
 
     ``read``: items by key, consistently. ``exists``: the same, with as little of each item as possible. ``now``: wall
-    clock. ``monotonic``: for intervals. ``keeps_expired``: the copy keeps documents of items that expired. ``parked``:
-    the key texts of parked items.
+    clock. ``monotonic``: for intervals. ``check_same``: raises unless what was read is of the pipeline's table.
+    ``keeps_expired``: the copy keeps documents of items that expired. ``parked``: the key texts of parked items.
     """
 
     examiner: Examiner
@@ -55,6 +55,7 @@ class Verifier:
     exists: Callable[[Collection[Key]], Mapping[Key, Image]]
     now: Callable[[], float]
     monotonic: Callable[[], float]
+    check_same: Callable[[], None] = lambda: None
     keeps_expired: bool = False
     parked: Collection[str] = frozenset()
     _pending: dict[Place, Candidate] = field(default_factory=dict)
@@ -182,6 +183,7 @@ class Verifier:
         before = self.examiner.versions([c.finding.place for _, candidates in items for c in candidates])
         images = self.read([key for key, _ in items])
         at = self._moment()
+        self.check_same()  # before a difference is confirmed, which a repair may remove
         looks = self.examiner.looks((key, images.get(key), self._places(key, of, images.get(key))) for key, of in items)
         for key, candidates in items:
             yield from self._looked_at(candidates, images.get(key), looks[key], before, at)

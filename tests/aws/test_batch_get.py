@@ -49,7 +49,7 @@ class Answering:
 
 def by_resync(body: bytes) -> str:
     steps = chosen.read(
-        Scanned(ARN, KEYS, random.Random(1)), 0, SegmentState(1, keys=(("a", "1"),)), keeps_expired=False
+        Scanned(ARN, KEYS, random.Random(1), lambda: 0.0), 0, SegmentState(1, keys=(("a", "1"),)), keeps_expired=False
     )
     assert isinstance(next(steps), Call)
     page = steps.send(body)

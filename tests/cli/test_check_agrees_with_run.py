@@ -12,11 +12,18 @@ from typing import Any
 
 import pytest
 
+from connectors.dynamodb.options import DynamoDBOptions
+from connectors.dynamodb.target import DynamoDB as DynamoDBTarget
+from replicator.batch import Batch, Part, Upsert
 from replicator.config import settings
 from replicator.engine.assembly import ends
+from replicator.items.item import Item
+from replicator.key import KeyAttribute, KeySchema
 from replicator.state import GapRepair, Owner, PipelineState, Save, decode, encode
+from replicator.target.contract import Table
 from replicator.testing.dynamodb import DynamoDB, catalog
 from replicator.testing.dynamodb.http import served
+from replicator.version import FIRST_EPOCH, version
 from tests.cli.command_line import World, endpoint
 
 HOOK = "def hook(item):\n    return {'n': 1}\n"
@@ -358,3 +365,26 @@ def test_a_server_that_cannot_be_reached_has_one_exit_code(world: World) -> None
     world.change(source, "  endpoint_url: http://127.0.0.1:1")
     for command in ("check", "preview"):
         assert world.call(command, world.config, "--human")[0] == 8, command
+
+
+@pytest.mark.parametrize("on_gap", ["stop", "resync"])
+def test_a_gap_that_only_a_person_may_repair_is_one_whatever_on_gap_says(
+    world: World, on_gap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table with items of a pipeline, of which nothing tells whose it is."""
+    for name, value in world.environ.items():
+        monkeypatch.setenv(name, value)
+    world.db.create_table("orders")
+    options = DynamoDBOptions(region="us-east-1", endpoint_url=endpoint(world), create=True, epochs_table="elsewhere")
+    copy, another = Table("copy", KeySchema((KeyAttribute("id", "S"),))), DynamoDBTarget(options, "another")
+    another.open([copy], FIRST_EPOCH)
+    item = Item(b'{"id":{"S":"theirs"}}')
+    another.write(Batch([Part("segment:0", [Upsert("copy", ("theirs",), item, version(FIRST_EPOCH, 0), ("theirs",))])]))
+    another.close()
+    postgres = f"  type: postgres\n  url: {world.postgres.url}\n  table: orders\n"
+    dynamodb = (
+        f"  type: dynamodb\n  region: us-east-1\n  endpoint_url: {endpoint(world)}\n  create: true\n  table: copy\n"
+    )
+    world.change(postgres, dynamodb)
+    world.change("target:", f"on_gap: {on_gap}\ncheckpoints: {{type: sqlite, path: o.db}}\ntarget:")
+    assert_agreed(world, Wrong(lambda _: None, 3, "of a pipeline whose checkpoints are lost or stored elsewhere"))

@@ -1106,3 +1106,33 @@ def test_a_worker_that_finds_another_runs_later_epoch_ends_the_run_whatever_on_g
         turns()
     assert cluster.running.pipeline.state is not None
     assert cluster.running.pipeline.state.epoch == state.epoch
+
+
+def test_a_gap_that_only_a_person_may_repair_ends_the_run_also_beside_one_that_on_gap_repairs() -> None:
+    """The epoch after the other gap would repair both."""
+
+    class Superseded(MemoryTarget):
+        def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
+            if gaps:
+                raise gaps.pop(0)
+            return ()
+
+    gaps: list[GapFound] = []
+    cluster = Cluster(slots=3)
+    cluster.target_type = Superseded
+    cluster.write("a", 1)
+    cluster.start()
+    cluster.settle()
+    state = cluster.running.pipeline.state
+    assert state is not None
+    gaps += [GapFound("it has lost rows", of_target=True), GapFound("a later epoch", of_target=True, by_hand=True)]
+    for _ in range(100):
+        cluster.clock.now += 1
+        for worker in cluster.workers.values():
+            worker.step()
+    assert not gaps
+
+    with pytest.raises(GapFound, match="a later epoch"):
+        cluster.rounds(100)
+    assert cluster.running.pipeline.state == state
+    assert [gap.repaired for gap in cluster.running.pipeline.view.gaps.values()] == [None, None]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from itertools import islice
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice, zip_longest
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from replicator.aws.client import Client, answered
 from replicator.change import ScanPage
-from replicator.errors import NotPermitted, ReplicatorError
+from replicator.errors import GapFound, NotPermitted, ReplicatorError
 from replicator.key import Key, KeyAttribute, KeySchema
 from replicator.source.scan import LONGEST_BACKOFF, QUICKEST_BACKOFF, ReadBudget, Scanned, scan
 from replicator.state import SegmentState
@@ -36,7 +37,9 @@ def db() -> DynamoDB:
 
 
 def pages(client: Client, segment: int = 0, total: int = 1, cursor: str | None = None) -> Iterator[ScanPage]:
-    return answered(client, scan(Scanned("orders", KEYS, random.Random(2)), segment, SegmentState(total, cursor)))
+    return answered(
+        client, scan(Scanned("orders", KEYS, random.Random(2), time.monotonic), segment, SegmentState(total, cursor))
+    )
 
 
 def keys(found: Iterator[ScanPage] | list[ScanPage]) -> list[Key]:
@@ -219,6 +222,85 @@ def test_the_rate_stays_under_the_limit_over_any_stretch_of_pages(
 def test_a_scan_of_a_table_that_is_gone_ends(identity: str, told: str) -> None:
     """It is not waited for, whether or not there is an identity to compare, as for ``verify``."""
     gone = DynamoDB(now=lambda: 0.0, random=random.Random(1))
-    table = Scanned("orders", KEYS, random.Random(2), identity)
+    table = Scanned("orders", KEYS, random.Random(2), time.monotonic, identity)
     with pytest.raises(ReplicatorError, match=told):
         next(answered(gone, scan(table, 0, SegmentState(1))))
+
+
+# whose the pages are
+
+
+class Ticking:
+    """A clock of which each look is a tenth of a second later."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.1
+        return self.now
+
+
+def identified(db: DynamoDB, now: Callable[[], float] = time.monotonic) -> Scanned:
+    identity = orjson.loads(db.call("DescribeTable", {"TableName": "orders"}))["Table"]["TableId"]
+    db.calls.clear()
+    return Scanned("orders", KEYS, random.Random(2), now, identity)
+
+
+def made_again(db: DynamoDB) -> None:
+    db.call("DeleteTable", {"TableName": "orders"})
+    db.create_table("orders")
+    for n in range(10):
+        db.put("orders", {"id": f"i{n}", "n": n})
+
+
+def test_the_first_page_and_the_last_come_after_a_check_of_whose_they_are(db: DynamoDB) -> None:
+    checks = [db.calls["DescribeTable"] for _ in answered(db, scan(identified(db, lambda: 0.0), 0, SegmentState(1)))]
+    assert checks == [1] * (len(checks) - 1) + [2]
+    assert len(checks) > 3
+
+
+def test_in_between_it_is_checked_once_a_second_for_all_segments_together(db: DynamoDB) -> None:
+    db.page_sizes(items=1)
+    for n in range(10, 400):
+        db.put("orders", {"id": f"i{n}", "n": n})
+    table = identified(db, Ticking())
+    segments = [answered(db, scan(table, n, SegmentState(4), check_end=False)) for n in range(4)]
+    assert len(keys([page for pages in zip_longest(*segments) for page in pages if page])) == 400
+    assert 0.1 * 400 <= db.calls["DescribeTable"] <= table.now() + 4  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("pages", [0, 1, 2])
+def test_no_segment_of_another_table_ends(db: DynamoDB, pages: int) -> None:
+    steps = answered(db, scan(identified(db, lambda: 0.0), 0, SegmentState(1)))
+    assert not any(page.ended for page in islice(steps, pages))
+    made_again(db)
+    ended: list[bool] = []
+    with pytest.raises(GapFound, match="the table orders was deleted and created again before all of its items"):
+        ended.extend(page.ended for page in steps)
+    assert not any(ended)
+
+
+def test_a_page_whose_check_fails_is_read_again_and_what_it_cost_is_counted(db: DynamoDB) -> None:
+    table = identified(db, lambda: 0.0)
+    db.fail("DescribeTable", "ThrottlingException", times=2)
+    found = list(answered(db, scan(table, 0, SegmentState(1))))
+    assert [("DescribeTable" in str(p.waiting_for), p.read_units > 0, not p.items) for p in found[:2]] == [
+        (True,) * 3
+    ] * 2
+    assert all(page.rest > 0 and not page.ended for page in found[:2])
+    assert sorted(keys(found)) == sorted(ALL)
+
+
+def test_while_checks_fail_no_page_is_used_for_longer_than_two_seconds(db: DynamoDB) -> None:
+    now = [0.0]
+    db.page_sizes(items=1)
+    steps = answered(db, scan(identified(db, lambda: now[0]), 0, SegmentState(1)))
+    assert next(steps).items
+    db.fail("DescribeTable", "ThrottlingException", times=None)
+    now[0] = 1.0
+    assert next(steps).waiting_for
+    now[0] = 1.5
+    assert next(steps).items, "another segment may be making the next check"
+    now[0] = 2.0
+    assert all(page.waiting_for for page in islice(steps, 5))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from replicator.errors import GapFound, TransientError
 from replicator.hooks.hook import Document, DocumentMapping, Hook
 from replicator.items.item import Item
 from replicator.operations.verify import positions_of
@@ -314,3 +315,29 @@ def test_nothing_more_is_read_while_too_many_candidates_wait() -> None:
 def test_the_bound_of_a_sample(found: int, of: int, bound: float) -> None:
     """As tables of Clopper and Pearson's one-sided bound have it."""
     assert at_most(found, of) == pytest.approx(bound, rel=0.01)
+
+
+def test_no_difference_is_confirmed_before_it_is_checked_whose_the_items_were() -> None:
+    """A check that fails is made again, with what it is about; a repair would remove what another table lacks."""
+    world = World(pauses=True)
+    world.put("k0", n=1)
+    world.catch_up()
+    items = world.scanned()
+    world.items.clear()
+    errors = [TransientError("throttled"), GapFound("the table was deleted and created again")]
+
+    def check_same() -> None:
+        if errors:
+            raise errors.pop(0)
+
+    verifier = world.verifier(check_same=check_same)
+    list(verifier.walked(NAME, [items[0][0]], "table:t"))
+    world.now += 10
+    for error in (TransientError, GapFound):
+        with pytest.raises(error):
+            list(verifier.settle(world.positions))
+        assert verifier.pending == 1
+    for _ in range(6):
+        world.now += 10
+        world._take(verifier.settle(world.positions), None)
+    assert world.found() == {"k0": "extra"}
