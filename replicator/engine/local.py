@@ -452,12 +452,20 @@ class Driver:
         self._carry_out_request()
 
     def _gap(self, gap: GapFound) -> None:
-        """Record the gap, then repair it as ``on_gap`` says, or end the run with it."""
-        log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence})
+        """Record the gap, then repair it as ``on_gap`` says, or end the run with it.
+
+        What only a person may repair is logged once it is recorded: a run that was replaced takes what the later one
+        writes for another pipeline's, and learns that from the store.
+        """
+        shown = {"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence}
+        if not gap.by_hand:
+            log.error("gap", extra=shown)
         self._steps.clear()
         if not self.pipeline.view.has_gap(gap):
             self.pipeline.gap(gap, self._now(), first_loss(gap, self.pipeline.shards))
         self._delivery.record(gap)
+        if gap.by_hand:
+            log.error("gap", extra=shown)
         if self._context.config.on_gap == "stop" or gap.by_hand or self._resyncs >= MAX_RESYNCS:
             gap.caution = caution_of(self._context.target)
             raise gap

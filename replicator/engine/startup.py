@@ -33,6 +33,10 @@ from replicator.version import FIRST_EPOCH, LAST_EPOCH
 ACCEPT_IDENTITY = "replicator resync CONFIG --accept-identity-change"
 APPLY_SCHEMA = "replicator run --apply-schema-changes"
 START_OVER = "replicator resync CONFIG --now"  # without checkpoints, in which a resync could be requested
+_UNNOTED = (
+    "Nothing tells whose it is: repair it only if all of it is this pipeline's, because what the source does not have "
+    "is removed"
+)
 _RECOMPUTE = {
     Generation.ONLY: "recompute all documents: in a second copy, with a switch at the end (replicator rebuild start "
     "NEW_CONFIG), or in place (replicator resync CONFIG)",
@@ -365,7 +369,8 @@ def find_gap(found: StartupState) -> GapFound | None:
             )
             return GapFound(
                 f"{written} of a pipeline whose checkpoints are lost or stored elsewhere (checkpoints: in the config), "
-                "or that has another name (pipeline: in the config); or it is a copy of such a table",
+                "or that has another name (pipeline: in the config); or it is a copy of such a table"
+                + (f". {_UNNOTED}" if found.unnoted else ""),
                 repair=START_OVER,
                 of_target=True,
                 by_hand=found.unnoted,

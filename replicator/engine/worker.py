@@ -288,12 +288,20 @@ class SlotRun:
         self._recheck.check()
 
     def _gap(self, gap: GapFound) -> None:
-        """Record the gap for the coordinator, which begins an epoch or ends the run. Until then, nothing is read."""
-        log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "slot": self._post.slot})
+        """Record the gap for the coordinator, which begins an epoch or ends the run. Until then, nothing is read.
+
+        What only a person may repair is logged once it is recorded: a worker that was replaced takes what its own run
+        writes now for another one's, and learns that from the store.
+        """
+        shown = {"reason": gap.reason, "shard": gap.shard, "slot": self._post.slot}
+        if not gap.by_hand:
+            log.error("gap", extra=shown)
         self._steps.clear()
         self._gapped = True
         self.pipeline.gap(gap, self._environment.now())
         self._delivery.record(gap)
+        if gap.by_hand:
+            log.error("gap", extra=shown)
         self.pipeline.drop_ahead()
 
     def _current_table(self) -> SourceTable | None:

@@ -96,5 +96,5 @@ def _images(table: Scanned, keys: tuple[Key, ...]) -> Generator[Call, bytes, tup
             raise TransientError("BatchGetItem is throttled")
         wanted, size = again, size + len(body)
         units += sum(consumed.CapacityUnits or 0.0 for consumed in response.ConsumedCapacity or ())
-    yield from table.check_same()
+    yield from table.check_same(answers=True)
     return images, units, size

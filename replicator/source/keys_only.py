@@ -115,7 +115,7 @@ def _images(
             yield report("BatchGetItem is throttled" if again and not full else "", progress)
             continue
         try:
-            yield from _check_table(stream)
+            yield from _check_table(stream, answers=True)
         except TransientError as e:
             images.clear()  # not held while the reader waits
             wanted = list(keys)
@@ -123,9 +123,9 @@ def _images(
     return images
 
 
-def _check_table(stream: Stream) -> Generator[Call, bytes, None]:
+def _check_table(stream: Stream, *, answers: bool = False) -> Generator[Call, bytes, None]:
     if stream.identity:
-        yield from check_same(stream.table, stream.identity, _UNREAD)
+        yield from check_same(stream.table, stream.identity, _UNREAD, answers=answers)
 
 
 def _with_image(record: Record, image: msgspec.Raw | None, *, last: bool) -> Record:

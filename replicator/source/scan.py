@@ -69,14 +69,15 @@ class Scanned:
         """Whether items that were read now may be used only after another check."""
         return bool(self.identity) and self._checks.due(self.now())
 
-    def check_same(self) -> Generator[Call, bytes, None]:
+    def check_same(self, *, answers: bool = False) -> Generator[Call, bytes, None]:
         """GapFound or ConfigError if another table has this one's name by now, or none.
 
-        Otherwise all that was read before belongs to this table: a deleted one never comes back.
+        Otherwise all that was read before belongs to this table: a deleted one never comes back. ``answers``: see
+        ``table.check_same``.
         """
         if self.identity:
             began = self._checks.began = self.now()
-            yield from check_same(self.table, self.identity, "all of its items were read")
+            yield from check_same(self.table, self.identity, "all of its items were read", answers=answers)
             self._checks.passed = max(self._checks.passed, began)
 
 
@@ -100,7 +101,7 @@ def scan(
             units = (page.ConsumedCapacity or _Consumed()).CapacityUnits or 0.0
             items = reader.keyed(page.Items or (), "Scan")
             if (check_end and page.LastEvaluatedKey is None) or table.check_due:
-                yield from table.check_same()
+                yield from table.check_same(answers=True)
         except TransientError as e:
             failures += 1
             rest = backoff(failures, table.random, base=QUICKEST_BACKOFF, limit=LONGEST_BACKOFF)

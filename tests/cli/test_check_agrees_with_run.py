@@ -387,4 +387,4 @@ def test_a_gap_that_only_a_person_may_repair_is_one_whatever_on_gap_says(
     )
     world.change(postgres, dynamodb)
     world.change("target:", f"on_gap: {on_gap}\ncheckpoints: {{type: sqlite, path: o.db}}\ntarget:")
-    assert_agreed(world, Wrong(lambda _: None, 3, "of a pipeline whose checkpoints are lost or stored elsewhere"))
+    assert_agreed(world, Wrong(lambda _: None, 3, "repair it only if all of it is this pipeline's, because"))

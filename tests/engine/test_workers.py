@@ -16,7 +16,7 @@ import pytest
 from replicator.batch import Batch, DocumentId, Outcome, Upsert
 from replicator.checkpoints.contract import Claimed
 from replicator.config.engine import Ray
-from replicator.engine import preexisting
+from replicator.engine import binding, preexisting
 from replicator.engine.binding import check_start
 from replicator.engine.context import RunContext
 from replicator.engine.coordinator import COORDINATOR, Coordinator
@@ -1136,3 +1136,32 @@ def test_a_gap_that_only_a_person_may_repair_ends_the_run_also_beside_one_that_o
         cluster.rounds(100)
     assert cluster.running.pipeline.state == state
     assert [gap.repaired for gap in cluster.running.pipeline.view.gaps.values()] == [None, None]
+
+
+@pytest.mark.parametrize("one", ["worker", "coordinator"])
+def test_one_that_was_replaced_does_not_log_what_its_own_run_has_written_as_another_ones(
+    one: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Superseded(MemoryTarget):
+        def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
+            if replaced:
+                raise GapFound("written by a later epoch", of_target=True, by_hand=True)
+            return ()
+
+    cluster, replaced = Cluster(), False
+    cluster.target_type = Superseded
+    cluster.start()
+    cluster.settle()
+    old: Worker | Coordinator = cluster.running
+    if one == "worker":
+        old, cluster.workers["0"] = cluster.workers["0"], cluster.worker("0")
+        cluster.workers["0"].step()
+    else:
+        cluster.replace_coordinator()
+    before, replaced = dict(cluster.database.entries), True
+    monkeypatch.setattr(binding, "RECHECK_INTERVAL", 0.0)  # before anything else tells it that it was replaced
+    with pytest.raises(Fenced):
+        old.step()
+    assert "gap" not in caplog.messages
+    assert not [place for place in cluster.database.entries if place[0] == "gap"]
+    assert {p: e for p, e in cluster.database.entries.items() if before.get(p) != e} == {}

@@ -90,6 +90,28 @@ def test_chosen_items_are_not_read_from_a_table_that_was_made_again(faults: Worl
     assert faults.documents == before
 
 
+def test_chosen_items_are_read_again_while_describe_table_does_not_find_the_table(faults: World) -> None:
+    """It is eventually consistent."""
+    faults.fill()
+    faults.copied()
+
+    def request() -> None:
+        request_one(faults, (("k1",), ("k2",)))
+        looked_up = len(faults.client.times("BatchGetItem"))
+        faults.db.fail(
+            "DescribeTable",
+            "ResourceNotFoundException",
+            when=lambda _: len(faults.client.times("BatchGetItem")) > looked_up,
+        )
+
+    faults.clock.plan(10, request)
+    epoch = faults.states("pipeline")[""].epoch
+    assert faults.run(seconds=600).code == 0
+    assert faults.states("pipeline")[""].epoch > epoch
+    assert len(faults.client.times("BatchGetItem")) == 3, "asked whether it may be, and twice for the items"
+    faults.assert_equal()
+
+
 def test_what_the_target_lost_in_the_last_minute_is_noticed_before_a_partial_resync_begins(faults: World) -> None:
     faults.fill()
     target = Emptied(faults.database)

@@ -77,7 +77,8 @@ def test_the_table_is_looked_up_once_a_second_and_at_the_end_of_each_segment(old
     assert seconds <= len([at for at in checks if at > began]) <= seconds + 8 + 8 + 10
 
 
-def test_a_check_that_is_throttled_is_made_again_with_its_page(old: World) -> None:
-    old.db.fail("DescribeTable", "ThrottlingException", times=3, when=lambda _: bool(old.client.times("Scan")))
+@pytest.mark.parametrize("code", ["ThrottlingException", "ResourceNotFoundException"])
+def test_a_check_that_fails_is_made_again_with_its_page(old: World, code: str) -> None:
+    old.db.fail("DescribeTable", code, times=3, when=lambda _: bool(old.client.times("Scan")))
     old.copied()
     assert len(old.client.times("Scan")) > 30 + 3

@@ -65,7 +65,10 @@ class Touched:
         self._universe.effect(operation)
         if self._universe.clock.refuses():
             raise AwsError("InvalidSignatureException", "Signature expired: 1 is now earlier than 2", 400)
-        return self._source.call(operation, request)
+        response = self._source.call(operation, request)
+        if operation == "Scan" and self._source is self._universe.source:
+            self._universe.scans.answered(self._universe, request, response)
+        return response
 
 
 class Described:

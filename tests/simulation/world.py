@@ -28,6 +28,7 @@ from tests.simulation.repairing import ACTS as REPAIRS
 from tests.simulation.repairing import Damage, Repairer
 from tests.simulation.requests import ACTS as REQUESTS
 from tests.simulation.retention import Blanks, Records
+from tests.simulation.scans import Scans
 from tests.simulation.scenario import Scenario
 from tests.simulation.targets import LATEST, Killed, Late, Unreliable, UnreliableIndex, target_of
 from tests.simulation.vanished import Lives
@@ -83,7 +84,7 @@ class Universe:
         self.left: dict[tuple[str, ...], truth.Left] = {}  # what the target had of items when they were given up
         self.repairer: Repairer | None = None  # a command that repairs documents beside the runs
         self.repairs, self.damage = random.Random(f"repairs {seed}"), Damage()
-        self.lives = Lives()
+        self.lives, self.scans = Lives(), Scans()
         self.caught_up = self.trimmed_early = False  # records were trimmed before their 24 hours
         self._between: list[tuple[int, Callable[[], None]]] = []
         self.fatal_items: set[tuple[str, ...]] = set()  # items; a run that sends one is killed, and this happens:
@@ -239,6 +240,7 @@ class Universe:
             self.roll_old()
         if self.late:
             self.arrive()
+        self.scans.check(self)
         repairing.advance(self)
         if self.neighbor is not None:
             self.neighbor.advance()

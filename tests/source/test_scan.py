@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.aws.client import Client, answered
+from replicator.aws.client import Call, Client, answered
 from replicator.change import ScanPage
 from replicator.errors import GapFound, NotPermitted, ReplicatorError
 from replicator.key import Key, KeyAttribute, KeySchema
@@ -281,15 +281,36 @@ def test_no_segment_of_another_table_ends(db: DynamoDB, pages: int) -> None:
     assert not any(ended)
 
 
-def test_a_page_whose_check_fails_is_read_again_and_what_it_cost_is_counted(db: DynamoDB) -> None:
+@pytest.mark.parametrize("code", ["ThrottlingException", "ResourceNotFoundException"])
+def test_a_page_whose_check_fails_is_read_again_and_what_it_cost_is_counted(db: DynamoDB, code: str) -> None:
+    """DescribeTable may not find a new table for seconds, although its items can be read."""
     table = identified(db, lambda: 0.0)
-    db.fail("DescribeTable", "ThrottlingException", times=2)
+    db.fail("DescribeTable", code, times=2)
     found = list(answered(db, scan(table, 0, SegmentState(1))))
     assert [("DescribeTable" in str(p.waiting_for), p.read_units > 0, not p.items) for p in found[:2]] == [
         (True,) * 3
     ] * 2
     assert all(page.rest > 0 and not page.ended for page in found[:2])
     assert sorted(keys(found)) == sorted(ALL)
+
+
+def test_a_check_proves_nothing_of_what_is_read_once_it_has_begun(db: DynamoDB) -> None:
+    """However late its response comes."""
+    now = [0.0]
+    db.page_sizes(items=1)
+    steps = scan(identified(db, lambda: now[0]), 0, SegmentState(1))
+
+    def response(step: Call | ScanPage) -> bytes:
+        assert isinstance(step, Call)
+        return db.call(step.operation, step.request)
+
+    described = steps.send(response(next(steps)))
+    body = response(described)
+    now[0] = 5.0
+    assert isinstance(steps.send(body), ScanPage)
+    again = steps.send(response(next(steps)))
+    assert isinstance(again, Call)
+    assert again.operation == "DescribeTable"
 
 
 def test_while_checks_fail_no_page_is_used_for_longer_than_two_seconds(db: DynamoDB) -> None:

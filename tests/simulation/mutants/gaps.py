@@ -7,15 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from replicator.change import Shard
+from replicator.engine import fetcher
 from replicator.engine.cleanup import Cleanup
 from replicator.engine.local import Driver
 from replicator.errors import GapFound
 from replicator.pipeline import stages
+from replicator.source import scan
 from replicator.state import ShardState
 from replicator.testing.memory import MemoryTarget
 from tests.simulation.mutants import reading
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import hours_skipped, resyncs_with_losses, trims, with_hook
+from tests.simulation.mutants.scenarios import hours_skipped, resyncs_with_losses, tables_made_again, trims, with_hook
 
 
 @mutant("a gap is logged and ignored", 9, trims)
@@ -27,6 +29,12 @@ def gap_is_ignored(patch: Patch) -> None:
         self.pipeline._pending.append(("shard", found.shard or "", replace(state, ended=True)))
 
     patch.setattr(Driver, "_gap", goes_on)
+
+
+@mutant("a segment ends without a look at whose pages they were", 9, shape=tables_made_again)
+def segments_end_unchecked(patch: Patch) -> None:
+    right = scan.scan
+    patch.setattr(fetcher, "scan", lambda table, segment, state: right(table, segment, state, check_end=False))
 
 
 @mutant("a rescan is not followed by a sweep", 9, trims)

@@ -68,6 +68,13 @@ def existing_exports(drawn: Scenario) -> Scenario:
     return replace(drawn, steps=60, rates=rates)
 
 
+def tables_made_again(drawn: Scenario) -> Scenario:
+    """Many items, a page each, and the table is deleted and created again while they are scanned."""
+    rates = {"write": 0.8, "recreate": 0.03, "resync": 0.02, "die": 0.003}
+    plain = replace(drawn, exports=False, existing=False, gap_exports=False, trims=False, months=False, cron=False)
+    return replace(plain, keys=25, steps=150, segments=2, items_a_page=1, slow=0.3, rates=rates)
+
+
 def slow_scan(drawn: Scenario) -> Scenario:
     """Many items, a page each, beside many deletes; answers are long on their way."""
     rates = {"write": 1.0, "die": 0.003}
