@@ -267,7 +267,7 @@ def test_in_between_it_is_checked_once_a_second_for_all_segments_together(db: Dy
     table = identified(db, Ticking())
     segments = [answered(db, scan(table, n, SegmentState(4), check_end=False)) for n in range(4)]
     assert len(keys([page for pages in zip_longest(*segments) for page in pages if page])) == 400
-    assert 0.1 * 400 <= db.calls["DescribeTable"] <= table.now() + 4  # type: ignore[operator]
+    assert 0.1 * 400 <= db.calls["DescribeTable"] <= table.now() + 4
 
 
 @pytest.mark.parametrize("pages", [0, 1, 2])
