@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from connectors.webhook.accepted import Accepted, Answered
 from connectors.webhook.client import TOO_LARGE, Client, Response, ResponseLost
 from connectors.webhook.messages import (
     FRAME,
@@ -44,16 +45,17 @@ _FORGETS = (
 
 @dataclass(slots=True)
 class _Attempt:
-    """A batch that is being sent. ``messages``: those not answered yet, in order. ``superseded``: by source.
+    """A batch that is being sent. ``messages``: those not answered yet, in order.
 
-    ``accepted``: the last message that was. ``suspects``: rejected messages of one event, with the status, while it is
-    open whether the receiver accepts anything. ``probes``: messages that are sent before all others to find that out.
+    ``answered``: the events that were accepted, now or in an earlier batch. ``accepted``: the last message that was, or
+    one with such an event. ``suspects``: rejected messages of one event, with the status, while it is open whether the
+    receiver accepts anything. ``probes``: messages that are sent before all others to find that out.
     """
 
     batch: Batch
     frame: Frame
     messages: deque[Message]
-    superseded: dict[str, int] = field(default_factory=dict)
+    answered: list[Answered] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     accepted: Message | None = None
     suspects: list[tuple[Message, int]] = field(default_factory=list)
@@ -75,7 +77,13 @@ class _Attempt:
 
     @property
     def outcome(self) -> Outcome:
-        return Outcome(self.rejections) if self.rejections else Outcome(superseded=self.superseded)
+        if self.rejections:
+            return Outcome(self.rejections)
+        superseded: dict[str, int] = {}
+        for event, had in self.answered:
+            if had and event.write.weight:
+                superseded[event.source] = superseded.get(event.source, 0) + event.write.weight
+        return Outcome(superseded=superseded)
 
 
 class Webhook:
@@ -101,6 +109,7 @@ class Webhook:
         self._in_doubt = InDoubtWindow()
         self._encoder = Encoder((), options.max_bytes)
         self._attempt: _Attempt | None = None
+        self._accepted = Accepted()
         self._background = Background(name="webhook")
         self._largest = options.max_bytes  # of a body; smaller once the receiver has said that one is too large
         self._is_open = False  # the receiver has accepted a begin
@@ -156,6 +165,7 @@ class Webhook:
         self._is_open = True
         self._encoder = Encoder(tables, self._options.max_bytes)
         self._attempt = None
+        self._accepted.clear()
 
     def write(self, batch: Batch) -> Outcome:
         attempt = self._attempt
@@ -166,6 +176,10 @@ class Webhook:
             attempt = self._attempt = self._begun(batch, events)
         self._send_all(attempt)
         self._attempt = None
+        if attempt.rejections:
+            self._accepted.came_back(attempt.answered, tombstones=attempt.frame.tombstones)
+        else:
+            self._accepted.stored([event for event, _ in attempt.answered])
         return attempt.outcome
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
@@ -187,8 +201,16 @@ class Webhook:
     def _begun(self, batch: Batch, events: Sequence[Event]) -> _Attempt:
         tombstones = batch.tombstones or bool(self._in_doubt)
         frame = Frame(self._pipeline, timestamp(self._now()), tombstones, batch.replaces_same)
-        pieces = chunked(events, self._options.max_events, self._largest)
-        return _Attempt(batch, frame, deque(frame.message(self._new_id(), piece) for piece in pieces))
+        before = [] if batch.replaces_same else [e for e in events if self._accepted.has(e, tombstones=tombstones)]
+        known = {id(event) for event in before}
+        pieces = chunked([e for e in events if id(e) not in known], self._options.max_events, self._largest)
+        return _Attempt(
+            batch,
+            frame,
+            deque(frame.message(self._new_id(), piece) for piece in pieces),
+            [(event, self._accepted.superseded(event, False)) for event in before],
+            accepted=frame.message(self._new_id(), before[-1:]) if before else None,
+        )
 
     def _send_all(self, attempt: _Attempt) -> None:
         began = self._now()
@@ -209,6 +231,7 @@ class Webhook:
     def _send_next(self, attempt: _Attempt) -> None:
         """Send the next message. One that may have been carried out stays the next one, with the same id and body."""
         message = attempt.messages[0]
+        self._accepted.sending(message.events)
         response = self._sent(message)
         if response.accepted:
             attempt.messages.popleft()
@@ -281,13 +304,11 @@ class Webhook:
             )
 
     def _count(self, attempt: _Attempt, message: Message, response: Response) -> None:
-        """Add up what the receiver says it had already."""
+        """Note what the receiver says it had already."""
         places = response.json.get("superseded")
-        for place in {one for one in places if type(one) is int} if isinstance(places, list) else ():
-            if 0 <= place < len(message.events):
-                event = message.events[place]
-                if event.write.weight:
-                    attempt.superseded[event.source] = attempt.superseded.get(event.source, 0) + event.write.weight
+        had = {one for one in places if type(one) is int} if isinstance(places, list) else set()
+        for place, event in enumerate(message.events):
+            attempt.answered.append((event, self._accepted.superseded(event, place in had)))
 
     def _epochs(self, tables: Sequence[Table]) -> Mapping[str, int | None]:
         """What the receiver has noted. ConfigError if it does not say."""

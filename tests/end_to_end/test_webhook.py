@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from urllib3 import HTTPConnectionPool
 
 from tests.cli.command_line import World
-from tests.connectors.webhook.receiver_kit import Receiver, running
+from tests.connectors.webhook.receiver_kit import SECRET, Receiver, running
 from tests.connectors.webhook.scripted import Answer, Request, Scripted, serving, willing
 from tests.end_to_end.pipeline import Run
 
@@ -114,6 +116,56 @@ def test_an_event_that_the_receiver_rejects_is_parked_alone(world: World, script
     assert code == 0, err
     assert scripted.changes[-1].keys == ["7"]
     assert scripted.changes[-1].message["data"]["replaces_same"]
+
+
+def before(receiver: Receiver, rejects: Callable[[Request], bool]) -> Callable[[Request], Answer]:
+    """What stands before the documented receiver, and rejects some requests."""
+    pool = HTTPConnectionPool("127.0.0.1", receiver.port)
+
+    def answer(request: Request) -> Answer:
+        if rejects(request):
+            return Answer(422)
+        found = pool.request("POST", "/in", body=request.body, headers=dict(request.headers))
+        return Answer(found.status, body=found.data)
+
+    return answer
+
+
+def test_what_the_documented_receiver_accepted_beside_a_rejected_event_is_posted_and_counted_once(
+    world: World, receiver: Receiver, scripted: Scripted
+) -> None:
+    accepted: list[Request] = []
+
+    def rejects(request: Request) -> bool:
+        is_bad = "7" in request.keys
+        accepted.extend([] if is_bad else [request])
+        return is_bad
+
+    scripted.answer = before(receiver, lambda request: False)
+    into(world, scripted.url, SECRET)
+    for n in range(100):
+        world.db.put("orders", {"id": f"{n}", "n": n})
+    world.catch_up()
+    (first,) = world.lines("status", world.config)
+    scripted.answer = before(receiver, rejects)
+    for n in range(400):
+        world.db.put("orders", {"id": f"{n}", "n": n + 1000})
+    for n in range(0, 400, 3):
+        world.db.delete("orders", {"id": f"{n}"})
+    world.catch_up()
+    wanted = {str(item["id"]): int(str(item["n"])) for item in world.db.items("orders") if item["id"] != "7"}
+    assert copied(receiver) == {**wanted, "7": 7}
+    messages = {request.id: request for request in accepted}  # one may come twice, as a question
+    posted = Counter((event["id"][0], event["version"]) for m in messages.values() for event in events_of(m))
+    assert len(posted) >= 399
+    assert max(posted.values()) == 1
+    (then,) = world.lines("status", world.config)
+    more = {name: count - first["counts"][name] for name, count in then["counts"].items()}
+    assert more == {"read": 534, "applied": 533, "superseded": 0, "filtered": 0, "parked": 1}
+
+
+def events_of(request: Request) -> list[Any]:
+    return list(request.message["data"].get("events", ()))
 
 
 def test_a_resync_leaves_a_receiver_no_document_that_the_source_does_not_have(
