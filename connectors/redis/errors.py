@@ -148,7 +148,9 @@ def failure(code: str, text: str, server: str) -> ReplicatorError:
     if code in ("WRONGTYPE", "FOREIGN"):
         return ConfigError(
             f"{server}: a key in which replicator keeps a version (replicator:{{…}}) was written by something else. "
-            "Nothing else may write to keys that begin with replicator:; remove those that are not strings of digits"
+            "Nothing else may write to keys that begin with replicator:. Find those of the form replicator:{…} whose "
+            "value is neither digits, nor digits and d, nor digits, e and digits, and remove them. Leave all others "
+            "that begin with replicator: as they are, tombstones among them"
         )
     return ConfigError(f"{server} returned an error: {code} {_first(text)}")
 

@@ -759,6 +759,26 @@ def test_a_foreign_value_where_a_version_belongs_ends_the_run(server: RedisServe
     assert kit.documents(server, table()) == {}
 
 
+def test_who_removes_what_the_error_about_a_foreign_value_names_removes_nothing_of_replicators(
+    server: RedisServer,
+) -> None:
+    target = built(kit.options(server))
+    target.open([of(expires="until")], FIRST_EPOCH)
+    target.write(batch(put({"pk": "a"}, 1), put({"pk": "b", "until": 4_000_000_000}, 1)))
+    target.write(batch(remove("c", 2), tombstones=True))
+    with server.client() as client:
+        client.set("replicator:{contract:x}", "x")
+        with pytest.raises(ConfigError) as raised:
+            target.write(batch(put({"pk": "x"}, 1)))
+        guards = [key for key in client.keys("replicator:*") if key.startswith(b"replicator:{")]
+        foreign = [key for key in guards if not re.fullmatch(rb"[0-9]+(d|e[0-9]+)?", client.get(key))]
+    target.close()
+    assert len(guards) == 4
+    assert foreign == [b"replicator:{contract:x}"]
+    said = "neither digits, nor digits and d, nor digits, e and digits, and remove them. Leave all others"
+    assert said in str(raised.value)
+
+
 def test_a_node_of_a_cluster_is_refused_by_name() -> None:
     """Even one that has all slots: others may join it."""
     with RedisServer("--cluster-enabled", "yes") as node:
