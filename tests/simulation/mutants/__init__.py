@@ -13,10 +13,11 @@ from tests.simulation.mutants import (
     reading,
     repairing,
     retaining,
+    sharing,
     versions,
 )
 from tests.simulation.mutants.mutant import Mutant, among
 
-MUTANTS = among(reading, versions, guarding, hooking, gaps, retaining, choosing, repairing, marking, exporting)
+MUTANTS = among(reading, versions, guarding, hooking, gaps, retaining, choosing, repairing, marking, exporting, sharing)
 
 __all__ = ["MUTANTS", "Mutant"]
