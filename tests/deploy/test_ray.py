@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import re
@@ -9,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import boto3
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from moto import mock_aws
+from ray.autoscaler._private.aws.config import _configure_security_group, _configure_subnet
 
 from replicator.config import settings
 from replicator.config.engine import Ray
@@ -83,6 +87,35 @@ def test_the_cluster_file_is_valid_for_ray_up_and_a_wrong_key_is_found() -> None
     assert UP["head_node_type"] in nodes
     assert nodes["head"]["resources"]["CPU"] == 0
     assert (nodes["worker"]["min_workers"] - 1) * nodes["worker"]["resources"]["CPU"] >= 8, "as many as workers"
+
+
+def test_ray_up_takes_a_private_subnet_and_opens_nothing_in_a_group_that_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's own preparation of the file, on a simulated EC2: so SSH needs a machine of the group."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "local")
+    with mock_aws():
+        ec2 = boto3.client("ec2", region_name=UP["provider"]["region"])
+        vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+        subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.1.0/24")["Subnet"]["SubnetId"]
+        group = ec2.create_security_group(GroupName="replicator", Description="its own members", VpcId=vpc)["GroupId"]
+        prepared = copy.deepcopy(UP)
+        for node in prepared["available_node_types"].values():
+            node["node_config"] |= {"SubnetIds": [subnet], "SecurityGroupIds": [group]}
+        prepared = _configure_security_group(_configure_subnet(prepared))
+        (found,) = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    assert all(n["node_config"]["SecurityGroupIds"] == [group] for n in prepared["available_node_types"].values())
+    assert found["IpPermissions"] == []
+
+
+def test_only_the_head_may_start_instances_and_each_node_type_has_a_profile() -> None:
+    """Ray makes one for the head only where none is named."""
+    profiles = {name: n["node_config"]["IamInstanceProfile"]["Arn"] for name, n in UP["available_node_types"].items()}
+    assert {name: arn.rpartition("/")[2] for name, arn in profiles.items()} == {
+        "head": "HEAD_PROFILE",
+        "worker": "PROFILE",
+    }
 
 
 def test_the_commands_in_the_document_fit_the_files() -> None:
