@@ -393,7 +393,7 @@ class Function:
 
         It may lack records, too. Those that the stream has are read from there.
         """
-        held.accept_first(batch)
+        self._accepted(lambda: held.accept_first(batch))
         self._release()  # its readers are before the gap
         if (again := self._hold(batch.shard)) is None:
             return
@@ -401,8 +401,15 @@ class Function:
             again.store(batch)
         except GapFound as gap:
             self._skip(again, gap, batch.shard, ended=False)
-            again.accept(batch)
+            self._accepted(lambda: again.accept(batch))
         self._release()
+
+    def _accepted(self, accept: Callable[[], None]) -> None:
+        """GapFound if not even that can be stored, as its items can no longer be looked up."""
+        try:
+            accept()
+        except GapFound as gap:
+            raise GapFound(f"{gap.reason}. Nothing is stored before a rescan: {RESCAN}") from gap
 
     def _holds(self, held: LaneRun, shard: str) -> bool:
         """Whether the shard is in that lane, and may be read."""

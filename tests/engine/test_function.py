@@ -254,6 +254,25 @@ def test_behind_a_gap_items_of_a_keys_only_stream_are_looked_up_not_deleted() ->
     assert {id[0]: d["v"] for id, d in stack.stored.items()} == {**{f"k{n}": 100 + n for n in range(12, 20)}, **behind}
 
 
+def test_no_item_is_looked_up_in_a_table_that_was_made_again_and_the_error_says_what_to_do() -> None:
+    stack = filled(shards=1, view="KEYS_ONLY")
+    function = stack.container()
+    stack.write("k1", 100)
+    stack.deliver(function)
+    stack.write("k2", 200)
+    (shard,) = stack.mapping.ready()
+    batch, before = stack.mapping.event(shard), dict(stack.stored)
+    assert batch is not None
+    stack.source.call("DeleteTable", {"TableName": TABLE})
+    stack.source.create_table(TABLE, keys={"pk": "S"}, view="KEYS_ONLY")
+    for container in (function, stack.container()):
+        stack.until_over()
+        with pytest.raises(GapFound, match=r"looked up\. Nothing is stored before a rescan: replicator resync CONFIG"):
+            container.invoke(batch)
+    assert len(stack.gaps) == 1
+    assert stack.stored == before
+
+
 @pytest.mark.parametrize("view", ["NEW_AND_OLD_IMAGES", "KEYS_ONLY"])
 def test_a_stream_that_was_replaced_is_a_gap_and_followed_after_a_rescan(view: str) -> None:
     stack = filled(shards=1)

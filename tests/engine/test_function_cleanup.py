@@ -12,7 +12,7 @@ from replicator.engine.function_cleanup import PAUSE
 from replicator.engine.handover import Backfill
 from replicator.engine.local import Driver
 from replicator.engine.startup import Allowed
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.hooks.hook import Document, Hook, documents
 from replicator.pipeline import stages
 from replicator.pipeline.parked import REPAIR
@@ -82,6 +82,16 @@ def test_what_a_sweep_spared_is_swept_by_the_schedule_once_the_item_is_no_longer
     assert status(stack).waiting_for is None
     assert not stack.database.tombstones[TABLE]
     assert not [id for kind, id in stack.database.entries if kind == "spared"]
+
+
+def test_nothing_is_swept_while_the_copy_lacks_changes_that_only_a_rescan_brings() -> None:
+    stack = with_spared_document()
+    stack.write("k1", 3)
+    stack.deliver(stack.container())
+    stack.source.disable_stream(TABLE)
+    with pytest.raises(GapFound, match="until a rescan"):
+        scheduled(stack)
+    assert names(stack) == ["d1", "d3", "d51"]
 
 
 @pytest.mark.parametrize("first", [True, False])

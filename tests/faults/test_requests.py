@@ -15,6 +15,7 @@ from replicator.source.table import describe_table
 from replicator.state import ResyncRequest, Save, encode
 from replicator.target.contract import Table
 from replicator.testing.memory import MemoryTarget
+from tests.faults.test_gaps import with_another_key
 from tests.faults.world import TABLE, World
 
 
@@ -110,6 +111,25 @@ def test_chosen_items_are_read_again_while_describe_table_does_not_find_the_tabl
     assert faults.states("pipeline")[""].epoch > epoch
     assert len(faults.client.times("BatchGetItem")) == 3, "asked whether it may be, and twice for the items"
     faults.assert_equal()
+
+
+def test_a_requested_resync_copies_no_table_that_was_made_again_with_another_key(faults: World) -> None:
+    """Whose stream the run has not seen yet."""
+    faults.fill()
+    faults.copied()
+    before = faults.documents
+
+    def requested() -> None:
+        request_one(faults, ())
+        faults.db.fail("GetRecords", times=None)
+        with_another_key(faults)
+
+    faults.clock.plan(10, requested)
+    faults.clock.plan(60, faults.db.heal)
+    ended = faults.run(seconds=600)
+    assert "created again with another key (id: S, n: N)" in ended.event("requested resync not started")["reason"]
+    assert ended.code == 3
+    assert faults.documents == before
 
 
 def test_what_the_target_lost_in_the_last_minute_is_noticed_before_a_partial_resync_begins(faults: World) -> None:
