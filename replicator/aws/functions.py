@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from replicator.aws.errors import AwsError, failure
 from replicator.aws.schedule_expression import longest_pause
 
 GET_FUNCTION, LIST_MAPPINGS = "GetFunctionConfiguration", "ListEventSourceMappings"
-GET_CONCURRENCY = "GetFunctionConcurrency"
+GET_CONCURRENCY, GET_POLICY = "GetFunctionConcurrency", "GetPolicy"
 LIST_RULES, DESCRIBE_RULE = "ListRuleNamesByTarget", "DescribeRule"
 LIST_SCHEDULES, GET_SCHEDULE = "ListSchedules", "GetSchedule"
 UNLIMITED = -1
@@ -99,6 +100,17 @@ class Functions:
             found += (m for m in self._listed(EventSourceArn=stream_arn) if _is_of(m.function_arn, name))
         return list({mapping.uuid: mapping for mapping in found}.values())
 
+    def lets_invoke(self, name: str, schedule: Schedule) -> bool:
+        """Whether the function's own policy lets a rule of EventBridge invoke it: a schedule has a role for that."""
+        if not schedule.rule or not schedule.arn:
+            return True
+        version = {"Qualifier": schedule.qualifier} if schedule.qualifier else {}
+        try:
+            response = self._call(GET_POLICY, f"function {name}", FunctionName=name, **version)
+        except _Missing:
+            return False
+        return _lets_invoke(orjson.loads(response["Policy"]), schedule.arn)
+
     def close(self) -> None:
         self._client.close()
 
@@ -127,7 +139,8 @@ class Schedule(msgspec.Struct, frozen=True):
     """What invokes a function by time. ``rule``: of EventBridge; otherwise of EventBridge Scheduler.
 
     ``expression``: such as rate(15 minutes). ``zone``: of the times in it. ``outside``: why it invokes nothing at
-    present although it is enabled; "" if it does.
+    present although it is enabled; "" if it does. ``arn``: of a rule. ``qualifier``: the version or alias of the
+    function that it invokes; "" for the newest code.
     """
 
     name: str
@@ -136,6 +149,8 @@ class Schedule(msgspec.Struct, frozen=True):
     expression: str = ""
     zone: str = "UTC"
     outside: str = ""
+    arn: str = ""
+    qualifier: str = ""
 
     @property
     def hours(self) -> float | None:
@@ -159,7 +174,9 @@ class Schedules:
             for rule in self._paged(self._events, LIST_RULES, "RuleNames", TargetArn=arn):
                 found = self._described(self._events, DESCRIBE_RULE, Name=rule)
                 if expression := found.get("ScheduleExpression"):
-                    yield Schedule(rule, found.get("State") != "DISABLED", rule=True, expression=expression)
+                    enabled, qualifier = found.get("State") != "DISABLED", ":".join(arn.split(":")[7:])
+                    place = {"arn": str(found.get("Arn", "")), "qualifier": qualifier}
+                    yield Schedule(rule, enabled, rule=True, expression=expression, **place)
         for each in self._paged(self._scheduler, LIST_SCHEDULES, "Schedules"):
             arn = str(each.get("Target", {}).get("Arn", ""))
             if _is_of(arn, name) or arn.endswith(INVOKES):
@@ -203,6 +220,34 @@ class Schedules:
 
 class _Missing(Exception):
     pass
+
+
+def _lets_invoke(policy: Mapping[str, Any], rule: str) -> bool:
+    """Whether a statement allows it: conditions but for the rule's ARN, and statements that deny, are left out."""
+    for statement in policy.get("Statement", ()):
+        principal = statement.get("Principal", {})
+        services = ["*"] if principal == "*" else _listing(principal.get("Service", ()))
+        actions = [action.lower() for action in _listing(statement.get("Action", ()))]
+        rules = [
+            arn
+            for condition in statement.get("Condition", {}).values()
+            for key, value in condition.items()
+            if key.lower() == "aws:sourcearn"
+            for arn in _listing(value)
+        ]
+        if (
+            statement.get("Effect") == "Allow"
+            and not {"*", "events.amazonaws.com"}.isdisjoint(services)
+            and any(fnmatchcase("lambda:invokefunction", action) for action in actions)
+            and (not rules or any(fnmatchcase(rule, arn) for arn in rules))
+        ):
+            return True
+    return False
+
+
+def _listing(value: str | Sequence[str]) -> Sequence[str]:
+    """The values of a policy's element, which is one or several."""
+    return [value] if isinstance(value, str) else value
 
 
 def _is_of(function: str, name: str) -> bool:

@@ -89,7 +89,7 @@ STATEMENTS: Mapping[str, Statement] = {
         Statement("LakeBucket", ("s3:ListBucket",), "arn:aws:s3:::LAKE"),
         Statement(
             "Function",
-            ("lambda:GetFunctionConfiguration", "lambda:GetFunctionConcurrency"),
+            ("lambda:GetFunctionConfiguration", "lambda:GetFunctionConcurrency", "lambda:GetPolicy"),
             "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION",
         ),
         Statement("EventSourceMappings", ("lambda:ListEventSourceMappings",), "*"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -87,7 +87,9 @@ def of_function(functions: Functions, schedules: Schedules, asked: Asked) -> Ite
     mappings = functions.mappings(asked.function, asked.stream_arn)
     yield from of_mappings(mappings, asked)
     arns = [configuration.function_arn, *(m.function_arn for m in mappings if m.qualifier)]
-    yield from of_schedules(list(schedules.of(asked.function, arns)), asked)
+    found = list(schedules.of(asked.function, arns))
+    refused = {s.name for s in found if s.enabled and not functions.lets_invoke(asked.function, s)}
+    yield from of_schedules(found, asked, refused)
 
 
 def of_concurrency(reserved: int | None, asked: Asked) -> Iterator[Finding]:
@@ -98,9 +100,21 @@ def of_concurrency(reserved: int | None, asked: Asked) -> Iterator[Finding]:
         yield Finding("engine.function", "problem", text, do)
 
 
-def of_schedules(schedules: Sequence[Schedule], asked: Asked) -> Iterator[Finding]:
-    """A problem unless one is enabled: no event tells of a shard without records, or of a stream that was disabled."""
-    enabled = [schedule for schedule in schedules if schedule.enabled and not schedule.outside]
+def _permission(rule: Schedule, asked: Asked) -> str:
+    """The options that let a rule invoke the function."""
+    version = f" --qualifier {rule.qualifier}" if rule.qualifier else ""
+    return (
+        f"--function-name {asked.function}{version} --statement-id {rule.name} --action lambda:InvokeFunction "
+        f"--principal events.amazonaws.com --source-arn {rule.arn}"
+    )
+
+
+def of_schedules(schedules: Sequence[Schedule], asked: Asked, refused: Collection[str] = ()) -> Iterator[Finding]:
+    """A problem unless one is enabled: no event tells of a shard without records, or of a stream that was disabled.
+
+    ``refused``: the rules that the function's policy does not let invoke it.
+    """
+    enabled = [s for s in schedules if s.enabled and not s.outside and s.name not in refused]
     often = [[schedule] for schedule in enabled if (schedule.hours or 0) <= RAREST] or _often_together(enabled)
     if often:
         names = [schedule.name for schedule in often[0]]
@@ -120,6 +134,10 @@ def of_schedules(schedules: Sequence[Schedule], asked: Asked) -> Iterator[Findin
     if not schedules:
         text = f"no schedule of EventBridge invokes {asked.function}: {without}"
         yield Finding("schedule", "problem", text, "create the rule that `replicator lambda template` prints")
+        return
+    if rule := next((s for s in schedules if s.name in refused), None):
+        text = f"the policy of {asked.function} does not let {rule.name} invoke it: {without}"
+        yield Finding("schedule", "problem", text, asked.command("add-permission", _permission(rule, asked)))
         return
     first = next((schedule for schedule in schedules if schedule.enabled), schedules[0])
     do = asked.command("enable-rule", f"--name {first.name}", "events") if first.rule else "enable it"

@@ -293,7 +293,7 @@ def test_check_reads_the_function_in_the_account_of_the_credentials_themselves(w
     statements = {s["Sid"]: (s["Action"], s["Resource"]) for s in own["Statement"]}
     arn_of_function = f"arn:aws:lambda:us-east-1:{ACCOUNT}:function:orders-copy"
     assert statements["Function"] == (
-        ["lambda:GetFunctionConfiguration", "lambda:GetFunctionConcurrency"],
+        ["lambda:GetFunctionConfiguration", "lambda:GetFunctionConcurrency", "lambda:GetPolicy"],
         [arn_of_function],
     )
     assert statements["EventSourceMappings"] == (["lambda:ListEventSourceMappings"], ["*"])

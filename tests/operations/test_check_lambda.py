@@ -6,6 +6,7 @@ Responses are those of AWS' service model: botocore's stubber refuses others. Th
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -384,6 +385,69 @@ def test_a_schedule_that_is_often_enough_or_whose_times_are_not_known_is_none(ex
     assert list(found) == [SCHEDULED]
 
 
+RULE_ARN = "arn:aws:events:eu-west-1:123456789012:rule/quarter"
+PERMISSION = {
+    "Effect": "Allow",
+    "Principal": {"Service": "events.amazonaws.com"},
+    "Action": "lambda:InvokeFunction",
+    "Resource": FUNCTION,
+    "Condition": {"ArnLike": {"AWS:SourceArn": RULE_ARN}},
+}
+
+
+@pytest.mark.parametrize(
+    ("statements", "lets"),
+    [
+        ([PERMISSION], True),
+        ([{**PERMISSION, "Condition": {"ArnLike": {"AWS:SourceArn": RULE_ARN.replace("quarter", "*")}}}], True),
+        ([{**PERMISSION, "Condition": {"StringEquals": {"AWS:SourceAccount": "123456789012"}}}], True),
+        ([{**PERMISSION, "Principal": "*", "Action": ["lambda:*"]}], True),
+        ([{**PERMISSION, "Condition": {"ArnLike": {"AWS:SourceArn": RULE_ARN + "-2"}}}], False),
+        ([{**PERMISSION, "Principal": {"Service": "s3.amazonaws.com"}}], False),
+        ([{**PERMISSION, "Principal": {"AWS": "arn:aws:iam::123456789012:root"}}], False),
+        ([{**PERMISSION, "Action": "lambda:GetFunction"}], False),
+        ([{**PERMISSION, "Effect": "Deny"}], False),
+        ([{**PERMISSION, "Action": "lambda:GetFunction"}, PERMISSION], True),
+        ([], False),
+        (None, False),
+    ],
+)
+def test_a_rule_that_the_functions_policy_does_not_let_invoke_it_is_a_problem(
+    client: Any, statements: list[Any] | None, lets: bool
+) -> None:
+    """A rule that was created with the command line has no permission by itself."""
+    rule = Schedule("quarter", True, rule=True, arn=RULE_ARN, qualifier="live")
+    with Stubber(client) as aws:
+        if statements is None:
+            aws.add_client_error("get_policy", "ResourceNotFoundException", "there is no policy", 404)
+        else:
+            policy = {"Policy": json.dumps({"Version": "2012-10-17", "Statement": statements})}
+            aws.add_response("get_policy", policy, {"FunctionName": "orders-copy", "Qualifier": "live"})
+        assert Functions(client).lets_invoke("orders-copy", rule) is lets
+    (finding,) = of_schedules([rule], ASKED, () if lets else ["quarter"])
+    assert finding.verdict == ("ok" if lets else "problem")
+    if not lets:
+        assert finding.text == f"the policy of orders-copy does not let quarter invoke it: {WITHOUT}"
+        assert finding.do == (
+            "aws lambda add-permission --function-name orders-copy --qualifier live --statement-id quarter --action "
+            f"lambda:InvokeFunction --principal events.amazonaws.com --source-arn {RULE_ARN} --region eu-west-1"
+        )
+
+
+def test_a_missing_permission_to_read_the_functions_policy_is_named(client: Any) -> None:
+    with Stubber(client) as aws:
+        aws.add_client_error("get_policy", "AccessDeniedException", "no policy allows it", 403)
+        with pytest.raises(NotPermitted, match=r"^lambda:GetPolicy on function orders-copy is not permitted"):
+            Functions(client).lets_invoke("orders-copy", Schedule("quarter", True, rule=True, arn=RULE_ARN))
+    assert "lambda:GetPolicy" in {permission.action for permission in documented()}
+
+
+def test_a_schedule_has_a_role_for_it_and_one_that_may_invoke_the_function_is_enough(client: Any) -> None:
+    assert Functions(client).lets_invoke("orders-copy", Schedule("night", True, rule=False)), "nothing is asked"
+    rules = [Schedule(name, True, rule=True, arn=f"{RULE_ARN}-{name}") for name in ("one", "two")]
+    assert [f.verdict for f in of_schedules(rules, ASKED, ["one"])] == ["ok"]
+
+
 def test_one_of_several_schedules_is_enough() -> None:
     assert list(of_schedules([Schedule("off", False, rule=True), RULE], ASKED)) == [SCHEDULED]
 
@@ -454,7 +518,7 @@ def test_rules_and_schedules_of_the_function_and_its_versions_are_found() -> Non
         found = list(Schedules((events, scheduler)).of("orders-copy", [FUNCTION, f"{FUNCTION}:live", FUNCTION]))
     assert found == [
         Schedule("one", True, rule=True, expression="rate(15 minutes)"),
-        Schedule("live", False, rule=True, expression="cron(0 * * * ? *)"),
+        Schedule("live", False, rule=True, expression="cron(0 * * * ? *)", qualifier="live"),
         Schedule("four", True, rule=False, expression="rate(1 hour)"),
     ]
 
@@ -640,6 +704,16 @@ def test_what_the_template_deploys_passes_the_check(account: None, tmp_path: Pat
     events.put_targets(Rule="each-quarter", Targets=[{"Id": rule["Targets"][0]["Id"], "Arn": arn}])
 
     checked = config("orders-copy")
+    *_, refused = lambda_findings(checked, stream)
+    assert "the policy of orders-copy does not let each-quarter invoke it" in refused.text
+    permission = resources["SchedulePermission"]["Properties"]
+    aws.add_permission(
+        FunctionName="orders-copy",
+        StatementId="quarter",
+        Action=permission["Action"],
+        Principal=permission["Principal"],
+        SourceArn=events.describe_rule(Name="each-quarter")["Arn"],
+    )
     ok = [Finding("mapping", "ok", f"{uuid} delivers the stream to orders-copy"), SCHEDULED]
     assert list(lambda_findings(checked, stream)) == ok
 
