@@ -34,26 +34,33 @@ def remove_table(database: MemoryDatabase) -> None:
 
 
 class Removable(MemoryRows):
-    """Notices that its table was removed, and does not create it. ``tried``: batches with writes, in vain."""
+    """Notices that its table was removed, and does not create it. ``tried``: batches with writes, in vain;
+    ``written``: changes in the others.
+    """
 
-    tried = 0
+    tried = written = 0
 
     def require(self, batch: Batch) -> None:
         if TABLE not in self._database.rows:
             self.tried += bool(batch.parts)
             raise GapFound(REMOVED)
 
+    def count(self, batch: Batch) -> None:
+        self.written += sum(part.counts.read for part in batch.parts)
+
 
 class Rows(Removable, MemoryTarget):
     def write(self, batch: Batch) -> Outcome:
         if batch.parts:
             self.require(batch)
+        self.count(batch)
         return super().write(batch)
 
 
 class Index(Removable, MemoryIndex):
     def write(self, batch: Batch) -> Outcome:
         self.require(batch)
+        self.count(batch)
         return super().write(batch)
 
 
@@ -115,6 +122,7 @@ def test_a_run_that_cannot_write_to_its_target_any_more_records_a_gap_and_ends(f
     assert REMOVED in ended.err
     assert "replicator resync" in ended.err
     assert [gap.reason for gap in faults.gaps] == [REMOVED]
+    assert faults.counts.read == target.written, "no position says that anything else was stored"
     assert target.tried == (2 if kind is NoticedAsSent else 1), "nothing else is written there"
     assert faults.run(seconds=60).code == 3
     assert faults.run(name="resync", seconds=60).code == 0

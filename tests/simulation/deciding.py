@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from replicator.batch import Batch, Outcome
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.hooks.hook import DocumentMapping
 from replicator.key import KeyAttribute, KeySchema
 from replicator.operations import parked
@@ -88,7 +88,7 @@ def dropped(world: Universe, item: parked.ParkedItem, command: Command) -> str:
 def decide(world: Universe, act: Act, decision: Decision, pause: Callable[[], None] = lambda: None) -> None:
     """A person's command about one of the parked items, or about all."""
     command = Command(world, pause)
-    with suppress(Killed, TransientError, ConfigError):  # the command dies, gives up, or finds no pipeline
+    with suppress(Killed, TransientError, ConfigError, GapFound):  # it dies, gives up, or finds no pipeline or table
         items = list(parked.parked_items(command.checkpoints))
         chosen = items if act.luck[1] < 0.3 else items[act.pick(len(items) or 1) :][:1]
         for item in chosen:

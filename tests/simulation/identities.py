@@ -162,12 +162,19 @@ def _table(world: Universe, luck: float) -> str | None:
     return there[int(luck * len(there))] if there else None
 
 
+def remove(world: Universe, act: Act) -> None:
+    """A table of the target is dropped and made again while a run writes to it, which notices as it writes."""
+    world.note("a table is removed")
+    _dropped(world, act.luck[1])
+
+
 IDENTITY_ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "slip": slip,
     "drop": drop,
     "clone": clone,
     "seed": seed,
     "empty": empty,
+    "remove": remove,
 }
 
 __all__ = ["IDENTITY_ACTS", "Slip", "slipped"]

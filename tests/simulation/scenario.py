@@ -72,6 +72,9 @@ COMMANDS: Mapping[str, float] = {"slip in a command": 0.02, "retry at a start": 
 IDENTITIES: Mapping[str, float] = {"slip": 0.02, "drop": 0.003, "clone": 0.003, "seed": 0.001, "empty": 0.02}
 """The same for what happens to the ends of a copy, in one seed of three."""
 
+REMOVALS: Mapping[str, float] = {"remove": 0.02}
+"""The same for tables that are removed while a run writes to them, in one seed of twenty without transactions."""
+
 PARKING: Mapping[str, float] = {
     "retry": 0.03,
     "give up": 0.015,
@@ -282,7 +285,7 @@ def draw(seed: int) -> Scenario:
         slow=chance.choice([0.0, 0.1, 0.3]),
         rates=rates,
     )
-    drawn = parking(seed, drawn)
+    drawn = removing(seed, parking(seed, drawn))
     chance = random.Random(f"crowd {seed}")
     if drawn.index and chance.random() < 0.2:
         return crowded(drawn, chance)
@@ -304,6 +307,15 @@ def draw(seed: int) -> Scenario:
         lives.trims or lives.keeps_expired or lives.gap_exports
     )  # what is trimmed too early is lost
     return replace(lives, existing=earlier and random.Random(f"existing {seed}").random() < 0.5)
+
+
+def removing(seed: int, drawn: Scenario) -> Scenario:
+    """The same scenario where the target notices, as Delta Lake does, that others put another table in its place."""
+    chance = random.Random(f"tables removed {seed}")
+    if not drawn.index or chance.random() >= 1 / 20:
+        return drawn
+    rates = {what: rate * 10 ** chance.uniform(-1, 0.6) for what, rate in REMOVALS.items()}
+    return replace(drawn, rates={**drawn.rates, **rates})
 
 
 def parking(seed: int, drawn: Scenario) -> Scenario:

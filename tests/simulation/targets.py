@@ -17,7 +17,7 @@ from replicator import version as versions
 from replicator.aws.client import Client
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Upsert, Write
 from replicator.checkpoints.contract import NO_COUNTS
-from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
+from replicator.errors import ConfigError, Fenced, GapFound, TransientError, Unfinished
 from replicator.identity import Change, Parts
 from replicator.state import APPLIED_WITHIN, Counts, Save
 from replicator.target import in_doubt
@@ -262,7 +262,18 @@ class UnreliableIndex(Columned, MemoryIndex):
         super().__init__(universe.database, universe.refuse, universe.clock)
         self._told = set()
         self._universe = universe
+        self._made: Mapping[str, int] = {}  # how often each table was, by the time it was opened
         self._pieces = Passes(self) if universe.scenario.forgetful else Searches(self)
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        super().open(tables, epoch)
+        self._made = {table.name: self._database.made.get(table.name, 1) for table in tables}
+
+    def _require_same(self) -> None:
+        """GapFound if a table is another one than was opened, in a world where writes tell that."""
+        made = self._database.made
+        if "remove" in self._universe.scenario.rates and any(made.get(t, 1) != n for t, n in self._made.items()):
+            raise GapFound("a table was removed or replaced while this run wrote to it")
 
     def lead(self, database: MemoryDatabase, place: str) -> None:
         """Be the target of another cluster."""
@@ -275,6 +286,7 @@ class UnreliableIndex(Columned, MemoryIndex):
 
     def write(self, batch: Batch) -> Outcome:
         universe = self._universe
+        self._require_same()
         universe.sees(batch)
         sent = [r for r in self.requests(batch) if not self._reason(r.write)]
         universe.random.shuffle(sent)

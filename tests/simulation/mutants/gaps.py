@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,20 @@ from replicator.engine.cleanup import Cleanup
 from replicator.engine.local import Driver
 from replicator.errors import GapFound
 from replicator.pipeline import stages
+from replicator.pipeline.pipeline import Pipeline
 from replicator.source import scan
 from replicator.state import ShardState
 from replicator.testing.memory import MemoryTarget
 from tests.simulation.mutants import reading
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import hours_skipped, resyncs_with_losses, tables_made_again, trims, with_hook
+from tests.simulation.mutants.scenarios import (
+    hours_skipped,
+    removes,
+    resyncs_with_losses,
+    tables_made_again,
+    trims,
+    with_hook,
+)
 
 
 @mutant("a gap is logged and ignored", 9, trims)
@@ -75,3 +84,14 @@ def epochs_begin_at_the_oldest(patch: Patch) -> None:
 
     patch.setattr(stages, "first_shards", all_open)
     reading.late_shards_at_what_is_left.apply(patch)
+
+
+@mutant("a batch that the target could not store stays in flight while its gap is recorded", 9, removes)
+def left_in_flight(patch: Patch) -> None:
+    right = Pipeline.give_back
+
+    def give_back(self: Pipeline) -> None:
+        if not isinstance(sys.exc_info()[1], GapFound):
+            right(self)
+
+    patch.setattr(Pipeline, "give_back", give_back)

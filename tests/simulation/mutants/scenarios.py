@@ -19,6 +19,11 @@ def with_hook(*names: str) -> Where:
     return lambda s: s.hook in names
 
 
+def removes(s: Scenario) -> bool:
+    """Whether tables are removed while a run writes to them."""
+    return "remove" in s.rates
+
+
 def trims(s: Scenario) -> bool:
     return s.trims
 
