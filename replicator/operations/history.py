@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -99,14 +100,14 @@ def epochs(known: Known, table: str, extent: Extent, at: float) -> tuple[int, in
     if not found:
         raise ConfigError("the history has not begun yet: it begins with the first run's scan")
     if at < found[0].start:
-        raise ConfigError(f"--at: the history begins at {moment(found[0].start)}")
+        raise ConfigError(f"--at: the history begins at {first(found[0].start)}")
     if extent.since is not None and at < extent.since:
-        raise ConfigError(f"--at: changes before {moment(extent.since)} have been removed (history: keep)")
+        raise ConfigError(f"--at: changes before {first(extent.since)} have been removed (history: keep)")
     reign = next((one for one in reversed(found) if one.start <= at < one.stop), None)
     if reign is None:
         before, after = next(pair for pair in itertools.pairwise(found) if pair[0].stop <= at < pair[1].start)
         raise ConfigError(
-            f"--at: changes from {moment(before.stop)} to {moment(after.start)} may be unknown: a new epoch began "
+            f"--at: changes from {moment(before.stop)} to {first(after.start)} may be unknown: a new epoch began "
             "then, with a scan, before all earlier changes were read (a gap, or a resync). Choose a time before or "
             "after that"
         )
@@ -133,6 +134,11 @@ def _check_read(known: Known, last: Reign, at: float) -> None:
 def moment(seconds: float) -> str:
     """A time for messages."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def first(seconds: float) -> str:
+    """The first time of whole seconds that is not before this one, for messages: who asks for it is not refused."""
+    return moment(math.ceil(seconds))
 
 
 def parsed(option: str, text: str | None) -> float | None:
