@@ -124,6 +124,10 @@ class LaneRun(SlotRun):
             yield records
             keys, left = keys_for(records, keys), left[count:]
 
+    def _target_gap(self) -> GapFound | None:
+        """Nothing: the function has looked before it claimed the lane."""
+        return None
+
     def _check_parked(self) -> None:
         check_parked(self.pipeline.parked, self._context.config.parked_limit, self.pipeline.state)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from replicator.checkpoints.contract import Slotted
+from replicator.engine import preexisting
 from replicator.engine.binding import Recheck
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.delivery import Delivery
@@ -25,6 +26,7 @@ from replicator.engine.fetcher import Fetcher, explained, fetcher_for, receive, 
 from replicator.engine.heartbeat import HEARTBEAT_INTERVAL
 from replicator.engine.parked_limits import ParkedWatch
 from replicator.engine.retry import RetryPolicy, Stopped
+from replicator.engine.startup import target_gap
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import stages
 from replicator.pipeline.checkpoint_view import CheckpointView
@@ -233,17 +235,31 @@ class SlotRun:
         return held
 
     def begin(self, lingers: float | None) -> None:
-        """Open the tables, and the in-doubt window, before anything is written."""
+        """Open the tables, and the in-doubt window, before anything is written.
+
+        Tables that are gone are not opened, which would create them: that is a gap, and nothing is written.
+        """
         state = self._state
         hook = self._context.hook
         if state.hook != (hook.fingerprint if hook is not None else ""):
             raise ConfigError("transform: this worker has another hook than the run: start all of them with the same")
-        self._retrying(lambda: self._context.target.open(self._context.tables, state.epoch))
+        lost = self._retrying(self._target_gap)
+        if lost is None:
+            self._retrying(lambda: self._context.target.open(self._context.tables, state.epoch))
         if self._in_doubt is not None:
             self._take_over_window(lingers)
         self._delivery.know_parked()
         self._delivery.acknowledge()
         log.info("slot claimed", extra={"slot": self._post.slot, "stage": state.stage, "epoch": state.epoch})
+        if lost is not None:
+            lost.unwritable = True
+            self._gap(lost)
+
+    def _target_gap(self) -> GapFound | None:
+        """What the target has lost since the epoch began; emptied tables not counted, as the run may have done that."""
+        context, view = self._context, self.pipeline.view
+        found = preexisting.inspect(view, context.table, context.target, context.tables, context.hook)
+        return target_gap(replace(found, emptied=()), self._state)
 
     def _take_over_window(self, lingers: float | None) -> None:
         """Open the in-doubt window for as long as writes of this or another worker, or of a command, are in doubt."""

@@ -178,6 +178,30 @@ def test_a_worker_that_cannot_write_to_its_target_any_more_records_a_gap_for_all
     assert all(gap.repaired is not None for gap in cluster.gaps)
 
 
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("on_gap", ["resync", "stop"])
+def test_a_worker_that_begins_does_not_create_a_table_that_is_gone(index: bool, on_gap: str) -> None:
+    cluster = Cluster(index=index, on_gap=on_gap)
+    cluster.start()
+    for n in range(20):
+        cluster.write(f"k{n}", n)
+    cluster.settle()
+    cluster.outlive_doubt()
+    epoch = cluster.running.pipeline.epoch
+    remove_table(cluster.database)
+    cluster.write("k1", 100)
+    cluster.restart_workers()
+    if on_gap == "stop":
+        with pytest.raises(GapFound, match="orders is gone from the target since the last run"):
+            cluster.rounds(300)
+        assert TABLE not in cluster.database.rows
+        return
+    cluster.rounds(300)
+    cluster.settle()
+    assert cluster.running.pipeline.epoch == epoch + 1
+    assert cluster.stored == cluster.wanted
+
+
 class RemovedAsItIsWritten(Rows):
     """After the invocation has looked at it."""
 
