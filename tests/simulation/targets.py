@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,10 @@ from connectors.dynamodb.writer import Writer
 from replicator import version as versions
 from replicator.aws.client import Client
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Upsert, Write
-from replicator.checkpoints.contract import NO_COUNTS
+from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError, Unfinished
 from replicator.identity import Change, Parts
-from replicator.state import APPLIED_WITHIN, Counts, Save
+from replicator.state import APPLIED_WITHIN, Counts, Entry, Owner, Parked, PipelineState, Save
 from replicator.target import in_doubt
 from replicator.target.acks import place
 from replicator.target.contract import Table
@@ -493,8 +493,76 @@ class Passes:
 
 
 class UnreliableOverlapping(Overlaps, Unreliable):
+    """With its checkpoints over one connection, as in Postgres: a batch that was sent has it until it is collected."""
+
+    def __init__(self, universe: Universe) -> None:
+        super().__init__(universe)
+        self.checkpoints = CheckpointsOfConnection(universe.database, self)
+
+    def check_free(self) -> None:
+        assert self._sent is None, "a batch is in flight: collect it first"
+
+    def disconnect(self) -> None:
+        self._sent = None
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        self.check_free()
+        super().open(tables, epoch)
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        self.check_free()
+        return super().sweep(table, below, spare)
+
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+        self.check_free()
+        return super().purge(table, below, spare)
+
     def write(self, batch: Batch) -> Outcome:
+        self.check_free()
         return Unreliable.write(self, batch)
+
+    def _late(self, batch: Batch) -> None:
+        """Of a connection that was given up; this one has its own batch in flight."""
+        sent, self._sent = self._sent, None
+        super()._late(batch)
+        self._sent = sent
+
+
+class CheckpointsOfConnection(MemoryCheckpoints):
+    """Only heartbeats go beside a batch in flight. One that is fenced closes the connection."""
+
+    def __init__(self, database: MemoryDatabase, target: UnreliableOverlapping) -> None:
+        super().__init__(database)
+        self._target = target
+
+    def _claim(self, owner: Owner, slot: str) -> int:
+        self._target.check_free()
+        return super()._claim(owner, slot)
+
+    def read(self) -> Claimed:
+        self._target.check_free()
+        return super().read()
+
+    def pipeline(self) -> PipelineState | None:
+        self._target.check_free()
+        return super().pipeline()
+
+    def request(self) -> Entry | None:
+        self._target.check_free()
+        return super().request()
+
+    def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
+        self._target.check_free()
+        return super().parked(prefix, ids)
+
+    def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
+        if not saves or any(save.kind != "pulse" or save.expected is not None for save in saves):
+            self._target.check_free()
+        try:
+            super().save(saves, counts)
+        except Fenced:
+            self._target.disconnect()
+            raise
 
 
 class UnreliableOverlappingIndex(Overlaps, UnreliableIndex):

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Write
 from replicator.errors import TransientError
 from tests.simulation.targets import (
-    Overlaps,
     Unreliable,
     UnreliableIndex,
+    UnreliableOverlapping,
     UnreliableOverlappingIndex,
 )
 
@@ -131,12 +131,13 @@ class Overlapping(Unreliable):
         return write.version > max(row, tombstone, self._marked(write.table, write.id))
 
 
-class OverlappingAhead(Overlaps, Overlapping):
+class OverlappingAhead(UnreliableOverlapping, Overlapping):
     """It also stores a batch while the next one is encoded."""
 
     _universe: Swarm
 
     def write(self, batch: Batch) -> Outcome:
+        self.check_free()
         return Overlapping.write(self, batch)
 
 

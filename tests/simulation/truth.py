@@ -126,7 +126,7 @@ def check_end(universe: Universe) -> None:
     database = universe.database
     _check_parked(universe)
     parked = {p.key for _, p in MemoryCheckpoints(database).parked()}
-    _check_left(universe, parked)
+    _check_left(universe, parked | universe.damage.keys)
     parked |= _given_up(universe)
     _check_kept(universe, parked)
     parked |= universe.damage.keys
