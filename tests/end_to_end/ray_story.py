@@ -117,6 +117,15 @@ class Story:
         load.wait(50)
         kill(node, number=signal.SIGCONT)
 
+    def freeze_a_worker(self, load: Load) -> None:
+        """Alone: its node is well. It is stopped until another one goes on with its slot, and then wakes up, if Ray has
+        not ended it.
+        """
+        pid = self._slots.all_claimed()["0"]
+        self._until_taken_over("SIGSTOP of a worker", lambda: kill(pid, number=signal.SIGSTOP), "0")
+        kill(pid, number=signal.SIGCONT)
+        load.wait(50)
+
     def _killed(self, what: str, pid: int, *slots: str) -> None:
         self.slowest = max(self.slowest, self._until_taken_over(what, lambda: kill(pid), *slots))
 
@@ -184,7 +193,8 @@ def _postgres() -> Iterator[PostgresServer]:
 
 def outlives_everything(world: World, pipeline: Pipeline, configure: Callable[..., object]) -> Story:
     """A backfill and live changes while shards split: kill -9 of a worker, of a node, of the coordinator's node, and of
-    everything; a node that is frozen until others do its work, and then goes on; and a run of one process in between.
+    everything; a node, and a worker, that is frozen until others do its work, and then goes on; and a run of one
+    process in between.
 
     ``configure`` writes the config, with options besides the target's. The last run is on a Ray of its own, and ends
     when it has caught up.
@@ -231,4 +241,5 @@ def _faults(story: Story, run: Run, load: Load, cluster: Nodes) -> None:
     story.kill_a_node()
     cluster.start(1, cpus=3)
     story.freeze_a_node(load)
+    story.freeze_a_worker(load)
     story.kill_coordinators_node()
