@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from click.testing import CliRunner
 from replicator.cli import main
 from replicator.cli.run import _in_this_process, _loaded
 from replicator.config.settings import load_each
+from replicator.engine import run as engine_run
+from replicator.engine import several
 from tests.cli.command_line import World
 from tests.cli.test_run import _read, await_that
 
@@ -353,3 +356,24 @@ def test_another_engine_on_the_command_line_counts_before_anything_is_refused(tm
     assert result.exit_code == 2
     assert "hand over one pipeline at a time, each with a command of its own; with several targets" in result.output
     assert len(_in_this_process(load_each(path, {}, engine="local"))) == 2
+
+
+@pytest.mark.parametrize(("stopped", "code"), [("once all have ended", 0), ("before", 7)])
+def test_pipelines_that_all_caught_up_exit_with_0_also_if_a_signal_comes_as_the_last_one_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: str, code: int
+) -> None:
+    def run_each(*given: Any) -> None:
+        if stopped == "before":
+            stop.set()
+        each(*given)
+        stop.set()
+
+    stop, each = threading.Event(), several.run_each
+    monkeypatch.setattr(several, "run_each", run_each)
+    monkeypatch.setattr(engine_run, "run", lambda *_, **__: None)
+    monkeypatch.setattr(sys.modules["replicator.cli.run"], "stop_on_signals", lambda *_: stop)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(f"pipeline: {name}\n" + TO_SEARCH % name)
+    paths = [str(tmp_path / f"{name}.yaml") for name in ("one", "two")]
+    result = CliRunner().invoke(main, ["run", *paths, "--json", "--until", "caught-up"])
+    assert result.exit_code == code, result.output
