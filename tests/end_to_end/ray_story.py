@@ -193,8 +193,8 @@ def _postgres() -> Iterator[PostgresServer]:
 
 def outlives_everything(world: World, pipeline: Pipeline, configure: Callable[..., object]) -> Story:
     """A backfill and live changes while shards split: kill -9 of a worker, of a node, of the coordinator's node, and of
-    everything; a node, and a worker, that is frozen until others do its work, and then goes on; and a run of one
-    process in between.
+    everything; a node that is frozen until others do its work, and then goes on; a worker that is frozen until another
+    one does its work; and a run of one process in between.
 
     ``configure`` writes the config, with options besides the target's. The last run is on a Ray of its own, and ends
     when it has caught up.

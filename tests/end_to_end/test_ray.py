@@ -28,8 +28,8 @@ TAKEN_OVER = 10.0  # seconds at most from a kill to the first change stored of a
 
 @pytest.mark.timeout(600)  # it starts some twenty processes of Ray
 def test_kills_of_workers_and_nodes_and_changes_of_the_engine_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
-    """kill -9 of a worker, of a node, of the coordinator's node, and of everything; a node, and a worker, that is
-    frozen, and then goes on.
+    """kill -9 of a worker, of a node, of the coordinator's node, and of everything; a worker that is frozen, and
+    a node that is frozen, and then goes on.
     """
     in_namespace(lambda: _into_postgres(tmp_path))
 
