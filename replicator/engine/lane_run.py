@@ -46,10 +46,11 @@ class LaneRun(SlotRun):
     @classmethod
     def claimed_lane(cls, context: RunContext, post: Post, owner: Owner, environment: Environment) -> LaneRun:
         """The lane, claimed. TransientError while an epoch begins."""
-        held = cls.claimed(context, post, owner, environment, math.nan)
+        held = cls.claimed(context, post, owner, environment)
         if held is None:
             raise TransientError("an epoch is beginning, so nothing can be stored: Lambda retries")
         assert isinstance(held, LaneRun)
+        held.begin(math.nan)
         if context.hook is not None:
             held.pipeline.pages.divide()
         return held

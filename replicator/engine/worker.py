@@ -134,9 +134,12 @@ class Worker:
         context = self._resources.enter_context(self._connect())
         try:
             lingers = self._lingers if self._claimed_before else math.nan
-            self._held = SlotRun.claimed(context, self._post, self._owner, self._environment, lingers)
+            self._held = SlotRun.claimed(context, self._post, self._owner, self._environment)
+            if self._held is not None:
+                self._held.begin(lingers)
         except Fenced as e:
             self._fenced(e)
+            return False
         except BaseException:
             self._release()
             raise
@@ -206,12 +209,10 @@ class SlotRun:
         self._waiting_for: str | None = None
 
     @classmethod
-    def claimed(
-        cls, context: RunContext, post: Post, owner: Owner, environment: Environment, lingers: float | None
-    ) -> SlotRun | None:
+    def claimed(cls, context: RunContext, post: Post, owner: Owner, environment: Environment) -> SlotRun | None:
         """The slot, claimed; None while no epoch has begun, its tables are being opened, or nothing is given to slots.
 
-        ``lingers``: how long this process' own writes under an earlier claim are in doubt; NaN if it had none.
+        It begins next: the slot may be taken away meanwhile, and claimed again.
         """
         checkpoints, now = context.checkpoints, environment.now
         assert isinstance(checkpoints, Slotted)
@@ -230,14 +231,13 @@ class SlotRun:
         )
         if not _has_begun(pipeline.state) or not has_given(pipeline.view.slots, post.run):
             return None
-        held = cls(context, post, owner, environment, pipeline, claimed.revision)
-        held.begin(lingers)
-        return held
+        return cls(context, post, owner, environment, pipeline, claimed.revision)
 
     def begin(self, lingers: float | None) -> None:
         """Open the tables, and the in-doubt window, before anything is written.
 
         Tables that are gone are not opened, which would create them: that is a gap, and nothing is written.
+        ``lingers``: how long this process' own writes under an earlier claim are in doubt; NaN if it had none.
         """
         state = self._state
         hook = self._context.hook
@@ -306,18 +306,14 @@ class SlotRun:
     def _gap(self, gap: GapFound) -> None:
         """Record the gap for the coordinator, which begins an epoch or ends the run. Until then, nothing is read.
 
-        What only a person may repair is logged once it is recorded: a worker that was replaced takes what its own run
-        writes now for another one's, and learns that from the store.
+        It is logged once it is recorded: a worker that was replaced, or whose slot is taken away for the next epoch,
+        takes what its own run writes now for another one's, and learns that from the store.
         """
-        shown = {"reason": gap.reason, "shard": gap.shard, "slot": self._post.slot}
-        if not gap.by_hand:
-            log.error("gap", extra=shown)
         self._steps.clear()
         self._gapped = True
         self.pipeline.gap(gap, self._environment.now())
         self._delivery.record(gap)
-        if gap.by_hand:
-            log.error("gap", extra=shown)
+        log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "slot": self._post.slot})
         self.pipeline.drop_ahead()
 
     def _current_table(self) -> SourceTable | None:

@@ -193,6 +193,29 @@ def test_a_worker_whose_slot_another_one_has_claimed_ends_and_stores_nothing_mor
     assert cluster.stored == cluster.wanted
 
 
+def test_a_worker_whose_slot_is_taken_for_the_next_epoch_as_it_begins_claims_it_again() -> None:
+    cluster = Cluster()
+    cluster.start()
+    cluster.settle()
+
+    class Overtaken(MemoryTarget):
+        def open(self, tables: Sequence[Table], epoch: int) -> None:
+            cluster.target_type = MemoryTarget
+            request(cluster, ())
+            for _ in range(100):
+                cluster.clock.now += 0.1
+                cluster.running.step()
+            self.checkpoints.save(())  # as in Postgres, where tables are opened under the claim
+
+    cluster.target_type = Overtaken
+    cluster.workers["0"] = worker = cluster.worker("0")
+    cluster.write("k", 1)
+    cluster.settle()
+    assert cluster.running.pipeline.epoch == FIRST_EPOCH + 1
+    assert cluster.workers["0"] is worker
+    assert cluster.stored == cluster.wanted
+
+
 def test_a_later_coordinator_goes_on_with_the_same_workers_and_the_earlier_one_ends() -> None:
     cluster = Cluster()
     cluster.start()
