@@ -502,9 +502,6 @@ class UnreliableOverlapping(Overlaps, Unreliable):
     def check_free(self) -> None:
         assert self._sent is None, "a batch is in flight: collect it first"
 
-    def disconnect(self) -> None:
-        self._sent = None
-
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         self.check_free()
         super().open(tables, epoch)
@@ -529,7 +526,7 @@ class UnreliableOverlapping(Overlaps, Unreliable):
 
 
 class CheckpointsOfConnection(MemoryCheckpoints):
-    """Only heartbeats go beside a batch in flight. One that is fenced closes the connection."""
+    """Only heartbeats go beside a batch in flight, whose response waits until it is taken."""
 
     def __init__(self, database: MemoryDatabase, target: UnreliableOverlapping) -> None:
         super().__init__(database)
@@ -558,11 +555,7 @@ class CheckpointsOfConnection(MemoryCheckpoints):
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         if not saves or any(save.kind != "pulse" or save.expected is not None for save in saves):
             self._target.check_free()
-        try:
-            super().save(saves, counts)
-        except Fenced:
-            self._target.disconnect()
-            raise
+        super().save(saves, counts)
 
 
 class UnreliableOverlappingIndex(Overlaps, UnreliableIndex):
