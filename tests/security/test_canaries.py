@@ -233,15 +233,19 @@ def commands(trouble: Trouble) -> Iterator[list[str]]:
     yield from OTHERS if os.environ.get("REPLICATOR_PROVE") else [OTHERS[TROUBLES.index(trouble) % len(OTHERS)]]
 
 
-@pytest.fixture
-def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs in this process stop after some seconds, and their changes to logging are undone."""
+@dataclass
+class Limit:
+    seconds: float = 20.0
 
-    seconds: float = getattr(request, "param", 20.0)
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Limit]:
+    """Runs in this process stop after some seconds, and their changes to logging are undone."""
+    limit = Limit()
 
     def stop(*_: object) -> threading.Event:
         found = threading.Event()
-        timer = threading.Timer(seconds, found.set)
+        timer = threading.Timer(limit.seconds, found.set)
         timer.daemon = True
         timer.start()
         return found
@@ -250,7 +254,7 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(running, "tune_allocator", lambda: None)
     logger = logging.getLogger("replicator")
     before = (logger.handlers[:], logger.level, logger.propagate)
-    yield
+    yield limit
     logger.handlers[:], logger.level, logger.propagate = before
 
 
@@ -292,9 +296,9 @@ def written(right: str, trouble: Trouble) -> str:
     return yaml.safe_dump(config)
 
 
-@pytest.mark.parametrize("here", [0.1], indirect=True)
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda t: f"{t.section}: {t.name}")
-def test_no_command_shows_a_secret_whatever_is_wrong(place: World, trouble: Trouble, here: None) -> None:
+def test_no_command_shows_a_secret_whatever_is_wrong(place: World, trouble: Trouble, here: Limit) -> None:
+    here.seconds = 0.1
     right = Path(place.config).read_text()
     try:
         with repeating(**trouble.server) as address:
@@ -340,7 +344,7 @@ DECLARED = {
 
 @pytest.mark.parametrize("bodies", [RAISES, DECLARED], ids=["plain", "declared"])
 def test_a_hooks_message_about_an_item_is_shown_only_on_request(
-    world: World, bodies: Mapping[str, str], here: None
+    world: World, bodies: Mapping[str, str], here: Limit
 ) -> None:
     lines = [f"    if item['id'] == '{name}': {body}" for name, body in bodies.items()]
     head = "from replicator import Document, documents\n\n\n" + "@documents\n" * (bodies is DECLARED)
@@ -352,7 +356,7 @@ def test_a_hooks_message_about_an_item_is_shown_only_on_request(
 COLUMNS = ("numeric", "bigint", "boolean", "timestamptz", "bytea", "text[]", "numeric[]")
 
 
-def test_a_value_that_does_not_fit_its_column_is_not_shown(world: World, here: None) -> None:
+def test_a_value_that_does_not_fit_its_column_is_not_shown(world: World, here: Limit) -> None:
     world.hook("def hook(item):\n    return {item['id']: item['canary']}\n")
     head, _, _ = Path(world.config).read_text().rpartition("  table: orders")
     columns = ", ".join(f"'{type}': '{type}'" for type in COLUMNS)
@@ -381,16 +385,16 @@ def with_rules(world: World, rules: str) -> None:
         client.execute(rules.encode())
 
 
-def test_a_value_that_postgres_refuses_is_not_shown(world: World, here: None) -> None:
+def test_a_value_that_postgres_refuses_is_not_shown(world: World, here: Limit) -> None:
     with_rules(world, TRIGGER + INDICES)
     world.db.put("orders", {"id": "unique0"})
     assert caught_up(world, "--human")[0] == 0
     are_parked_in_silence(world, ("P0001", "22023", "23000", "check", "unique1", "function"))
 
 
-@pytest.mark.parametrize("here", [1.0], indirect=True)
-def test_a_statement_that_fails_over_a_value_does_not_show_it(world: World, here: None) -> None:
+def test_a_statement_that_fails_over_a_value_does_not_show_it(world: World, here: Limit) -> None:
     with_rules(world, TRIGGER)
+    here.seconds = 1.0
     for state in ("42501", "42703", "XX001", "0A000", "ZZ001", "57014"):
         world.db.put("orders", {"id": state})
         code, out, err = caught_up(world, "--json")
