@@ -6,6 +6,7 @@ first that a batch had left out. So an event is spared only while it is the last
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -26,8 +27,17 @@ class Accepted:
     _last: dict[Document, tuple[bytes, bool]] = field(default_factory=dict)
     _versions: dict[Document, dict[int, bool]] = field(default_factory=dict)
 
-    def has(self, event: Event, *, tombstones: bool) -> bool:
-        """Whether the receiver has the event, so that it need not be sent again."""
+    def spared(self, events: Sequence[Event], *, tombstones: bool) -> list[Event]:
+        """Those of a batch's events that the receiver has, so that they need not be sent again.
+
+        None of a document with several, as where the segments of a rescan overlap: another one would come behind it.
+        """
+        if not self._last:
+            return []
+        of_document = Counter(map(_document, events))
+        return [e for e in events if of_document[_document(e)] == 1 and self._has(e, tombstones=tombstones)]
+
+    def _has(self, event: Event, *, tombstones: bool) -> bool:
         text, is_remembered = self._last.get(_document(event), (b"", False))
         return text == event.text and (is_remembered or not tombstones)
 
@@ -56,6 +66,8 @@ class Accepted:
             self.clear()
         for event in known:
             document = _document(event)
+            if document not in self._versions:
+                continue  # of an event before
             left = {version: had for version, had in self._versions[document].items() if version > event.write.version}
             if left:
                 self._versions[document] = left

@@ -201,7 +201,7 @@ class Webhook:
     def _begun(self, batch: Batch, events: Sequence[Event]) -> _Attempt:
         tombstones = batch.tombstones or bool(self._in_doubt)
         frame = Frame(self._pipeline, timestamp(self._now()), tombstones, batch.replaces_same)
-        before = [] if batch.replaces_same else [e for e in events if self._accepted.has(e, tombstones=tombstones)]
+        before = [] if batch.replaces_same else self._accepted.spared(events, tombstones=tombstones)
         known = {id(event) for event in before}
         pieces = chunked([e for e in events if id(e) not in known], self._options.max_events, self._largest)
         return _Attempt(

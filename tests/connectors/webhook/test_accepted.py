@@ -119,6 +119,18 @@ def test_an_event_is_posted_again_once_an_older_one_of_its_document_was(compares
     assert keys(receiver).count("b") == 1
 
 
+@pytest.mark.parametrize("compares", [True, False])
+def test_a_document_with_two_events_in_a_batch_ends_as_the_last_of_them_says(compares: bool) -> None:
+    """As where the segments of a rescan overlap."""
+    receiver = rejecting("c", compares=compares)
+    target = webhook(receiver)
+    twice = [Part("segment:0", [put({"pk": "a", "n": 5}, 5)]), Part("segment:1", [put({"pk": "a", "n": 7}, 7)])]
+    assert rejected(target.write(Batch([*twice, Part("segment:2", [put({"pk": "c"}, 1)])]))) == ["c"]
+    assert target.write(Batch(twice)) == Outcome()
+    assert receiver.live == {"a": {"pk": "a", "n": 7}}
+    assert not target._accepted._versions
+
+
 def test_an_event_that_is_posted_again_is_not_counted_as_superseded_by_itself() -> None:
     receiver = rejecting("c")
     target = webhook(receiver)
