@@ -3,7 +3,8 @@
 The fetcher starts a request only while the buffer is not ``full``. This bounds what is read but not stored, whatever
 the number of shards: BUFFER_BYTES, plus one page per request in flight, plus BATCH_BYTES and one page per batch that is
 encoded or in flight. With KEYS_ONLY streams, keys that are still to be looked up, and what a throttled lookup has
-returned so far, come on top. For targets that want large batches, BATCH_BYTES count LARGE times.
+returned so far, come on top; so do the KEPT_BYTES of pages of scans that wait for a check whose they are. For targets
+that want large batches, BATCH_BYTES count LARGE times.
 
 Such a target gets a batch of shards, or of segments, once those have a full one, or were waited for long enough. In
 turns, as for others, every second batch of a backfill would have only the few changes that were made meanwhile.

@@ -131,12 +131,16 @@ def view_of(client: Client, stream_arn: str) -> str | None:
     return decoded(body, _DescribeStream, "DescribeStream").StreamDescription.StreamViewType
 
 
+class NotListed(TransientError):
+    """DescribeTable does not find the table."""
+
+
 def check_same(name: str, identity: str, before: str, *, answers: bool = False) -> Generator[Call, bytes, None]:
     """Check that the table still is the one with this ``identity``; what was read of its items by then was its own.
 
     ``before``: what has not been done yet, for messages. GapFound if another table has its name by now, ConfigError if
     none has. ``answers``: it has just returned items; then a DescribeTable that does not find it proves nothing, as it
-    is eventually consistent: TransientError, and the next request for items will tell.
+    is eventually consistent: NotListed, and the next request for items will tell.
     """
     try:
         body = yield Call("DescribeTable", {"TableName": name})
@@ -144,7 +148,7 @@ def check_same(name: str, identity: str, before: str, *, answers: bool = False) 
         if e.code != "ResourceNotFoundException":
             raise failure(e, "DescribeTable", name) from e
         if answers:
-            raise TransientError(f"DescribeTable on {name}: {e}") from e
+            raise NotListed(f"DescribeTable on {name}: {e}") from e
         raise ConfigError(
             f"source.table: the table {name} was deleted before {before}. Nothing was removed from the target. If the "
             "table is created again, copy it with: replicator resync CONFIG"

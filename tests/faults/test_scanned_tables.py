@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import orjson
 import pytest
 
 from tests.faults.world import HOUR, TABLE, World
@@ -77,8 +78,17 @@ def test_the_table_is_looked_up_once_a_second_and_at_the_end_of_each_segment(old
     assert seconds <= len([at for at in checks if at > began]) <= seconds + 8 + 8 + 10
 
 
-@pytest.mark.parametrize("code", ["ThrottlingException", "ResourceNotFoundException"])
-def test_a_check_that_fails_is_made_again_with_its_page(old: World, code: str) -> None:
-    old.db.fail("DescribeTable", code, times=3, when=lambda _: bool(old.client.times("Scan")))
+def test_a_check_that_finds_no_table_is_made_again_with_its_page(old: World) -> None:
+    old.db.fail("DescribeTable", "ResourceNotFoundException", times=3, when=lambda _: bool(old.client.times("Scan")))
     old.copied()
     assert len(old.client.times("Scan")) > 30 + 3
+
+
+def test_while_checks_are_throttled_no_page_is_read_twice(old: World) -> None:
+    """For five minutes of a scan whose segments end in them, too."""
+    old.db.fail("DescribeTable", "ThrottlingException", times=None, when=lambda _: bool(old.client.times("Scan")))
+    old.clock.plan(300, old.db.heal)
+    old.copied()
+    assert old.client.times("Scan")[-1] - old.client.times("Scan")[0] > 300
+    scans = [orjson.dumps(request) for _, asked, request in old.client.asked if asked == "Scan"]
+    assert len(scans) == len(set(scans))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replicator.aws.client import Call, Client, answered
+from replicator.aws.errors import AwsError
 from replicator.change import ScanPage
 from replicator.errors import GapFound, NotPermitted, ReplicatorError
 from replicator.key import Key, KeyAttribute, KeySchema
@@ -281,17 +284,108 @@ def test_no_segment_of_another_table_ends(db: DynamoDB, pages: int) -> None:
     assert not any(ended)
 
 
-@pytest.mark.parametrize("code", ["ThrottlingException", "ResourceNotFoundException"])
-def test_a_page_whose_check_fails_is_read_again_and_what_it_cost_is_counted(db: DynamoDB, code: str) -> None:
+def test_a_page_whose_table_is_not_found_is_read_again_and_what_it_cost_is_counted(db: DynamoDB) -> None:
     """DescribeTable may not find a new table for seconds, although its items can be read."""
     table = identified(db, lambda: 0.0)
-    db.fail("DescribeTable", code, times=2)
+    db.fail("DescribeTable", "ResourceNotFoundException", times=2)
     found = list(answered(db, scan(table, 0, SegmentState(1))))
     assert [("DescribeTable" in str(p.waiting_for), p.read_units > 0, not p.items) for p in found[:2]] == [
         (True,) * 3
     ] * 2
     assert all(page.rest > 0 and not page.ended for page in found[:2])
     assert sorted(keys(found)) == sorted(ALL)
+
+
+def test_while_checks_are_throttled_a_page_is_kept_and_what_it_cost_is_counted_once(db: DynamoDB) -> None:
+    undisturbed = list(answered(db, scan(identified(db, lambda: 0.0), 0, SegmentState(1))))
+    table = identified(db, lambda: 0.0)
+    db.fail("DescribeTable", "ThrottlingException", times=30)
+    found = list(answered(db, scan(table, 0, SegmentState(1))))
+
+    assert [("DescribeTable" in str(p.waiting_for), p.rest > 0, p.ended) for p in found[:30]] == [
+        (True, True, False)
+    ] * 30
+    assert [page.items for page in found[30:]] == [page.items for page in undisturbed]
+    assert db.calls["Scan"] == len(undisturbed)
+    assert sum(page.read_units for page in found) == sum(page.read_units for page in undisturbed) > 0
+
+
+@pytest.fixture
+def two(db: DynamoDB, monkeypatch: pytest.MonkeyPatch) -> list[Generator[Call | ScanPage, Any, None]]:
+    """Two segments, of which only one may keep its page. All checks fail."""
+    monkeypatch.setattr("replicator.source.scan.KEPT_BYTES", 1)
+    table = identified(db, lambda: 0.0)
+    db.fail("DescribeTable", "ThrottlingException", times=None)
+    return [scan(table, n, SegmentState(2)) for n in range(2)]
+
+
+def test_a_segment_that_may_not_keep_its_page_reads_it_again_only_once_a_check_succeeds(
+    db: DynamoDB, two: list[Generator[Call | ScanPage, Any, None]]
+) -> None:
+    one, other = (answered(db, segment) for segment in two)
+    found = [page for _ in range(20) for page in (next(one), next(other))]
+    assert all(page.waiting_for for page in found)
+    assert db.calls["Scan"] == 2
+
+    db.heal()
+    found += [*one, *other]
+    assert sorted(keys(found)) == sorted(ALL)
+    assert db.calls["Scan"] == 1 + sum(not page.waiting_for for page in found)
+
+
+def test_a_segment_may_keep_its_page_once_no_other_does(
+    db: DynamoDB, two: list[Generator[Call | ScanPage, Any, None]]
+) -> None:
+    assert next(answered(db, two[0])).waiting_for
+    two[0].close()  # as of an epoch that is over
+    other = answered(db, two[1])
+    assert all(page.waiting_for for page in islice(other, 5))
+    db.heal()
+    assert next(other).items
+    assert db.calls["Scan"] == 2
+
+
+def test_a_reader_that_waits_for_a_check_is_freed_with_its_page_as_it_is_dropped(db: DynamoDB) -> None:
+    """Not whenever the garbage collector finds it: it holds a page."""
+    table = identified(db, lambda: 0.0)
+    steps: Any = scan(table, 0, SegmentState(1))
+    body = db.call("Scan", next(steps).request)
+    assert isinstance(steps.send(body), Call)
+    assert steps.throw(AwsError("ThrottlingException", "later", 400)).waiting_for
+    freed = weakref.ref(steps)
+    gc.disable()
+    try:
+        del steps
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+def test_a_kept_page_needs_no_check_of_its_own_after_one_of_another_segment(db: DynamoDB) -> None:
+    now = [0.0]
+    table = identified(db, lambda: now[0])
+    db.page_sizes(items=100)
+    db.fail("DescribeTable", "ThrottlingException", times=2)
+    one, other = (answered(db, scan(table, n, SegmentState(2))) for n in range(2))
+    assert [bool(next(segment).waiting_for) for segment in (one, other)] == [True, True]
+    now[0] = 5.0
+    assert sorted(keys([next(one), next(other)])) == sorted(ALL)
+    assert db.calls == {"Scan": 2, "DescribeTable": 3}
+
+
+@pytest.mark.parametrize(
+    ("again", "told"), [(True, "was deleted and created again before all"), (False, "was deleted before")]
+)
+def test_a_table_that_is_deleted_while_a_page_is_kept_ends_the_scan(db: DynamoDB, again: bool, told: str) -> None:
+    steps = answered(db, scan(identified(db, lambda: 0.0), 0, SegmentState(1)))
+    db.fail("DescribeTable", "ThrottlingException", times=2)
+    assert all(page.waiting_for for page in islice(steps, 2))
+    if again:
+        made_again(db)
+    else:
+        db.call("DeleteTable", {"TableName": "orders"})
+    with pytest.raises(ReplicatorError, match=told):
+        assert not keys(steps)
 
 
 def test_a_check_proves_nothing_of_what_is_read_once_it_has_begun(db: DynamoDB) -> None:
