@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,7 +18,7 @@ from replicator.aws.schedule_expression import longest_pause
 
 GET_FUNCTION, LIST_MAPPINGS = "GetFunctionConfiguration", "ListEventSourceMappings"
 GET_CONCURRENCY, GET_POLICY = "GetFunctionConcurrency", "GetPolicy"
-LIST_RULES, DESCRIBE_RULE = "ListRuleNamesByTarget", "DescribeRule"
+LIST_RULES, DESCRIBE_RULE, LIST_TARGETS = "ListRuleNamesByTarget", "DescribeRule", "ListTargetsByRule"
 LIST_SCHEDULES, GET_SCHEDULE = "ListSchedules", "GetSchedule"
 UNLIMITED = -1
 
@@ -64,7 +65,7 @@ class EventSourceMapping(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def qualifier(self) -> str:
         """The version or alias of the function that is invoked; "" for the newest code."""
-        return ":".join(self.function_arn.split(":")[7:])
+        return _qualifier(self.function_arn)
 
     @property
     def patterns(self) -> Sequence[str]:
@@ -101,12 +102,16 @@ class Functions:
         return list({mapping.uuid: mapping for mapping in found}.values())
 
     def lets_invoke(self, name: str, schedule: Schedule) -> bool:
-        """Whether the function's own policy lets a rule of EventBridge invoke it: a schedule has a role for that."""
+        """Whether the function's own policy lets a rule of EventBridge invoke it: a schedule has a role for that.
+
+        A rule's target may have one, too: see ``Schedules.has_role``.
+        """
         if not schedule.rule or not schedule.arn:
             return True
         version = {"Qualifier": schedule.qualifier} if schedule.qualifier else {}
+        named = ":".join(filter(None, (name, schedule.qualifier)))
         try:
-            response = self._call(GET_POLICY, f"function {name}", FunctionName=name, **version)
+            response = self._call(GET_POLICY, f"function {named}", FunctionName=name, **version)
         except _Missing:
             return False
         return _lets_invoke(orjson.loads(response["Policy"]), schedule.arn)
@@ -174,8 +179,8 @@ class Schedules:
             for rule in self._paged(self._events, LIST_RULES, "RuleNames", TargetArn=arn):
                 found = self._described(self._events, DESCRIBE_RULE, Name=rule)
                 if expression := found.get("ScheduleExpression"):
-                    enabled, qualifier = found.get("State") != "DISABLED", ":".join(arn.split(":")[7:])
-                    place = {"arn": str(found.get("Arn", "")), "qualifier": qualifier}
+                    enabled = found.get("State") != "DISABLED"
+                    place = {"arn": str(found.get("Arn", "")), "qualifier": _qualifier(arn)}
                     yield Schedule(rule, enabled, rule=True, expression=expression, **place)
         for each in self._paged(self._scheduler, LIST_SCHEDULES, "Schedules"):
             arn = str(each.get("Target", {}).get("Arn", ""))
@@ -189,9 +194,25 @@ class Schedules:
                 outside = _outside(found, self._now())
                 yield Schedule(place["Name"], enabled, rule=False, expression=expression, zone=zone, outside=outside)
 
+    def has_role(self, name: str, rule: Schedule) -> bool:
+        """Whether the rule invokes the function ``name`` with a role of its own, and needs no policy of the function.
+
+        What that role may do is not looked at.
+        """
+        return any(
+            target.get("RoleArn") and _is_of(arn, name) and _qualifier(arn) == rule.qualifier
+            for target in self._targets(rule.name)
+            for arn in [str(target.get("Arn", ""))]
+        )
+
     def close(self) -> None:
         self._events.close()
         self._scheduler.close()
+
+    def _targets(self, rule: str) -> Iterator[Mapping[str, Any]]:
+        """What a rule invokes; nothing if the rule is gone."""
+        with suppress(_Missing):
+            yield from self._paged(self._events, LIST_TARGETS, "Targets", Rule=rule)
 
     def _described(self, client: Any, operation: str, **request: str) -> Mapping[str, Any]:
         """One of those that were listed; empty if it is gone, as a schedule is that runs once."""
@@ -213,7 +234,7 @@ class Schedules:
         try:
             return ask(client, "Amazon EventBridge", operation, request)
         except AwsError as e:
-            if e.code == "ResourceNotFoundException" and operation in (DESCRIBE_RULE, GET_SCHEDULE):
+            if e.code == "ResourceNotFoundException" and operation in (DESCRIBE_RULE, LIST_TARGETS, GET_SCHEDULE):
                 raise _Missing from e
             raise failure(e, f"{service}:{operation}", "*") from e
 
@@ -226,7 +247,9 @@ def _lets_invoke(policy: Mapping[str, Any], rule: str) -> bool:
     """Whether a statement allows it: conditions but for the rule's ARN, and statements that deny, are left out."""
     for statement in policy.get("Statement", ()):
         principal = statement.get("Principal", {})
-        services = ["*"] if principal == "*" else _listing(principal.get("Service", ()))
+        services = ["*"] if principal == "*" else [*_listing(principal.get("Service", ()))]
+        if principal != "*" and "*" in _listing(principal.get("AWS", ())):
+            services.append("*")
         actions = [action.lower() for action in _listing(statement.get("Action", ()))]
         rules = [
             arn
@@ -248,6 +271,11 @@ def _lets_invoke(policy: Mapping[str, Any], rule: str) -> bool:
 def _listing(value: str | Sequence[str]) -> Sequence[str]:
     """The values of a policy's element, which is one or several."""
     return [value] if isinstance(value, str) else value
+
+
+def _qualifier(arn: str) -> str:
+    """The version or alias in a function's ARN; "" for the newest code."""
+    return ":".join(arn.split(":")[7:])
 
 
 def _is_of(function: str, name: str) -> bool:

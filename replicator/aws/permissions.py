@@ -92,10 +92,17 @@ STATEMENTS: Mapping[str, Statement] = {
             ("lambda:GetFunctionConfiguration", "lambda:GetFunctionConcurrency", "lambda:GetPolicy"),
             "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION",
         ),
+        Statement("Versions", ("lambda:GetPolicy",), "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION:*"),
         Statement("EventSourceMappings", ("lambda:ListEventSourceMappings",), "*"),
         Statement(
             "Schedules",
-            ("events:ListRuleNamesByTarget", "events:DescribeRule", "scheduler:ListSchedules", "scheduler:GetSchedule"),
+            (
+                "events:ListRuleNamesByTarget",
+                "events:DescribeRule",
+                "events:ListTargetsByRule",
+                "scheduler:ListSchedules",
+                "scheduler:GetSchedule",
+            ),
             "*",
         ),
         Statement("Serverless", ("aoss:APIAccessAll",), "arn:aws:aoss:REGION:ACCOUNT:collection/COLLECTION"),

@@ -88,7 +88,11 @@ def of_function(functions: Functions, schedules: Schedules, asked: Asked) -> Ite
     yield from of_mappings(mappings, asked)
     arns = [configuration.function_arn, *(m.function_arn for m in mappings if m.qualifier)]
     found = list(schedules.of(asked.function, arns))
-    refused = {s.name for s in found if s.enabled and not functions.lets_invoke(asked.function, s)}
+    refused = {
+        s.name
+        for s in found
+        if s.enabled and not functions.lets_invoke(asked.function, s) and not schedules.has_role(asked.function, s)
+    }
     yield from of_schedules(found, asked, refused)
 
 
@@ -112,7 +116,7 @@ def _permission(rule: Schedule, asked: Asked) -> str:
 def of_schedules(schedules: Sequence[Schedule], asked: Asked, refused: Collection[str] = ()) -> Iterator[Finding]:
     """A problem unless one is enabled: no event tells of a shard without records, or of a stream that was disabled.
 
-    ``refused``: the rules that the function's policy does not let invoke it.
+    ``refused``: the rules that the function's policy does not let invoke it, and that have no role for it.
     """
     enabled = [s for s in schedules if s.enabled and not s.outside and s.name not in refused]
     often = [[schedule] for schedule in enabled if (schedule.hours or 0) <= RAREST] or _often_together(enabled)

@@ -129,6 +129,7 @@ def _function(source: Access, name: str) -> Iterator[Needed]:
     own = source.model_copy(update={"role_arn": None, "external_id": None})
     elsewhere = {"ACCOUNT": STAND_IN} if source.role_arn is not None else {}
     yield Needed("source", "Function", own, {"FUNCTION": name, **elsewhere})
+    yield Needed("source", "Versions", own, {"FUNCTION": name, **elsewhere})
     yield Needed("source", "EventSourceMappings", own)
     yield Needed("source", "Schedules", own)
 

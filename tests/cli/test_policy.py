@@ -296,21 +296,24 @@ def test_check_reads_the_function_in_the_account_of_the_credentials_themselves(w
         ["lambda:GetFunctionConfiguration", "lambda:GetFunctionConcurrency", "lambda:GetPolicy"],
         [arn_of_function],
     )
+    assert statements["Versions"] == (["lambda:GetPolicy"], [f"{arn_of_function}:*"]), "a rule may invoke an alias"
     assert statements["EventSourceMappings"] == (["lambda:ListEventSourceMappings"], ["*"])
     schedules = [
         "events:ListRuleNamesByTarget",
         "events:DescribeRule",
+        "events:ListTargetsByRule",
         "scheduler:ListSchedules",
         "scheduler:GetSchedule",
     ]
     assert statements["Schedules"] == (schedules, ["*"])
     _, of_function, _ = policy(config, "--account", ACCOUNT, "--function")
-    assert not {"Function", "EventSourceMappings", "Schedules"} & {s["Sid"] for s in of_function["Statement"]}
+    asked = {"Function", "Versions", "EventSourceMappings", "Schedules"}
+    assert not asked & {s["Sid"] for s in of_function["Statement"]}
 
     role = "arn:aws:iam::222222222222:role/reader"
     config.write_text(config.read_text().replace("table: orders,", f"table: orders, role_arn: '{role}',", 1))
     _, both, _ = policy(config)
-    assert {"Function", "EventSourceMappings", "Schedules", "Role"} == {s["Sid"] for s in both["default"]["Statement"]}
+    assert asked | {"Role"} == {s["Sid"] for s in both["default"]["Statement"]}
     (function_arn,) = both["default"]["Statement"][0]["Resource"]
     assert function_arn == "arn:aws:lambda:us-east-1:ACCOUNT:function:orders-copy"
 

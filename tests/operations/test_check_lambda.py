@@ -44,7 +44,7 @@ from replicator.operations.check_offline import gathered
 from replicator.operations.finding import Finding, exit_code
 from replicator.operations.lambda_package import HANDLER
 from replicator.operations.lambda_template import MAPPING
-from tests.security.policy import documented
+from tests.security.policy import Permission, documented
 
 STREAM = "arn:aws:dynamodb:eu-west-1:123456789012:table/orders/stream/2026-01-01T00:00:00.000"
 OTHER = STREAM.replace("2026", "2025")
@@ -404,6 +404,8 @@ PERMISSION = {
         ([{**PERMISSION, "Principal": "*", "Action": ["lambda:*"]}], True),
         ([{**PERMISSION, "Condition": {"ArnLike": {"AWS:SourceArn": RULE_ARN + "-2"}}}], False),
         ([{**PERMISSION, "Principal": {"Service": "s3.amazonaws.com"}}], False),
+        ([{**PERMISSION, "Principal": {"AWS": "*"}}], True),
+        ([{**PERMISSION, "Principal": {"Service": "s3.amazonaws.com", "AWS": ["*"]}}], True),
         ([{**PERMISSION, "Principal": {"AWS": "arn:aws:iam::123456789012:root"}}], False),
         ([{**PERMISSION, "Action": "lambda:GetFunction"}], False),
         ([{**PERMISSION, "Effect": "Deny"}], False),
@@ -434,12 +436,69 @@ def test_a_rule_that_the_functions_policy_does_not_let_invoke_it_is_a_problem(
         )
 
 
-def test_a_missing_permission_to_read_the_functions_policy_is_named(client: Any) -> None:
+LIVE = f"{FUNCTION}:live"
+ROLE = "arn:aws:iam::123456789012:role/invoke"
+
+
+@pytest.mark.parametrize(
+    ("targets", "verdict"),
+    [
+        ([[{"Id": "1", "Arn": LIVE, "RoleArn": ROLE}]], "ok"),
+        ([[{"Id": "1", "Arn": f"{FUNCTION}-2", "RoleArn": ROLE}], [{"Id": "2", "Arn": LIVE, "RoleArn": ROLE}]], "ok"),
+        ([[{"Id": "1", "Arn": LIVE}]], "problem"),
+        ([[{"Id": "1", "Arn": f"{FUNCTION}-2:live", "RoleArn": ROLE}, {"Id": "2", "Arn": LIVE}]], "problem"),
+        ([[{"Id": "1", "Arn": FUNCTION, "RoleArn": ROLE}]], "problem"),
+        ([], "problem"),
+    ],
+)
+def test_a_rule_whose_target_has_a_role_needs_no_policy_of_the_function(
+    client: Any, targets: list[list[dict[str, str]]], verdict: str
+) -> None:
+    """``targets``: by page; none of a rule that is gone."""
+    alias = {**RIGHT, "FunctionArn": LIVE}
+    events, scheduler = (boto3.client(service, region_name="eu-west-1", **KEYS) for service in ("events", "scheduler"))
+    described = {"Arn": RULE_ARN, "ScheduleExpression": "rate(15 minutes)", "State": "ENABLED"}
+    with Stubber(client) as aws, Stubber(events) as rules, Stubber(scheduler) as schedules:
+        aws.add_response("get_function_configuration", DEPLOYED)
+        aws.add_response("get_function_concurrency", {})
+        aws.add_response("list_event_source_mappings", {"EventSourceMappings": []})
+        aws.add_response("list_event_source_mappings", {"EventSourceMappings": [alias]})
+        rules.add_response("list_rule_names_by_target", {"RuleNames": []}, {"TargetArn": FUNCTION})
+        rules.add_response("list_rule_names_by_target", {"RuleNames": ["quarter"]}, {"TargetArn": LIVE})
+        rules.add_response("describe_rule", described)
+        schedules.add_response("list_schedules", {"Schedules": []})
+        aws.add_client_error("get_policy", "ResourceNotFoundException", "there is no policy", 404)
+        for page, listed in enumerate(targets):
+            more = {"NextToken": str(page + 1)} if page + 1 < len(targets) else {}
+            given = {"NextToken": str(page)} if page else {}
+            rules.add_response("list_targets_by_rule", {"Targets": listed, **more}, {"Rule": "quarter", **given})
+        if not targets:
+            rules.add_client_error("list_targets_by_rule", "ResourceNotFoundException", "no such rule", 400)
+        *_, finding = of_function(Functions(client), Schedules((events, scheduler)), ASKED)
+        aws.assert_no_pending_responses()
+    assert (finding.subject, finding.verdict) == ("schedule", verdict)
+
+
+@pytest.mark.parametrize("qualifier", ["", "live"])
+def test_a_missing_permission_to_read_the_functions_policy_is_named(client: Any, qualifier: str) -> None:
+    named = "orders-copy:live" if qualifier else "orders-copy"
+    rule = Schedule("quarter", True, rule=True, arn=RULE_ARN, qualifier=qualifier)
     with Stubber(client) as aws:
         aws.add_client_error("get_policy", "AccessDeniedException", "no policy allows it", 403)
-        with pytest.raises(NotPermitted, match=r"^lambda:GetPolicy on function orders-copy is not permitted"):
-            Functions(client).lets_invoke("orders-copy", Schedule("quarter", True, rule=True, arn=RULE_ARN))
-    assert "lambda:GetPolicy" in {permission.action for permission in documented()}
+        with pytest.raises(NotPermitted, match=rf"^lambda:GetPolicy on function {named} is not permitted"):
+            Functions(client).lets_invoke("orders-copy", rule)
+    versions = ":*" if qualifier else ""
+    resource = f"arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION{versions}"
+    assert Permission(resource, "lambda:GetPolicy") in documented()
+
+
+def test_a_missing_permission_to_read_the_targets_of_a_rule_is_named() -> None:
+    clients = [boto3.client(name, region_name="eu-west-1", **KEYS) for name in ("events", "scheduler")]
+    with Stubber(clients[0]) as rules:
+        rules.add_client_error("list_targets_by_rule", "AccessDeniedException", "no policy allows it", 403)
+        with pytest.raises(NotPermitted, match=r"^events:ListTargetsByRule on \* is not permitted"):
+            Schedules((clients[0], clients[1])).has_role("orders-copy", Schedule("quarter", True, rule=True))
+    assert Permission("*", "events:ListTargetsByRule") in documented()
 
 
 def test_a_schedule_has_a_role_for_it_and_one_that_may_invoke_the_function_is_enough(client: Any) -> None:

@@ -24,6 +24,7 @@ RESOURCES = {
     ("checkpoints", "table"): f"{_DYNAMODB}CHECKPOINTS",
     ("role", "role"): "arn:aws:iam::ACCOUNT:role/ROLE",
     ("source", "function"): "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION",
+    ("source", "version"): "arn:aws:lambda:REGION:ACCOUNT:function:FUNCTION:*",
     ("source", "mappings"): "*",
     ("source", "schedules"): "*",
     ("search", "es"): "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/*",

@@ -134,7 +134,8 @@ def _functions(functions: Any) -> None:
 
     @functools.wraps(call)
     def with_note(self: Any, operation: str, resource: str, **request: str) -> Any:
-        note("source", "mappings" if operation == functions.LIST_MAPPINGS else "function", f"lambda:{operation}")
+        of = "version" if "Qualifier" in request else "function"
+        note("source", "mappings" if operation == functions.LIST_MAPPINGS else of, f"lambda:{operation}")
         return call(self, operation, resource, **request)
 
     list_or_get = functions.Schedules._call
