@@ -259,7 +259,10 @@ class SlotRun:
         """What the target has lost since the epoch began; emptied tables not counted, as the run may have done that."""
         context, view = self._context, self.pipeline.view
         found = preexisting.inspect(view, context.table, context.target, context.tables, context.hook)
-        return target_gap(replace(found, emptied=()), self._state)
+        gap = target_gap(replace(found, emptied=()), self._state)
+        if gap is not None:  # by a later epoch another run writes there; each would repair after the other
+            gap.by_hand = gap.by_hand or found.highest > self._state.epoch
+        return gap
 
     def _take_over_window(self, lingers: float | None) -> None:
         """Open the in-doubt window for as long as writes of this or another worker, or of a command, are in doubt."""

@@ -683,7 +683,12 @@ class Pipeline:
 
     def _fill(self, taken: _Taken, now: float, before_hook: Callable[[bool], None]) -> list[Part]:
         parts: list[Part] = []
+        state = self.view.pipeline
+        overlapping = state is not None and state.partial and state.stage == stages.SCANNING
         for source, pages in self.pages.next():
+            if overlapping and parts:  # an item may be in several segments, by its key and by conditions
+                self.pages.leave(source, pages, None)
+                break
             divisible = self.pages.divisible(pages, has_others=bool(parts))
             mapping = replace(self.mapping, before=partial(before_hook, divisible))
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -368,6 +369,7 @@ class MemoryTarget(MemoryRows):
         return write.version > max(row, self._marked(write.table, write.id))
 
     def write(self, batch: Batch) -> Outcome:
+        check_distinct(batch)
         writes = [w for part in batch.parts for w in part.writes]
         rejections = [Rejection(w, reason) for w in writes if (reason := self._reason(w)) is not None]
         if rejections:
@@ -382,6 +384,13 @@ class MemoryTarget(MemoryRows):
         outcome = Outcome((), superseded)
         self.checkpoints.save(batch.saves, outcome_counts(batch, outcome))
         return outcome
+
+
+def check_distinct(batch: Batch) -> None:
+    """As real targets need it: a statement of Postgres affects no row twice, and requests of a batch have no order."""
+    ids = Counter((write.table, write.id) for part in batch.parts for write in part.writes)
+    twice = [id for id, count in ids.items() if count > 1]
+    assert not twice, f"several writes of one document in a batch: {twice[:3]}"
 
 
 def stored_by(write: Write) -> Upsert | None:

@@ -14,7 +14,7 @@ from replicator.target.acks import AckTracker, place
 from replicator.target.contract import Table
 from replicator.target.guarded_writes import acknowledge, outcome
 from replicator.target.in_doubt import InDoubtWindow
-from replicator.testing.memory import MemoryDatabase, MemoryRows, stored_by, unspared
+from replicator.testing.memory import MemoryDatabase, MemoryRows, check_distinct, stored_by, unspared
 
 GC_DELETES = 60.0  # seconds: the default of index.gc_deletes in Elasticsearch and OpenSearch
 
@@ -60,6 +60,7 @@ class MemoryIndex(MemoryRows):
 
     def requests(self, batch: Batch) -> Sequence[Request]:
         """The unfinished writes of a batch."""
+        check_distinct(batch)
         keep = batch.tombstones or bool(self.in_doubt)
         unfinished = self.acknowledged.unfinished(_requests(batch, keep), tombstones=keep)
         if not self._database.marked:

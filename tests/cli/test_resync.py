@@ -248,6 +248,16 @@ def test_after_a_resync_of_some_items_all_are_equal(orders: World) -> None:
     assert code == 0, out + err
 
 
+def test_items_that_are_chosen_by_several_conditions_and_by_their_keys_are_repaired_once_each(orders: World) -> None:
+    """No batch has an item twice, which Postgres refuses."""
+    orders.catch_up()
+    vandalize(orders)
+    conditions = ("--where", "total >= 0", "--where", "total < 1000")
+    assert told(orders, *conditions, "--key", '{"id": "0"}', "--key", '{"id": "1"}')[0] == 0
+    orders.catch_up()
+    assert {id: total for id, total in totals(orders).items() if id != "ghost"} == source(orders)
+
+
 def test_a_later_resync_of_the_whole_table_sweeps_what_came_before_chosen_items(orders: World) -> None:
     orders.catch_up()
     vandalize(orders)

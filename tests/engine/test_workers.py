@@ -331,6 +331,19 @@ def test_a_gap_that_a_worker_finds_ends_the_run_where_the_config_says_so() -> No
         cluster.rounds(300)
 
 
+def test_a_worker_that_begins_where_another_run_writes_leaves_it_to_a_person() -> None:
+    """With checkpoints of its own: each run would repair after the other."""
+    cluster = Cluster(index=True)
+    cluster.start()
+    cluster.settle()
+    cluster.database.epochs[TABLE] = FIRST_EPOCH + 1
+    cluster.restart_workers()
+    with pytest.raises(GapFound) as found:
+        cluster.rounds(3000)
+    assert found.value.by_hand
+    assert cluster.running.pipeline.epoch == FIRST_EPOCH
+
+
 def lose_records(cluster: Cluster) -> None:
     """While no worker is there, records are written and trimmed."""
     cluster.write("k0", 0)
