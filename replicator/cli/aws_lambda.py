@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from replicator.cli.output import config_argument, json_option, put, say, say_lines
+from replicator.cli.output import config_argument, json_option, note, put, say, say_lines
 
 arch_option = click.option(
     "--arch", type=click.Choice(["x86_64", "arm64"]), default="x86_64", show_default=True, help="The function's."
@@ -56,8 +56,11 @@ def package(
     wanted = operation.Wanted(arch, include, requirement, target)
     built = operation.build(Path(config), wanted, Path(out), operation.install)
     if as_json:
-        put({"file": out, "size": built.size, "sha256": built.digest, "runtime": built.runtime, "architecture": arch})
+        told = {"file": out, "size": built.size, "sha256": built.digest, "runtime": built.runtime}
+        put({**told, "architecture": arch, "notes": built.notes})
         return
+    for text in built.notes:
+        note(f"note: {text}")
     say(f"{out}: {built.size / 1e6:.1f} MB for {built.runtime} on {arch}, sha256 {built.digest}")
 
 

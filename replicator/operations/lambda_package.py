@@ -89,11 +89,12 @@ class Requirements:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A zip that was built."""
+    """A zip that was built. ``notes``: a sentence for each import that the function might miss."""
 
     size: int
     digest: str
     runtime: str
+    notes: Sequence[str] = ()
 
 
 Install = Callable[[Requirements, Path], None]
@@ -139,14 +140,14 @@ def build(path: Path, wanted: Wanted, out: Path, install: Install) -> Package:
         _copy_own(libraries)
         (stage / "lambda_function.py").write_text(_entry_point(config.target_name))
         _copy_files(config, files, stage)
-        _check_imports(hook, stage)
+        notes = _check_imports(hook, stage)
         _compile(stage)
         zipped = Path(folder) / "function.zip"
         _zip(stage, zipped)
         _check_sizes(stage, zipped)
         body = zipped.read_bytes()
         shutil.move(zipped, out)
-    return Package(len(body), hashlib.sha256(body).hexdigest(), name)
+    return Package(len(body), hashlib.sha256(body).hexdigest(), name, notes)
 
 
 def placeholders_of(config: Config) -> Sequence[str]:
@@ -297,42 +298,60 @@ def _copy_files(config: Config, files: Sequence[Path], stage: Path) -> None:
         shutil.copyfile(file, place)
 
 
-def _check_imports(files: Sequence[Path], stage: Path) -> None:
-    """ConfigError if a file of the hook imports a package that would be missing there."""
+def _check_imports(files: Sequence[Path], stage: Path) -> Sequence[str]:
+    """ConfigError if a file of the hook needs a package as it is imported, and the function would not have it.
+
+    Returns a sentence for each other import of a missing package: the hook may never come to it, or a layer has it.
+    """
     here = [path.name.split(".")[0] for folder in (stage, stage / LIBRARIES) for path in folder.iterdir()]
     known = {*sys.stdlib_module_names, *here}
+    notes: list[str] = []
     for file in files:
-        for name, late in _imported_names(file):
-            if name not in known and not (file.parent / f"{name}.py").is_file() and not (file.parent / name).is_dir():
+        for name, nested in _imported_names(file):
+            if name in known or (file.parent / f"{name}.py").is_file() or (file.parent / name).is_dir():
+                continue
+            if not nested:
                 raise ConfigError(
                     f"{file.name} imports {name}, which the function would not have: name the package that has it, "
                     "--requirement NAME==VERSION"
-                    + ("; if the hook can do without, import it within a try" if late else "")
                 )
+            notes.append(
+                f"{file.name} imports {name} in a function or a block, and the package does not have it: unless a "
+                "layer has it, or that code never runs there, name the package that has it, --requirement "
+                "NAME==VERSION; an item whose hook cannot import it is parked"
+            )
+    return list(dict.fromkeys(notes))
 
 
 def _imported_names(file: Path) -> Iterator[tuple[str, bool]]:
-    """The top-level name of each import, and whether it is a function's: what it imports may park every item.
+    """The top-level name of each import, and whether it is in a function or a block, which may never run.
 
-    None of a try, which handles a missing one, nor of a module's own ifs and those about types or versions.
+    None of a try or a suppress, which handle a missing one, nor of a module's own ifs, and ifs about types or versions.
     """
-    for node, late in _imports(ast.parse(file.read_bytes()).body):
+    for node, nested in _imports(ast.parse(file.read_bytes()).body):
         if isinstance(node, ast.Import):
-            yield from ((alias.name.split(".")[0], late) for alias in node.names)
+            yield from ((alias.name.split(".")[0], nested) for alias in node.names)
         elif node.level == 0 and node.module is not None:
-            yield node.module.split(".")[0], late
+            yield node.module.split(".")[0], nested
 
 
-def _imports(nodes: Iterable[ast.AST], late: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """``late``: they are in a function."""
+def _imports(nodes: Iterable[ast.AST], nested: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """``nested``: the nodes are in a function or a block."""
     for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node, late
-        elif isinstance(node, ast.expr | ast.Try | ast.TryStar):
+            yield node, nested
+        elif isinstance(node, ast.expr | ast.Try | ast.TryStar) or _suppresses(node):
             continue
-        elif not (isinstance(node, ast.If) and (not late or _is_of_environment(node.test))):
-            called = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            yield from _imports(ast.iter_child_nodes(node), called)
+        elif not (isinstance(node, ast.If) and (not nested or _is_of_environment(node.test))):
+            yield from _imports(ast.iter_child_nodes(node), True)
+
+
+def _suppresses(node: ast.AST) -> bool:
+    """Whether it is ``with suppress(…)``."""
+    if not isinstance(node, ast.With):
+        return False
+    called = [item.context_expr.func for item in node.items if isinstance(item.context_expr, ast.Call)]
+    return "suppress" in [getattr(function, "attr", getattr(function, "id", "")) for function in called]
 
 
 def _is_of_environment(test: ast.expr) -> bool:
