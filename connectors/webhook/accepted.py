@@ -58,8 +58,8 @@ class Accepted:
             self._versions.setdefault(_document(event), {})[event.write.version] = superseded
 
     def stored(self, events: Sequence[Event]) -> None:
-        """The batch of these events is stored. If it had none of the documents, all that came back is."""
-        if not self._versions:
+        """The batch of these events is stored. If they are of none of the documents, all that came back is."""
+        if not self._versions or not events:  # one of entries alone may come before what came back
             return
         known = [event for event in events if _document(event) in self._versions]
         if not known:

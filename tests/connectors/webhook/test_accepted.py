@@ -97,6 +97,17 @@ def test_what_was_accepted_is_not_posted_again_and_counts_as_applied() -> None:
     assert target.write(batch(put({"pk": "a"}, 2))) == Outcome()
 
 
+def test_a_batch_without_changes_in_between_does_not_make_it_post_them_again() -> None:
+    receiver = rejecting("c")
+    target = webhook(receiver)
+    assert rejected(target.write(batch(*(put({"pk": pk}, 1) for pk in "abcd")))) == ["c"]
+    assert target.write(Batch([])) == Outcome()
+    receiver.accepted.clear()
+    assert target.write(batch(*(put({"pk": pk}, 1) for pk in "abd"))) == Outcome()
+    assert not keys(receiver)
+    assert not target._accepted._versions
+
+
 def test_what_the_receiver_had_before_is_counted_as_it_said_at_first() -> None:
     receiver = rejecting("c")
     target = webhook(receiver)
