@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -48,7 +50,7 @@ SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator 
 _BRIEFLY = "SET LOCAL lock_timeout = '500ms'"
 
 _PAUSE = "SELECT pg_catalog.pg_sleep(0.5)"
-_DROPS = 20  # attempts: ten seconds of waiting, and as long in which readers get their turn
+_DROP_SECONDS = 20.0  # of attempts: half of them waiting, the other half those in which readers get their turn
 
 _REPEATS = 3  # of a batch that conflicts with another session
 
@@ -271,8 +273,13 @@ class Postgres(ComparesByTable):
     def _drop(
         self, connection: psycopg.Connection[Any], shape: TableSchema, folded: history_note.Partition
     ) -> list[history_note.Partition]:
-        """Drop a folded partition; returns the others. A reader in the way does not undo minutes of folding at once."""
-        for left in reversed(range(_DROPS)):
+        """Drop a folded partition; returns the others. A reader in the way does not undo minutes of folding at once.
+
+        It tries for _DROP_SECONDS, or for as long as cleanup has; the last attempt waits for each of its locks up to
+        half a second more. All that time the run stores nothing, nor does it look whether it is to stop.
+        """
+        until = time.monotonic() + min(_DROP_SECONDS, math.inf if self._left is None else self._left())
+        while True:
             try:
                 self._limit(connection)
                 with connection.transaction():
@@ -281,10 +288,9 @@ class Postgres(ComparesByTable):
                     self._checkpoints.check_claims(connection)
                     return history.drop(connection, shape, folded)
             except psycopg.errors.LockNotAvailable:
-                if not left:
+                if time.monotonic() >= until:
                     raise
             connection.execute(_PAUSE)
-        raise AssertionError
 
     def ready(self) -> bool:
         return not self._session.in_flight or self._session.ready()

@@ -13,12 +13,12 @@ import pytest
 
 from connectors.postgres import history
 from connectors.postgres.table_schema import shapes
-from replicator.errors import TransientError
+from replicator.errors import Fenced, TransientError
 from replicator.operations import history as operation
 from tests.cli.command_line import World
 from tests.cli.test_rebuild import done, running, use
 from tests.connectors.postgres.history_kit import as_of, keep_history, soon
-from tests.connectors.postgres.postgres_kit import target, until
+from tests.connectors.postgres.postgres_kit import owner, target, until
 from tests.connectors.postgres.test_history import FAILS
 from tests.connectors.postgres.test_history_losses import execute
 from tests.connectors.postgres.test_history_partitions import ORDERS, PARTITIONS, add_partition
@@ -191,6 +191,40 @@ def test_a_reader_who_comes_while_records_are_moved_does_not_undo_that(world: Wo
             until(world.postgres, f"SELECT NOT ({DROPS})")
         assert removal.result()
     assert world.rows("SELECT id FROM orders_history_base") == [("old",)]
+
+
+def test_a_reader_who_stays_holds_a_run_up_for_a_while_and_the_records_are_not_moved(
+    world: World, slow: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connectors.postgres.target._DROP_SECONDS", 1.0)
+    one = target(world.postgres, "orders")
+    with ThreadPoolExecutor(1) as pool, world.postgres.connect() as reader:
+        removal = pool.submit(one.retain, [ORDERS])
+        until(world.postgres, WAITS)
+        with reader.transaction():
+            reader.execute("SELECT count(*) FROM orders_history")
+            slow.execute("SELECT pg_advisory_unlock(42)")
+            with pytest.raises(TransientError, match="holds a lock"):
+                removal.result(6)
+    assert world.rows("SELECT id FROM orders_history_base") == []
+    assert one.retain([ORDERS])
+
+
+def test_a_run_that_is_replaced_while_it_moves_records_removes_nothing(world: World, slow: psycopg.Connection) -> None:
+    """The next one may keep them for longer."""
+    one, other = target(world.postgres, "orders"), target(world.postgres, "orders")
+    one.checkpoints.claim(owner("first"))
+    with ThreadPoolExecutor(1) as pool:
+        removal = pool.submit(one.retain, [ORDERS])
+        until(world.postgres, WAITS)
+        try:
+            other.checkpoints.claim(owner("second"))
+        finally:
+            slow.execute("SELECT pg_advisory_unlock(42)")
+        with pytest.raises(Fenced):
+            removal.result(20)
+    assert world.rows("SELECT id FROM orders_history") == [("old",)]
+    assert world.rows("SELECT id FROM orders_history_base") == []
 
 
 def test_two_runs_do_not_move_the_same_records_at_a_time(world: World, slow: psycopg.Connection) -> None:
