@@ -70,7 +70,7 @@ class Container:
             response = (self._function or self._connect()).invoke(event)
         except Stopped as e:
             self.close()
-            raise TransientError(_NO_ANSWER) from e
+            raise TransientError(str(e) or _NO_ANSWER) from e
         except BaseException:
             self.close()  # whatever is wrong with it: the next invocation begins anew
             raise

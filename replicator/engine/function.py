@@ -405,10 +405,12 @@ class Function:
         self._release()
 
     def _accepted(self, accept: Callable[[], None]) -> None:
-        """GapFound if not even that can be stored, as its items can no longer be looked up."""
+        """GapFound if not even that can be stored, as its items can no longer be looked up, or the target lost them."""
         try:
             accept()
         except GapFound as gap:
+            if gap.unwritable:
+                raise self._unwritable(gap) from gap
             raise GapFound(f"{gap.reason}. Nothing is stored before a rescan: {RESCAN}") from gap
 
     def _holds(self, held: LaneRun, shard: str) -> bool:
@@ -512,8 +514,15 @@ class Function:
             self.close()
 
     def _collect(self) -> None:
-        if self._held is not None:
+        if self._held is None:
+            return
+        try:
             self._held.end(self._is_late)
+        except Stopped as e:
+            raise OutOfTime(
+                f"the target did not answer the last batch of this invocation within {LAST_RESPONSE:.0f} s after its "
+                "time was over. What is not stored comes again"
+            ) from e
 
     def _is_late(self) -> bool:
         stop = self._environment.stop

@@ -18,7 +18,7 @@ from replicator.cli import main
 from replicator.config.settings import load
 from replicator.engine import aws_lambda
 from replicator.engine.aws_lambda import Container
-from replicator.engine.function import RESCAN, UnfinishedListing
+from replicator.engine.function import RESCAN, OutOfTime, UnfinishedListing
 from replicator.engine.retry import Stopped
 from replicator.errors import ConfigError, GapFound, TransientError
 
@@ -142,6 +142,18 @@ def test_servers_that_do_not_answer_in_an_invocations_time_are_what_the_error_is
     for _ in range(2):
         with pytest.raises(TransientError, match=r"before the source and the target had answered; .*reach both"):
             Container(str(path), lambda: 0.0).invoke({}, 60)
+    assert opened.open == 0
+
+
+def test_a_target_that_answers_late_is_what_the_error_is_about(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(monkeypatch)
+
+    def waits(*_: object) -> NoReturn:
+        raise OutOfTime("the target did not answer")
+
+    monkeypatch.setattr(opened, "invoke", waits)
+    with pytest.raises(TransientError, match=r"^the target did not answer$"):
+        Container(str(path), lambda: 0.0).invoke({}, 60)
     assert opened.open == 0
 
 

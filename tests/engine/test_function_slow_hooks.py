@@ -184,7 +184,7 @@ def test_an_invocation_waits_for_the_response_to_its_last_batch_for_seconds_and_
     stack.seconds, over = 2.0, stack.clock.now + SHORT
     deadline.move(SHORT)
     monkeypatch.setattr(time, "sleep", lambda seconds: setattr(stack.clock, "now", stack.clock.now + seconds))
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match="did not answer the last batch of this invocation within 2 s"):
         function.invoke(stack.mapping.event(shard) or {} if event else {})
     assert over + LAST_RESPONSE <= stack.clock.now < over + MARGIN
     assert isinstance(context.target, OverlappingTarget)
