@@ -23,7 +23,7 @@ from replicator.version import FIRST_EPOCH
 from tests.connectors.delta.delta_kit import rows
 from tests.engine.cluster import Cluster
 from tests.engine.function_stack import Stack
-from tests.faults.world import TABLE, World
+from tests.faults.world import HOUR, TABLE, World
 
 REMOVED = "the table was removed while this run wrote to it"
 
@@ -142,6 +142,35 @@ def test_a_target_that_has_lost_its_table_is_filled_again_where_the_config_says_
     faults.assert_equal()
 
 
+class LostRows(Rows):
+    """Has lost rows, which nothing tells but the next write."""
+
+    lost = False
+
+    def write(self, batch: Batch) -> Outcome:
+        if self.lost and batch.parts:
+            raise GapFound("it has lost rows")
+        return super().write(batch)
+
+
+def test_exports_of_what_changed_do_not_repair_a_target_that_has_lost_rows(faults: World) -> None:
+    faults.fill()
+    faults.db.exports.enable(TABLE)
+    faults.clock.move(faults.clock() + HOUR)
+    faults.configure(on_gap="export", backfill={"bucket": "exports"})
+    target = LostRows(faults.database)
+    faults.target = lambda: target
+    faults.copied()
+    faults.put("k1", n=1)
+    target.lost = True
+    ended = faults.run(seconds=60)
+    assert ended.code == 3, ended.err
+    assert (
+        "it has lost rows. on_gap: export cannot repair that: it is not known since when changes are lost" in ended.err
+    )
+    assert not faults.db.exports.known
+
+
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_gap_of_the_stream_is_recorded_although_the_target_has_lost_its_table(faults: World, kind: Any) -> None:
     def trim() -> None:
@@ -202,6 +231,27 @@ def test_a_worker_that_begins_does_not_create_a_table_that_is_gone(index: bool, 
     assert cluster.stored == cluster.wanted
 
 
+@pytest.mark.parametrize("index", [False, True])
+def test_a_table_that_the_run_has_emptied_is_not_lost_to_a_worker_that_begins(index: bool) -> None:
+    """Since the last run, which said that it stopped and had documents. This one's coordinator has said nothing yet."""
+    cluster = Cluster(index=index)
+    cluster.start()
+    cluster.write("k0", 0)
+    cluster.settle()
+    cluster.outlive_doubt()
+    cluster.stop()
+    cluster.delete("k0")
+    cluster.start()
+    for turn in range(300):
+        if turn == 290:
+            assert not cluster.stored
+            cluster.restart_workers()
+        cluster.clock.now += 0.05
+        for worker in cluster.workers.values():
+            worker.step()
+    assert not cluster.gaps
+
+
 class RemovedAsItIsWritten(Rows):
     """After the invocation has looked at it."""
 
@@ -233,6 +283,20 @@ def test_an_invocation_that_cannot_write_to_its_target_any_more_records_a_gap() 
         stack.deliver(stack.container())
     assert len(stack.gaps) == 1
     assert TABLE not in stack.database.rows
+
+
+def test_an_invocation_that_cannot_write_behind_a_gap_of_the_stream_records_both_gaps() -> None:
+    stack = followed()
+    (shard,) = stack.mapping.ready()
+    given_up = stack.mapping.event(shard)
+    assert given_up is not None
+    stack.mapping.drop(shard, given_up)
+    stack.trim_all()
+    stack.write("k3", 3)
+    with pytest.raises(GapFound, match=f"{REMOVED}. Nothing is stored before a rescan: replicator resync CONFIG"):
+        stack.deliver(stack.container())
+    assert {gap.shard for gap in stack.gaps} == {shard, None}
+    assert [gap.reason for gap in stack.gaps if gap.shard is None] == [REMOVED]
 
 
 def test_a_scheduled_invocation_that_cannot_write_to_its_target_any_more_records_a_gap() -> None:
