@@ -103,7 +103,7 @@ def test_the_folder_of_a_killed_runs_own_ray_is_its_users_alone_and_the_next_one
 
 
 def _killed_with_its_own_ray() -> None:
-    with tempfile.TemporaryDirectory(prefix="t") as folder:  # a short path, as Ray's sockets need
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:  # a short path, as Ray's sockets need
         command, environment = [sys.executable, "-c", OWN_RAY], {**os.environ, "TMPDIR": folder}
         with subprocess.Popen([*command, "killed"], env=environment, stdout=subprocess.PIPE, text=True) as run:
             assert run.stdout is not None
