@@ -25,6 +25,7 @@ from replicator.errors import GapFound
 from replicator.hooks.hook import DocumentMapping
 from replicator.hooks.time_limit import HookInterrupted
 from replicator.identity import UNKNOWN, Definition
+from replicator.key import Key
 from replicator.marks import Marks
 from replicator.pipeline import gap_repair, lineage, stages
 from replicator.pipeline.advance import scanned, streamed
@@ -71,6 +72,14 @@ class _Taken:
     pages: list[tuple[str, list[Page | ScanPage]]] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+
+
+def _keys(pages: Sequence[Page | ScanPage]) -> set[Key]:
+    """The items of a source's pages. No other source of a batch may have them: document ids are distinct there."""
+    keys: set[Key] = set()
+    for page in pages:
+        keys.update([key for key, _ in page.items] if isinstance(page, ScanPage) else [r.key for r in page.records])
+    return keys
 
 
 class Pipeline:
@@ -683,12 +692,14 @@ class Pipeline:
 
     def _fill(self, taken: _Taken, now: float, before_hook: Callable[[bool], None]) -> list[Part]:
         parts: list[Part] = []
-        state = self.view.pipeline
-        overlapping = state is not None and state.partial and state.stage == stages.SCANNING
+        items: set[Key] = set()
         for source, pages in self.pages.next():
-            if overlapping and parts:  # an item may be in several segments, by its key and by conditions
+            keys = _keys(pages)
+            if not items.isdisjoint(keys):
+                # In several segments of a partial resync, or in shards whose lineage the first listing did not tell.
                 self.pages.leave(source, pages, None)
                 break
+            items |= keys
             divisible = self.pages.divisible(pages, has_others=bool(parts))
             mapping = replace(self.mapping, before=partial(before_hook, divisible))
             try:

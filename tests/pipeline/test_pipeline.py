@@ -175,6 +175,19 @@ def test_a_batch_is_the_last_write_of_each_item_and_counts_all_changes() -> None
     assert pipeline.total == Counts(read=4, applied=4)
 
 
+def test_no_batch_has_an_item_of_two_shards() -> None:
+    """As those of one lineage do that a listing left in the dark. Postgres changes no row twice in one statement."""
+    pipeline = begun(Shard("a"), Shard("b"), Shard("c"))
+    opened(pipeline)
+    pipeline.accept(page("a", record(1, "x"), record(2, "y")))
+    pipeline.accept(page("b", record(3, "z"), record(4, "y")))
+    pipeline.accept(page("c", record(5, "u")))
+    _, first, second = store(pipeline)
+    assert [w.id for w in writes([first])] == [("x",), ("y",)]
+    assert sorted(w.id for w in writes([second])) == [("u",), ("y",), ("z",)]
+    assert pipeline.total.read == 5
+
+
 def test_scanned_items_have_ordinal_0_and_the_cursor_moves_with_them() -> None:
     pipeline = begun(Shard("a"), segments=1)
     list(pipeline.scans())
