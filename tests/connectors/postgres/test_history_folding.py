@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import psycopg
@@ -179,17 +180,24 @@ def test_a_change_that_is_retried_during_retention_waits_for_it(world: World, sl
         assert removal.result()
 
 
-def test_a_reader_who_comes_while_records_are_moved_does_not_undo_that(world: World, slow: psycopg.Connection) -> None:
+@contextmanager
+def meeting(world: World, slow: psycopg.Connection, statement: str) -> Iterator[Future[bool]]:
+    """Retention that has moved the records, while another transaction that began meanwhile holds what it needs."""
     one = target(world.postgres, "orders")
-    with ThreadPoolExecutor(1) as pool, world.postgres.connect() as reader:
+    with ThreadPoolExecutor(1) as pool, world.postgres.connect() as other:
         removal = pool.submit(one.retain, [ORDERS])
         until(world.postgres, WAITS)
-        with reader.transaction():
-            reader.execute("SELECT count(*) FROM orders_history")
+        with other.transaction():
+            other.execute(statement.encode())
             slow.execute("SELECT pg_advisory_unlock(42)")
-            until(world.postgres, DROPS)
-            until(world.postgres, f"SELECT NOT ({DROPS})")
-        assert removal.result()
+            yield removal
+
+
+def test_a_reader_who_comes_while_records_are_moved_does_not_undo_that(world: World, slow: psycopg.Connection) -> None:
+    with meeting(world, slow, "SELECT count(*) FROM orders_history") as removal:
+        until(world.postgres, DROPS)
+        until(world.postgres, f"SELECT NOT ({DROPS})")
+    assert removal.result()
     assert world.rows("SELECT id FROM orders_history_base") == [("old",)]
 
 
@@ -197,17 +205,11 @@ def test_a_reader_who_stays_holds_a_run_up_for_a_while_and_the_records_are_not_m
     world: World, slow: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("connectors.postgres.target._DROP_SECONDS", 1.0)
-    one = target(world.postgres, "orders")
-    with ThreadPoolExecutor(1) as pool, world.postgres.connect() as reader:
-        removal = pool.submit(one.retain, [ORDERS])
-        until(world.postgres, WAITS)
-        with reader.transaction():
-            reader.execute("SELECT count(*) FROM orders_history")
-            slow.execute("SELECT pg_advisory_unlock(42)")
-            with pytest.raises(TransientError, match="holds a lock"):
-                removal.result(6)
+    reads, said = "SELECT count(*) FROM orders_history", "holds a lock"
+    with meeting(world, slow, reads) as removal, pytest.raises(TransientError, match=said):
+        removal.result(6)
     assert world.rows("SELECT id FROM orders_history_base") == []
-    assert one.retain([ORDERS])
+    assert target(world.postgres, "orders").retain([ORDERS])
 
 
 def test_a_run_that_is_replaced_while_it_moves_records_removes_nothing(world: World, slow: psycopg.Connection) -> None:
@@ -237,16 +239,11 @@ def test_two_runs_do_not_move_the_same_records_at_a_time(world: World, slow: psy
 
 
 def test_nothing_is_removed_while_others_open_or_exchange_tables(world: World, slow: psycopg.Connection) -> None:
-    one = target(world.postgres, "orders")
-    with ThreadPoolExecutor(1) as pool, world.postgres.connect() as other:
-        removal = pool.submit(one.retain, [ORDERS])
-        until(world.postgres, WAITS)
-        with other.transaction():
-            other.execute("SELECT pg_advisory_xact_lock(hashtextextended('replicator tables', 0))")
-            slow.execute("SELECT pg_advisory_unlock(42)")
-            until(world.postgres, TABLES)
-            assert not removal.done()
-        assert removal.result()
+    locks = "SELECT pg_advisory_xact_lock(hashtextextended('replicator tables', 0))"
+    with meeting(world, slow, locks) as removal:
+        until(world.postgres, TABLES)
+        assert not removal.done()
+    assert removal.result()
 
 
 def test_a_history_that_a_reader_holds_is_not_moved_in_vain(world: World, slow: psycopg.Connection) -> None:
