@@ -247,9 +247,8 @@ def _lets_invoke(policy: Mapping[str, Any], rule: str) -> bool:
     """Whether a statement allows it: conditions but for the rule's ARN, and statements that deny, are left out."""
     for statement in policy.get("Statement", ()):
         principal = statement.get("Principal", {})
-        services = ["*"] if principal == "*" else [*_listing(principal.get("Service", ()))]
-        if principal != "*" and "*" in _listing(principal.get("AWS", ())):
-            services.append("*")
+        kinds = {"AWS": principal} if isinstance(principal, str) else principal
+        named = {name for kind in ("AWS", "Service") for name in _listing(kinds.get(kind, ()))}
         actions = [action.lower() for action in _listing(statement.get("Action", ()))]
         rules = [
             arn
@@ -260,7 +259,7 @@ def _lets_invoke(policy: Mapping[str, Any], rule: str) -> bool:
         ]
         if (
             statement.get("Effect") == "Allow"
-            and not {"*", "events.amazonaws.com"}.isdisjoint(services)
+            and not named.isdisjoint({"*", "events.amazonaws.com"})
             and any(fnmatchcase("lambda:invokefunction", action) for action in actions)
             and (not rules or any(fnmatchcase(rule, arn) for arn in rules))
         ):
