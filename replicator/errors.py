@@ -11,6 +11,11 @@ class ReplicatorError(Exception):
     exit_code = 1
 
 
+def install(extra: str) -> str:
+    """How to install an extra, for messages; as README.md says."""
+    return f"pip install '.[{extra}]' in a clone of replicator"
+
+
 class ConfigError(ReplicatorError):
     """A config, hook, table or command must be changed. ``problems``: one sentence per problem."""
 

@@ -138,8 +138,10 @@ def main() -> None:
                 4 not permitted
                 5 another run has taken over the pipeline
                 6 items are parked, or differ, so the copy does not equal the table
-                7 the pipeline is stopped, blocked by a failure, or not ready for a cutover; verify: unconfirmed
+                7 stopped before --until was reached; the pipeline is stopped, blocked by a failure, or not ready
+                  for a cutover; verify: unconfirmed
                 8 a server cannot be reached (run retries instead)
+                130 interrupted
     """
 
 

@@ -18,11 +18,11 @@ def demo(ctx: click.Context, items: int, keep: bool) -> None:
     pipeline, writes and deletes items during the backfill, and finally compares both sides using boto3 and psycopg.
     Exits with 1 if they differ.
     """
-    from replicator.errors import ConfigError
+    from replicator.errors import ConfigError, install
 
     try:
         from replicator.operations.demo import Demo
     except ImportError as e:
-        raise ConfigError(f"the demo needs {e.name}, which is not installed: pip install 'replicator[demo]'") from e
+        raise ConfigError(f"the demo needs {e.name}, which is not installed: {install('demo')}") from e
 
     ctx.exit(1 if Demo(items).run(keep) else 0)

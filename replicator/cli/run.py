@@ -72,8 +72,7 @@ def run(ctx: click.Context, /, configs: Sequence[str], target: str | None, as_js
 
     Resumes where the last run stopped. Ctrl-C or SIGTERM finishes the writes in flight and exits within seconds; a
     second signal exits at once and loses nothing either. With --until, a run that is stopped before it got there exits
-    with 7. A second run of the same pipeline takes over, and the first
-    one stops.
+    with 7. A second run of the same pipeline takes over, and the first one stops.
 
     With several configs, their pipelines run in one process. One that fails does not end the others; the exit code is
     that of the most severe failure. During a rebuild, a config with replaces: runs the pipelines of both copies.

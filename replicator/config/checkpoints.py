@@ -14,6 +14,7 @@ from replicator.checkpoints.contract import Store
 from replicator.config.target import with_placeholders
 from replicator.config.validation import suggestion, validated
 from replicator.config.yaml_file import Problem
+from replicator.errors import install
 
 GROUP = "replicator.checkpoints"
 DEFAULT = "sqlite"
@@ -64,7 +65,7 @@ def _store(kind: object) -> tuple[Any, list[Problem]]:
     try:
         return known[kind].load(), []
     except ImportError as e:
-        return None, [Problem(place, f"{kind} cannot be loaded: {e}; try: pip install 'replicator[{kind}]'")]
+        return None, [Problem(place, f"{kind} cannot be loaded: {e}; try: {install(kind)}")]
 
 
 def with_checkpoints(schema: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def _address(text: str) -> str:
 class Ray(Options):
     """Several workers on a Ray cluster, or on the cores of this machine.
 
-    See docs/scaling.md. Needs `pip install 'replicator[ray]'`.
+    See docs/scaling.md. Needs the extra `ray`.
     """
 
     address: Annotated[str, AfterValidator(_address)] | None = Field(

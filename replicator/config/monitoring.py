@@ -42,7 +42,7 @@ def _listen(text: str) -> str:
 
 
 class Monitoring(Options):
-    """Metrics, health and a status page of a run, over HTTP. Needs `pip install 'replicator[web]'`."""
+    """Metrics, health and a status page of a run, over HTTP. Needs the extra `web`."""
 
     listen: Annotated[str, AfterValidator(_listen)] = Field(
         default=DEFAULT_LISTEN,

@@ -17,6 +17,7 @@ from pydantic.json_schema import models_json_schema
 
 from replicator.config.validation import suggestion, validated
 from replicator.config.yaml_file import Problem
+from replicator.errors import install
 from replicator.key import KeySchema
 from replicator.target.contract import OWN_IDS, Generation, Table, Target
 
@@ -100,8 +101,7 @@ def _connector(given: Mapping[str, Any]) -> tuple[Any, list[Problem]]:
     try:
         return known[kind].load(), []
     except ImportError as e:
-        hint = f"pip install 'replicator[{kind}]'"
-        return None, [Problem(("target", "type"), f"{kind} cannot be loaded: {e}; try: {hint}")]
+        return None, [Problem(("target", "type"), f"{kind} cannot be loaded: {e}; try: {install(kind)}")]
 
 
 def _tables(connector: Any, given: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], list[Problem]]:

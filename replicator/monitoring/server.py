@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from replicator.config.monitoring import Address
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, install
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -25,7 +25,7 @@ log = logging.getLogger("replicator")
 MOST_CONNECTIONS = 64
 GRACE = 1  # seconds that responses in progress get at the end
 MISSING = (
-    "monitoring: needs packages that are not installed ({name}). Install them with: pip install 'replicator[web]'; "
+    "monitoring: needs packages that are not installed ({name}). Install them with: {install}; "
     "or leave out monitoring and --listen"
 )
 
@@ -56,7 +56,7 @@ def require_packages() -> None:
 
     for name in ("starlette", "uvicorn", "jinja2", "prometheus_client"):
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(MISSING.format(name=name))
+            raise ConfigError(MISSING.format(name=name, install=install("web")))
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
 """The pure core: turns pages into batches and tracks what is stored. It does no I/O, never waits and reads no clock.
 
 openings(), scans()   shards and segments that may be read now, and from where
-accept(page)          a page of a shard or of a scan segment
+accept(page)          a page of a shard
+accept_scan(page)     a page of a scan segment
 take(now)             the next batch: writes, plus the positions, cursors, gaps and parked changes that go with them
 stored(batch, ...)    the batch is durable: only now do positions count, children open and stages change
-refused(batch, ...)   nothing of the batch is stored: its changes come again, the refused ones parked
+refused(batch, ...)   nothing of the batch is stored: its changes are taken again, the refused ones as parked
 """
 
 from __future__ import annotations

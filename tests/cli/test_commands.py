@@ -280,4 +280,4 @@ def test_a_demo_without_its_dependencies_says_what_to_install(monkeypatch: pytes
     code, _, err = invoked("demo")
 
     assert code == 2
-    assert "the demo needs psycopg, which is not installed: pip install 'replicator[demo]'" in err
+    assert "the demo needs psycopg, which is not installed: pip install '.[demo]' in a clone of replicator" in err

@@ -156,8 +156,8 @@ def test_policies_let_the_nodes_of_the_cluster_reach_each_other_and_prometheus_t
 def test_the_image_has_what_the_config_needs() -> None:
     """The extras of Ray, of the target, and of the page that monitors the run."""
     config = yaml.safe_load(CONFIG["data"]["orders.yaml"])
-    extras = f"replicator[{config['engine']['type']},{config['target']['type']},web]"
+    extras = f".[{config['engine']['type']},{config['target']['type']},web]"
     assert "monitoring" in config
     for file in ("deploy/kuberay.yaml", "deploy/ray-cluster.yaml"):
-        assert f"'{extras}==" in (DEPLOY.parent / file).read_text()
+        assert f"pip install '{extras}'" in (DEPLOY.parent / file).read_text()
     assert f"`{extras}`" in (DEPLOY.parent / "docs" / "scaling.md").read_text()

@@ -784,7 +784,9 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("replicator.engine.ray.cluster.importlib.metadata.version", missing)
     with (
-        pytest.raises(ConfigError, match=r"engine.type: Ray is not installed: pip install 'replicator\[ray\]'"),
+        pytest.raises(
+            ConfigError, match=r"engine.type: Ray is not installed: pip install '\.\[ray\]' in a clone of replicator"
+        ),
         cluster(Ray()),
     ):
         pass

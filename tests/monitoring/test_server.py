@@ -153,7 +153,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch:
     with pytest.raises(ConfigError) as raised:
         monitor_of(SUBJECT)
     assert str(raised.value).startswith("monitoring: needs packages that are not installed (starlette). Install them ")
-    assert "pip install 'replicator[web]'" in str(raised.value)
+    assert "pip install '.[web]' in a clone of replicator" in str(raised.value)
 
 
 @pytest.mark.parametrize(

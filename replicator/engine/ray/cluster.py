@@ -16,12 +16,12 @@ from typing import Any
 from replicator.config.engine import Ray
 from replicator.config.monitoring import Address
 from replicator.engine.ray.folder import own_folder
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import ConfigError, TransientError, install
 
 OLDEST, BELOW = (2, 60), (3, 0)  # versions of Ray, as in pyproject.toml
 STORE = 80_000_000  # bytes of Ray's object store on this machine; nothing of ours goes through it
 NAMESPACE = "replicator"
-_INSTALL = "pip install 'replicator[ray]'"
+_INSTALL = install("ray")
 KNOCK = 5.0  # seconds that a head gets to accept a connection
 _NUMBER = re.compile(r"\d+")
 
