@@ -1,6 +1,6 @@
 """Every AWS action that replicator takes, as statements of IAM policies: the one table of them.
 
-``replicator policy`` fills it in for a config. The policies in docs/operations.md and the tests, which record every
+``replicator policy`` fills it in for a config. The policies in docs/permissions.md and the tests, which record every
 call to AWS, are compared with it. Pure: nothing here calls AWS.
 """
 
@@ -108,7 +108,7 @@ STATEMENTS: Mapping[str, Statement] = {
         Statement("Serverless", ("aoss:APIAccessAll",), "arn:aws:aoss:REGION:ACCOUNT:collection/COLLECTION"),
     )
 }
-"""By Sid. What each statement is for, and when it can be left out, is in docs/operations.md."""
+"""By Sid. What each statement is for, and when it can be left out, is in docs/permissions.md."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if problems := config.stash[_problems]:
-        terminalreporter.section("calls to AWS and docs/operations.md")
+        terminalreporter.section("calls to AWS and docs/permissions.md")
         terminalreporter.write_line("\n".join(problems), red=True)
 
 
@@ -92,7 +92,7 @@ def unlisted(noted: Mapping[Note, str]) -> Iterator[str]:
     permitted = documented()
     for note, test in sorted(noted.items()):
         if permission(note) not in permitted:
-            yield f"FAILED: {permission(note)} is called (in {test}), and docs/operations.md does not list it"
+            yield f"FAILED: {permission(note)} is called (in {test}), and docs/permissions.md does not list it"
 
 
 def never_made(noted: Mapping[Note, str]) -> Iterator[str]:
@@ -100,7 +100,7 @@ def never_made(noted: Mapping[Note, str]) -> Iterator[str]:
     used = {permission(note) for note in noted}
     for wanted in sorted(documented().keys() - used):
         if not wanted.action.startswith(_ELSEWHERE) and not wanted.resource.startswith(_BY_OTHERS):
-            yield f"FAILED: docs/operations.md lists {wanted}, and no test calls it"
+            yield f"FAILED: docs/permissions.md lists {wanted}, and no test calls it"
 
 
 def _is_whole(session: pytest.Session) -> bool:

@@ -1,4 +1,4 @@
-"""The one table of permissions, the policies in docs/operations.md, and how recorded calls map to them."""
+"""The one table of permissions, the policies in docs/permissions.md, and how recorded calls map to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from replicator.aws.permissions import STATEMENTS
 from tests.security.process.aws_calls import Note
 
-DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "operations.md"
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "permissions.md"
 _DYNAMODB = "arn:aws:dynamodb:REGION:ACCOUNT:table/"
 RESOURCES = {
     ("source", "table"): f"{_DYNAMODB}TABLE",
@@ -56,9 +56,8 @@ def documented() -> dict[Permission, str]:
 
 
 def in_documents() -> Iterator[tuple[Permission, str]]:
-    """Every permission in docs/operations.md, with the Sid of its statement."""
-    text = DOCUMENT.read_text().partition("## Permissions")[2].partition("\n## ")[0]
-    for block in re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    """Every permission in docs/permissions.md, with the Sid of its statement."""
+    for block in re.findall(r"^```json\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL):
         for statement in json.loads(block)["Statement"]:
             assert statement["Effect"] == "Allow"
             listed = statement["Action"]

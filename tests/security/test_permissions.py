@@ -1,4 +1,4 @@
-"""The permissions in docs/operations.md are enough, and each is needed: without it, a command names it."""
+"""The permissions in docs/permissions.md are enough, and each is needed: without it, a command names it."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_search_engines_are_queried_by_no_other_method() -> None:
 
 def test_a_call_that_is_not_listed_fails_the_suite_and_names_its_test() -> None:
     assert list(unlisted({("source", "table", "dynamodb:DeleteItem"): "test_x"})) == [
-        f"FAILED: dynamodb:DeleteItem on {SOURCE} is called (in test_x), and docs/operations.md does not list it"
+        f"FAILED: dynamodb:DeleteItem on {SOURCE} is called (in test_x), and docs/permissions.md does not list it"
     ]
     assert len(list(unlisted({("somewhere", "table", "dynamodb:Scan"): "test_x"}))) == 1
 
@@ -296,8 +296,8 @@ def test_a_call_that_is_not_listed_fails_the_suite_and_names_its_test() -> None:
 def test_an_unused_permission_fails_the_suite() -> None:
     made = {("source", "table", action): "" for action in ("dynamodb:Scan", "dynamodb:DescribeTable")}
     lines = list(never_made(made))
-    assert f"FAILED: docs/operations.md lists dynamodb:BatchGetItem on {SOURCE}, and no test calls it" in lines
-    assert f"FAILED: docs/operations.md lists dynamodb:Scan on {SOURCE}, and no test calls it" not in lines
+    assert f"FAILED: docs/permissions.md lists dynamodb:BatchGetItem on {SOURCE}, and no test calls it" in lines
+    assert f"FAILED: docs/permissions.md lists dynamodb:Scan on {SOURCE}, and no test calls it" not in lines
 
 
 def test_subprocesses_record_their_calls_too(made: Accounts) -> None:
