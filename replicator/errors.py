@@ -38,12 +38,11 @@ class GapFound(ReplicatorError):
     """Records can no longer be read. ``shard`` is None if the whole stream is affected.
 
     ``gone``: the endpoint no longer knows the stream or the shard, perhaps because the table was deleted. ``repair``:
-    the command that repairs the copy. ``caution``: what it would do to this target, empty if nothing but repair it.
-    ``of_target``: the target has lost something, or has or lacks changes of long ago, so that nothing but a rescan
-    repairs it. ``by_hand``: only a person may order that: another run writes there, too, and would repair after each
-    repair of this one, or nothing tells whose the documents are. ``since``: no record of before is lost, where
-    positions do not tell that: in shards never listed. ``unwritable``: the target said so as a batch was written, so
-    that nothing can be stored there before a rescan.
+    the command that repairs the copy. ``caution``: what else that command would do to this target; empty if nothing.
+    ``of_target``: the loss is in the target, so only a rescan repairs it. ``by_hand``: a user must request the repair,
+    because another run writes there, too, and both would repair in turn, or because it is unknown whose documents
+    these are. ``since``: no record older than this was lost; for shards that were never listed, whose positions do not
+    show it. ``unwritable``: found as a batch was written, so nothing can be stored before a rescan.
     """
 
     exit_code = 3
@@ -103,7 +102,7 @@ class ItemsParked(ReplicatorError):
 
 
 class StoppedEarly(ReplicatorError):
-    """A run with ``--until`` was stopped before it got there: the caller must not go on to use the copy."""
+    """A run with ``--until`` was stopped before it got there: the caller must not rely on the copy."""
 
     exit_code = 7
 
@@ -122,7 +121,7 @@ class TransientError(ReplicatorError):
 
 
 class Postponed(TransientError):
-    """What goes through all of a target must wait, and nothing else: a run writes on, and tries it again later."""
+    """A full walk of the target must wait, for example while a slot moves. Writes continue; the walk is retried."""
 
 
 class CheckpointsReverted(ReplicatorError):

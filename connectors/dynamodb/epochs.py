@@ -230,7 +230,7 @@ class EpochScan:
     def __call__(self) -> int:
         """0 if no item has a version. Versions below the first epoch's belong to other tools."""
         if self._after == {}:
-            log.info("reading all versions", extra={"table": self.layout.name, "reason": "no epoch is noted for it"})
+            log.info("loading stored versions", extra={"table": self.layout.name, "reason": "no epoch is noted for it"})
         while self._after is not None:
             page = ask(self.client, "Scan", self._request(self._after), self.layout.name)
             versions = [int(Decimal(item[self.layout.version]["N"])) for item in page["Items"]]

@@ -146,8 +146,8 @@ def _replica_problems(node: Server, layouts: Sequence[Layout]) -> list[str]:
 
 
 def _replicas_problems(replicas: Sequence[Server], layouts: Sequence[Layout]) -> Iterator[str]:
-    """Those of all replicas, which are asked at once. One that does not respond, or refuses the login, is none now: no
-    documents depend on it."""
+    """Those of all replicas, which are asked at once. One that does not respond, or refuses the login, is no problem at
+    present: no documents depend on it."""
 
     def problems(node: Server) -> list[str]:
         try:
@@ -155,7 +155,7 @@ def _replicas_problems(replicas: Sequence[Server], layouts: Sequence[Layout]) ->
         except TransientError:
             return []
         except ReplicatorError as e:
-            log.warning("a replica cannot be asked", extra={"reason": str(e)})
+            log.warning("replica unreachable", extra={"reason": str(e)})
             return []
 
     if replicas:

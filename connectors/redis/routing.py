@@ -178,7 +178,7 @@ class Cluster:
         if self._view is None and any(view.ranges for view in views if view not in found):
             raise ConfigError(f"target.url names nodes of different clusters ({self._seeds}); name those of one")
         if len(found) < len(views):
-            log.warning("a node belongs to another cluster now", extra={"cluster": str(self)})
+            log.warning("node moved to another cluster", extra={"cluster": str(self)})
         if not found:
             raise TransientError(f"all nodes of {self} that respond belong to another cluster now")
         return found

@@ -125,8 +125,8 @@ class Redis(ComparesByTable):
             raise GapFound(
                 f"{self._server} may have lost documents: a node that gave or received slots "
                 f"({some(self._on.doubtful)}) restarted, or was replaced by a replica, before the run had counted them "
-                "where they are now, and nothing tells if all their keys arrived; trust_restarts: true if the nodes "
-                "lose nothing",
+                "where they are now, so some of their keys may be missing. Set trust_restarts: true if the nodes never "
+                "lose writes",
                 of_target=True,
             )
         if not self._on.tally.complete:
@@ -137,8 +137,8 @@ class Redis(ComparesByTable):
             )
         if not self._on.tally.certain:
             raise GapFound(
-                f"{self._server} restarted while this run began, and may have lost the last changes of the run before; "
-                "trust_restarts: true if it cannot",
+                f"{self._server} restarted while this run began, and may have lost the last writes of the previous "
+                "run. Set trust_restarts: true if it never loses writes",
                 of_target=True,
             )
         return problems

@@ -52,7 +52,10 @@ def monitored_alone(
         try:
             receivers = stack.enter_context(monitored(config, path, listen, observe))
         except PortInUse as e:
-            log.warning("not served", extra={"reason": str(e), "do": "to see this run, give it a port: --listen"})
+            log.warning(
+                "monitoring disabled for target",
+                extra={"reason": str(e), "do": "to see this run, give it a port: --listen"},
+            )
             receivers = {"observe": observe}
         yield receivers
 

@@ -95,9 +95,9 @@ def verify(
         loaded = resolved(configs.load(config, target=target))
     if repair and isinstance(loaded.engine, Lambda):
         raise ConfigError(
-            "--repair: it needs runs that leave tombstones from now on; nothing invokes AWS Lambda for idle shards. "
-            "Resync the table or single items: replicator resync CONFIG --key JSON, then replicator run CONFIG --until "
-            "backfilled"
+            "--repair is not supported with AWS Lambda: idle shards are not invoked, so they would leave no "
+            "tombstones. Resync the table or single items: replicator resync CONFIG --key JSON, then replicator run "
+            "CONFIG --until backfilled"
         )
     stop = Stop()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())

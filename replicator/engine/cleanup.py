@@ -31,7 +31,7 @@ Pass = tuple[str, int, int]
 """Operation ("sweep" or "purge"), version limit, and in-doubt round; when one of them changes, a new pass starts."""
 
 RETAIN_INTERVAL = 3600.0  # seconds between looks at what a history need not keep any more
-ABANDONED = 900.0  # seconds without a sign of it after which a repair counts as killed
+ABANDONED = 900.0  # seconds without a heartbeat after which a repair counts as killed
 PAUSE_FACTOR = 4.0  # while changes are waiting, pause this many times as long as the last piece took
 
 
@@ -39,9 +39,9 @@ PAUSE_FACTOR = 4.0  # while changes are waiting, pause this many times as long a
 class Cleanup:
     """The cleanup work of one run. ``in_doubt``: the target's in-doubt window, if it is one that AppliesLate.
 
-    ``may_purge``: whether no worker needs the tombstones that the last piece of a purge has found; ``forgotten``: or
-    leaves any more for the repair with this token, which has ended. ``postponed``: why the target cannot be gone
-    through at present. ``histories``: as last looked at.
+    ``may_purge()``: no worker still needs the tombstones that the last piece of a purge has found.
+    ``forgotten(token)``: no worker still leaves tombstones for that repair, which has ended. ``postponed``: why a full
+    walk of the target must wait at present. ``histories``: as last looked at.
     """
 
     target: Target

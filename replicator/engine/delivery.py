@@ -23,7 +23,7 @@ from replicator.version import epoch_of
 REQUEST = "request"
 OF_COMMANDS = (PARKED, DROPPED, REQUEST)  # the kinds of entries that commands change during a run
 OF_OTHERS = (*OF_COMMANDS, "item")  # also those that other workers change
-OF_SWEEPS = ("spared",)  # those that an invocation of AWS Lambda may remove beside a run that makes a backfill
+OF_SWEEPS = ("spared",)  # those that an invocation of AWS Lambda may remove during a run's backfill
 RESPONSE_INTERVAL = 0.01  # seconds between two looks at whether the last response is there
 CONFIRMED = 5.0  # seconds for which a run trusts its last ownership check
 

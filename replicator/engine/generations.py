@@ -123,7 +123,7 @@ def _beside(config: Config, successor: str) -> Config:
         return config
     raise ConfigError(
         f"a rebuild with {successor} is in progress, and readers see another copy than this one. Until replicator "
-        f"rebuild finish, commands for the old copy need that config as it was at the start: put it back. Now: {why}"
+        f"rebuild finish, commands for the old copy need {successor} unchanged: restore it. Problem: {why}"
     )
 
 
@@ -317,7 +317,10 @@ def follow(config: Config, which: Which, work: Work, stop: threading.Event, clai
                     following = first_of(config, Rebuild(0.0))  # which has the tables' names again
                 entry, current = latest, following
                 both = generations(config, decoded(entry)) if entry is not None else both
-            log.info("rebuild moved on", extra={"do": "the run resumes with the tables as they are named now"})
+            log.info(
+                "tables switched; resuming",
+                extra={"do": "nothing: the run resumes with the tables under their new names"},
+            )
 
 
 def _of(both: Generations, which: Which) -> Config | None:

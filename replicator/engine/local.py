@@ -397,8 +397,7 @@ class Driver:
                 if isinstance(step, Listing):
                     if step.status == "ENABLING":
                         raise TransientError(
-                            "the stream is still being enabled: what changes until then is not in it, so the copy "
-                            "begins after that"
+                            "the stream is still being enabled and records no changes yet; the copy starts once it does"
                         )
                     return step
                 self._measurements.active()
@@ -454,8 +453,8 @@ class Driver:
     def _gap(self, gap: GapFound) -> None:
         """Record the gap, then repair it as ``on_gap`` says, or end the run with it.
 
-        What only a person may repair is logged once it is recorded: a run that was replaced takes what the later one
-        writes for another pipeline's, and learns that from the store.
+        A gap that only a user may repair is logged once it is recorded: a run that has been replaced may mistake its
+        successor's writes for another pipeline's, and then recording fails first.
         """
         shown = {"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence}
         if not gap.by_hand:

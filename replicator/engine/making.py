@@ -1,4 +1,4 @@
-"""The time that a batch takes to make, most of which is the hook's. The run does nothing else meanwhile."""
+"""Limits how long building one batch may take: mostly the hook's time. The run does nothing else meanwhile."""
 
 from __future__ import annotations
 

@@ -70,9 +70,9 @@ class StartupState:
     current definition. ``emptied``: tables that are empty now and were not when the last run stopped. ``adopted``:
     tables with rows that no pipeline wrote, to be taken over. ``generation``: which copy it is.
     ``aliased``: readers use an alias, which a rebuild can move to other tables. ``history_epoch``: the latest one in
-    the histories of the tables, 0 without any. ``history_beside``: the same of the old copy, if this is the new
+    the histories of the tables, 0 without any. ``history_beside``: likewise for the old copy, if this is the new
     one of a rebuild. ``history_losses``: what these lack, in sentences. ``own_ids``: the hook chooses document ids.
-    ``unnoted``: the versions in a table are all that tells of a pipeline, and not of which.
+    ``unnoted``: a table holds versioned documents, but no note says which pipeline wrote them.
     """
 
     state: PipelineState | None

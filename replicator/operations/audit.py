@@ -136,7 +136,7 @@ class Audit:
             log.info("verify paused", extra={"reason": str(e) or type(e).__name__})
             return PAUSE
         except TransientError as e:
-            log.warning("verify waits", extra={"reason": str(e)})
+            log.warning("verify waiting", extra={"reason": str(e)})
             return PAUSE
         except ReplicatorError as e:
             problems = list(e.problems) if isinstance(e, ConfigError) else [str(e)]
@@ -230,7 +230,7 @@ class Log:
 
     def waiting(self, reason: str | None) -> None:
         if reason is not None and not self._waits:
-            log.warning("verify waits", extra={"reason": reason})
+            log.warning("verify waiting", extra={"reason": reason})
         self._waits = reason is not None
 
 

@@ -98,7 +98,9 @@ def _export(config: Config, client: Client, table: SourceTable) -> Finding:
             text = f"point-in-time recovery of {table.name} is off, which an export needs"
             return Finding("on_gap" if config.on_gap == "export" else "backfill.from", "problem", text, enable)
         return failed("permission", failure(e, "ExportTableToPointInTime", resource))
-    raise ConfigError("backfill: the endpoint accepts an export of 1970: it does not check requests as DynamoDB does")
+    raise ConfigError(
+        "backfill: the endpoint accepted an export time of 1970, so it does not validate requests as DynamoDB does"
+    )
 
 
 def _describe(client: Client, table: SourceTable) -> Finding:

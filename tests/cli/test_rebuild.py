@@ -284,7 +284,7 @@ def test_a_gap_of_the_copy_that_is_left_after_a_cancel_ends_the_run_as_any_gap_d
     events = [json.loads(line)["event"] for line in out.splitlines()]
     assert process.returncode == 3, out + err
     assert "rebuild canceled" in events
-    assert "rebuild moved on" not in events
+    assert "tables switched; resuming" not in events
     assert "pipeline failed" in events
 
 

@@ -469,7 +469,7 @@ def test_a_target_alone_needs_no_port_that_the_run_of_all_has(both: World) -> No
         both.change("targets:", f"monitoring: {{listen: '127.0.0.1:{taken.getsockname()[1]}'}}\ntargets:")
         alone = ("run", both.config, "--target", "rows", "--until", "caught-up")
         code, out, _ = both.call(*alone)
-        (warned,) = events(out, "not served")
+        (warned,) = events(out, "monitoring disabled for target")
         refused_port, _, err = both.call(*alone, "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
         together, _, _ = both.call("run", both.config, "--until", "caught-up")
 

@@ -307,7 +307,7 @@ def test_a_command_that_a_targets_function_advises_names_the_target(
         (LAMBDA, ["run", "--until", "caught-up"], "add --until backfilled"),
         (CONFIG, ["run", "--until", "backfilled"], "this config has another engine: use --until caught-up"),
         (CONFIG, ["run", "other.yaml", "--until", "backfilled"], "hand over one pipeline at a time"),
-        (LAMBDA, ["verify", "--repair"], "--repair: it needs runs that leave tombstones from now on"),
+        (LAMBDA, ["verify", "--repair"], "--repair is not supported with AWS Lambda"),
     ],
 )
 def test_what_this_engine_does_not_do_is_refused_with_what_to_do(

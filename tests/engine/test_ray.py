@@ -363,7 +363,7 @@ def test_a_worker_whose_result_is_lost_with_its_node_begins_again(
     with caplog.at_level(logging.WARNING, "replicator"):
         ray.run()
     assert len(ray.works) == 3
-    assert [(r.message, vars(r)["reason"]) for r in caplog.records] == [("worker's result lost", "the node is gone")]
+    assert [(r.message, vars(r)["reason"]) for r in caplog.records] == [("worker result lost", "the node is gone")]
 
 
 @pytest.mark.parametrize("error", [RayActorError, RayError, *LOST])

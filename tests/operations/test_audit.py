@@ -245,7 +245,7 @@ def test_of_many_differences_only_some_are_logged(passes: Passes, logged: Callab
             "verify failed",
             "BatchGetItem",
         ),
-        (TransientError("no response"), PAUSE, "verify waits", "no response"),
+        (TransientError("no response"), PAUSE, "verify waiting", "no response"),
         (ZeroDivisionError("secret"), RETRY_AFTER, "verify failed", "test_audit.py"),
     ],
 )

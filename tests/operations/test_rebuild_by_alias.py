@@ -312,7 +312,10 @@ def test_after_the_switch_commands_for_the_old_copy_say_that_they_need_the_new_c
         shop.config.path.write_text(text)
     assert resolved(old) is old  # which readers see
     shop.cluster.seen = set(SECOND)
-    with pytest.raises(ConfigError, match=r"a rebuild with products-2.yaml is in progress, .*put it back. Now: ") as e:
+    with pytest.raises(
+        ConfigError,
+        match=r"a rebuild with products-2.yaml is in progress, .*need products-2.yaml unchanged: restore it. Problem: ",
+    ) as e:
         resolved(old)
     assert ("no replaces: products.yaml" in str(e.value)) == (text is not None)
 

@@ -323,7 +323,7 @@ class Run:
         try:
             ended: Ended = self._ray.get(call)
         except (errors.ObjectLostError, errors.OutOfMemoryError, errors.NodeDiedError, errors.WorkerCrashedError) as e:
-            log.warning("worker's result lost", extra={"worker": slot, "reason": _first_line(e)})
+            log.warning("worker result lost", extra={"worker": slot, "reason": _first_line(e)})
             return Ended(Fenced(f"engine: worker {slot} was lost: {_first_line(e)}"))  # it begins again
         except errors.RayError as e:  # its process cannot start: replicator is missing on its node
             return Ended(ConfigError(f"engine: worker {slot} cannot start: {_first_line(e)}"))

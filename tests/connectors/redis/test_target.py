@@ -551,7 +551,7 @@ def test_a_restart_while_a_run_begins_is_a_gap_unless_the_server_is_trusted(
     if trusted:
         assert second.recheck([table()]) == []
     else:
-        assert "restarted while this run began, and may have lost the last changes of the run before" in lost(second)
+        assert "restarted while this run began, and may have lost the last writes of the previous run" in lost(second)
 
 
 def test_a_connection_that_the_server_closes_while_nothing_changes_leaves_nothing_in_doubt(
@@ -631,7 +631,7 @@ def test_a_server_that_was_replaced_for_a_time_is_a_gap_between_two_runs_althoug
         assert bool(list(recreated_tables(before, later.identities([table()])))) != during
         if not during:
             later.open([table()], FIRST_EPOCH)
-            assert "may have lost the last changes of the run before" in lost(later)
+            assert "may have lost the last writes of the previous run" in lost(later)
 
 
 def _replicate(server: RedisServer, primary: RedisServer | None) -> None:
