@@ -11,7 +11,7 @@ import pickle
 import queue
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +25,10 @@ from replicator.config.target import Destination
 from replicator.engine import connections
 from replicator.engine.context import Environment
 from replicator.engine.measurements import Unmeasured
-from replicator.engine.ray import actors
+from replicator.engine.ray import actors, driver
 from replicator.engine.ray.actors import CoordinatorActor, WorkerActor, guarded
 from replicator.engine.ray.cluster import check_version, cluster
-from replicator.engine.ray.driver import GIVEN_UP, HANGS, STUCK, UNHEARD, Run, unheard
+from replicator.engine.ray.driver import GIVEN_UP, HANGS, STUCK, UNHEARD, Run, follow, unheard
 from replicator.engine.ray.reports import (
     MOST_EVENTS,
     Ended,
@@ -43,12 +43,14 @@ from replicator.engine.ray.reports import (
     Unlogged,
     Where,
 )
+from replicator.engine.retry import Stopped
 from replicator.engine.startup import RESUMING, Allowed
 from replicator.errors import ConfigError, Fenced, GapFound, NotPermitted, ReplicatorError, TransientError
 from replicator.hooks.loading import load
 from replicator.monitoring.health import Verdict
 from replicator.monitoring.monitor import Monitor
 from replicator.pipeline.progress import Progress, WorkerProgress
+from replicator.state import Owner
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
 from tests.end_to_end.pipeline import eventually
 from tests.monitoring.phases import NOW, SUBJECT, Clock
@@ -69,6 +71,8 @@ class RayError(Exception):
 
 class RayActorError(RayError):
     """Of an actor that is gone, or being restarted."""
+
+    actor_init_failed = False
 
 
 class RayTaskError(RayError):
@@ -300,6 +304,29 @@ def test_a_coordinator_ends_the_run_if_another_run_has_taken_over(monkeypatch: p
     assert claims.made == 2
 
 
+def test_a_run_that_is_stopped_while_ray_starts_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run owns the pipeline perhaps, and goes on."""
+    stop = threading.Event()
+
+    @contextlib.contextmanager
+    def starting(_: Ray) -> Iterator[Simulated]:
+        stop.set()
+        yield Simulated([report()])
+
+    monkeypatch.setattr(driver, "cluster", starting)
+    monkeypatch.setattr(driver, "check_supported", lambda *_: None)
+    context: Any = SimpleNamespace(config=PLAN.config, target=None, checkpoints=None, hook=None)
+    with pytest.raises(Stopped):
+        follow(
+            context,
+            Owner("a", "here", 1, NOW),
+            Environment(stop, lambda _: None),
+            None,
+            RESUMING,
+            contextlib.nullcontext,
+        )
+
+
 def test_pipelines_of_one_name_on_a_cluster_do_not_share_an_actor() -> None:
     """Such as of staging and production, both in their first run."""
     rays = [Simulated([report()], stops_after=1) for _ in range(2)]
@@ -345,8 +372,20 @@ def test_what_ends_a_worker_ends_the_run() -> None:
 def test_a_worker_whose_process_cannot_start_ends_the_run() -> None:
     ray = Simulated([report()])
     run = Run(ray, PLAN, Environment(threading.Event(), lambda _: None, monotonic=lambda: ray.now))
-    ray.works[1].result = RayError("No module named 'replicator'\nTraceback")
-    with pytest.raises(ConfigError, match=r"engine: worker 1 cannot start: No module named 'replicator'$"):
+    ray.works[1].result = RayActorError("Traceback\nModuleNotFoundError: No module named 'replicator'\n")
+    ray.works[1].result.actor_init_failed = True
+    with pytest.raises(ConfigError, match=r"engine: worker 1 cannot start: .*No module named 'replicator'$"):
+        run.work()
+
+
+@pytest.mark.parametrize("error", [RayActorError, RayError])
+def test_a_worker_that_ray_has_given_up_ends_the_run_so_that_it_can_be_started_again(error: type[RayError]) -> None:
+    """The raylet of the driver's machine is gone: the config is right."""
+    ray = Simulated([report()])
+    run = Run(ray, PLAN, Environment(threading.Event(), lambda _: None, monotonic=lambda: ray.now))
+    ray.works[1].result = error("The actor died unexpectedly.\n\tclass_name: WorkerActor")
+    lost = r"engine: Ray has lost worker 1, and does not restart it: The actor died unexpectedly\.$"
+    with pytest.raises(TransientError, match=lost):
         run.work()
 
 
@@ -385,6 +424,7 @@ def test_the_names_of_errors_are_those_of_ray() -> None:
     exceptions = pytest.importorskip("ray").exceptions
     for error in (RayActorError, RayTaskError, *LOST):
         assert issubclass(getattr(exceptions, error.__name__), exceptions.RayError)
+    assert exceptions.ActorDiedError().actor_init_failed is RayActorError.actor_init_failed
 
 
 def test_a_worker_that_was_fenced_begins_again_as_long_as_the_run_owns_the_pipeline() -> None:

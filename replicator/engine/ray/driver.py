@@ -22,7 +22,7 @@ from replicator.engine.coordinator import COORDINATOR, check_supported
 from replicator.engine.ray.actors import Asking, CoordinatorActor, WorkerActor
 from replicator.engine.ray.cluster import cluster, incarnation
 from replicator.engine.ray.reports import Ended, FromCoordinator, Heard, Plan, Unlogged, Where
-from replicator.engine.retry import RetryPolicy
+from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.run import Beside, Until, naming_the_owner
 from replicator.engine.startup import Allowed
 from replicator.errors import ConfigError, Fenced, TransientError
@@ -48,11 +48,13 @@ ENDING = 2.0  # seconds that the coordinator then gets
 def follow(
     context: RunContext, owner: Owner, environment: Environment, until: Until, allowed: Allowed, beside: Beside
 ) -> int:
-    """Replicate on a Ray cluster; see ``engine.run.Follow``."""
+    """Replicate on a Ray cluster; see ``engine.run.Follow``. Stopped if that is asked for before the claim."""
     engine = context.config.engine
     assert isinstance(engine, Ray)
     check_supported(context.target, context.checkpoints)
     with cluster(engine) as ray:
+        if environment.stop.is_set():  # while Ray started: what another run does meanwhile goes on
+            raise Stopped
         retrying = RetryPolicy(environment.stop, environment.waiting, environment.now, environment.random)
         claimed = retrying(lambda: context.checkpoints.claim(owner), asks="checkpoints")
         environment.confirm()
@@ -319,14 +321,21 @@ class Run:
         return None
 
     def _result(self, slot: str, call: Any) -> Ended:
+        """How a worker's call ended. Its process cannot start if its creation fails: replicator is missing on its node.
+        Ray ends an actor for good also when the raylet of this machine is gone: then the run can be started again.
+        """
         errors = self._ray.exceptions
         try:
             ended: Ended = self._ray.get(call)
         except (errors.ObjectLostError, errors.OutOfMemoryError, errors.NodeDiedError, errors.WorkerCrashedError) as e:
             log.warning("worker result lost", extra={"worker": slot, "reason": _first_line(e)})
             return Ended(Fenced(f"engine: worker {slot} was lost: {_first_line(e)}"))  # it begins again
-        except errors.RayError as e:  # its process cannot start: replicator is missing on its node
-            return Ended(ConfigError(f"engine: worker {slot} cannot start: {_first_line(e)}"))
+        except errors.RayError as e:
+            if isinstance(e, errors.RayTaskError) or getattr(e, "actor_init_failed", False):
+                return Ended(ConfigError(f"engine: worker {slot} cannot start: {_last_line(e)}"))
+            return Ended(
+                TransientError(f"engine: Ray has lost worker {slot}, and does not restart it: {_first_line(e)}")
+            )
         return ended
 
     # The end
@@ -388,3 +397,8 @@ def unheard(hook_timeout: float | None) -> float:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _last_line(error: Exception) -> str:
+    """Of an error that Ray raises again: below its traceback."""
+    return next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)
