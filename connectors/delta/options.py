@@ -58,7 +58,7 @@ class DeltaTableOptions(Options):
     """Options of one table. Without ``columns`` the whole document goes into one column, ``document``, as JSON."""
 
     columns: Columns | None = Field(
-        default=None, min_length=1, description="columns beside the key's, e.g. total: decimal(12,2)"
+        default=None, min_length=1, description="columns in addition to the key's, e.g. total: decimal(12,2)"
     )
     extra: Extra = Field(
         default="reject", description="fields a hook returns that no column is made from: park the item, or ignore them"

@@ -89,7 +89,7 @@ class History(Options):
         ]
         | None
     ) = Field(
-        default=None, description="for how many days changes are kept, e.g. 90d, at least 2d; by default for good"
+        default=None, description="for how many days changes are kept, e.g. 90d, at least 2d; by default permanently"
     )
 
 
@@ -107,7 +107,7 @@ class PostgresTable(Options):
     """Options of one table. Without ``columns`` the whole document goes into one jsonb column, ``document``."""
 
     columns: Columns | None = Field(
-        default=None, min_length=1, description="columns beside the key's, e.g. total: numeric"
+        default=None, min_length=1, description="columns in addition to the key's, e.g. total: numeric"
     )
     extra: Extra = Field(
         default="reject", description="fields a hook returns that no column is made from: park the item, or ignore them"

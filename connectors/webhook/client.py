@@ -171,7 +171,7 @@ class Client:
             )
         if status == _GONE:
             return ConfigError(
-                f"{self.server} says that the receiver is gone for good (status 410), so nothing more is sent. "
+                f"{self.server} says that the receiver is gone permanently (status 410), so nothing more is sent. "
                 "Correct target.url, or stop this pipeline"
             )
         if status not in (404, 405):

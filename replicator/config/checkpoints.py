@@ -38,7 +38,7 @@ class Keeping:
 
 
 def default() -> Keeping:
-    """A file beside the config."""
+    """A file next to the config."""
     store, problems = keeping({"type": DEFAULT})
     assert store is not None, problems
     return store

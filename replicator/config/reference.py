@@ -88,7 +88,7 @@ each target stores documents."""
 
 _CHECKPOINTS = """\
 Where positions, scan cursors, gaps and parked changes are stored. Leave the section out for Postgres targets, which
-store them in the transaction that stores the rows. For other targets the default is a SQLite file beside the config.
+store them in the transaction that stores the rows. For other targets the default is a SQLite file next to the config.
 [Where checkpoints are kept](operations.md#where-checkpoints-are-kept) helps you choose."""
 
 _ENGINE = """\

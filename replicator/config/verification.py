@@ -34,7 +34,7 @@ Every = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float 
 
 
 class Verify(Options):
-    """Verification passes that a run makes by itself, while it is live. See docs/verifying.md."""
+    """Verification passes that a run makes while it is live. See docs/verifying.md."""
 
     every: Every = Field(default=86_400.0, description="from the beginning of one pass to that of the next, e.g. 24h")
     read_units: float = Field(

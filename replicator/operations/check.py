@@ -251,7 +251,7 @@ def marked_by_others(configs: Sequence[Config]) -> Mapping[str | None, Finding]:
         f"what that one adds: tombstones (items with {added.deleted}, until they are removed), and the attributes "
         f"{added.version} and {added.mark}"
     )
-    advice = "let a transform hook leave them out, see docs/several-targets.md#beside-an-opposite-pipeline"
+    advice = "let a transform hook leave them out, see docs/several-targets.md#alongside-an-opposite-pipeline"
     return {name: Finding("transform", "note", text, advice) for name, one in marks.items() if one is None}
 
 

@@ -532,13 +532,13 @@ def test_check_says_which_targets_store_what_an_opposite_pipeline_adds(tmp_path:
     ]
     assert (verdict, target) == ("note", "rows")
     assert "_replicator_deleted" in text
-    assert "docs/several-targets.md#beside-an-opposite-pipeline" in do
+    assert "docs/several-targets.md#alongside-an-opposite-pipeline" in do
     assert "opposite pipeline" not in CliRunner().invoke(main, [*arguments, "--target", "back"]).stdout
 
 
 def test_the_documented_hook_leaves_out_what_an_opposite_pipeline_adds() -> None:
     text = Path("docs/several-targets.md").read_text()
-    code = text.partition("## Beside an opposite pipeline")[2].partition("```python\n")[2].partition("```")[0]
+    code = text.partition("## Alongside an opposite pipeline")[2].partition("```python\n")[2].partition("```")[0]
     names: dict[str, Any] = {}
     exec(code, names)  # noqa: S102
     assert names["hook"]({"id": "1", "n": 2, "_replicator_version": 3, "_replicator_mark": "m"}) == {"id": "1", "n": 2}

@@ -361,7 +361,7 @@ def test_a_sweep_that_is_too_large_is_waited_for_and_says_what_makes_it_large(ma
 def test_a_receiver_that_is_gone_for_good_ends_the_run(make: Make, receiver: Scripted) -> None:
     made = make()
     receiver.answer = always(410)
-    with pytest.raises(ConfigError, match="gone for good"):
+    with pytest.raises(ConfigError, match="gone permanently"):
         made.target.write(eight())
 
 

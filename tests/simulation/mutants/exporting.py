@@ -73,11 +73,11 @@ def floor_of_any_time(patch: Patch) -> None:
     patch.setattr(gap_repair, "above", newest)
 
 
-@mutant("parked changes of before a gap stay", 9, shape=repairing_gaps)
+@mutant("parked changes from before a gap stay", 9, shape=repairing_gaps)
 def parked_stay(patch: Patch) -> None:
     patch.setattr("replicator.engine.gap_repair.kept_keys", lambda *_: ({}, {}))
 
 
-@mutant("discarded changes of before a gap are not looked up", 9, shape=discards_before_gaps)
+@mutant("discarded changes from before a gap are not looked up", 9, shape=discards_before_gaps)
 def discarded_stay(patch: Patch) -> None:
     patch.setattr("replicator.engine.gap_repair.kept_keys", lambda *given: (parked.kept_keys(*given)[0], {}))

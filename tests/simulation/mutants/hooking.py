@@ -171,7 +171,7 @@ def spared_for_ever(patch: Patch) -> None:
 
 
 @mutant(
-    "a sweep removes what a person discarded in its epoch",
+    "a sweep removes what a user discarded in its epoch",
     9,
     with_hook("poisoned", "poisoned fan"),
     shape=discards_around_sweeps,
