@@ -118,6 +118,13 @@ class Cleanup:
         state = self.pipeline.state
         return state is not None and state.stage == stages.FOLLOWING and self._after_parking(state)
 
+    def purge(self) -> bool:
+        """Do a piece of the purge of all tombstones; False if none is left, or may be removed."""
+        state = self.pipeline.state
+        assert state is not None
+        self.delivery.settle()
+        return self._purge(state.epoch)
+
     def _do(self) -> bool:
         state = self.pipeline.state
         if state is None or state.stage == stages.SCANNING:

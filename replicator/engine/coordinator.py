@@ -19,7 +19,7 @@ from replicator.engine.fetcher import end_of_stream, receive, send
 from replicator.engine.local import Driver
 from replicator.engine.parked_limits import check_parked
 from replicator.engine.startup import StartupState
-from replicator.engine.worker import News
+from replicator.engine.worker import News, check_guarded
 from replicator.errors import ConfigError, Fenced, GapFound
 from replicator.pipeline import coordination, stages
 from replicator.pipeline.coordination import Workers
@@ -35,7 +35,7 @@ from replicator.state import (
     Slot,
     decode,
 )
-from replicator.target.contract import Target, Unguarded
+from replicator.target.contract import Target
 
 log = logging.getLogger("replicator")
 
@@ -330,12 +330,3 @@ def check_supported(target: Target, checkpoints: Checkpoints) -> None:
     check_guarded(target)
     if not isinstance(checkpoints, Slotted):
         raise ConfigError("checkpoints: this store cannot be written by several workers; use one process")
-
-
-def check_guarded(target: Target) -> None:
-    """ConfigError for a target whose documents have no versions. Does not connect."""
-    if isinstance(target, Unguarded) and target.unguarded:
-        raise ConfigError(
-            "target.pristine: without versions in the items, writes of several workers to one item cannot be told "
-            "apart: remove the option, or use one process"
-        )

@@ -341,6 +341,11 @@ class Delivery:
             self._said = window.begun, bool(window)
             self._pipeline.acknowledge(in_doubt=window.left or 0.0, begun=window.begun)
 
+    def acknowledge_again(self) -> None:
+        """Store before anything is written that the slot, which rested, has a worker again."""
+        self._said = self._pipeline.acknowledged = None
+        self.acknowledge()
+
     def _is_acknowledged(self, batch: Batch) -> bool:
         if not (self._pipeline.slot and batch.parts) or self._in_doubt is None:
             return True

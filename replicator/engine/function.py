@@ -21,12 +21,20 @@ from replicator.checkpoints.contract import Checkpoints, Claimed, Slotted
 from replicator.engine import preexisting
 from replicator.engine.cleanup import ABANDONED
 from replicator.engine.context import Environment, RunContext
-from replicator.engine.function_cleanup import is_paused, note_in_vain, retain_history, sweep_settled
+from replicator.engine.function_cleanup import (
+    is_paused,
+    is_purge_due,
+    note_in_vain,
+    purge,
+    retain_history,
+    standing,
+    sweep_settled,
+)
 from replicator.engine.lane_run import LaneRun, has_gap
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.startup import check_tables
 from replicator.engine.stop_event import Stop
-from replicator.engine.worker import Post
+from replicator.engine.worker import Post, check_guarded
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import lanes, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
@@ -144,9 +152,11 @@ class Function:
             return {"batchItemFailures": [], "state": {}}
         try:
             self._store(batch)
+            self._rest()
         except BaseException as e:
             if isinstance(e, Exception):
                 self._collect()
+                self._rest()
             failed = self._first_failed(batch)
             self.close()
             if failed == batch.records[0].sequence or not isinstance(e, Exception):
@@ -188,6 +198,7 @@ class Function:
             self._add_orphans()
             if lost is None:  # otherwise a rescan will
                 self._sweep_settled()
+                self._purge()
             self._retain_history()  # which may take the rest of the time
         except Stopped as e:
             log.info("time is over", extra={"shards": read})
@@ -304,6 +315,30 @@ class Function:
             log.warning("sweep not finished", extra={"reason": "time is over; trying again in a few hours"})
             note_in_vain(self._context.checkpoints, self._owner, claimed.revision, now())
 
+    def _purge(self) -> None:
+        """Purge tombstones that were kept because requests might be applied late, once none can be."""
+        if not isinstance(self._context.target, AppliesLate):
+            return
+        self._attend()
+        claimed, now = self._read(), self._environment.now()
+        at = standing(CheckpointView(claimed))
+        if at is None or not is_purge_due(claimed, at, now) or not lanes.may_purge(at, now):
+            return
+        try:
+            purge(self._context, self._owner, self._environment, self._retrying, claimed.revision)
+        except Fenced:
+            log.info("purge not finished", extra={"reason": "another invocation purges, or a run has taken over"})
+
+    def _attend(self) -> None:
+        """Let lanes say what of them is in doubt whose last invocation was killed, or that have had none."""
+        claimed = self._read()
+        at = standing(CheckpointView(claimed))
+        for lane in () if at is None else lanes.unattended(at):
+            with contextlib.suppress(Fenced):  # it has got a shard
+                post = Post(lane, claimed.revision)
+                self._held = LaneRun.claimed_lane(self._context, post, self._owner, self._environment)
+            self._release()
+
     def _check_stream(self, arn: str, view: CheckpointView) -> None:
         """Whether events of the stream ``arn`` may be stored in the epoch, which is bound to a stream.
 
@@ -380,6 +415,7 @@ class Function:
         if held is None:
             return
         try:
+            held.wake()
             held.store(batch)
         except GapFound as gap:
             self._skip(held, gap, batch.shard, ended=False)
@@ -510,8 +546,15 @@ class Function:
         """Let go of the lane, and leave nothing in flight. Stopped if that takes too long."""
         try:
             self._collect()
+            self._rest()
         finally:
             self.close()
+
+    def _rest(self) -> None:
+        """Note that nothing is sent for the lane that is held. What comes next gets along without the note."""
+        if self._held is not None:
+            with contextlib.suppress(Fenced, Stopped):
+                self._held.rest()
 
     def _collect(self) -> None:
         if self._held is None:
@@ -734,13 +777,9 @@ def _discovery(view: CheckpointView, now: float) -> Discovery:
 
 def check_supported(target: Target, checkpoints: Checkpoints) -> None:
     """ConfigError for what cannot run behind Lambda."""
+    check_guarded(target)
     if not isinstance(checkpoints, Slotted):
         raise ConfigError("checkpoints: this store cannot be written by several workers")
-    if isinstance(target, AppliesLate):
-        raise ConfigError(
-            "engine: behind AWS Lambda, targets without transactions are not supported: a write that timed out may "
-            "still be applied, and no process is left to purge the tombstones that guard against it. Use Postgres"
-        )
 
 
 def _decoder(table: SourceTable) -> RecordsDecoder:

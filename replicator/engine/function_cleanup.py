@@ -1,7 +1,8 @@
 """What a scheduled invocation of AWS Lambda cleans up: between backfills no coordinator is left to do it.
 
-Behind Lambda targets have transactions, and these check that the invocation has its slot, and that no other run has
-claimed the pipeline. So a sweep may be divided among any number of invocations, and one that is killed harms nothing.
+The transactions of a target check that the invocation has its slot, and that no other run has claimed the pipeline; of
+a target without them, that is confirmed before each piece. So a sweep may be divided among any number of invocations,
+and one that is killed harms nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from replicator.engine.context import Environment, RunContext
 from replicator.engine.delivery import Delivery
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import Fenced, TransientError
+from replicator.pipeline import lanes, stages
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.coordination import Workers
+from replicator.pipeline.lanes import Standing
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Owner, decode
+from replicator.target.contract import AppliesLate
 from replicator.target.past import KeepsHistory
 
 log = logging.getLogger("replicator")
@@ -27,6 +32,9 @@ CLEANUP = "cleanup"  # the slot that an invocation claims while it sweeps
 IN_VAIN = "cleanup-in-vain"  # the slot whose owner notes when a sweep had too little time for a piece
 RETENTION_IN_VAIN = "retention-in-vain"  # the same for the removal of the oldest part of a history
 PAUSE = 6 * 3600.0  # seconds after that without another attempt, each of which may read all of a large table
+PURGE = "purge"  # the slot that an invocation claims while it purges; its owner notes when the last one did
+PURGED = "purged"  # the slot whose owner notes when the last purge began that came to its end
+PURGE_PAUSE = 3600.0  # seconds between two purges, each of which may read all of a large table
 
 
 def sweep_settled(context: RunContext, owner: Owner, environment: Environment, retrying: RetryPolicy, run: int) -> None:
@@ -35,16 +43,10 @@ def sweep_settled(context: RunContext, owner: Owner, environment: Environment, r
     ``run``: the revision of the run that handed over. Stopped if there is not enough time for a single piece;
     Fenced if another invocation sweeps, or adds shards meanwhile. The next invocation continues then.
     """
-    checkpoints, target = context.checkpoints, context.target
-    assert isinstance(checkpoints, Slotted)
-    claimed = retrying(lambda: checkpoints.claim_slot(owner, CLEANUP, run), asks="checkpoints")
-    workers = Workers((), owner)  # invocations park items meanwhile, as workers of a coordinator do
-    pipeline = Pipeline(context.mapping, claimed, workers=workers, now=environment.now())
-    state, now, monotonic = pipeline.state, environment.now, environment.monotonic
-    assert state is not None, "an invocation of a pipeline that was handed over"
-    delivery = Delivery(target, checkpoints, pipeline, retrying, now, monotonic=monotonic)
-    cleanup = Cleanup(target, checkpoints, context.tables, pipeline, delivery, retrying, now, monotonic, None)
-    retrying(lambda: target.open(context.tables, state.epoch))
+    if isinstance(context.target, AppliesLate):
+        note_owed_purge(context.checkpoints, owner, run, retrying)
+    cleanup = _cleanup(context, owner, environment, retrying, run, CLEANUP)
+    delivery = cleanup.delivery
     log.info("sweeping", extra={"reason": "items that the last sweep spared are no longer parked"})
     swept = False
     try:
@@ -58,6 +60,89 @@ def sweep_settled(context: RunContext, owner: Owner, environment: Environment, r
         if not swept:
             raise
         log.info("sweep not finished", extra={"reason": "time is over; the next invocation goes on"})
+
+
+def purge(context: RunContext, owner: Owner, environment: Environment, retrying: RetryPolicy, run: int) -> None:
+    """Remove all tombstones, if no request can be applied any more that these guard against; see ``lanes.may_purge``.
+
+    ``run`` and what is raised: as in ``sweep_settled``. If there is too little time, or a request comes to be in doubt
+    meanwhile, a later invocation begins anew, with what is left.
+    """
+    now, checkpoints = environment.now, context.checkpoints
+    began, may = now(), True
+    cleanup = _cleanup(context, replace(owner, started=began), environment, retrying, run, PURGE)
+
+    def may_purge() -> bool:
+        """Read after the tombstones were listed that are removed next."""
+        nonlocal may
+        at = standing(CheckpointView(retrying(checkpoints.read, asks="checkpoints")))
+        may = at is not None and lanes.may_purge(at, now())
+        return may
+
+    cleanup.may_purge = may_purge
+    while cleanup.purge():
+        cleanup.delivery.flush()
+        if environment.stop.is_set():
+            log.info("purge not finished", extra={"reason": "time is over; going on in an hour"})
+            return
+        cleanup.delivery.know_parked()
+    if is_whole(cleanup, may=may):
+        assert isinstance(checkpoints, Slotted)
+        checkpoints.claim_slot(replace(owner, started=began), PURGED, run)
+        log.info("tombstones purged")
+
+
+def is_whole(cleanup: Cleanup, *, may: bool) -> bool:
+    """Whether a purge has ended because nothing was left. ``may``: whether no lane needed tombstones."""
+    return may and not cleanup.in_doubt
+
+
+def standing(view: CheckpointView) -> Standing | None:
+    """What is stored that a purge depends on; None unless the stream alone is read."""
+    state = view.pipeline
+    if state is None or state.opening or state.stage != stages.FOLLOWING:
+        return None
+    return Standing(state, view.shards, view.slots, view.retries.all)
+
+
+def is_purge_due(claimed: Claimed, at: Standing, now: float) -> bool:
+    """Whether tombstones may be left, and the last attempt was long enough ago."""
+    tried, purged = _noted(claimed, PURGE), _noted(claimed, PURGED)
+    return lanes.owes_purge(at, purged) and not 0 <= now - tried < PURGE_PAUSE
+
+
+def _noted(claimed: Claimed, slot: str) -> float:
+    noted = [decode(e.kind, e.id, e.text) for e in claimed.entries if (e.kind, e.id) == ("owner", slot)]
+    return max((owner.started for owner in noted if isinstance(owner, Owner)), default=0.0)
+
+
+def note_owed_purge(checkpoints: Checkpoints, owner: Owner, run: int, retrying: RetryPolicy) -> None:
+    """Note before tombstones are left that no lane knows of."""
+    assert isinstance(checkpoints, Slotted)
+    unpurged = replace(owner, started=0.0)
+    retrying(lambda: checkpoints.claim_slot(unpurged, PURGED, run), asks="checkpoints")
+
+
+def _cleanup(
+    context: RunContext, owner: Owner, environment: Environment, retrying: RetryPolicy, run: int, slot: str
+) -> Cleanup:
+    """What cleans up under that ``slot``, once it is claimed. Where the target applies requests late, it may not purge
+    yet.
+    """
+    checkpoints, target, now = context.checkpoints, context.target, environment.now
+    assert isinstance(checkpoints, Slotted)
+    claimed = retrying(lambda: checkpoints.claim_slot(owner, slot, run), asks="checkpoints")
+    workers = Workers((), owner)  # invocations park items meanwhile, as workers of a coordinator do
+    pipeline = Pipeline(context.mapping, claimed, workers=workers, now=now())
+    state, monotonic = pipeline.state, environment.monotonic
+    assert state is not None, "an invocation of a pipeline that was handed over"
+    delivery = Delivery(target, checkpoints, pipeline, retrying, now, monotonic=monotonic)
+    window = target.in_doubt if isinstance(target, AppliesLate) else None
+    cleanup = Cleanup(target, checkpoints, context.tables, pipeline, delivery, retrying, now, monotonic, window)
+    if window is not None:
+        cleanup.may_purge = lambda: False
+    retrying(lambda: target.open(context.tables, state.epoch))
+    return cleanup
 
 
 def retain_history(

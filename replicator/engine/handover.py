@@ -54,12 +54,22 @@ class LaneCoordinator(Coordinator):
             return False
         cleanup = self._cleanup
         owes = cleanup.overdue or cleanup.owes_sweep or self.pipeline.parked.repair is not None
-        return not owes and not self._requests.pending
+        return not owes and not self._awaits_sweep and not self._requests.pending
+
+    @property
+    def _awaits_sweep(self) -> bool:
+        """Whether requests of an earlier epoch may still be applied, behind the sweep: another one follows."""
+        return self._state().resync and self._in_doubt is not None and bool(self._in_doubt.left_earlier)
 
     @property
     def _is_following(self) -> bool:
         state = self.pipeline.state
         return state is not None and state.stage == stages.FOLLOWING and not state.opening
+
+    @property
+    def waits_for_workers(self) -> bool:
+        """Whether each worker must say that it knows the stage, also one that has nothing left to do."""
+        return self._in_doubt is not None
 
     def step(self) -> None:
         super().step()
@@ -139,6 +149,8 @@ class Backfill:
         """A step of the worker while there is something to scan, and now and then one of the coordinator."""
         assert self._worker is not None
         scanning = self.is_scanning and self._worker.step()
+        if not self.is_scanning and self.coordinator.waits_for_workers:
+            self._worker.step()
         now = self._environment.monotonic()
         if not scanning or now - self._coordinated >= COORDINATE_INTERVAL:
             self._coordinated = now

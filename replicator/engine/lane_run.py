@@ -19,11 +19,13 @@ from replicator.engine.parked_limits import check_parked
 from replicator.engine.retry import Stopped
 from replicator.engine.worker import Post, SlotRun
 from replicator.errors import GapFound, TransientError
+from replicator.pipeline import lanes
 from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.lanes import Standing
 from replicator.source.keys_only import FIRST_KEYS, keys_for, looked_up, portion, weight
 from replicator.source.lambda_event import ShardBatch
 from replicator.source.shard_reader import OVERLAP
-from replicator.state import Owner, ShardState
+from replicator.state import LONGEST_IN_DOUBT, Owner, ShardState
 
 log = logging.getLogger("replicator")
 
@@ -42,6 +44,8 @@ class LaneRun(SlotRun):
     """
 
     has_read = False  # whether it has read any shard itself, so that its readers have positions of their own
+    _rests = False  # whether its entry says so
+    _until, _begun = 0.0, 0  # until when requests are in doubt, and how often the window had begun by then
 
     @classmethod
     def claimed_lane(cls, context: RunContext, post: Post, owner: Owner, environment: Environment) -> LaneRun:
@@ -124,6 +128,43 @@ class LaneRun(SlotRun):
             records: Sequence[Record] = completed(self._context.client, steps)
             yield records
             keys, left = keys_for(records, keys), left[count:]
+
+    def _take_over_window(self, lingers: float | None) -> None:
+        """Open the in-doubt window for as long as requests of earlier invocations, or of a command, are in doubt."""
+        assert self._in_doubt is not None
+        now, view = self._environment.now(), self.pipeline.view
+        at = Standing(self._state, self.pipeline.shards, view.slots, view.retries.all)
+        self._until = lanes.in_doubt_until(self.lane, at, now)
+        if (seconds := lanes.window_of(self._until, now)) > 0.0:
+            self._in_doubt.begin(seconds)
+        self._begun = self._in_doubt.begun
+
+    def rest(self) -> None:
+        """Store until when requests of this lane may be applied, as nothing is sent before ``wake``.
+
+        Otherwise the lane's next claim takes this container for killed, and keeps tombstones for minutes. If something
+        was sent and is not stored, it is left at that.
+        """
+        if self._in_doubt is None or self._rests or self._delivery.busy or self.pipeline.is_storing:
+            return
+        now, begun = self._environment.now(), self._in_doubt.begun
+        if begun != self._begun:
+            self._begun, self._until = begun, now + LONGEST_IN_DOUBT
+        left = max(0.0, lanes.window_of(self._until, now))
+        self.pipeline.drop_ahead()
+        self.pipeline.acknowledge(in_doubt=left, lingers=left or None, begun=begun, until=self._until)
+        self._delivery.flush()
+        self._rests = True
+
+    def wake(self) -> None:
+        """Store before anything is written that the lane no longer rests. A command may have retried something since.
+
+        Fenced, with that or later, if another container has claimed the lane.
+        """
+        if self._rests:
+            self._rests = False
+            self._delivery.know_parked()
+            self._delivery.acknowledge_again()
 
     def _target_gap(self) -> GapFound | None:
         """Nothing: the function has looked before it claimed the lane."""

@@ -35,7 +35,7 @@ from replicator.pipeline.pipeline import Pipeline
 from replicator.source.scan import ReadBudget
 from replicator.source.table import SourceTable, find_table, view_of
 from replicator.state import LONGEST_IN_DOUBT, Entry, Heartbeat, Owner, PipelineState, Save, decode, encode
-from replicator.target.contract import AppliesLate, Transactional, marks_of
+from replicator.target.contract import AppliesLate, Target, Transactional, Unguarded, marks_of
 
 log = logging.getLogger("replicator")
 
@@ -406,6 +406,15 @@ class SlotRun:
         """Save a heartbeat ahead of the batch that takes long to make, or waits for a target that is not the store."""
         with contextlib.suppress(TransientError):
             self._context.checkpoints.save([Save("pulse", self._post.slot, None, encode(self._heartbeat()))])
+
+
+def check_guarded(target: Target) -> None:
+    """ConfigError for a target whose documents have no versions. Does not connect."""
+    if isinstance(target, Unguarded) and target.unguarded:
+        raise ConfigError(
+            "target.pristine: without versions in the items, writes of several workers to one item cannot be told "
+            "apart: remove the option, or use one process"
+        )
 
 
 def may_be_claimed(context: RunContext, post: Post, environment: Environment) -> bool:

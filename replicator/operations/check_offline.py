@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeVar
 from replicator.aws.prices import PRICES
 from replicator.config.engine import Lambda, Ray
 from replicator.engine.assembly import KEPT_EXPIRED, check_tables
-from replicator.engine.coordinator import check_guarded
 from replicator.engine.gap_repair import check_supported
 from replicator.engine.generations import hook_files
+from replicator.engine.worker import check_guarded
 from replicator.errors import ConfigError, ReplicatorError
 from replicator.hooks import loading
 from replicator.hooks.collisions import collision

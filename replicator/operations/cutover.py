@@ -126,6 +126,9 @@ def standing(claimed: Claimed, now: float) -> Standing:
     values = {(e.kind, e.id): decode(e.kind, e.id, e.text) for e in entries if e.kind in ("pipeline", "pulse", "shard")}
     state = values.get(("pipeline", ""))
     beats = {id: beat for id in writers(entries) if isinstance(beat := values.get(("pulse", id)), Heartbeat)}
+    slots = slots_of(entries) or {}
+    if isinstance(state, PipelineState):
+        slots = lanes.in_charge(slots, state)
     current = progress(entries, claimed.counts, now)
     verification, other_passes = _ranked(passes_of(entries).values())
     return Standing(
@@ -133,7 +136,7 @@ def standing(claimed: Claimed, now: float) -> Standing:
         progress=current,
         state=state if isinstance(state, PipelineState) else None,
         shards={id: s for (_, id), s in values.items() if isinstance(s, ShardState)},
-        in_doubt=_in_doubt(beats.get(""), slots_of(entries) or {}, now),
+        in_doubt=_in_doubt(beats.get(""), slots, now),
         verification=verification,
         other_passes=other_passes,
         parked=sorted({item_of(e.id) for e in entries if e.kind == "parked"}),
@@ -151,7 +154,7 @@ def _listed(heartbeat: Heartbeat | None) -> float | None:
 
 def _in_doubt(heartbeat: Heartbeat | None, workers: Mapping[str, Slot], now: float) -> float | None:
     """Of the run, by its heartbeat, and of its workers, by what each stores before it relies on that."""
-    of_workers = max((slot.in_doubt for slot in workers.values()), default=0.0)
+    of_workers = max((lanes.left_of(slot, now) for slot in workers.values()), default=0.0)
     if heartbeat is None or heartbeat.in_doubt is None:
         return of_workers or None
     return max(of_workers, heartbeat.in_doubt - max(0.0, now - heartbeat.at))

@@ -142,10 +142,10 @@ def window_of_claim(claimant: Claimant, pipeline: PipelineState, slots: Mapping[
 
 def _in_doubt_elsewhere(claimed: str, pipeline: PipelineState, slots: Mapping[str, Slot]) -> list[float]:
     others = [slot for id, slot in slots.items() if id not in (claimed, COORDINATOR)]
-    return [_left_in_doubt(slot, pipeline) for slot in others]
+    return [left_in_doubt(slot, pipeline) for slot in others]
 
 
-def _left_in_doubt(slot: Slot, pipeline: PipelineState) -> float:
+def left_in_doubt(slot: Slot, pipeline: PipelineState) -> float:
     """Of a slot that was taken away in an earlier epoch, and has had no worker since, nothing newer is known."""
     if slot.epoch == 0:  # its worker has not begun in this run
         return slot.lingers or 0.0
@@ -193,7 +193,7 @@ def may_sweep(pipeline: PipelineState, slots: Mapping[str, Slot], vacant: Mappin
     A worker that is away is waited for, as long as what it sent before its slot was taken away may be applied.
     ``vacant``: for how many seconds slots have had no worker, as far as the coordinator has seen it itself.
     """
-    return all(_knows(slot, pipeline) or _outlasted(vacant.get(id)) for id, slot in slots.items())
+    return all(knows(slot, pipeline) or _outlasted(vacant.get(id)) for id, slot in slots.items())
 
 
 def may_purge(pipeline: PipelineState, slots: Mapping[str, Slot], vacant: Mapping[str, float]) -> bool:
@@ -202,12 +202,11 @@ def may_purge(pipeline: PipelineState, slots: Mapping[str, Slot], vacant: Mappin
     Besides, no worker's writes are in doubt. One whose writes come to be in doubt later stores that before it leaves
     the tombstones that it needs for them: so these were not listed.
     """
-    return all(
-        not slot.in_doubt if _knows(slot, pipeline) else _outlasted(vacant.get(id)) for id, slot in slots.items()
-    )
+    return all(not slot.in_doubt if knows(slot, pipeline) else _outlasted(vacant.get(id)) for id, slot in slots.items())
 
 
-def _knows(slot: Slot, pipeline: PipelineState) -> bool:
+def knows(slot: Slot, pipeline: PipelineState) -> bool:
+    """Whether the slot's worker has stored that it knows the pipeline's epoch and stage."""
     return (slot.epoch, slot.stage) == (pipeline.epoch, pipeline.stage)
 
 

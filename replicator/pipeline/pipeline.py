@@ -238,15 +238,23 @@ class Pipeline:
         self._pending += [("segment", id, segment) for id, segment in segments.items()]
         self._pending.append(("pipeline", "", state))
 
-    def acknowledge(self, *, in_doubt: float = 0.0, lingers: float | None = LONGEST_IN_DOUBT, begun: int = 0) -> None:
+    def acknowledge(
+        self,
+        *,
+        in_doubt: float = 0.0,
+        lingers: float | None = LONGEST_IN_DOUBT,
+        begun: int = 0,
+        until: float | None = None,
+    ) -> None:
         """Store with the next batch that this worker knows the pipeline's epoch and stage, and its in-doubt window.
 
         A coordinator waits for this: no batch of an earlier epoch or stage can follow it. Nothing is written before the
-        first time, so that a slot is known to be idle, or to have a worker that says what it has sent.
+        first time, so that a slot is known to be idle, or to have a worker that says what it has sent. ``until``: the
+        slot rests from then on, see ``Slot``.
         """
         assert self.state is not None
         retried, worker = self.parked.retries.all, self.worker
-        slot = Slot(self.state.epoch, self.state.stage, in_doubt, lingers, begun, retried, worker)
+        slot = Slot(self.state.epoch, self.state.stage, in_doubt, lingers, begun, retried, worker, until)
         self._pending.append(("slot", self.slot, slot))
 
     def learn(self, entries: Iterable[Entry]) -> None:
@@ -489,6 +497,11 @@ class Pipeline:
         """Whether deletes leave tombstones: during the scan, and while a command inserts documents."""
         state = self.view.pipeline
         return (state is not None and stages.remembers_deletes(state)) or self.parked.repairing != ""
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether a batch was taken that is neither stored nor given back."""
+        return bool(self._in_flight)
 
     @property
     def _is_opening(self) -> bool:

@@ -868,15 +868,6 @@ def test_an_invocation_whose_lane_others_take_again_and_again_stores_its_batch_i
     assert stack.clock.now >= began + 1.0, "until then, each attempt was in vain"
 
 
-def test_targets_without_transactions_are_refused() -> None:
-    stack = Stack(index=True)
-    with pytest.raises(ConfigError, match="behind AWS Lambda, targets without transactions are not supported"):
-        stack.container()
-    with pytest.raises(ConfigError, match="behind AWS Lambda"):
-        stack.backfill()
-    assert stack.database.entries == {}
-
-
 def test_chosen_items_that_are_requested_are_rescanned_by_the_next_backfill() -> None:
     stack = filled()
     function = stack.container()

@@ -12,17 +12,19 @@ from typing import Any
 
 import pytest
 
-from replicator.engine import function
+from replicator.engine import function, function_cleanup
 from replicator.engine.function import Function
 from replicator.engine.lane_run import LaneRun
 from replicator.engine.retry import Stopped
 from replicator.pipeline import batching, lanes
 from replicator.pipeline.batching import PageBuffer
 from replicator.source.lambda_event import ShardBatch
+from tests.simulation.lambda_mirrors import MirrorWorld
 from tests.simulation.lambda_world import SlowHookWorld, SlowWorld, World, simulate
 
 SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400")) // 150
 SLOW_SEEDS = 10 * SEEDS  # of few shards
+MIRROR_SEEDS = 20 * SEEDS
 FAILED_ONCE = (105, 9086)
 """Events of shards without a lane: one had ended before the epoch, one the stream no longer lists."""
 MOST = 200  # seeds that may pass until a wrong design is noticed
@@ -47,6 +49,11 @@ def test_however_slow_listings_are_invocations_of_half_a_minute_add_shards_and_r
 @pytest.mark.timeout(60 + 6 * SLOW_SEEDS)
 def test_however_slow_the_hook_is_invocations_store_what_is_delivered_and_say_what_is_not() -> None:
     simulate_all(range(SLOW_SEEDS), SlowHookWorld)
+
+
+@pytest.mark.timeout(60 + 6 * MIRROR_SEEDS)
+def test_without_transactions_no_late_request_changes_the_copy_and_tombstones_are_purged() -> None:
+    simulate_all(range(MIRROR_SEEDS), MirrorWorld)
 
 
 def simulate_all(seeds: Iterable[int], kind: type[World] = World) -> None:
@@ -157,6 +164,38 @@ def leaves_a_batch_in_flight(patch: Patch) -> None:
     patch.setattr(Function, "_collect", lambda _: None)
 
 
+def rests_as_if_all_requests_were_answered(patch: Patch) -> None:
+    rest: Any = LaneRun.rest
+
+    def rests(self: LaneRun) -> None:
+        if self._in_doubt is not None:
+            self._until, self._begun = 0.0, self._in_doubt.begun
+        rest(self)
+
+    patch.setattr(LaneRun, "rest", rests)
+
+
+def takes_a_killed_container_for_one_that_rested(patch: Patch) -> None:
+    patch.setattr(lanes, "_own_until", lambda slot, now: slot.until or 0.0)
+
+
+def works_on_without_saying_so(patch: Patch) -> None:
+    """A container that kept its lane: if it is killed then, the lane is taken for one that rests."""
+    patch.setattr(LaneRun, "wake", lambda self: setattr(self, "_rests", False))
+
+
+def purges_whatever_is_in_doubt(patch: Patch) -> None:
+    patch.setattr(lanes, "may_purge", lambda *_: True)
+
+
+def takes_a_purge_that_was_cut_short_for_a_whole_one(patch: Patch) -> None:
+    patch.setattr(function_cleanup, "is_whole", lambda *_, **__: True)
+
+
+def leaves_lanes_without_shards_alone(patch: Patch) -> None:
+    patch.setattr(lanes, "unattended", lambda _: [])
+
+
 NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
     looks_at_the_first_record_of_a_batch_alone: (78, "changes were counted"),
     trusts_the_event: (7, "changes were counted"),
@@ -171,6 +210,16 @@ SLOWLY_NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
     goes_on_counting_after_minutes_without_a_listing: (1, "nothing was lost, but there are gaps"),
     starts_the_clock_over_with_each_invocation: (0, "missing for good is no gap"),
     gives_up_once_another_invocation_lists: (1, "no invocation|for good is no gap succeeds any more"),
+}
+
+
+MIRRORS_NOTICED: dict[Callable[[Patch], None], tuple[int, str]] = {
+    rests_as_if_all_requests_were_answered: (3, "tombstones are never purged"),
+    takes_a_killed_container_for_one_that_rested: (9, "the copy differs"),
+    works_on_without_saying_so: (8, "the copy differs"),
+    purges_whatever_is_in_doubt: (43, "the copy differs"),
+    takes_a_purge_that_was_cut_short_for_a_whole_one: (22, "tombstones are never purged"),
+    leaves_lanes_without_shards_alone: (8, "tombstones are never purged"),
 }
 
 
@@ -193,6 +242,15 @@ def assert_noticed(seed: int, said: str, world: type[World] = World) -> None:
 def test_a_wrong_design_is_noticed_where_hooks_are_slow(design: Callable[[Patch], None], monkeypatch: Patch) -> None:
     design(monkeypatch)
     assert_noticed(*HOOKS_NOTICED[design], SlowHookWorld)
+
+
+@pytest.mark.parametrize("design", MIRRORS_NOTICED, ids=lambda design: design.__name__)
+@pytest.mark.timeout(300)
+def test_a_wrong_design_is_noticed_where_there_are_no_transactions(
+    design: Callable[[Patch], None], monkeypatch: Patch
+) -> None:
+    design(monkeypatch)
+    assert_noticed(*MIRRORS_NOTICED[design], MirrorWorld)
 
 
 @pytest.mark.parametrize("design", SLOWLY_NOTICED, ids=lambda design: design.__name__)
