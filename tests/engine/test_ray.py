@@ -855,6 +855,55 @@ def test_a_cluster_that_cannot_be_joined_is_named(
         pass
 
 
+class AuthenticationError(RayError):
+    """Of a process with ``RAY_AUTH_MODE`` and no token."""
+
+
+WRONG_TOKEN = ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:6379")
+WRONG_TOKEN.__cause__ = RuntimeError("Traceback\nray.exceptions.AuthenticationError: InvalidAuthToken")
+
+
+@pytest.mark.parametrize("error", [WRONG_TOKEN, AuthenticationError("no token was found")], ids=type)
+def test_a_cluster_that_refuses_the_token_is_not_taken_for_one_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It would be tried for ever."""
+    errors = SimpleNamespace(AuthenticationError=AuthenticationError)
+    fake = SimpleNamespace(init=_raising(error), exceptions=errors)
+    monkeypatch.setattr("replicator.engine.ray.cluster.importlib.import_module", lambda _: fake)
+    said = "cannot join the Ray cluster at auto: it refuses the token of this process, or there is none. RAY_AUTH_MODE"
+    with pytest.raises(ConfigError, match=said), cluster(Ray(address="auto")):
+        pass
+
+
+def _raising(error: Exception) -> Callable[..., None]:
+    def init(**_: Any) -> None:
+        raise error
+
+    return init
+
+
+@pytest.mark.parametrize(("before", "tries"), [(None, "1"), ("7", "7")], ids=["by default", "as its user says"])
+def test_ray_tries_once_to_join_what_may_be_no_cluster(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, tries: str
+) -> None:
+    """A try takes 41 seconds where something listens that is no head."""
+    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", before or "")  # restored afterwards
+    if before is None:
+        monkeypatch.delenv("RAY_NUM_REDIS_GET_RETRIES")
+    imported: list[str | None] = []
+
+    def ray(_: str) -> Any:
+        imported.append(os.environ.get("RAY_NUM_REDIS_GET_RETRIES"))
+        return SimpleNamespace(init=_raising(ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:8265")))
+
+    monkeypatch.setattr("replicator.engine.ray.cluster.importlib.import_module", ray)
+    said = r"8265\. If something listens there, it is no head of Ray 2\.x .* Start this command on a node of a cluster"
+    with pytest.raises(TransientError, match=said), cluster(Ray(address="auto")):
+        pass
+    assert imported == [tries]
+
+
 def test_an_address_where_nothing_listens_is_named_before_ray_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**_: Any) -> None:
         raise AssertionError("Ray waits for more than a minute")

@@ -23,6 +23,7 @@ STORE = 80_000_000  # bytes of Ray's object store on this machine; nothing of ou
 NAMESPACE = "replicator"
 _INSTALL = install("ray")
 KNOCK = 5.0  # seconds that a head gets to accept a connection
+TRIES = "1"  # of Ray to join a cluster, each of up to 41 seconds; by default it makes 20 of them
 _NUMBER = re.compile(r"\d+")
 
 
@@ -86,16 +87,32 @@ def _on_this_machine(workers: int, resources: contextlib.ExitStack) -> Any:
 
 
 def _at(address: str) -> Any:
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", TRIES)
     ray = _imported()
     if address != "auto":
         _knock(address)
     try:
         _init(ray, address=address)
     except (ConnectionError, TimeoutError, socket.gaierror) as e:
-        raise _no_answer(address, e) from e
-    except (RuntimeError, ValueError, OSError) as e:  # other versions of Ray or Python, or a wrong token
-        raise ConfigError(f"engine.address: cannot join the Ray cluster at {address}: {_first_line(e)}") from e
+        refused = "AuthenticationError" in str(e.__cause__)  # Ray has it as the text of a traceback only
+        raise (_refused(address) if refused else _no_answer(address, e)) from e
+    except (RuntimeError, ValueError, OSError) as e:  # other versions of Ray or Python
+        raise _cannot_join(address, _first_line(e)) from e
+    except ray.exceptions.AuthenticationError as e:  # RAY_AUTH_MODE is set, and no token
+        raise _refused(address) from e
     return ray
+
+
+def _cannot_join(address: str, why: str) -> ConfigError:
+    return ConfigError(f"engine.address: cannot join the Ray cluster at {address}: {why}")
+
+
+def _refused(address: str) -> ConfigError:
+    return _cannot_join(
+        address,
+        "it refuses the token of this process, or there is none. RAY_AUTH_MODE and RAY_AUTH_TOKEN must be what the "
+        "cluster was started with",
+    )
 
 
 def _knock(address: str) -> None:
@@ -110,8 +127,14 @@ def _knock(address: str) -> None:
 
 
 def _no_answer(address: str, error: OSError) -> TransientError:
+    why, listens = _first_line(error), ""
+    if "Failed to connect to Ray cluster" in why:
+        listens = (
+            " If something listens there, it is no head of Ray 2.x (whose port is 6379 by default), or has another "
+            "RAY_AUTH_MODE than this process."
+        )
     return TransientError(
-        f"engine.address: no Ray cluster answers at {address}: {_first_line(error)}. Start this command on a node of a "
+        f"engine.address: no Ray cluster answers at {address}: {why}.{listens} Start this command on a node of a "
         "cluster; without the option, the run starts Ray on this machine"
     )
 
