@@ -280,6 +280,7 @@ def test_a_rescan_waits_for_requests_of_the_epoch_before_and_sweeps_what_they_br
             assert ("k2",) in mirror.stored
     run.end()
     run.close()
+    mirror.arrive()
     assert mirror.stored == mirror.wanted
     mirror.settled()
 
