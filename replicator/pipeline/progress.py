@@ -35,6 +35,7 @@ from replicator.state import (
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
 HEARTBEAT_TIMEOUT = 15.0  # seconds without a heartbeat after which a run counts as stopped
+STARTING = 30.0  # seconds that a worker gets for its start and its first heartbeat
 UNINVOKED = 45 * 60.0  # seconds without an invocation after which AWS Lambda counts as stopped
 ABANDONED = 900.0  # seconds without a sign of a command's pass after which it does not count as in progress
 CURRENT = 1.5  # seconds for which a report of a run counts as its present state
@@ -92,8 +93,12 @@ class WorkerProgress(msgspec.Struct, frozen=True):
         return self.slot == COORDINATOR
 
     @property
+    def is_silent(self) -> bool:
+        return self.silent is None or self.silent > HEARTBEAT_TIMEOUT
+
+    @property
     def is_up(self) -> bool:
-        return bool(self.host) and self.silent is not None and self.silent <= HEARTBEAT_TIMEOUT
+        return bool(self.host) and not self.is_silent
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -158,6 +163,8 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
     )
     if by_lambda and current.waiting_for is None and current.phase != "stopped":
         current = structs.replace(current, waiting_for=_owed(entries))
+    if current.waiting_for is None and current.phase != "stopped":
+        current = structs.replace(current, waiting_for=_blocked(workers, kinds["owner"].get(""), now))
     stripped = kinds["stripped"].get("")
     return structs.replace(with_passes(current, kinds["verified"], now), stripped=stripped, workers=workers)
 
@@ -222,6 +229,18 @@ def _worker(
         waiting_for=heartbeat.waiting_for if heartbeat else None,
         restarts=restarts.get(slot, 0) if heartbeat else None,
     )
+
+
+def _blocked(workers: Iterable[WorkerProgress], run: Owner | None, now: float) -> str | None:
+    """What one of a run's ``workers`` waits for, or that one is missing, although the others go on; None if all do."""
+    own = [worker for worker in workers if not worker.is_coordinator]
+    waiting = [w for w in own if w.waiting_for is not None and not w.is_silent]
+    if waiting:
+        return f"worker {waiting[0].slot}: {waiting[0].waiting_for}"
+    run_started = run.started if run is not None else now
+    missing = [w for w in own if w.is_silent and now - max(run_started, w.started or 0.0) > STARTING]
+    given = [w.slot for w in missing if w.shards or w.segments]
+    return f"worker {given[0]} is not up: what it is given is not read" if given else None
 
 
 def invoked(beats: Mapping[str, Heartbeat], now: float, last_run: Owner | None) -> Heartbeat | None:

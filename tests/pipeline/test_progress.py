@@ -91,6 +91,51 @@ def test_a_run_with_workers_shows_who_has_what_and_what_each_waits_for() -> None
     assert as_values(seen(later))["workers"] is None
 
 
+def two_workers(**changes: Any) -> dict[tuple[str, str], Any]:
+    """A run that began two minutes ago, and whose workers have a shard each. ``changes``: of heartbeats, by slot."""
+    owners = {slot: Owner(slot, "here", 7, NOW - 110) for slot in ("coordinator", "0", "1")}
+    beats = {
+        "": Heartbeat(NOW - 1, "live"),
+        "0": Heartbeat(NOW - 1, "live"),
+        "1": Heartbeat(NOW - 1, "live"),
+        **changes,
+    }
+    return {
+        ("pipeline", ""): STATE,
+        ("owner", ""): Owner("r", "here", 1, NOW - 120),
+        **{("owner", slot): owner for slot, owner in owners.items()},
+        ("slot", "coordinator"): Slot(0, "", begun=1),
+        **{("pulse", slot): beat for slot, beat in beats.items() if beat is not None},
+        ("shard", "a"): replace(shard(), slot="0"),
+        ("shard", "b"): replace(shard(), slot="1"),
+    }
+
+
+def test_what_one_worker_waits_for_is_what_the_run_waits_for() -> None:
+    waiting = Heartbeat(NOW - 1, "live", waiting_for="no route")
+    assert seen(two_workers()).waiting_for is None
+    assert seen(two_workers(**{"1": waiting})).waiting_for == "worker 1: no route"
+    both = {"": replace(waiting, waiting_for="checkpoints"), "1": waiting}
+    assert seen(two_workers(**both)).waiting_for == "checkpoints", "what all wait for comes first"
+    ended = {"": Heartbeat(NOW - 16, "live"), "1": waiting}
+    assert seen(two_workers(**ended)).waiting_for is None, "no run is up"
+
+
+def test_a_worker_that_is_not_up_is_what_the_run_waits_for_if_something_is_given_to_it() -> None:
+    said = "worker 1 is not up: what it is given is not read"
+    never_started = {**two_workers(**{"1": None}), ("owner", "1"): Owner("", "", 0, 0.0)}
+    assert seen(never_started).waiting_for == said
+    died = replace(Heartbeat(NOW - 16, "live"), waiting_for="what it waited for as it died")
+    assert seen(two_workers(**{"1": died})).waiting_for == said
+    assert seen({**never_started, ("owner", ""): Owner("r", "here", 1, NOW - 25)}).waiting_for is None, "it may start"
+    again = {**two_workers(**{"1": None}), ("owner", "1"): Owner("w", "here", 8, NOW - 5)}
+    assert seen(again).waiting_for is None, "another process has just taken its place"
+    taken_away = {**two_workers(), ("owner", "1"): Owner("", "", 0, 0.0)}
+    assert seen(taken_away).waiting_for is None, "for a moment, as an epoch begins"
+    nothing = {**never_started, ("shard", "b"): replace(shard(ended=True), slot="1")}
+    assert seen(nothing).waiting_for is None
+
+
 def test_a_worker_that_has_claimed_its_slot_is_not_up_because_the_one_before_was() -> None:
     """Until its own first heartbeat, and though that of the earlier one is of a moment ago."""
     earlier, later = Owner("w", "far", 7, NOW - 60), Owner("x", "near", 8, NOW - 1)
