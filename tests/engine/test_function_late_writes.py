@@ -273,11 +273,11 @@ def test_a_rescan_waits_for_requests_of_the_epoch_before_and_sweeps_what_they_br
         run.step()
         mirror.clock.now += 1.0
         if mirror.clock.now - began < 60.0:
-            mirror.write("k1", 3)  # so that each lane says that it knows the stage
+            mirror.write("k1", round(mirror.clock.now))  # so that its lane says that it knows the stage
             mirror.deliver(mirror.container())
         elif mirror.late:
             mirror.arrive()
-            assert ("k2",) in mirror.stored
+            assert ("k2",) in mirror.stored, "the first sweep is over"
     run.end()
     run.close()
     mirror.arrive()
