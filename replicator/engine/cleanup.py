@@ -192,6 +192,7 @@ class Cleanup:
         repair, now = self.pipeline.parked.repair, self.monotonic()
         if repair is not None and repair != self._repair:
             self._repair, self._repair_seen = repair, now
+            self._through.clear()  # it left tombstones in tables that a purge after an earlier one had finished
         if repair is None:
             return False
         noted, revision = repair

@@ -151,10 +151,11 @@ class Pipeline:
 
     @property
     def closed(self) -> set[str]:
-        """Shards that are known to be closed. A worker sees no listings, but which shards have children."""
-        if not self.slot:
-            return self.discovery.closed
-        return {state.parent for state in self.shards.values() if state.parent is not None}
+        """Shards that are known to be closed: listed so, or with a child, which is known before the first listing.
+
+        A worker sees no listings.
+        """
+        return self.discovery.closed | {state.parent for state in self.shards.values() if state.parent is not None}
 
     def scans(self) -> Iterator[tuple[int, SegmentState]]:
         """Segments to start scanning; none before the epoch's shard positions are stored, and its tables opened."""
@@ -351,18 +352,21 @@ class Pipeline:
         self._pending += [("shard", id, state) for id, state in news.shards.items()]
         self._pending += [("shard", id, None) for id in news.forgotten]
         settled = self._settled(news)
-        self._pending += [("shard", id, replace(self.shards[id], ended=True, leaf=True)) for id in settled]
+        for id in settled:  # its parent's ordinals go on in children that listings show later, also if nothing was read
+            ended = replace(stages.start(self.shards[id], self.shards), ended=True, leaf=True)
+            self._pending.append(("shard", id, ended))
         if self.workers is not None:  # which read the shard on, or have a child to read: they must learn of its end
             owner = replace(self.workers.coordinator, run="", started=listing.at)
             slots = {self.shards[id].slot for id in settled if not self.shards[id].ended}
             self._pending += [("owner", slot, owner) for slot in sorted(slots.intersection(self.workers.slots))]
 
     def _settled(self, news: News) -> list[str]:
-        """Finished shards with nothing buffered or in flight, so that their stored state is final."""
+        """Finished shards with nothing buffered or in flight, also of their parents, so that their stored state is final."""
         stored, view = self.shards, self.view.shards
+        waiting = {id for id, state in stored.items() if not state.ended} - lineage.readable(stored)
         return [
             id
-            for id in sorted(news.finished)
+            for id in sorted(news.finished - waiting)
             if id in stored and stored[id] == view.get(id) and f"shard:{id}" not in self.pages
         ]
 

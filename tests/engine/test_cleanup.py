@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from replicator.engine.cleanup import ABANDONED
-from replicator.engine.parked_limits import REREAD_INTERVAL
+from replicator.engine.parked_limits import IDLE_INTERVAL, REREAD_INTERVAL
 from replicator.state import Repair, Save, decode_repair, encode
 from replicator.testing.memory import MemoryCheckpoints
 from replicator.version import FIRST_EPOCH, version
@@ -75,6 +75,33 @@ def test_what_a_killed_repair_needed_is_purged_once_it_gave_no_sign_for_15_minut
         driver.run(until=None)
     assert ABANDONED <= seen[-1] - seen[0] < ABANDONED + REREAD_INTERVAL + 60
     assert tombstones == {}
+
+
+def test_a_repair_that_begins_while_what_another_needed_is_purged_leaves_nothing_in_any_table() -> None:
+    universe = Universe(0, Scenario(rates={}, steps=1_000_000, keys=3, hook="fanned"))
+    universe.write("a", removes=False)
+    runs.go(universe, 5000)
+    database, (first, last) = universe.database, sorted(universe.tables)
+    announce(universe, Repair("one", ended=True))
+    for table in (first, last):
+        database.tombstones[table]["gone",] = version(FIRST_EPOCH, 5)
+    second = iter([Repair("two"), Repair("two", ended=True)])
+    driver = runs.driver_in(universe, runs.copy_in(universe))
+
+    def passes(left: int) -> None:
+        universe.clock.now += IDLE_INTERVAL  # after which the run looks at what commands noted
+        if not database.tombstones[last] and (noted := next(second, None)) is not None:
+            for table in (first, last):
+                database.tombstones[table]["gone by two",] = version(FIRST_EPOCH, 6)
+            announce(universe, noted)
+        elif ("repair", "") not in database.entries:
+            raise Killed
+
+    runs.limit_turns(driver, 1000, passes)
+    with suppress(Killed):
+        driver.run(until=None)
+    assert ("repair", "") not in database.entries
+    assert not any(database.tombstones.values())
 
 
 def test_a_repair_that_shows_that_it_is_at_work_is_not_given_up() -> None:

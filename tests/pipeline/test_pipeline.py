@@ -162,6 +162,24 @@ def test_a_child_opens_when_its_parents_end_is_stored_not_when_it_is_read() -> N
     assert {id: s.ordinal for id, s in opened(pipeline).items()} == {"c": 2}
 
 
+def test_a_shard_that_is_gone_before_its_first_page_passes_its_parents_ordinals_on() -> None:
+    """Its child's records are newer than those of its parent, whatever their numbers in the shard are."""
+    pipeline = begun(Shard("p"))
+    opened(pipeline)
+    pipeline.listed(Listing((Shard("p", last="9"), Shard("c", "p", "10"), Shard("q")), True, "ENABLED", NOW))
+    store(pipeline)
+    pipeline.accept(page("p", record(1), record(2), ended=True))
+    pipeline.discovery.not_found("c")
+    for n in range(3):
+        pipeline.listed(Listing((Shard("d", "c", "20"), Shard("q")), True, "ENABLED", NOW + n))
+    assert not pipeline.shards["c"].ended, "its parent is not stored to its end"
+    store(pipeline)
+    pipeline.listed(Listing((Shard("d", "c", "20"), Shard("q")), True, "ENABLED", NOW + 3))
+    store(pipeline)
+    assert (pipeline.shards["c"].ended, pipeline.shards["c"].leaf) == (True, True)
+    assert {id: s.ordinal for id, s in opened(pipeline).items() if id != "q"} == {"d": 2}
+
+
 def test_a_batch_is_the_last_write_of_each_item_and_counts_all_changes() -> None:
     pipeline = begun(Shard("a"))
     opened(pipeline)

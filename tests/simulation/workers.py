@@ -532,13 +532,13 @@ class Swarm(Universe):
         return parent in self.vanished and ("shard", str(parent)) not in self.database.entries
 
     def is_stored(self, shard: str) -> bool:
-        """Whether a worker has stored all records that the shard has."""
+        """Whether a worker has stored all records that the shard has had, trimmed ones included."""
         entry = self.database.entries.get(("shard", shard))
         state = None if entry is None else truth.decoded("shard", entry[1])
         if not isinstance(state, ShardState):
             return False
-        sequences = next(one for one in self.source.shards(self.TABLE) if one.id == shard).sequences
-        return not sequences or (state.sequence is not None and int(state.sequence) >= sequences[-1])
+        found = next(one for one in self.source.shards(self.TABLE) if one.id == shard)
+        return found.last <= found.start or (state.sequence is not None and int(state.sequence) >= found.last)
 
     def forget(self, shards: Iterable[str]) -> None:
         """The endpoint does not know the shards, and lists no vanished ones."""
