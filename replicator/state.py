@@ -436,7 +436,10 @@ class Spared:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A shard that listings show without its parent. ``since``, ``last``: times of the first and the last of them."""
+    """A shard that listings show without its parent. ``since``, ``last``: times of the first and the last of them.
+
+    ``listings``: how many; 0 where the parent is listed, and an ancestor of it is not.
+    """
 
     since: float
     last: float

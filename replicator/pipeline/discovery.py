@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from replicator import change, retention
@@ -71,7 +71,7 @@ class Discovery:
         if not listing.complete:
             return News(new)
         orphans = lineage.orphans(known, listed)
-        self._orphans(orphans, listing.at)
+        self._orphans(orphans, listed, listing.at)
         after = {**known, **new}
         missing = lineage.vanished(after, listed) - self.leaves
         finished = self._missing(after, missing, listing.at)
@@ -110,13 +110,15 @@ class Discovery:
         """Note that the endpoint does not know the shard, although nothing needed in it can have expired yet."""
         self.unknown.add(shard)
 
-    def _orphans(self, ids: Iterable[str], now: float) -> None:
+    def _orphans(self, ids: Collection[str], listed: Mapping[str, change.Shard], now: float) -> None:
         """GapFound if a parent is missing for too long.
 
+        A shard whose parent is listed waits for that one's: its own is missing from no listing.
         Nothing needed of a parent that the last listing lacked is older than that listing. So for a day no trimming
         explains that it is missing, and the gap that a few listings would report is false if the next one shows it.
         """
-        self.orphaned = {id: _again(self.orphaned.get(id), now) for id in ids}
+        waits = {id for id in ids if listed[id].parent in listed}
+        self.orphaned = {id: Orphan(now, now, 0) if id in waits else _again(self.orphaned.get(id), now) for id in ids}
         bound = self._bound(now)
         young = bound is not None and now - bound < retention.SAFE_AGE
         limit, time = (YOUNG_ORPHAN_LIMIT, ORPHAN_TIME) if young else (ORPHAN_LIMIT, 0.0)
@@ -163,7 +165,7 @@ def _believed(times: Iterable[float | None], now: float) -> float | None:
 
 
 def _again(orphan: Orphan | None, now: float) -> Orphan:
-    return Orphan(now, now, 1) if orphan is None else replace(orphan, last=now, listings=orphan.listings + 1)
+    return Orphan(now, now, 1) if orphan is None or not orphan.listings else replace(orphan, last=now, listings=orphan.listings + 1)
 
 
 def _end(state: ShardState, now: float) -> float:

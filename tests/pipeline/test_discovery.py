@@ -279,6 +279,22 @@ def test_a_parent_that_cannot_have_been_trimmed_yet_is_waited_for_five_minutes_w
         lists(discovery, known, *shards, times=5, at=50.0 + DAY)
 
 
+def test_only_the_shard_next_to_the_missing_one_is_a_gap_and_only_while_its_own_parent_is_missing() -> None:
+    discovery, known = Discovery(), {"a": state()}
+    descendants = Shard("z", "y"), Shard("q", "z"), Shard("b", "q")
+    lists(discovery, known, Shard("a"), *descendants, times=4)
+    with pytest.raises(GapFound) as found:
+        discovery.news(known, listing(Shard("a"), *descendants))
+    assert found.value.shard == "z"
+    discovery = Discovery()
+    lists(discovery, known, Shard("a"), Shard("q", "z"), times=4)
+    late = lists(discovery, known, Shard("a"), Shard("z", "y"), Shard("q", "z"), times=4)
+    assert late.shards == {}, "z, whose parent is missing from four listings, has come"
+    assert lists(discovery, known, Shard("a"), Shard("q", "z"), times=4).shards == {}, "it was not missing before"
+    with pytest.raises(GapFound, match="parent is missing from 5 listings"):
+        discovery.news(known, listing(Shard("a"), Shard("q", "z")))
+
+
 def test_a_lookup_of_one_shards_children_proves_nothing_about_other_shards() -> None:
     discovery, known = Discovery(), {"a": state(ended=True, since=DAY), "b": state()}
     lists(discovery, known, Shard("a", last="1"), times=2, at=DAY)  # b is missing twice
