@@ -93,7 +93,8 @@ class ScanCleanup:
         if (pending := self._pending.get(of)) is not None:
             try:
                 self._writer.write_all(requests(pending.items))
-            except Unfinished:
+            except Unfinished:  # the page is scanned again: a next attempt would spend its time on what is gone already
+                del self._pending[of]
                 return 1
             del self._pending[of]
             self._reached[of] = pending.after

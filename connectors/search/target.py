@@ -23,7 +23,7 @@ from connectors.search.responses import worst
 from connectors.search.verification import IndexVerification
 from connectors.search.writer import Writer
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
-from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
+from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError, Unfinished
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Table
 from replicator.target.in_doubt import InDoubtWindow
@@ -177,7 +177,7 @@ class SearchTarget(ComparesByTable):
         if place in self._to_purge:
             doomed, spared = self._to_purge[place]
             if spared.issuperset(spare):  # else a retry may have replaced some of these tombstones since
-                self._removed("purged", layout, doomed)
+                self._purged(place, layout, doomed)
             del self._to_purge[place]
         piece = searches.forgotten(self._connection, layout, below, spare)
         self._check_gone("purged", layout, piece)
@@ -277,6 +277,13 @@ class SearchTarget(ComparesByTable):
                 f"{self.server}: a search in {layout.index} still shows {len(shown)} document(s) that were {how}; "
                 "looking again (is a replica shard lagging behind?)"
             )
+
+    def _purged(self, place: tuple[str, int], layout: Layout, piece: searches.Piece) -> None:
+        try:
+            self._removed("purged", layout, piece)
+        except Unfinished:  # it is searched again: a next attempt would spend its time on what is gone already
+            del self._to_purge[place]
+            raise
 
     def _removed(self, how: str, layout: Layout, piece: searches.Piece) -> int:
         count = self._stored(layout, piece.lines)

@@ -165,7 +165,11 @@ def _believed(times: Iterable[float | None], now: float) -> float | None:
 
 
 def _again(orphan: Orphan | None, now: float) -> Orphan:
-    return Orphan(now, now, 1) if orphan is None or not orphan.listings else replace(orphan, last=now, listings=orphan.listings + 1)
+    return (
+        Orphan(now, now, 1)
+        if orphan is None or not orphan.listings
+        else replace(orphan, last=now, listings=orphan.listings + 1)
+    )
 
 
 def _end(state: ShardState, now: float) -> float:

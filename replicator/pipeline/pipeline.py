@@ -361,7 +361,7 @@ class Pipeline:
             self._pending += [("owner", slot, owner) for slot in sorted(slots.intersection(self.workers.slots))]
 
     def _settled(self, news: News) -> list[str]:
-        """Finished shards with nothing buffered or in flight, also of their parents, so that their stored state is final."""
+        """Finished shards whose stored state is final: nothing of them or of their parents is buffered or in flight."""
         stored, view = self.shards, self.view.shards
         waiting = {id for id, state in stored.items() if not state.ended} - lineage.readable(stored)
         return [

@@ -438,7 +438,7 @@ class Searches:
         if self._index.in_doubt.begun != self._window_of:
             self._found, self._window_of = {}, self._index.in_doubt.begun
         place = table.name, below
-        tombstones = self._found.get(place, ())
+        tombstones = self._found.pop(place, ())  # found again, less what is gone, if the piece takes long
         self._index.each([partial(self._index.remove_buried, table, id, version) for id, version in tombstones])
         self._found[place] = unspared(self._index.buried(table, below), spare)[: self._most]
         return len(self._found[place])

@@ -300,6 +300,16 @@ class TestCleanup:
         assert exhaust(lambda: target.purge(table(), at(5))) == 35
         assert (db.items("contract"), db.calls["Scan"] - scans) == ([], 4)
 
+    def test_a_purge_ends_however_few_tombstones_a_piece_has_time_for(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A table may take fewer writes than a page of tombstones needs within the time of a piece."""
+        target = build()
+        target.write(batch(*(remove(f"{n}", 1) for n in range(35)), tombstones=True))
+        monkeypatch.setattr(sender, "is_late", kit.late_after(10))
+        exhaust(lambda: target.purge(table(), at(5)))
+        assert db.items("contract") == []
+
     def test_an_update_of_a_tombstone_is_lost_but_not_a_put_and_the_documented_condition_tells(
         self, db: DynamoDB, build: Build
     ) -> None:

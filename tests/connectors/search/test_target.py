@@ -11,11 +11,13 @@ from urllib.error import HTTPError
 import orjson
 import pytest
 
+from connectors.search import bulk as bulk_requests
 from replicator.batch import Batch, Delete, Outcome, Part, Upsert
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import ConfigError, TransientError, Unfinished
 from replicator.target.contract import Table
 from replicator.testing.contract.kit import PAIR, at, batch, exhaust, put, remove
 from replicator.version import FIRST_EPOCH
+from tests.connectors.dynamodb.dynamodb_kit import late_after
 from tests.connectors.search.search_kit import PLAIN, behind, hits, hooked, ids, opened, table, target
 from tests.servers.search_fixtures import Search
 
@@ -195,6 +197,24 @@ def test_a_purge_spares_documents_stored_in_the_meantime(one_search: Search) -> 
     answer = one_search.ask("POST", f"/{of.name}/_bulk", bulk(removal))
     assert [item["delete"]["status"] for item in answer["items"]] == [409]
     assert ids(one_search, of) == {"a"}
+
+
+def test_a_purge_ends_however_few_tombstones_a_piece_has_time_for(
+    one_search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = table(one_search)
+    found = opened(one_search, of, bulk_documents=2, in_flight=1)
+    found.write(batch(*(remove(f"{n}", 1, table=of.name) for n in range(9)), tombstones=True))
+    monkeypatch.setattr(bulk_requests, "is_late", late_after(1))
+
+    def piece() -> int:
+        try:
+            return found.purge(of, at(5))
+        except Unfinished:
+            return 1
+
+    exhaust(piece)
+    assert behind(one_search, of) == {}
 
 
 # conflicts
