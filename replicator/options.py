@@ -148,7 +148,7 @@ class NamesFiles(Protocol):
     """Options that name files which a process reads as it connects."""
 
     def files(self) -> Sequence[tuple[str, str]]:
-        """The key of each, and its path: absolute, or relative to where the process was started."""
+        """The key of each, and its path: absolute (as a ``FileName``), or relative to where the process was started."""
 
 
 TableName = Annotated[str, AfterValidator(table_name)]

@@ -205,6 +205,11 @@ class SearchOptions(Options):
         """The addresses of the cluster's nodes."""
         return ()
 
+    def files(self) -> Sequence[tuple[str, str]]:
+        """As ``NamesFiles`` says."""
+        named = [("ca_certs", self.ca_certs), ("client_cert", self.client_cert), ("client_key", self.client_key)]
+        return [(key, path) for key, path in named if path is not None]
+
     def places(self, table: str, options: abc.Mapping[str, Any]) -> Sequence[object]:
         """By each node, under the names of the alias and of the index."""
         names = {table, index_of(table, options)}

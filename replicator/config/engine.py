@@ -73,8 +73,8 @@ def _calls(history: bool) -> int:
 
 
 class Lambda(Options):
-    """AWS Lambda follows the stream; `replicator run --until backfilled` copies what exists. For targets with
-    transactions (postgres). See docs/lambda.md.
+    """AWS Lambda follows the stream; `replicator run --until backfilled` copies what exists. For the targets postgres,
+    elasticsearch, opensearch and dynamodb; the last three need checkpoints in DynamoDB or Postgres. See docs/lambda.md.
     """
 
     function: Annotated[str, AfterValidator(_function_name)] | None = Field(

@@ -564,7 +564,8 @@ def _loops(sections: Sections, target: Destination) -> Iterator[Problem]:
         yield Problem(("backfill", "enabled"), text)
 
 
-BY_WORKERS = ("elasticsearch", "opensearch", "dynamodb")  # targets without transactions that several may write to
+BY_WORKERS = ("elasticsearch", "opensearch", "dynamodb")
+"""Targets without transactions that several processes may write to: workers, or containers of a function."""
 IN_DYNAMODB = 64  # workers that each have a head of their own there, with some left for others
 
 
@@ -609,13 +610,17 @@ def _of_another_table(source: Source, export: str | None) -> Iterator[Problem]:
 
 def _shared(runs_on: Engine, target: Destination, checkpoints: Keeping | None, backfill: Backfill) -> Iterator[Problem]:
     """What several workers need: a target that they may write to, and checkpoints that all of them reach."""
-    if isinstance(runs_on, Ray) and not hasattr(target.connector, "checkpoints") and target.type not in BY_WORKERS:
+    transactional = hasattr(target.connector, "checkpoints")
+    if isinstance(runs_on, Ray | Lambda) and not transactional and target.type not in BY_WORKERS:
         text = f"{target.type} is written by one process only: use the engine local"
         yield Problem(("engine", "type"), text)
     if isinstance(runs_on, Ray) and backfill.source == "export":
         yield Problem(("backfill", "from"), "export is read by one process only: use the engine local, or from: scan")
-    in_file = checkpoints is None and not hasattr(target.connector, "checkpoints")
-    if isinstance(runs_on, Ray) and runs_on.address is not None and (in_file or _is_file(checkpoints)):
+    in_file = not transactional if checkpoints is None else _is_file(checkpoints)
+    if isinstance(runs_on, Lambda) and in_file:
+        text = "a file is on one machine, and a function has none of its own: use type: dynamodb or postgres"
+        yield Problem(("checkpoints",), text)
+    if isinstance(runs_on, Ray) and runs_on.address is not None and in_file:
         text = "a file is on one machine, and engine.address names a cluster: use type: postgres or dynamodb"
         yield Problem(("checkpoints",), text)
     in_dynamodb = checkpoints is not None and checkpoints.type == "dynamodb"
@@ -629,16 +634,9 @@ def _is_file(checkpoints: Keeping | None) -> bool:
 
 
 def _behind_lambda(runs_on: Engine, sections: Sections, target: Destination) -> Iterator[Problem]:
-    """What needs a process that is always there.
-
-    In a target without transactions, a scanned item of a request that timed out could be applied behind a delete that
-    another container has stored, which knows nothing of that request.
-    """
+    """What needs a process that is always there."""
     if not isinstance(runs_on, Lambda):
         return
-    if not hasattr(target.connector, "checkpoints"):
-        text = f"lambda needs a target with transactions, such as postgres; {target.type} has none: "
-        yield Problem(("engine", "type"), text + "use the engine local")
     if sections.verify is not None:
         text = "with engine.type lambda, no run is up that could verify its copy; use the command replicator verify"
         yield Problem(("verify",), text)

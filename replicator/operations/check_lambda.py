@@ -14,7 +14,7 @@ from replicator.config.engine import Lambda, longest_hook
 from replicator.config.settings import Config
 from replicator.engine.aws_lambda import TARGET
 from replicator.operations.finding import Finding, Verdict
-from replicator.operations.lambda_package import HANDLER
+from replicator.operations.lambda_package import HANDLER, unusable_options
 from replicator.operations.lambda_template import MAPPING, MEMORY, OFTEN, timeout_for
 from replicator.options import aws_options
 from replicator.target.contract import keeps_history
@@ -32,6 +32,7 @@ _STARTING = ("Creating", "Enabling", "Updating")
 def lambda_findings(config: Config, stream_arn: str | None) -> Iterator[Finding]:
     """``stream_arn``: the table's stream, None if it is unknown. A function that does not exist yet is a note."""
     assert isinstance(config.engine, Lambda)
+    yield from unusable_findings(config)
     name = config.engine.function
     if name is None:
         text = "not checked: the function and its event source mapping, because the config does not name the function"
@@ -50,6 +51,11 @@ def lambda_findings(config: Config, stream_arn: str | None) -> Iterator[Finding]
     finally:
         functions.close()
         schedules.close()
+
+
+def unusable_findings(config: Config) -> Iterator[Finding]:
+    """Of options that the machine that makes the backfill can use, and the function cannot."""
+    yield from (Finding(key, "problem", why) for key, why in unusable_options(config))
 
 
 @dataclass(frozen=True, slots=True)

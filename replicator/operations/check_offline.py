@@ -18,6 +18,7 @@ from replicator.errors import ConfigError, ReplicatorError
 from replicator.hooks import loading
 from replicator.hooks.collisions import collision
 from replicator.hooks.hook import DocumentMapping, Hook
+from replicator.operations.check_lambda import unusable_findings
 from replicator.operations.estimate import idle_requests
 from replicator.operations.finding import Finding, failed, problem
 from replicator.operations.preview import forecast
@@ -35,6 +36,8 @@ def check_offline(config: Config, unset: Sequence[str] = ()) -> list[Finding]:
     findings += (Finding("config", "note", f"not checked: {sentence}") for sentence in unset)
     hook = hook_of(config, findings)
     findings += choices(config)
+    if isinstance(config.engine, Lambda):
+        findings += unusable_findings(config)
     if hook is not None or config.transform is None:
         findings += gathered("target", _tables(config, hook))
     findings += (Finding("offline", "note", f"not checked: {text}") for text in _unchecked(config, hook))
@@ -89,7 +92,7 @@ def _tables(config: Config, hook: Hook | None) -> Iterator[Finding]:
         forecast(target, wanted)(())
         names = tuple(table.name for table in wanted)
         check_supported(config, DocumentMapping(hook, names, histories=with_history(wanted)), target)
-        if isinstance(config.engine, Ray):
+        if isinstance(config.engine, Ray | Lambda):
             check_guarded(target)
     finally:
         target.close()

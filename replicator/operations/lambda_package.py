@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -39,9 +39,11 @@ GLIBC = {11: 26, 12: 34, 13: 34, 14: 34}  # minor versions of it, of Lambda's ru
 OLDEST = 17  # of the versions of glibc that wheels are built for
 MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
 TASK_ROOT = "/var/task"  # where Lambda unpacks the zip
-FOLDERS = ("/opt", "/mnt", "/etc", "/usr", "/var/runtime")  # of a function: layers, volumes, and the system
+VOLUMES = "/mnt"
+FOLDERS = ("/opt", VOLUMES, "/etc", "/usr", "/var/runtime")  # of a function: layers, volumes, and the system
 HANDLER = "lambda_function.lambda_handler"  # what Lambda calls unless it is told something else
 LIBRARIES = "site-packages"
+RELATIVE = (".ca_certs", ".client_cert")  # options with the name of a file that is relative to the config
 _ENTRY_POINT = '''"""What AWS Lambda calls. Everything that is installed is in the folder beside this file."""
 
 import os
@@ -105,12 +107,26 @@ def loaded(path: Path, target: str | None = None) -> Config:
     config, _ = load_offline(path, target=target)
     if not isinstance(config.engine, Lambda):
         raise ConfigError(f"{path}: engine.type must be lambda for a function on AWS Lambda")
-    if config.source.profile is not None:
-        raise ConfigError(
-            f"{path}: source.profile: a function has no profiles, but the permissions of its role: leave it out, or "
-            "set source.role_arn"
-        )
+    if unusable := next(unusable_options(config), None):
+        raise ConfigError(f"{path}: {unusable[0]}: {unusable[1]}")
     return config
+
+
+def unusable_options(config: Config) -> Iterator[tuple[str, str]]:
+    """The options that cannot work in a function, and why. Files: those that the config itself names."""
+    checkpoints = None if config.checkpoints is None else config.checkpoints.options
+    for section, options in (
+        ("source", config.source),
+        ("target", config.target.options),
+        ("checkpoints", checkpoints),
+    ):
+        for key, access in ((section, options), (f"{section}.aws", getattr(options, "aws", None))):
+            if getattr(access, "profile", None) is not None:
+                why = "a function has no profiles, but the permissions of its role: leave it out, or set "
+                yield f"{key}.profile", f"{why}{key}.role_arn"
+    for text, key, path in _named_files(config):
+        if "${" not in text and (why := _out_of_reach(key, path)):
+            yield key, why
 
 
 def runtime(minor: int = sys.version_info.minor) -> str:
@@ -136,7 +152,7 @@ def build(path: Path, wanted: Wanted, out: Path, install: Install) -> Package:
         stage = Path(folder) / "stage"
         libraries = stage / LIBRARIES
         libraries.mkdir(parents=True)
-        install(requirements(config.target.type, wanted), libraries)
+        install(requirements(_extras(config), wanted), libraries)
         _copy_own(libraries)
         (stage / "lambda_function.py").write_text(_entry_point(config.target_name))
         _copy_files(config, files, stage)
@@ -161,21 +177,26 @@ def _entry_point(target: str | None) -> str:
     return _ENTRY_POINT.format(handler=_HANDLER if target is None else _HANDLER_FOR.format(target=target))
 
 
-def requirements(extra: str, wanted: Wanted, minor: int = sys.version_info.minor) -> Requirements:
-    """What replicator with that extra depends on, in the versions that are installed here."""
+def _extras(config: Config) -> Sequence[str]:
+    """Those of the target and of the store of the checkpoints."""
+    return [config.target.type, *([] if config.checkpoints is None else [config.checkpoints.type])]
+
+
+def requirements(extras: Sequence[str], wanted: Wanted, minor: int = sys.version_info.minor) -> Requirements:
+    """What replicator with these extras depends on, in the versions that are installed here."""
     names = [*wanted.requirements]
     for line in metadata.requires("replicator") or ():
         requirement, _, marker = line.partition(";")
         if "extra" not in marker:
             names.append(line)
-        elif f"'{extra}'" in marker.replace('"', "'"):
+        elif any(f"'{extra}'" in marker.replace('"', "'") for extra in extras):
             names.append(requirement.strip())
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     pins = sorted(f"{name}=={version}" for name, version in installed.items() if "+" not in version)
     machine = MACHINES[wanted.architecture]
     tags = [f"manylinux_2_{glibc}_{machine}" for glibc in range(GLIBC[minor], OLDEST - 1, -1)]
     own = [pin for pin in pins if not pin.startswith("replicator==")]
-    return Requirements(names, own, [*tags, f"manylinux2014_{machine}"])
+    return Requirements(list(dict.fromkeys(names)), own, [*tags, f"manylinux2014_{machine}"])
 
 
 def install(wanted: Requirements, folder: Path) -> None:
@@ -255,21 +276,56 @@ def _included(config: Config, names: Sequence[str]) -> list[Path]:
 
 def _check_files(config: Config, included: Sequence[Path]) -> None:
     """ConfigError if a file that the function reads as it connects is neither in the zip nor in a layer or volume."""
-    named: list[tuple[str, str]] = []
-    for place, section in (("target", config.target), ("checkpoints", config.checkpoints)):
-        if section is not None and isinstance(section.options, NamesFiles):
-            named += [(f"{place}.{key}", path) for key, path in section.options.files()]
-    for key, path in named:
+    for _, key, path in _named_files(config):
+        if why := _out_of_reach(key, path):
+            raise ConfigError(f"{key}: {why}")
         there = PurePosixPath(TASK_ROOT, path)
         if there.is_relative_to(TASK_ROOT):
             name = there.relative_to(TASK_ROOT)
             if (config.base / name).resolve() not in included:
                 raise ConfigError(f"{key}: the function would not have the file {path}: add --include {name}")
-        elif not any(there.is_relative_to(folder) for folder in FOLDERS):
-            raise ConfigError(
-                f"{key}: the function would not have the file {path}: put it into the config's folder, add --include "
-                f"{there.name}, and name it {TASK_ROOT}/{there.name}"
-            )
+
+
+def _named_files(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Each file that the target and the checkpoints name: the option as it is written, its section and key, and the
+    path, relative to the package if the file is in it.
+    """
+    for name, section in (("target", config.target), ("checkpoints", config.checkpoints)):
+        if section is not None and isinstance(section.options, NamesFiles) and (named := section.options.files()):
+            written = dict(texts(config.path))
+            for key, path in named:
+                text, own = _text(written, config, name, key.partition(":")[0]), Path(path)
+                relative = "${" in text or own == config.base / text
+                if relative and not Path(text).is_absolute() and own.is_relative_to(config.base):
+                    path = str(own.relative_to(config.base))
+                yield text, f"{name}.{key}", path
+
+
+def _text(written: Mapping[PathInFile, str], config: Config, section: str, key: str) -> str:
+    """An option of a section as it is written, with its placeholders."""
+    if config.target_name is not None:
+        own = (TARGETS, config.target_name, *((section,) if section != "target" else ()), key)
+        return written.get(own) or written.get((section, key), "")
+    return written.get((section, key), "")
+
+
+def _out_of_reach(key: str, path: str) -> str:
+    """Why a function cannot read the file at ``path``, as the config names it; "" if it can, perhaps once it is in the
+    package.
+    """
+    there = PurePosixPath(TASK_ROOT, path)
+    if key.endswith(".client_key") and not there.is_relative_to(VOLUMES):
+        return (
+            "in a zip or a layer, everyone who may read that would have the private key, and no file of it is its "
+            f"owner's alone: put it on a volume, under {VOLUMES}, or use another login"
+        )
+    if there.is_relative_to(TASK_ROOT) or any(there.is_relative_to(folder) for folder in FOLDERS):
+        return ""
+    name = there.name if key.endswith(RELATIVE) else f"{TASK_ROOT}/{there.name}"
+    return (
+        f"the function would not have the file {path}: put it into the config's folder, add --include {there.name}, "
+        f"and name it {name}"
+    )
 
 
 def _copy_own(stage: Path) -> None:

@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, SecretStr
 
 from replicator.config.engine import TARGET_NAME, Lambda, shortest_timeout
 from replicator.config.settings import STAND_IN, Config
-from replicator.config.yaml_file import texts
+from replicator.config.targets import OF_A_TARGET, TARGETS
+from replicator.config.yaml_file import PathInFile, texts
 from replicator.engine.aws_lambda import TARGET
 from replicator.errors import ConfigError
 from replicator.operations import policy
@@ -58,12 +60,16 @@ def _mark(name: str) -> str:
     return f"{MARK}{name.replace('::', '_')}{MARK}"
 
 
-FILLED = {"ACCOUNT": _mark(ACCOUNT), "REGION": _mark("AWS::Region")}
+NAMED = {"DOMAIN": "Domain", "COLLECTION": "Collection"}
+"""Parameters for what the config's address of a target does not name, by the placeholders in policies."""
+
+FILLED = {"ACCOUNT": _mark(ACCOUNT), "REGION": _mark("AWS::Region")} | {w: _mark(n) for w, n in NAMED.items()}
 """What the stack knows, by the placeholders in policies."""
 
 _VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
 
 Resource = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
 
 
 def timeout_for(hook_timeout: float | None, *, history: bool = False) -> int:
@@ -78,14 +84,16 @@ def template(path: Path, architecture: str, *, keys_only: bool, target: str | No
     config = _referring(config, {**names, **OF_STACK})
     own = policy.policies([config], policy.PolicyContext(keys_only=keys_only, setup=False, function=True))
     _check_known(config, own)
+    named = [name for word, name in NAMED.items() if word in policy.unknown(own)]
+    known = [*names.values(), *named]
     document = {
         "AWSTemplateFormatVersion": "2010-09-09",
         "Description": f"replicator: pipeline {config.pipeline} on AWS Lambda",
-        "Parameters": _parameters(names),
+        "Parameters": _parameters(names, named),
         "Conditions": {"InVpc": {"Fn::Not": [{"Fn::Equals": [{"Fn::Join": ["", {"Ref": "SubnetIds"}]}, ""]}]}},
         "Resources": {
             "LogGroup": {"Type": "AWS::Logs::LogGroup", "Properties": {"RetentionInDays": 30}} | _DELETED,
-            "Role": _role(own.get("default", {"Statement": []})["Statement"], config.source.table, names.values()),
+            "Role": _role(own.get("default", {"Statement": []})["Statement"], config.source.table, known),
             "Function": _function(config, names, architecture),
             "Mapping": _mapping(),
             **_schedule(),
@@ -101,18 +109,50 @@ def _referring(config: Config, names: Mapping[str, str]) -> Config:
     ``names``: the parameter, or what the stack knows, by variable. What it stands for on this machine may be another
     table than the function's.
     """
-    written = {place: _marked(text, names) for place, text in texts(config.path)}
-    update = {
-        field: text for field in ("table", "region", "role_arn") if MARK in (text := written.get(("source", field), ""))
-    }
-    if (table := update.get("table", "")).startswith("arn:"):
-        update["region"] = table.split(":")[3]
-    config = replace(config, source=config.source.model_copy(update=update))
+    written = {place: _marked(text, names) for place, text in _sections(config)}
+    source = _with_marks(config.source, ("source",), written)
+    if MARK in source.table and source.table.startswith("arn:"):
+        source = source.model_copy(update={"region": source.table.split(":")[3]})
+    target = replace(config.target, options=_with_marks(config.target.options, ("target",), written))
+    if MARK in (table := written.get(("target", "table"), "")):
+        (of_table,) = target.tables.values()
+        target = replace(target, tables={table: of_table})
+    config = replace(config, source=source, target=target)
+    if config.checkpoints is not None:
+        options = _with_marks(config.checkpoints.options, ("checkpoints",), written)
+        config = replace(config, checkpoints=replace(config.checkpoints, options=options))
     name = written.get(("engine", "function"), "")
     if isinstance(config.engine, Lambda) and MARK in name:
         name = name.replace(TARGET_NAME, config.target_name or "")
         config = replace(config, engine=config.engine.model_copy(update={"function": name}))
     return config
+
+
+MARKED = ("table", "epochs_table", "region", "role_arn", "url")
+"""The options of sections that say what the role is for."""
+
+
+def _with_marks(options: M, place: PathInFile, written: Mapping[PathInFile, str]) -> M:
+    """The options, as they are written if they refer to variables."""
+    update: dict[str, Any] = {}
+    for name in type(options).model_fields:
+        text = written.get((*place, name), "")
+        if name in MARKED and MARK in text:
+            is_secret = isinstance(getattr(options, name), SecretStr)
+            update[name] = SecretStr(text) if is_secret else text
+    access = getattr(options, "aws", None)
+    if isinstance(access, BaseModel):
+        update["aws"] = _with_marks(access, (*place, "aws"), written)
+    return options.model_copy(update=update)
+
+
+def _sections(config: Config) -> Iterator[tuple[PathInFile, str]]:
+    """Every text of the sections that a config of this target alone would have, with its path there."""
+    prefix, written = (TARGETS, config.target_name), list(texts(config.path))
+    own = [(place[2:], text) for place, text in written if place[:2] == prefix]
+    sections = {place[0] for place, _ in own} & {*OF_A_TARGET}
+    yield from ((place, text) for place, text in written if place[0] not in (TARGETS, *sections))
+    yield from ((place if place[0] in sections else ("target", *place), text) for place, text in own)
 
 
 def _marked(text: str, names: Mapping[str, str]) -> str:
@@ -168,14 +208,15 @@ def _parameters_of(variables: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _parameters(names: Mapping[str, str]) -> dict[str, Any]:
+def _parameters(names: Mapping[str, str], named: Iterable[str]) -> dict[str, Any]:
     text = {"Type": "String", "MinLength": 1}
     return {
         "CodeBucket": text | {"Description": "Bucket with the zip that replicator lambda package has built"},
         "CodeKey": text | {"Description": "Key of the zip in that bucket"},
         "StreamArn": text | {"AllowedPattern": STREAM_ARN, "Description": "LatestStreamArn of the source table"},
-        "SubnetIds": _network("Subnets that reach Postgres and AWS' endpoints; empty: no VPC"),
+        "SubnetIds": _network("Subnets that reach the target, its checkpoints and AWS' endpoints; empty: no VPC"),
         "SecurityGroupIds": _network("Security groups of the function in these subnets"),
+        **{name: text | {"Description": f"The {name.lower()} of OpenSearch, by its name"} for name in named},
         **{
             name: text | {"NoEcho": True, "Description": f"{variable} of the config"}
             for variable, name in names.items()
@@ -222,6 +263,8 @@ def _resource(arn: str, source: str, names: Iterable[str]) -> str | dict[str, st
     """The ARN, with the stack's account, region and partition where the config does not say them. ``source``: the
     table in the config, by its name or ARN."""
     parts = [FILLED.get(part, part) for part in arn.split(":")]
+    if parts[2:3] in (["es"], ["aoss"]):
+        parts[-1] = "/".join(FILLED.get(word, word) for word in parts[-1].split("/"))
     if len(parts) > 4 and MARK in parts[3]:
         parts[1] = source.split(":")[1] if source.startswith("arn:") else _mark(PARTITION)
     return _substituted(":".join(parts), names)

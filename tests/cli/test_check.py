@@ -97,6 +97,39 @@ def test_of_a_function_on_aws_lambda_settings_and_mapping_are_read(
     assert "FAIL  mapping: no event source mapping delivers the table's stream to orders-copy" in out
 
 
+def test_what_a_function_cannot_use_is_named_also_offline(world: World) -> None:
+    world.db.create_table("orders")
+    engine = "engine: {type: lambda}\ncheckpoints: {type: dynamodb, table: kept, profile: shop}\n"
+    path = Path(world.config)
+    text = path.read_text()
+    path.write_text(
+        text[: text.index("target:")] + engine + "target:\n  type: elasticsearch\n  url: https://127.0.0.1:1\n"
+        "  client_cert: client.pem\n  client_key: client.key\n  table: orders\n"
+    )
+    for options in (["--offline"], []):
+        code, out, _ = world.call("check", world.config, *options, "--human")
+        assert code == 2
+        assert "FAIL  checkpoints.profile: a function has no profiles, but the permissions of its role" in out
+        assert "FAIL  target.client_key: in a zip or a layer, everyone who may read that" in out
+    path.write_text(
+        path.read_text().replace(engine, engine.replace(", profile: shop", "")).replace("client.", "/mnt/c.")
+    )
+    code, out, _ = world.call("check", world.config, "--offline", "--human")
+    assert (code, "FAIL" in out) == (0, False), out
+
+
+def test_documents_without_versions_are_refused_for_a_function(world: World) -> None:
+    path = Path(world.config)
+    text = path.read_text()
+    path.write_text(
+        text[: text.index("target:")] + "engine: {type: lambda}\ncheckpoints: {type: dynamodb, table: kept}\n"
+        "target: {type: dynamodb, pristine: true, table: copies}\n"
+    )
+    code, out, _ = world.call("check", world.config, "--offline", "--human")
+    assert code == 2
+    assert "target.pristine: without versions in the items, writes of several workers to one item" in out
+
+
 def test_every_missing_permission_is_named_with_its_action_and_arn(world: World) -> None:
     arn = world.db.create_table("orders")
     for operation in ("GetShardIterator", "Scan"):

@@ -33,6 +33,7 @@ target:
   table: orders
 """
 
+POSTGRES = "type: postgres\n  url: postgresql://me@127.0.0.1:5432/shop"
 Write = Callable[[str], Path]
 
 
@@ -523,11 +524,39 @@ class TestEngine:
         with pytest.raises(ConfigError, match=r"engine.workers: at most 64 with checkpoints in DynamoDB.*in Postgres"):
             config.load(write(text + "engine: {type: ray, workers: 65}\n"), {})
 
-    def test_lambda_needs_a_target_with_transactions(self, write: Write) -> None:
-        postgres = "type: postgres\n  url: postgresql://me@127.0.0.1:5432/shop"
-        for target in ("type: dynamodb", "type: redis\n  url: redis://127.0.0.1:6379"):
-            with pytest.raises(ConfigError, match=r"engine.type: lambda needs a target with transactions"):
-                config.load(write(RIGHT.replace(postgres, target) + "engine: {type: lambda}\n"), {})
+    def test_behind_lambda_a_target_without_transactions_needs_checkpoints_that_all_containers_reach(
+        self, write: Write
+    ) -> None:
+        kept = {"dynamodb": "{type: dynamodb, table: kept}", "postgres": "{type: postgres, url: 'postgresql:///kept'}"}
+        for target in (
+            "type: dynamodb",
+            "type: elasticsearch\n  url: http://127.0.0.1:9200",
+            "type: opensearch\n  url: http://127.0.0.1:9200",
+        ):
+            text = RIGHT.replace(POSTGRES, target) + "engine: {type: lambda}\n"
+            for kind, section in kept.items():
+                found = config.load(write(f"{text}checkpoints: {section}\n"), {}).checkpoints
+                assert found is not None
+                assert found.type == kind
+            for section in ("", "checkpoints: {path: here}\n", "checkpoints: {type: sqlite}\n"):
+                with pytest.raises(ConfigError, match=r"checkpoints: a file is on one machine, and a function"):
+                    config.load(write(text + section), {})
+
+    def test_behind_lambda_postgres_keeps_its_checkpoints_itself(self, write: Write) -> None:
+        text = f"{RIGHT}engine: {{type: lambda}}\ncheckpoints: {{type: dynamodb, table: kept}}\n"
+        with pytest.raises(ConfigError, match=r"checkpoints: this target stores checkpoints itself"):
+            config.load(write(text), {})
+
+    def test_a_target_that_one_process_writes_to_is_refused_behind_lambda(self, write: Write) -> None:
+        for kind, options in (
+            ("redis", "url: redis://127.0.0.1:6379"),
+            ("webhook", "url: http://127.0.0.1:9/\n  secret: whsec_" + 32 * "A"),
+            ("delta", "path: s3://lake/copies"),
+        ):
+            text = RIGHT.replace(POSTGRES, f"type: {kind}\n  {options}") + "engine: {type: lambda}\n"
+            text += "checkpoints: {type: dynamodb, table: kept}\n"
+            with pytest.raises(ConfigError, match=f"engine.type: {kind} is written by one process only"):
+                config.load(write(text), {})
 
     def test_the_functions_name_is_one_that_aws_accepts(self, write: Write) -> None:
         named = RIGHT + "engine: {type: lambda, function: orders-copy}\n"

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from replicator.cli import main
+from replicator.config import settings
 from replicator.errors import ConfigError
 from replicator.hooks.loading import load
 from replicator.operations import lambda_package as operation
@@ -37,6 +38,20 @@ pipeline: orders
 source: {table: orders, region: eu-west-1}
 transform: hooks.py:hook
 target: {type: postgres, url: "${POSTGRES_URL}", table: orders}
+engine: {type: lambda}
+"""
+SEARCH = """
+pipeline: orders
+source: {table: orders, region: eu-west-1}
+target: {type: elasticsearch, url: "https://search:9200", api_key: '${API_KEY}', table: orders}
+checkpoints: {type: dynamodb, table: kept}
+engine: {type: lambda}
+"""
+TABLE = """
+pipeline: orders
+source: {table: orders, region: eu-west-1}
+target: {type: dynamodb, table: copies}
+checkpoints: {type: dynamodb, table: kept}
 engine: {type: lambda}
 """
 TLS = "postgresql://me@db.example.com/shop?sslmode=verify-full&sslrootcert=/srv/ca.pem"
@@ -140,14 +155,48 @@ def test_the_package_for_one_of_several_targets_is_that_targets_function(config:
 
 
 def test_what_is_installed_here_is_what_is_packaged() -> None:
-    wanted = requirements("postgres", Wanted("arm64", requirements=("polyline==2.0",)), 12)
+    wanted = requirements(["postgres"], Wanted("arm64", requirements=("polyline==2.0",)), 12)
     assert "polyline==2.0" in wanted.names
     assert any(name.startswith("psycopg[binary]") for name in wanted.names)
     assert not any(name.startswith(("pytest", "redis", "ray", "starlette")) for name in wanted.names)
     assert any(pin.startswith("boto3==") for pin in wanted.constraints)
     assert wanted.platforms[0] == "manylinux_2_34_aarch64"
     assert wanted.platforms[-1] == "manylinux2014_aarch64"
-    assert requirements("postgres", Wanted(), 11).platforms[0] == "manylinux_2_26_x86_64"
+    assert requirements(["postgres"], Wanted(), 11).platforms[0] == "manylinux_2_26_x86_64"
+
+
+def test_what_the_target_and_the_checkpoints_need_is_packaged_and_nothing_else(config: Path, tmp_path: Path) -> None:
+    for text, transport, psycopg in (
+        (SEARCH, True, False),
+        (TABLE, False, False),
+        (TABLE.replace("dynamodb, table: kept", "postgres, url: '${KEPT_URL}'"), False, True),
+    ):
+        asked: list[Requirements] = []
+
+        def installing(wanted: Requirements, folder: Path, asked: list[Requirements] = asked) -> None:
+            asked.append(wanted)
+            fake(wanted, folder)
+
+        config.write_text(text)
+        build(config, Wanted(), tmp_path / "f.zip", installing)
+        names = asked[0].names
+        assert any(name.startswith("elastic-transport") for name in names) == transport
+        assert any(name.startswith("psycopg[binary]") for name in names) == psycopg
+        assert any(name.startswith("boto3") for name in names)
+
+
+def test_a_certificate_authority_in_the_package_is_where_the_function_looks_for_it(
+    config: Path, tmp_path: Path
+) -> None:
+    config.write_text(SEARCH.replace("table: orders}", "ca_certs: tls/ca.pem, table: orders}"))
+    (tmp_path / "tls").mkdir()
+    (tmp_path / "tls" / "ca.pem").write_text("")
+    out, unpacked = tmp_path / "f.zip", tmp_path / "unpacked"
+    build(config, Wanted(include=["tls/ca.pem"]), out, fake)
+    with zipfile.ZipFile(out) as archive:
+        archive.extractall(unpacked)
+    loaded = settings.load(unpacked / "replicator.yaml", {"API_KEY": "x"})
+    assert getattr(loaded.target.options, "ca_certs", None) == str(unpacked / "tls" / "ca.pem")
 
 
 def test_pip_installs_wheels_into_the_package_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +277,46 @@ def test_a_version_of_python_that_lambda_does_not_have_is_refused() -> None:
             "target.url has a password in",
         ),
         (CONFIG, ["--out", "no/such/f.zip"], "--out: no such folder: no/such"),
+        (
+            SEARCH.replace("table: orders}", "ca_certs: ca.pem, table: orders}"),
+            [],
+            "target.ca_certs: the function would not have the file ca.pem: add --include ca.pem",
+        ),
+        (
+            SEARCH.replace("table: orders}", "ca_certs: FOLDER/ca.pem, table: orders}"),
+            ["--include", "ca.pem"],
+            "put it into the config's folder, add --include ca.pem, and name it ca.pem",
+        ),
+        (
+            SEARCH.replace("table: orders}", "client_cert: ca.pem, client_key: ca.pem, table: orders}"),
+            ["--include", "ca.pem"],
+            "target.client_key: in a zip or a layer, everyone who may read that would have the private key",
+        ),
+        (SEARCH.replace("${API_KEY}", "hunter2"), [], "target.api_key has a password in"),
+        (
+            SEARCH.replace("api_key: '${API_KEY}'", "username: me, password: hunter2"),
+            [],
+            "target.password has a password in",
+        ),
+        (
+            SEARCH.replace("table: orders}", "proxy: 'http://me:hunter2@proxy:3128', table: orders}"),
+            [],
+            "target.proxy has a password in",
+        ),
+        (
+            SEARCH.replace("elasticsearch", "opensearch").replace("api_key: '${API_KEY}'", "aws: {profile: shop}"),
+            [],
+            "target.aws.profile: a function has no profiles, but the permissions of its role: leave it out, or set "
+            "target.aws.role_arn",
+        ),
+        (TABLE.replace("table: copies", "profile: shop, table: copies"), [], "target.profile: a function has no"),
+        (TABLE.replace("table: kept", "profile: shop, table: kept"), [], "checkpoints.profile: a function has no"),
+        (TABLE.replace("dynamodb, table: kept", "sqlite"), [], "checkpoints: a file is on one machine, and a function"),
+        (
+            TABLE.replace("dynamodb, table: kept", "postgres, url: postgresql:///kept, password_file: /srv/password"),
+            [],
+            "checkpoints.password_file: the function would not have the file /srv/password",
+        ),
     ],
 )
 def test_what_cannot_be_packaged_is_refused_with_the_reason(
@@ -239,7 +328,8 @@ def test_what_cannot_be_packaged_is_refused_with_the_reason(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     installed = tmp_path_factory.mktemp("installed")
-    config.write_text(text)
+    config.write_text(text.replace("FOLDER", str(config.parent)))
+    config.with_name("ca.pem").write_text("")
     config.with_name("secret.txt").write_text("postgresql://localhost/shop")
     config.with_name("lambda_function.py").write_text("")
     config.with_name("late.py").write_text("import os, words, away_hook\n\ndef hook(item):\n    return item\n")

@@ -103,6 +103,90 @@ def test_the_role_may_do_what_the_function_does_and_no_more(config: Path) -> Non
     assert looked_up["Action"] == ["dynamodb:BatchGetItem"]
 
 
+INTO_DYNAMODB = """
+pipeline: orders
+source: {table: orders, region: eu-west-1}
+target: {type: dynamodb, region: eu-central-1, table: copies}
+checkpoints: {type: dynamodb, region: eu-central-1, table: kept}
+engine: {type: lambda}
+"""
+TABLE_IN_FRANKFURT = "arn:aws:dynamodb:eu-central-1:${AWS::AccountId}:table/"
+
+
+def test_for_a_dynamodb_table_the_role_may_write_and_scan_it_and_save_checkpoints(config: Path) -> None:
+    config.write_text(INTO_DYNAMODB)
+    text, document = template(config)
+    assert mistakes(text) == []
+    allowed = statements(document)
+    assert allowed["Items"]["Action"] == ["dynamodb:DescribeTable"], "the source is never scanned"
+    assert allowed["Copies"]["Resource"] == [{"Fn::Sub": f"{TABLE_IN_FRANKFURT}copies"}]
+    assert allowed["Copies"]["Action"] == [f"dynamodb:{a}" for a in ("DescribeTable", "Scan", "PutItem", "DeleteItem")]
+    assert allowed["Epochs"]["Resource"] == [{"Fn::Sub": f"{TABLE_IN_FRANKFURT}replicator-epochs"}]
+    assert allowed["Checkpoints"]["Resource"] == [{"Fn::Sub": f"{TABLE_IN_FRANKFURT}kept"}]
+    assert "dynamodb:ConditionCheckItem" in allowed["Checkpoints"]["Action"]
+    others = {"Changes", "Mapping", "MappingStreams", "Log"}
+    assert allowed.keys() == {"Items", "Copies", "Epochs", "Checkpoints", *others}, "nothing is created"
+
+
+def test_variables_in_what_the_target_and_the_checkpoints_name_are_parameters_there_too(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever values this machine has; also where one of several targets has checkpoints of its own."""
+    written = INTO_DYNAMODB.replace("copies", '"${COPY}"').replace("kept", '"${KEPT}"')
+    written = written.replace("eu-central-1", '"${PLACE}"')
+    for name in ("COPY", "KEPT", "PLACE"):
+        monkeypatch.setenv(name, "another")
+    of_several = written.replace("target: {", "targets: {copy: {checkpoints: {type: dynamodb, table: '${KEPT}'}, ")
+    of_several = of_several.replace('"${COPY}"}', '"${COPY}"}}').replace('table: "${KEPT}"', "table: other")
+    for text in (written, of_several):
+        config.write_text(text)
+        allowed = statements(template(config)[1])
+        place = "arn:${AWS::Partition}:dynamodb:${EnvPlace}:${AWS::AccountId}:table/"
+        assert allowed["Copies"]["Resource"] == [{"Fn::Sub": f"{place}${{EnvCopy}}"}]
+        assert allowed["Epochs"]["Resource"] == [{"Fn::Sub": f"{place}replicator-epochs"}]
+        (kept,) = allowed["Checkpoints"]["Resource"]
+        assert kept["Fn::Sub"].endswith(":table/${EnvKept}")
+
+
+SEARCH = INTO_DYNAMODB.replace(
+    "dynamodb, region: eu-central-1, table: copies", "opensearch, aws: {region: eu-west-3}, URL, table: o"
+)
+
+
+@pytest.mark.parametrize(
+    ("url", "resource"),
+    [
+        (
+            "https://search-shop-0123456789.eu-west-3.es.amazonaws.com",
+            "arn:aws:es:eu-west-3:${AWS::AccountId}:domain/shop/*",
+        ),
+        ("${SEARCH_URL}", "arn:aws:es:eu-west-3:${AWS::AccountId}:domain/${Domain}/*"),
+        ("https://search.example.com", "arn:aws:es:eu-west-3:${AWS::AccountId}:domain/${Domain}/*"),
+    ],
+)
+def test_a_domain_that_its_address_does_not_name_is_a_parameter(
+    config: Path, monkeypatch: pytest.MonkeyPatch, url: str, resource: str
+) -> None:
+    monkeypatch.setenv("SEARCH_URL", "https://search-another-0123456789.eu-west-3.es.amazonaws.com")
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    config.write_text(SEARCH.replace("URL", f'url: "{url}"'))
+    text, document = template(config)
+    assert mistakes(text) == []
+    assert statements(document)["Domain"]["Resource"] == [{"Fn::Sub": resource}]
+    assert ("Domain" in document["Parameters"]) == ("${Domain}" in resource)
+
+
+@pytest.mark.parametrize("kind", ["elasticsearch", "opensearch"])
+def test_a_cluster_with_a_login_of_its_own_needs_no_permission_of_aws(config: Path, kind: str) -> None:
+    login = f"type: {kind}, url: https://search:9200, username: me, password: '${{SEARCH_PASSWORD}}', table: orders"
+    config.write_text(INTO_DYNAMODB.replace("type: dynamodb, region: eu-central-1, table: copies", login))
+    text, document = template(config)
+    assert mistakes(text) == []
+    assert statements(document).keys() == {"Items", "Changes", "Checkpoints", "Mapping", "MappingStreams", "Log"}
+    variables = document["Resources"]["Function"]["Properties"]["Environment"]["Variables"]
+    assert variables == {"SEARCH_PASSWORD": {"Ref": "EnvSearchPassword"}}
+
+
 def test_each_variable_of_the_config_is_a_parameter_that_nobody_sees(config: Path) -> None:
     document = template(config)[1]
     variables = document["Resources"]["Function"]["Properties"]["Environment"]["Variables"]
