@@ -79,6 +79,7 @@ def verify(
     from replicator.hooks.time_limit import HookLimit
     from replicator.operations.verify import Request
     from replicator.operations.verify import verify as verified
+    from replicator.pipeline.lanes import NO_REPAIR
 
     if sum((full, sample is not None, key is not None)) > 1:
         raise ConfigError("--full, --sample and --key exclude each other")
@@ -94,11 +95,7 @@ def verify(
     with aside():
         loaded = resolved(configs.load(config, target=target))
     if repair and isinstance(loaded.engine, Lambda):
-        raise ConfigError(
-            "--repair is not supported with AWS Lambda: idle shards are not invoked, so they would leave no "
-            "tombstones. Resync the table or single items: replicator resync CONFIG --key JSON, then replicator run "
-            "CONFIG --until backfilled"
-        )
+        raise ConfigError(NO_REPAIR)
     stop = Stop()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:

@@ -152,7 +152,8 @@ class Function:
             return {"batchItemFailures": [], "state": {}}
         try:
             self._store(batch)
-            self._rest()
+            if not self._rest():
+                self.close()
         except BaseException as e:
             if isinstance(e, Exception):
                 self._collect()
@@ -214,7 +215,7 @@ class Function:
     def _check_backfill(self, now: float) -> None:
         """ConfigError if a backfill has begun whose run has died: what it would sweep stays until another run."""
         view = CheckpointView(self._read())
-        if view.pipeline is None or view.pipeline.stage == stages.FOLLOWING:
+        if view.pipeline is None or not owes_backfill(view.pipeline, self._context.target):
             return
         said = view.heartbeat.at if view.heartbeat is not None else view.pipeline.started
         if now - said >= ABANDONED:
@@ -550,11 +551,17 @@ class Function:
         finally:
             self.close()
 
-    def _rest(self) -> None:
-        """Note that nothing is sent for the lane that is held. What comes next gets along without the note."""
+    def _rest(self) -> bool:
+        """Note that nothing is sent for the lane that is held. What comes next gets along without the note.
+
+        False if the note may be stored although that was not heard: then the lane must be claimed before it is used.
+        """
         if self._held is not None:
-            with contextlib.suppress(Fenced, Stopped):
+            try:
                 self._held.rest()
+            except (Fenced, Stopped):
+                return False
+        return True
 
     def _collect(self) -> None:
         if self._held is None:
@@ -647,7 +654,7 @@ class Function:
         saves += [self._noted(gap, view, n) for n, gap in enumerate(shown.gaps) if not has_gap(gap.shard, view)]
         state, discovery, now = view.pipeline, shown.discovery, self._environment.now()
         assert state is not None
-        beat = _beat(view, now, self._owner.who)
+        beat = _beat(view, self._context.target, now, self._owner.who)
         beat = replace(beat, listed=discovery.listed, orphaned=discovery.orphaned)
         everything = [*saves, view.put("pipeline", "", state)[0], Save("pulse", "", None, encode(beat))]
         self._retrying(lambda: self._context.checkpoints.save(everything), asks="checkpoints")
@@ -756,10 +763,17 @@ def _shown(listing: Listing, view: CheckpointView, shard: str | None) -> Shown:
             needed = needed if is_orphan else None
 
 
-def _beat(view: CheckpointView, now: float, who: str) -> Heartbeat:
+def owes_backfill(state: PipelineState, target: Target) -> bool:
+    """Whether a scan is left, or a sweep of what requests of an earlier epoch brought back behind the first one."""
+    if state.stage != stages.FOLLOWING:
+        return True
+    return isinstance(target, AppliesLate) and state.resync and state.lingers_earlier is not None
+
+
+def _beat(view: CheckpointView, target: Target, now: float, who: str) -> Heartbeat:
     """What says that invocations follow the stream. During a backfill, what its run has said last: it may have died."""
     before, state = view.heartbeat, view.pipeline
-    if state is not None and state.stage != stages.FOLLOWING:
+    if state is not None and owes_backfill(state, target):
         return before if before is not None else Heartbeat(state.started or 0.0, "backfill")
     return Heartbeat(now, "live", who=who, histories=() if before is None else before.histories)
 

@@ -35,6 +35,10 @@ PAUSE = 6 * 3600.0  # seconds after that without another attempt, each of which 
 PURGE = "purge"  # the slot that an invocation claims while it purges; its owner notes when the last one did
 PURGED = "purged"  # the slot whose owner notes when the last purge began that came to its end
 PURGE_PAUSE = 3600.0  # seconds between two purges, each of which may read all of a large table
+_TOO_LONG = (
+    "time is over; another one begins in an hour. If none ends, since a table takes longer to read than an invocation "
+    "has, purge without a limit now and then: replicator run CONFIG --until backfilled"
+)
 
 
 def sweep_settled(context: RunContext, owner: Owner, environment: Environment, retrying: RetryPolicy, run: int) -> None:
@@ -80,10 +84,12 @@ def purge(context: RunContext, owner: Owner, environment: Environment, retrying:
         return may
 
     cleanup.may_purge = may_purge
+    assert cleanup.in_doubt is not None
+    cleanup.in_doubt.begin(0.0)  # a purge of an hour ago may have ended in the middle of a table, and goes on there
     while cleanup.purge():
         cleanup.delivery.flush()
         if environment.stop.is_set():
-            log.info("purge not finished", extra={"reason": "time is over; going on in an hour"})
+            log.warning("purge not finished", extra={"reason": _TOO_LONG})
             return
         cleanup.delivery.know_parked()
     if is_whole(cleanup, may=may):
@@ -94,7 +100,7 @@ def purge(context: RunContext, owner: Owner, environment: Environment, retrying:
 
 def is_whole(cleanup: Cleanup, *, may: bool) -> bool:
     """Whether a purge has ended because nothing was left. ``may``: whether no lane needed tombstones."""
-    return may and not cleanup.in_doubt
+    return may and not cleanup.in_doubt and not cleanup.pipeline.parked.repairing
 
 
 def standing(view: CheckpointView) -> Standing | None:

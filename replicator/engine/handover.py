@@ -33,6 +33,10 @@ _REPAIRING = (
     "verify --repair works on the copy, or was killed less than 15 minutes ago: until it has ended, deletes leave "
     "tombstones, which the function would not purge"
 )
+_LATE = (
+    "requests of the epoch before may be applied for up to 6 minutes: what they bring back is removed then. "
+    "If this run ends before that, run it again"
+)
 COORDINATE_INTERVAL = 1.0  # seconds between two steps of the coordinator while the worker is busy
 
 
@@ -40,7 +44,7 @@ class LaneCoordinator(Coordinator):
     """A coordinator whose workers are the function's invocations, one for each lane, and one that scans."""
 
     followed_by = lanes.HANDED_OVER
-    _told_of_repair = False
+    _told_of_repair = _told_of_sweep = False
 
     def __init__(self, context: RunContext, owner: Owner, environment: Environment) -> None:
         check_supported(context.target, context.checkpoints)
@@ -76,6 +80,9 @@ class LaneCoordinator(Coordinator):
         if self._is_following and self.pipeline.parked.repair is not None and not self._told_of_repair:
             self._told_of_repair = True
             log.info("waiting", extra={"reason": _REPAIRING})
+        if self._is_following and self._awaits_sweep and not self._told_of_sweep:
+            self._told_of_sweep = True
+            log.info("waiting", extra={"reason": _LATE})
 
     def close(self) -> None:
         self._steps.close()

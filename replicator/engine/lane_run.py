@@ -163,6 +163,8 @@ class LaneRun(SlotRun):
         """
         if self._rests:
             self._rests = False
+            assert self._in_doubt is not None
+            self._in_doubt.limit(max(0.0, lanes.window_of(self._until, self._environment.now())))
             self._delivery.know_parked()
             self._delivery.acknowledge_again()
 

@@ -19,7 +19,7 @@ from replicator.aws.boto import connect
 from replicator.aws.client import Call, Client, completed
 from replicator.batch import DocumentId
 from replicator.change import ScanPage
-from replicator.checkpoints.contract import Checkpoints
+from replicator.checkpoints.contract import Checkpoints, Claimed
 from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
 from replicator.engine import preexisting
@@ -36,7 +36,9 @@ from replicator.key import Key, key_text
 from replicator.operations.pass_record import Part, PassRecord, Voided
 from replicator.operations.repair import Announced, Repairs
 from replicator.pipeline import lanes
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.coordination import writers
+from replicator.pipeline.lanes import NO_REPAIR
 from replicator.pipeline.parked import item_of
 from replicator.pipeline.progress import UNINVOKED, invoked
 from replicator.source.decoding import KeyReader
@@ -235,6 +237,12 @@ def opened(config: Config, hook: Hook | None) -> Iterator[Ends]:
         )
 
 
+def check_repairs(claimed: Claimed) -> None:
+    """ConfigError where AWS Lambda follows the stream, whatever engine this config has."""
+    if lanes.is_handed_over(CheckpointView(claimed).slots, claimed.revision):
+        raise ConfigError(NO_REPAIR)
+
+
 def comparing(config: Config, target: Target) -> Verifiable:
     if not isinstance(target, Verifiable):
         raise ConfigError(f"target.type: {cannot_compare(config.target.type, target)}")
@@ -256,6 +264,8 @@ def verify(config: Config, request: Request, report: Report, environment: Enviro
     """One pass. Ends early, with what was found so far, once ``environment.stop`` is set."""
     hook = loading.load(config.transform, config.base) if config.transform is not None else None
     with opened(config, hook) as both:
+        if request.repair:
+            check_repairs(both.checkpoints.read())
         record = PassRecord(both.checkpoints, FULL if request.share >= 1.0 else SAMPLE)
         tune_allocator()
         return examine(both, request, report, environment, record)

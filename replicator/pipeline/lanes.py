@@ -16,6 +16,10 @@ from replicator.state import LONGEST_IN_DOUBT, PipelineState, ShardState, Slot
 
 PREFIX = "lambda-"  # of the names of lanes: other engines' slots have other names
 HANDED_OVER = "lambda"  # noted with a run whose shards invocations follow
+NO_REPAIR = (
+    "--repair is not supported with AWS Lambda: idle shards are not invoked, so they would leave no tombstones. Resync "
+    "the table or single items: replicator resync CONFIG --key JSON, then replicator run CONFIG --until backfilled"
+)
 CLOCKS = 60.0  # seconds by which the clocks of two of Lambda's machines may differ
 
 
@@ -148,9 +152,15 @@ def may_purge(at: Standing, now: float) -> bool:
 
 
 def owes_purge(at: Standing, purged: float) -> bool:
-    """Whether tombstones may be left. ``purged``: when the last purge that came to its end began, 0.0 if none did."""
+    """Whether tombstones may be left. ``purged``: when the last purge that came to its end began, 0.0 if none did.
+
+    A container leaves them for CLOCKS longer than a request may be applied, by a clock that may be as much behind the
+    one by which the purge began.
+    """
     found = [slot for id, slot in at.slots.items() if is_lane(id)]
-    return any(s.until is None and s.in_doubt for s in found) or any((s.until or 0.0) >= purged for s in found)
+    return any(s.until is None and s.in_doubt for s in found) or any(
+        (s.until or 0.0) + 2 * CLOCKS >= purged for s in found
+    )
 
 
 def unattended(at: Standing) -> list[str]:

@@ -60,6 +60,11 @@ class InDoubtWindow:
             self.begun_earlier += 1
         self.begun += 1
 
+    def limit(self, seconds: float) -> None:
+        """Close the window after so many seconds, if it is open for longer: by a clock that stood still meanwhile."""
+        if self._until is not None:
+            self._until = min(self._until, self.now() + seconds)
+
     @property
     def owes_sweep(self) -> bool:
         """Whether a sweep is due because writes of earlier epochs may have been applied since the last one.

@@ -14,13 +14,14 @@ from replicator.checkpoints.contract import Slotted
 from replicator.engine.function import Function
 from replicator.engine.function_cleanup import PURGE_PAUSE
 from replicator.engine.handover import Backfill
-from replicator.engine.startup import Allowed
+from replicator.engine.local import Driver
+from replicator.engine.startup import RESUMING, Allowed
 from replicator.errors import ConfigError, TransientError
 from replicator.pipeline import coordination, lanes, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.lanes import CLOCKS, Standing, in_doubt_until, may_purge, owes_purge, window_of
-from replicator.pipeline.parked import RETRIED
-from replicator.state import LONGEST_IN_DOUBT, PipelineState, Retried, Save, ShardState, Slot, decode, encode
+from replicator.pipeline.parked import REPAIR, RETRIED
+from replicator.state import LONGEST_IN_DOUBT, PipelineState, Repair, Retried, Save, ShardState, Slot, decode, encode
 from replicator.target.acks import place
 from replicator.testing.memory_index import MemoryIndex
 from tests.engine.cluster import TABLE
@@ -282,6 +283,225 @@ def test_a_rescan_waits_for_requests_of_the_epoch_before_and_sweeps_what_they_br
     run.close()
     mirror.arrive()
     assert mirror.stored == mirror.wanted
+    mirror.settled()
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_backfill_that_ended_before_its_second_sweep_is_told_by_each_schedule(
+    mirror: Mirror, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What came back behind the first one stays until then."""
+    mirror.write("k2", 2)
+    mirror.killed_in_a_batch(mirror.container())
+    mirror.delete("k2")
+    mirror.source.roll_all(TABLE)
+    run = mirror.begun(Allowed(resync=True))
+    caplog.set_level("INFO")
+    while not run.coordinator._is_following:
+        run.step()
+        mirror.clock.now += 1.0
+        if mirror.clock.now % 20.0 < 1.0:
+            mirror.write("k1", round(mirror.clock.now))
+            mirror.deliver(mirror.container())
+    run.step()
+    assert not run.coordinator.is_backfilled
+    assert "If this run ends before that, run it again" in str([record.__dict__ for record in caplog.records])
+    if how == "stopped":
+        run.end()
+    run.close()
+    mirror.arrive()
+    assert ("k2",) in mirror.stored
+    mirror.clock.now += PURGE_PAUSE
+    with pytest.raises(ConfigError, match=r"a backfill has begun and not ended.*--until backfilled"):
+        mirror.scheduled()
+    again = mirror.begun(Allowed())
+    while not again.coordinator.is_backfilled:
+        again.step()
+        mirror.clock.now += 1.0
+    again.end()
+    again.close()
+    assert mirror.stored == mirror.wanted
+    mirror.settled()
+
+
+def losing_the_note(mirror: Mirror, function: Function) -> None:
+    """The store saves that the lane of the container rests, and does not answer until the invocation's time is over."""
+    store = function._context.checkpoints
+    save = store.save
+
+    def losing(saves: Sequence[Save], *counts: Any) -> None:
+        save(saves, *counts)
+        if any(s.kind == "slot" and s.text and decoded(s.text).until is not None for s in saves):
+            store.save = save  # type: ignore[method-assign]
+            mirror.until_over()
+            mirror.clock.now = mirror._until + 0.1
+            raise TransientError("the response was lost")
+
+    store.save = losing  # type: ignore[assignment, method-assign]
+
+
+def test_a_container_that_did_not_hear_that_its_lane_rests_claims_it_before_it_writes(mirror: Mirror) -> None:
+    function = mirror.container()
+    mirror.write("k1", 2)
+    mirror.deliver(function)
+    losing_the_note(mirror, function)
+    mirror.write("k1", 3)
+    mirror.deliver(function)
+    mirror.write("k2", 2)
+    mirror.killed_in_a_batch(function)
+    mirror.deliver(mirror.container())
+    mirror.delete("k2")
+    mirror.deliver(mirror.container())
+    mirror.clock.now += 100.0
+    mirror.arrive()
+    assert mirror.stored == mirror.wanted
+    losing_the_note(mirror, function)
+    mirror.write("k1", 4)
+    mirror.deliver(function)
+    mirror.write("k2", 3)
+    mirror.deliver(function)
+    assert mirror.stored == mirror.wanted
+
+
+def test_tombstones_that_a_container_leaves_after_a_purge_whose_clock_is_ahead_are_purged_later(mirror: Mirror) -> None:
+    mirror.write("k2", 2)
+    mirror.lose()
+    mirror.deliver(mirror.container())
+    lost = mirror.clock.now
+    mirror.write("k3", 3)
+    mirror.deliver(mirror.container())
+    mirror.clock.now = lost + LONGEST_IN_DOUBT + 20.0
+    ahead = replace(mirror.environment(), now=lambda: mirror.clock.wall() + CLOCKS - 10.0)
+    mirror.scheduled(Function(mirror.context(), mirror.owner("container"), ahead))
+    mirror.delete("k3")
+    mirror.deliver(mirror.container())
+    assert ("k3",) in mirror.tombstones
+    mirror.late.clear()
+    mirror.settled()
+
+
+def test_a_window_ends_though_lambda_stops_the_clock_of_a_frozen_container(mirror: Mirror) -> None:
+    awake = 0.0
+
+    class Stopping(LosingIndex):
+        def __init__(self, database: Any, now: object) -> None:
+            super().__init__(database, now=lambda: awake)
+
+    mirror.index_type = Stopping
+    kept = mirror.container()
+    mirror.write("k2", 2)
+    mirror.lose()
+    mirror.deliver(kept)
+    mirror.late.clear()
+    mirror.index_type = LosingIndex
+    for n in range(30):
+        mirror.clock.now += 50.0
+        awake += 0.2
+        mirror.write(f"x{n}", n)
+        mirror.deliver(kept)
+        mirror.delete(f"x{n}")
+        mirror.deliver(kept)
+    assert ("x29",) not in mirror.tombstones
+    mirror.settled()
+
+
+def test_a_purge_begins_anew_whatever_the_container_had_reached_an_hour_before(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    purge = LosingIndex.purge
+
+    def purging(self: LosingIndex, *given: Any, **named: Any) -> int:
+        begun.append(self.in_doubt.begun)
+        return purge(self, *given, **named)
+
+    monkeypatch.setattr(LosingIndex, "purge", purging)
+    function = mirror.container()
+    for n in range(2):
+        mirror.write("k2", n)
+        mirror.lose()
+        mirror.deliver(mirror.container())
+        mirror.delete("k2")
+        mirror.deliver(mirror.container())
+        mirror.arrive()
+        mirror.clock.now += PURGE_PAUSE
+        mirror.scheduled(function)
+    assert mirror.tombstones == {}
+    assert len(set(begun)) == 2, "a number for each purge: targets begin anew where it has changed"
+
+
+def test_nothing_is_purged_while_a_backfill_scans(mirror: Mirror) -> None:
+    mirror.write("k2", 2)
+    mirror.deliver(mirror.container())
+    run = mirror.scanning(Allowed(resync=True))
+    mirror.write("k1", 2)
+    mirror.deliver(mirror.container())
+    mirror.delete("k2")
+    mirror.deliver(mirror.container())
+    mirror.clock.now += 2 * LONGEST_IN_DOUBT
+    mirror.write("k1", 3)
+    mirror.deliver(mirror.container())
+    assert run.is_scanning
+    mirror.scheduled()
+    assert ("k2",) in mirror.tombstones
+
+
+def test_a_purge_that_a_lane_held_up_is_not_a_whole_one(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror.write("k2", 2)
+    mirror.lose()
+    mirror.deliver(mirror.container())
+    mirror.delete("k2")
+    mirror.deliver(mirror.container())
+    mirror.arrive()
+    mirror.clock.now += PURGE_PAUSE
+    looks: list[float] = []
+
+    def may(at: Standing, now: float) -> bool:
+        looks.append(now)
+        return len(looks) != 2 and may_purge(at, now)
+
+    monkeypatch.setattr(lanes, "may_purge", may)
+    mirror.scheduled()
+    assert mirror.tombstones
+    mirror.settled()
+
+
+def test_another_engine_heeds_a_lane_that_rests_in_doubt(mirror: Mirror) -> None:
+    """Also where neither the backfill's own slot nor the pipeline says that something is in doubt."""
+    for kind, id in (("slot", "backfill"), ("pipeline", "")):
+        revision, text = mirror.database.entries[kind, id]
+        mirror.database.entries[kind, id] = revision, encode(replace(decode(kind, id, text), lingers=None))  # type: ignore[type-var]
+    mirror.write("k2", 2)
+    mirror.lose()
+    mirror.deliver(mirror.container())
+    mirror.clock.now += 30.0
+    mirror.delete("k2")
+    driver = Driver(mirror.context(), mirror.owner("local"), mirror.environment())
+    mirror._until = mirror.clock.now + PURGE_PAUSE
+    driver.start(RESUMING)
+    for _ in range(150):
+        driver._guarded_turn()
+        mirror.clock.now += 1.0
+    mirror.arrive()
+    assert mirror.stored == mirror.wanted
+
+
+def test_a_purge_that_a_repair_holds_up_is_not_a_whole_one(mirror: Mirror) -> None:
+    mirror.write("k2", 2)
+    mirror.lose()
+    mirror.deliver(mirror.container())
+    mirror.delete("k2")
+    mirror.deliver(mirror.container())
+    mirror.arrive()
+    for n in (5, 6):
+        mirror.clock.now += LONGEST_IN_DOUBT + 2 * CLOCKS
+        mirror.write("k1", n)
+        mirror.deliver(mirror.container())
+    checkpoints = mirror.context().checkpoints
+    checkpoints.save([Save(REPAIR, "", None, encode(Repair("token")))])
+    mirror.scheduled()
+    assert ("k2",) in mirror.tombstones
+    checkpoints.save([Save(REPAIR, "", None, None)])
     mirror.settled()
 
 

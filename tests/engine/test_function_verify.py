@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping
 import pytest
 
 from replicator.engine.function import IDLE
+from replicator.errors import ConfigError
 from replicator.items.attributes import image
 from replicator.key import Key
 from replicator.operations.cutover import Criteria, reasons, standing
-from replicator.operations.verify import positions_of
+from replicator.operations.verify import check_repairs, positions_of
 from replicator.pipeline.progress import UNINVOKED
 from replicator.verification.differences import NO_RUN, STALLED
 from replicator.verification.examiner import Examiner, Floor
@@ -116,3 +117,8 @@ def test_cutover_names_the_function_if_none_of_its_invocations_came_for_long() -
     text = next(text for text in said() if "so nothing is copied" in text)
     assert text.startswith("no invocation of the function came in 45 minutes")
     assert text.endswith("see: replicator check CONFIG")
+
+
+def test_a_repair_of_what_a_function_follows_is_refused_whatever_engine_the_config_has() -> None:
+    with pytest.raises(ConfigError, match="--repair is not supported with AWS Lambda"):
+        check_repairs(Followed().context().checkpoints.read())
