@@ -387,7 +387,7 @@ def test_a_window_ends_though_lambda_stops_the_clock_of_a_frozen_container(mirro
         def __init__(self, database: Any, now: object) -> None:
             super().__init__(database, now=lambda: awake)
 
-    mirror.index_type = Stopping
+    mirror.index_type = Stopping  # type: ignore[assignment]
     kept = mirror.container()
     mirror.write("k2", 2)
     mirror.lose()

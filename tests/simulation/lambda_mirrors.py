@@ -1,6 +1,7 @@
 """AWS Lambda before a target without transactions, from a seed: requests are lost, or applied minutes later.
 
-So are those of a container that is killed in the middle of a batch. The clocks of containers differ.
+So are those of a container that is killed in the middle of a batch. The clocks of containers differ. Responses of the
+checkpoint store are lost, too, and backfills are killed or stopped at any time, and run again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from replicator.engine.function import Function
 from replicator.engine.function_cleanup import PURGE_PAUSE
 from replicator.engine.handover import Backfill
 from replicator.engine.startup import RESUMING, Allowed
-from replicator.errors import TransientError, Unfinished
+from replicator.errors import GapFound, TransientError, Unfinished
 from replicator.pipeline.lanes import CLOCKS
 from replicator.state import APPLIED_WITHIN, LONGEST_IN_DOUBT
 from replicator.target.acks import place
@@ -26,7 +27,7 @@ from replicator.target.in_doubt import is_late
 from replicator.testing.memory import MemoryDatabase
 from replicator.testing.memory_index import MemoryIndex
 from tests.engine.cluster import TABLE
-from tests.engine.function_stack import Stack, Timer
+from tests.engine.function_stack import TIME, Stack, Timer
 from tests.simulation.lambda_world import Killed, World
 
 MOST_STEPS = 20_000  # of a backfill
@@ -81,19 +82,34 @@ class LateIndex(MemoryIndex):
 
 
 class MirrorWorld(World):
-    """``fate``: of requests, and of what comes between them."""
+    """``fate``: of requests, and of what comes between them. ``slips``: of checkpoints and of backfills."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.index, self.fate = True, random.Random(seed + 4)
         self.index_type = partial(LateIndex, world=self)  # type: ignore[assignment]
         self.lossy = self.fate.choice((0.0, 0.02, 0.1))
+        self.slips = random.Random(seed + 5)
+        self.forgetful = self.slips.choice((0.0, 0.0, 0.004))
+        self.impatient = self.slips.choice((0.0, 0.02))
         self.awaited: list[tuple[float, Callable[[], Any]]] = []  # requests to be applied, and when
 
     # The target
 
     def context(self) -> RunContext:
-        return Stack.context(self)
+        context = Stack.context(self)
+        for name in ("save", "claim_slot", "read"):
+            setattr(context.checkpoints, name, partial(self._asked, getattr(context.checkpoints, name)))
+        return context
+
+    def _asked(self, call: Callable[..., Any], *given: Any) -> Any:
+        """What the store of checkpoints answers, if it does; perhaps not before an invocation's time is over."""
+        if not self.live or self.slips.random() >= self.forgetful:
+            return call(*given)
+        if self.slips.random() < 0.6:
+            call(*given)
+        self.clock.now += self.slips.choice((0.0, 1.0, TIME + 1.0))
+        raise TransientError("the store did not answer")
 
     def interrupt(self) -> None:
         self._interrupt()
@@ -167,10 +183,37 @@ class MirrorWorld(World):
         run.close()
         return run
 
+    def leave_backfill(self) -> None:
+        """A backfill is killed or stopped at any time; after a while, it is run again."""
+        environment: Environment = replace(self.environment(), stop=Timer(self.clock))  # type: ignore[arg-type]
+        run = Backfill(self.context(), self.owner("backfill"), environment, self._connected)
+        self.gapped = True
+        try:
+            run.start(Allowed(resync=self.slips.random() < 0.7))
+            for _ in range(self.slips.choice((1, 5, 30, 100, 300))):
+                run.step()
+                self.clock.now += self.slips.choice((0.0, 0.5, 5.0))
+                self.catch_up()
+                if self.slips.random() < 0.2:
+                    self.change()
+                    self.deliver_one()
+            if self.slips.random() < 0.5:
+                run.end()
+            run.close()
+            for _ in range(self.slips.choice((0, 3))):
+                self.change()
+                self.deliver_one()
+                self.keep_up()
+            self.backfill()
+        except GapFound:
+            self.repair()
+
     # What happens
 
     def act(self) -> None:
         self.catch_up()
+        if self.slips.random() < self.impatient:
+            self.leave_backfill()
         if self.fate.random() < 0.15:
             self.short_life()
         if self.fate.random() < 0.05:  # long enough that nothing is in doubt any more
@@ -196,6 +239,7 @@ class MirrorWorld(World):
             self.keep_up()
 
     def finish(self) -> None:
+        self.forgetful = 0.0
         super().finish()
         self.clock.now += APPLIED_WITHIN
         self.catch_up()
