@@ -207,10 +207,15 @@ class Coordinator(Driver):
         self._guarded_turn()
 
     def end(self) -> None:
-        """Store what is in flight, and what the next run must know of the in-doubt window."""
+        """Store what is in flight, and what the next run must know of the in-doubt window.
+
+        GapFound if workers have found a gap, perhaps only as they ended.
+        """
         self._refresh()
         self._shut_down()
         self._steps.close()
+        if gap := startup.unrepaired(self.pipeline.view.gaps.values(), self._state()):
+            raise self._ending(gap)
 
     def _turn(self) -> None:
         try:

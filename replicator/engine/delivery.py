@@ -13,7 +13,16 @@ from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.making import Making
 from replicator.engine.retry import RetryPolicy, Stopped
-from replicator.errors import CheckpointsReverted, Fenced, GapFound, ReplicatorError, TransientError, Unfinished
+from replicator.errors import (
+    CheckpointsReverted,
+    ConfigError,
+    Fenced,
+    GapFound,
+    NotPermitted,
+    ReplicatorError,
+    TransientError,
+    Unfinished,
+)
 from replicator.pipeline.parked import DROPPED, PARKED, REPAIR, known, version_in
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Entry, Save, encode
@@ -156,17 +165,31 @@ class Delivery:
             self.offer(batch)
             self.settle()
 
-    def record(self, gap: GapFound) -> None:
+    def record(self, gap: GapFound) -> GapFound | None:
         """Store everything that the pipeline has, among it a gap. If the target cannot, the entries alone: what was
-        read is dropped.
+        read is dropped. Returns what the target has lost besides, which was found only now and is recorded, too.
+
+        What else keeps the target from storing (ConfigError, NotPermitted) is raised once the gap is recorded.
         """
+        own: GapFound | None = None
+        refused: ReplicatorError | None = None
         if not gap.unwritable:
-            with suppress(GapFound):
+            try:
                 self.flush()
-                return
+                return None
+            except GapFound as e:
+                own = e
+            except (ConfigError, NotPermitted) as e:
+                self._pipeline.give_back()
+                refused = e
+        if own is not None and not self._pipeline.view.has_gap(own):
+            self._pipeline.gap(own, self._now())
         self._pipeline.drop_ahead()
         while (batch := self.taken()) is not None:
             self._finish(batch, partial(self._recorded, batch))
+        if refused is not None:
+            raise refused
+        return own
 
     def _recorded(self, batch: Batch) -> Outcome:
         if self._transactional:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ from replicator.engine.stop_event import Stop
 from replicator.engine.worker import Post, check_guarded
 from replicator.errors import ConfigError, Fenced, GapFound, TransientError
 from replicator.pipeline import lanes, stages
-from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.checkpoint_view import CheckpointView, gap_id
 from replicator.pipeline.discovery import ORPHAN_LIMIT, ORPHAN_PAUSE, YOUNG_ORPHAN_LIMIT, Discovery, News
 from replicator.pipeline.lineage import readable
 from replicator.pipeline.parked import ParkedItems, settled
@@ -284,7 +284,8 @@ class Function:
         if not with_history(tables) or not following or not isinstance(target, KeepsHistory):
             return
         if not self._environment.stop.is_set():
-            retain_history(target, self._context, self._owner, self._environment, claimed)
+            with self._recording():
+                retain_history(target, self._context, self._owner, self._environment, claimed)
         self._report_histories(target)
 
     def _report_histories(self, target: KeepsHistory) -> None:
@@ -309,7 +310,8 @@ class Function:
         if not following or not settled(view.spared, parked) or is_paused(claimed, now()):
             return
         try:
-            sweep_settled(self._context, self._owner, self._environment, self._retrying, claimed.revision)
+            with self._recording():
+                sweep_settled(self._context, self._owner, self._environment, self._retrying, claimed.revision)
         except Fenced:
             log.info("sweep not finished", extra={"reason": "another invocation sweeps, or has added shards"})
         except Stopped:
@@ -326,7 +328,8 @@ class Function:
         if at is None or not is_purge_due(claimed, at, now) or not lanes.may_purge(at, now):
             return
         try:
-            purge(self._context, self._owner, self._environment, self._retrying, claimed.revision)
+            with self._recording():
+                purge(self._context, self._owner, self._environment, self._retrying, claimed.revision)
         except Fenced:
             log.info("purge not finished", extra={"reason": "another invocation purges, or a run has taken over"})
 
@@ -337,7 +340,7 @@ class Function:
         for lane in () if at is None else lanes.unattended(at):
             with contextlib.suppress(Fenced):  # it has got a shard
                 post = Post(lane, claimed.revision)
-                self._held = LaneRun.claimed_lane(self._context, post, self._owner, self._environment)
+                self._held = self._claimed_lane(post)
             self._release()
 
     def _check_stream(self, arn: str, view: CheckpointView) -> None:
@@ -371,10 +374,10 @@ class Function:
         return current
 
     def _record(self, gap: GapFound) -> None:
-        """Record a gap of no shard, unless it is already."""
+        """Record a gap of no shard, unless one is already that a rescan repairs in the same way."""
         claimed = self._claim_listing(self._read().revision)
         view = CheckpointView(claimed)
-        if not has_gap(None, view):
+        if not has_gap(None, view, by_hand=gap.by_hand):
             saves = [self._noted(gap, view), view.put("pipeline", "", view.pipeline)[0]]
             self._retrying(lambda: self._context.checkpoints.save(saves), asks="checkpoints")
 
@@ -387,15 +390,16 @@ class Function:
         """``LaneRun.skip``. GapFound if nothing behind the gap can be stored either: the target has lost something."""
         if gap.unwritable:
             raise self._unwritable(gap) from gap
-        held.skip(gap, shard, ended=ended)
+        try:
+            held.skip(gap, shard, ended=ended)
+        except GapFound as own:
+            raise self._unwritable(own) from own
 
-    def _noted(self, gap: GapFound, view: CheckpointView, n: int = 0) -> Save:
-        """``n``: how many gaps are noted before it at the same time."""
+    def _noted(self, gap: GapFound, view: CheckpointView) -> Save:
         log.error("gap", extra={"reason": gap.reason, "shard": gap.shard})
         now, epoch = self._environment.now(), view.pipeline.epoch if view.pipeline is not None else 0
-        return view.put(
-            "gap", f"{now + n / 1000:017.3f}@{LISTING}", Gap(gap.reason, now, epoch, gap.shard, gap.sequence)
-        )[0]
+        noted = Gap(gap.reason, now, epoch, gap.shard, gap.sequence, by_hand=gap.by_hand)
+        return view.put("gap", gap_id(now, LISTING, view.gaps.keys()), noted)[0]
 
     def _store(self, batch: ShardBatch) -> None:
         for attempt in range(1, ATTEMPTS + 1):
@@ -499,8 +503,21 @@ class Function:
         assert lanes.is_lane(states[shard].slot), "every shard that is not stored to its end has a lane"
         post = Post(states[shard].slot, claimed.revision)
         self._check_target(CheckpointView(claimed))
-        self._held = LaneRun.claimed_lane(self._context, post, self._owner, self._environment)
+        self._held = self._claimed_lane(post)
         return self._held
+
+    def _claimed_lane(self, post: Post) -> LaneRun:
+        """``LaneRun.claimed_lane``. GapFound, which is recorded, if a table turns out to be lost as it is opened."""
+        with self._recording():
+            return LaneRun.claimed_lane(self._context, post, self._owner, self._environment)
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Record what the target turns out to have lost."""
+        try:
+            yield
+        except GapFound as gap:
+            raise self._unwritable(gap) from gap
 
     def _check_target(self, view: CheckpointView) -> None:
         """ConfigError unless this package has the hook and the tables with which the copy was made.
@@ -651,7 +668,7 @@ class Function:
         given = lanes.assigned({**view.shards, **new})
         saves = [view.put("shard", id, state)[0] for id, state in {**new, **given}.items()]
         saves += [view.put("shard", id, None)[0] for id in shown.news.forgotten - given.keys()]
-        saves += [self._noted(gap, view, n) for n, gap in enumerate(shown.gaps) if not has_gap(gap.shard, view)]
+        saves += [self._noted(gap, view) for gap in shown.gaps if not has_gap(gap.shard, view)]
         state, discovery, now = view.pipeline, shown.discovery, self._environment.now()
         assert state is not None
         beat = _beat(view, self._context.target, now, self._owner.who)

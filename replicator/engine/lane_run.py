@@ -168,8 +168,9 @@ class LaneRun(SlotRun):
             self._delivery.know_parked()
             self._delivery.acknowledge_again()
 
-    def _target_gap(self) -> GapFound | None:
-        """Nothing: the function has looked before it claimed the lane."""
+    def _opened(self) -> GapFound | None:
+        """Nothing is lost: the function has looked before it claimed the lane, and records what is raised here."""
+        self._open_tables()
         return None
 
     def _check_parked(self) -> None:
@@ -201,18 +202,33 @@ class LaneRun(SlotRun):
     def skip(self, gap: GapFound, shard: str, *, ended: bool) -> None:
         """Record a gap, and go on behind it: a rescan repairs it, and until then the stream is followed.
 
-        ``ended``: nothing more comes from the shard, which its children wait for.
+        ``ended``: nothing more comes from the shard, which its children wait for. GapFound, recorded too, if the target
+        turns out to have lost something as well.
         """
         gap = explained(gap, self._context.table, self._current_table()) if gap.gone else gap
         log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence})
         self._steps.clear()
-        self._delivery.settle()
+        own = self._lost_in_flight()
         self.pipeline.drop_ahead()
+        now = self._environment.now()
         if not has_gap(gap.shard, self.pipeline.view):
-            self.pipeline.gap(gap, self._environment.now())
-        if ended:
+            self.pipeline.gap(gap, now)
+        if own is not None:
+            self.pipeline.gap(own, now)
+        elif ended:
             self.pipeline.give({shard: replace(self.pipeline.shards[shard], ended=True)}, {})
-        self._delivery.flush()
+        own = self._delivery.record(own or gap) or own
+        if own is not None:
+            own.unwritable = True
+            raise own
+
+    def _lost_in_flight(self) -> GapFound | None:
+        """What the target has lost, if the batch in flight shows it."""
+        try:
+            self._delivery.settle()
+        except GapFound as gap:
+            return gap
+        return None
 
     def read_idle(self, shard: str, since: float) -> bool:
         """Read the shard until everything created before ``since`` is stored, or its end is. GapFound as ``read_to``.
@@ -258,13 +274,15 @@ class LaneRun(SlotRun):
         return bool(shown)
 
 
-def has_gap(shard: str | None, view: CheckpointView) -> bool:
-    """Whether a gap of the shard is recorded that the next rescan repairs: it repairs later ones with it.
+def has_gap(shard: str | None, view: CheckpointView, *, by_hand: bool = False) -> bool:
+    """Whether a gap of the shard is recorded that the next rescan repairs: it repairs later ones with it. ``by_hand``:
+    whether only one counts that a user must have repaired.
 
     One that a rescan repairs at the moment says nothing of what is lost since that rescan began.
     """
     repairing = view.pipeline.repairing if view.pipeline is not None else 0
-    return any(g.repaired is None and g.shard == shard and g.epoch >= repairing for g in view.gaps.values())
+    open_gaps = [g for g in view.gaps.values() if g.repaired is None and g.shard == shard and g.epoch >= repairing]
+    return any(gap.by_hand or not by_hand for gap in open_gaps)
 
 
 def _may_be_of_epoch(record: Record, state: ShardState) -> bool:

@@ -451,23 +451,10 @@ class Driver:
         self._carry_out_request()
 
     def _gap(self, gap: GapFound) -> None:
-        """Record the gap, then repair it as ``on_gap`` says, or end the run with it.
-
-        A gap that only a user may repair is logged once it is recorded: a run that has been replaced may mistake its
-        successor's writes for another pipeline's, and then recording fails first.
-        """
-        shown = {"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence}
-        if not gap.by_hand:
-            log.error("gap", extra=shown)
-        self._steps.clear()
-        if not self.pipeline.view.has_gap(gap):
-            self.pipeline.gap(gap, self._now(), first_loss(gap, self.pipeline.shards))
-        self._delivery.record(gap)
-        if gap.by_hand:
-            log.error("gap", extra=shown)
+        """Record the gap, then repair it as ``on_gap`` says, or end the run with it."""
+        gap = self._recorded(gap)
         if self._context.config.on_gap == "stop" or gap.by_hand or self._resyncs >= MAX_RESYNCS:
-            gap.caution = caution_of(self._context.target)
-            raise gap
+            raise self._ending(gap)
         self._resyncs += 1
         name = self._context.config.source.table
         self._table = self._retrying(lambda: describe_table(self._context.client, name), asks="source")
@@ -479,6 +466,31 @@ class Driver:
             return
         self._begin(start)
         self._end_request(start)
+
+    def _recorded(self, gap: GapFound) -> GapFound:
+        """Record the gap. Returns the one that decides what follows: what the target turns out to have lost as it is
+        recorded, which no export repairs and only a user may, or the gap itself.
+
+        A gap that only a user may repair is logged once it is recorded: a run that has been replaced may mistake its
+        successor's writes for another pipeline's, and then recording fails first.
+        """
+        if not gap.by_hand:
+            _log_gap(gap)
+        self._steps.clear()
+        if not self.pipeline.view.has_gap(gap):
+            self.pipeline.gap(gap, self._now(), first_loss(gap, self.pipeline.shards))
+        own = self._delivery.record(gap)
+        if gap.by_hand:
+            _log_gap(gap)
+        if own is None:
+            return gap
+        _log_gap(own)
+        return gap if gap.by_hand else own
+
+    def _ending(self, gap: GapFound) -> GapFound:
+        """The gap that ends the run."""
+        gap.caution = caution_of(self._context.target)
+        return gap
 
     # Reporting
 
@@ -523,8 +535,14 @@ class Driver:
         return (), 0
 
     def _shut_down(self) -> None:
-        """Store the batches in flight, but not pages read ahead: a stop should be quick."""
-        self._delivery.settle()
+        """Store the batches in flight, but not pages read ahead: a stop should be quick.
+
+        GapFound if the target turns out to have lost something: it is recorded, and the next run repairs it.
+        """
+        try:
+            self._delivery.settle()
+        except GapFound as gap:
+            raise self._ending(self._recorded(gap)) from gap
         self.pipeline.drop_ahead()
         self._reporter.stopped(*self._filled())
         self._delivery.flush()
@@ -532,3 +550,7 @@ class Driver:
         self._watch.end()
         self._reporter.show()
         log.info("stopped", extra={"read": self.pipeline.total.read})
+
+
+def _log_gap(gap: GapFound) -> None:
+    log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence})

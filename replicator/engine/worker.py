@@ -243,9 +243,7 @@ class SlotRun:
         hook = self._context.hook
         if state.hook != (hook.fingerprint if hook is not None else ""):
             raise ConfigError("transform: this worker has another hook than the run: start all of them with the same")
-        lost = self._retrying(self._target_gap)
-        if lost is None:
-            self._retrying(lambda: self._context.target.open(self._context.tables, state.epoch))
+        lost = self._opened()
         if self._in_doubt is not None:
             self._take_over_window(lingers)
         self._delivery.know_parked()
@@ -254,6 +252,22 @@ class SlotRun:
         if lost is not None:
             lost.unwritable = True
             self._gap(lost)
+
+    def _opened(self) -> GapFound | None:
+        """Open the tables; what the target has lost, if that is found before or as they are opened."""
+        try:
+            lost = self._retrying(self._target_gap)
+            if lost is None:
+                self._open_tables()
+        except GapFound as gap:
+            return gap
+        except ConfigError:  # perhaps about the next epoch, which has begun meanwhile: Fenced says so
+            self._retrying(lambda: self._context.checkpoints.save(()), asks="checkpoints")
+            raise
+        return lost
+
+    def _open_tables(self) -> None:
+        self._retrying(lambda: self._context.target.open(self._context.tables, self._state.epoch))
 
     def _target_gap(self) -> GapFound | None:
         """What the target has lost since the epoch began; emptied tables not counted, as the run may have done that."""
@@ -280,7 +294,10 @@ class SlotRun:
         current = Entry("owner", self._post.slot, self._revision, "")
         if current not in (structs.replace(e, text="") for e in entries) or not self.pipeline.unlearnt(entries):
             return
-        self._delivery.settle()
+        try:
+            self._delivery.settle()
+        except GapFound as gap:
+            self._gap(gap)
         self.pipeline.learn(entries)
         window = self.pipeline.inherited_window([e.id for e in entries if e.kind == "shard"])
         if self._in_doubt is not None and window:
@@ -315,8 +332,9 @@ class SlotRun:
         self._steps.clear()
         self._gapped = True
         self.pipeline.gap(gap, self._environment.now())
-        self._delivery.record(gap)
-        log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "slot": self._post.slot})
+        own = self._delivery.record(gap)
+        for found in [gap] if own is None else [gap, own]:
+            log.error("gap", extra={"reason": found.reason, "shard": found.shard, "slot": self._post.slot})
         self.pipeline.drop_ahead()
 
     def _current_table(self) -> SourceTable | None:
@@ -324,8 +342,14 @@ class SlotRun:
         return self._retrying(lambda: find_table(self._context.client, name), asks="source")
 
     def shut_down(self) -> None:
-        """Store the batches in flight, and how long the next worker must keep the in-doubt window open."""
-        self._delivery.settle()
+        """Store the batches in flight, and how long the next worker must keep the in-doubt window open.
+
+        What the target turns out to have lost is recorded: the coordinator, which ends last, ends the run with it.
+        """
+        try:
+            self._delivery.settle()
+        except GapFound as gap:
+            self._gap(gap)
         self.pipeline.drop_ahead()
         window = self._in_doubt
         self.pipeline.heartbeat(replace(self._heartbeat(), phase="stopped"))

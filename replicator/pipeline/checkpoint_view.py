@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -181,3 +181,17 @@ class CheckpointView:
     @property
     def pipeline(self) -> PipelineState | None:
         return self._values["pipeline"].get("")
+
+
+def gap_id(now: float, slot: str, taken: Collection[str]) -> str:
+    """The id of a gap found ``now``: none of those ``taken``, of gaps that were found in the same millisecond.
+
+    ``slot``: of who found it, as two may find one at the same time; empty for a run of one process.
+    """
+    milliseconds = round(now * 1000)
+    while True:
+        at = f"{milliseconds / 1000:017.3f}"
+        id = f"{at}@{slot}" if slot else at
+        if id not in taken:
+            return id
+        milliseconds += 1

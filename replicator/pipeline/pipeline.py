@@ -31,7 +31,7 @@ from replicator.marks import Marks
 from replicator.pipeline import gap_repair, lineage, stages
 from replicator.pipeline.advance import scanned, streamed
 from replicator.pipeline.batching import GivenUp, PageBuffer, divided
-from replicator.pipeline.checkpoint_view import CheckpointView, Undo
+from replicator.pipeline.checkpoint_view import CheckpointView, Undo, gap_id
 from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.coordination import COORDINATOR, Workers, inherited_window, taking_away
 from replicator.pipeline.discovery import Discovery, News
@@ -402,7 +402,8 @@ class Pipeline:
     def gap(self, gap: GapFound, now: float, since: float | None = None) -> None:
         """Record that records are lost. ``since``: see ``Gap``."""
         epoch = self.state.epoch if self.state is not None else 0
-        id = f"{now:017.3f}@{self.slot}" if self.slot else f"{now:017.3f}"  # two workers may find one at the same time
+        taken = {*self.view.gaps, *(id for kind, id, _ in self._pending if kind == "gap")}
+        id = gap_id(now, self.slot, taken)
         found = Gap(gap.reason, now, epoch, gap.shard, gap.sequence, since=since, by_hand=gap.by_hand)
         self._pending.append(("gap", id, found))
 

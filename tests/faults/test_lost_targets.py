@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,15 @@ import pytest
 from connectors.delta.options import DeltaOptions
 from connectors.delta.target import Delta
 from replicator.batch import Batch, Outcome
+from replicator.engine import fetcher as fetching
+from replicator.engine import local
+from replicator.engine import worker as working
+from replicator.engine.delivery import Delivery
+from replicator.engine.fetcher import Fetcher
 from replicator.engine.function import IDLE
-from replicator.errors import GapFound
+from replicator.errors import ConfigError, GapFound
 from replicator.state import ShardState, decode
+from replicator.target.contract import Table
 from replicator.testing.memory import MemoryDatabase, MemoryRows, MemoryTarget
 from replicator.testing.memory_index import MemoryIndex
 from replicator.version import FIRST_EPOCH
@@ -143,7 +149,7 @@ def test_a_target_that_has_lost_its_table_is_filled_again_where_the_config_says_
 
 
 class LostRows(Rows):
-    """Has lost rows, which nothing tells but the next write."""
+    """Has lost rows, which nothing tells but the next write; until a later epoch fills it again."""
 
     lost = False
 
@@ -151,6 +157,10 @@ class LostRows(Rows):
         if self.lost and batch.parts:
             raise GapFound("it has lost rows")
         return super().write(batch)
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        self.lost = self.lost and epoch == FIRST_EPOCH
+        super().open(tables, epoch)
 
 
 def test_exports_of_what_changed_do_not_repair_a_target_that_has_lost_rows(faults: World) -> None:
@@ -185,6 +195,224 @@ def test_a_gap_of_the_stream_is_recorded_although_the_target_has_lost_its_table(
     assert faults.run(name="resync", seconds=60).code == 0
     assert not faults.gaps
     faults.assert_equal()
+
+
+class LostSent(SentAhead):
+    """Has lost rows, which the response to a batch says; until a later epoch fills it again."""
+
+    lost, by_hand = False, False
+
+    def write(self, batch: Batch) -> Outcome:
+        if self.lost and batch.parts:
+            raise GapFound("it has lost rows", by_hand=self.by_hand)
+        return super().write(batch)
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        self.lost = self.lost and epoch == FIRST_EPOCH
+        super().open(tables, epoch)
+
+
+def after_receiving(monkeypatch: pytest.MonkeyPatch, module: Any, then: Callable[[Delivery], None]) -> None:
+    """Call this after each time that an engine has received what it reads."""
+
+    def receive(fetcher: Fetcher, delivery: Delivery, *, sent: bool, busy: bool) -> None:
+        fetching.receive(fetcher, delivery, sent=sent, busy=busy)
+        then(delivery)
+
+    monkeypatch.setattr(module, "receive", receive)
+
+
+def trimmed(target: Any) -> Callable[[Delivery], None]:
+    """A gap of the stream, once, while records wait that are to be written to a target that has lost rows."""
+    found: list[GapFound] = []
+
+    def find(delivery: Delivery) -> None:
+        if target.lost and delivery._pipeline.pages and not found:
+            found.append(GapFound("records are trimmed"))
+            raise found[0]
+
+    return find
+
+
+BOTH = ["records are trimmed", "it has lost rows"]
+
+
+@pytest.mark.parametrize("kind", [LostRows, LostSent])
+@pytest.mark.parametrize("on_gap", ["stop", "resync", "export"])
+def test_what_the_target_turns_out_to_have_lost_as_a_gap_is_recorded_decides_how_that_is_repaired(
+    faults: World, monkeypatch: pytest.MonkeyPatch, kind: Any, on_gap: str
+) -> None:
+    """An export of what changed since the stream's gap would leave the target without what it has lost."""
+    faults.fill()
+    faults.db.exports.enable(TABLE)
+    faults.clock.move(faults.clock() + HOUR)
+    faults.configure(on_gap=on_gap, backfill={"bucket": "exports"} if on_gap == "export" else {})
+    target = kind(faults.database)
+    faults.target = lambda: target
+    faults.copied()
+    faults.put("k1", n=1)
+    target.lost = True
+    after_receiving(monkeypatch, local, trimmed(target))
+    ended = faults.run(seconds=60)
+    assert [gap.reason for gap in faults.states("gap").values()][:2] == BOTH
+    assert [event["reason"] for event in ended.events if event["event"] == "gap"][:2] == BOTH
+    if on_gap == "resync":
+        assert ended.code == 0
+        faults.assert_equal()
+        return
+    assert (ended.code, "it has lost rows" in ended.err) == (3, True), ended.err
+    assert ("on_gap: export cannot repair that" in ended.err) == (on_gap == "export")
+    assert not faults.db.exports.known
+    assert faults.run(seconds=60).code == 3
+    assert not faults.db.exports.known
+
+
+def test_a_run_that_finds_another_ones_writes_as_it_records_a_gap_repairs_neither(
+    faults: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.configure(on_gap="resync")
+    faults.fill()
+    target = LostSent(faults.database)
+    faults.target = lambda: target
+    faults.copied()
+    faults.put("k1", n=1)
+    target.lost = target.by_hand = True
+    after_receiving(monkeypatch, local, trimmed(target))
+    for _ in range(2):
+        assert faults.run(seconds=60).code == 3
+    assert faults.states("pipeline")[""].epoch == FIRST_EPOCH
+    assert [(gap.reason, gap.by_hand) for gap in faults.gaps] == [(BOTH[0], False), (BOTH[1], True)]
+
+
+def test_a_gap_is_recorded_although_something_must_be_changed_before_its_target_stores_anything(
+    faults: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(LostSent):
+        def write(self, batch: Batch) -> Outcome:
+            if self.lost and batch.parts:
+                raise ConfigError("the index takes no writes")
+            return super().write(batch)
+
+    faults.fill()
+    target = Refusing(faults.database)
+    faults.target = lambda: target
+    faults.copied()
+    faults.put("k1", n=1)
+    target.lost = True
+    after_receiving(monkeypatch, local, trimmed(target))
+    ended = faults.run(seconds=60)
+    assert (ended.code, "the index takes no writes" in ended.err) == (2, True), ended.err
+    assert [gap.reason for gap in faults.gaps] == ["records are trimmed"]
+    target.lost = False
+    ended = faults.run(seconds=60)
+    assert (ended.code, "records are trimmed" in ended.err) == (3, True), ended.err
+
+
+@pytest.mark.parametrize("on_gap", ["stop", "resync"])
+def test_what_a_run_finds_lost_as_it_ends_is_recorded_for_the_next(
+    faults: World, monkeypatch: pytest.MonkeyPatch, on_gap: str
+) -> None:
+    """The batch that was in flight when the run was asked to end."""
+    faults.configure(on_gap=on_gap)
+    faults.fill()
+    target = LostSent(faults.database)
+    faults.target = lambda: target
+    faults.copied()
+    faults.put("k1", n=1)
+    target.lost = True
+
+    def stop(delivery: Delivery) -> None:
+        if delivery._in_flight is not None and delivery._in_flight.parts:
+            faults.stop.until = faults.clock()
+
+    with monkeypatch.context() as patched:
+        after_receiving(patched, local, stop)
+        ended = faults.run(seconds=60)
+    assert (ended.code, ended.event("gap")["reason"]) == (3, "it has lost rows"), ended
+    assert [gap.reason for gap in faults.gaps] == ["it has lost rows"]
+    assert faults.counts.read == faults.counts.applied
+    target.lost = False
+    ended = faults.run(seconds=60)
+    assert ended.code == (3 if on_gap == "stop" else 0), ended
+    if on_gap == "resync":
+        faults.assert_equal()
+
+
+def coordinate(cluster: Cluster) -> None:
+    """Turns of the coordinator, which tells workers what is new. They do nothing else."""
+    for _ in range(3000):
+        cluster.clock.now += 0.05
+        cluster.running.step()
+        for slot, entries in cluster.running.news().items():
+            cluster.workers[slot].learn(entries)
+    raise AssertionError("the run did not end")
+
+
+@pytest.mark.parametrize("how", ["told of a shard", "ending"])
+def test_what_a_worker_finds_lost_outside_of_a_step_is_recorded_and_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    cluster = Cluster(slots=1, index=True, shards=2, on_gap="stop")
+    made: list[LostSent] = []
+
+    def target(database: MemoryDatabase, **more: Any) -> LostSent:
+        made.append(LostSent(database, **more))
+        return made[-1]
+
+    cluster.index_type = target  # type: ignore[assignment]
+    cluster.start()
+    cluster.write("k1", 0)
+    cluster.settle()
+    cluster.outlive_doubt()
+    (only,) = cluster.workers.values()
+    before = {shard.id: shard.last for shard in cluster.source.shards(TABLE)}
+    cluster.write("k1", 1)
+    (other,) = (shard.id for shard in cluster.source.shards(TABLE) if shard.last == before[shard.id])
+    cluster.source.roll(TABLE, other)
+    for _ in range(300):
+        cluster.clock.now += 0.05
+        only.step()
+    cluster.write("k1", 2)
+    for one in made:
+        one.lost = True
+    busy: list[bool] = []
+    after_receiving(monkeypatch, working, lambda delivery: busy.append(bool(delivery.in_flight)))
+    for _ in range(1000):
+        cluster.clock.now += 0.05
+        only.step()
+        if busy and busy[-1]:
+            break
+    assert busy[-1]
+    if how == "ending":
+        with pytest.raises(GapFound, match="it has lost rows"):
+            cluster.stop()
+    else:
+        with pytest.raises(GapFound, match="it has lost rows"):
+            coordinate(cluster)
+    assert [gap.reason for gap in cluster.gaps] == ["it has lost rows"]
+
+
+class ReplacedAsItIsOpened(MemoryIndex):
+    replaced = False
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        if self.replaced:
+            raise GapFound("the index was replaced", of_target=True)
+        super().open(tables, epoch)
+
+
+def test_what_a_worker_finds_lost_as_it_opens_its_tables_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(slots=1, index=True, on_gap="stop")
+    cluster.index_type = ReplacedAsItIsOpened
+    cluster.start()
+    cluster.write("k1", 0)
+    cluster.settle()
+    cluster.outlive_doubt()
+    cluster.restart_workers()
+    monkeypatch.setattr(ReplacedAsItIsOpened, "replaced", True)
+    with pytest.raises(GapFound, match="the index was replaced"):
+        cluster.rounds(100)
+    assert [gap.reason for gap in cluster.gaps] == ["the index was replaced"]
 
 
 @pytest.mark.parametrize("kind", [Rows, Index, SentAhead])
@@ -297,6 +525,49 @@ def test_an_invocation_that_cannot_write_behind_a_gap_of_the_stream_records_both
         stack.deliver(stack.container())
     assert {gap.shard for gap in stack.gaps} == {shard, None}
     assert [gap.reason for gap in stack.gaps if gap.shard is None] == [REMOVED]
+
+
+def test_an_invocation_whose_batch_in_flight_shows_a_loss_as_it_records_a_gap_of_the_stream_records_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stack = Stack(shards=1, index=True)
+    stack.index_type = LostSent
+    stack.backfill()
+    stack.write("k1", 1)
+    stack.deliver(stack.container())
+    (shard,) = stack.mapping.ready() or stack.mapping.shards
+    stack.write("k2", 2)
+    given_up = stack.mapping.event(shard)
+    assert given_up is not None
+    stack.mapping.drop(shard, given_up)
+    stack.write("k3", 3)
+    found: list[GapFound] = []
+
+    def find(delivery: Delivery) -> None:
+        if delivery.in_flight and not found:
+            found.append(GapFound("records are trimmed", shard))
+            raise found[0]
+
+    after_receiving(monkeypatch, working, find)
+    monkeypatch.setattr(LostSent, "lost", True)
+    with pytest.raises(GapFound, match=r"it has lost rows\. Nothing is stored before a rescan: replicator resync"):
+        stack.deliver(stack.container())
+    assert [(gap.reason, gap.shard) for gap in stack.gaps] == [("records are trimmed", shard), (BOTH[1], None)]
+
+
+class OpensNothing(MemoryIndex):
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        raise GapFound("the index was replaced", of_target=True)
+
+
+def test_an_invocation_that_finds_a_loss_as_it_opens_its_tables_records_it() -> None:
+    stack = Stack(shards=1, index=True)
+    stack.backfill()
+    stack.write("k1", 1)
+    stack.index_type = OpensNothing
+    with pytest.raises(GapFound, match=r"the index was replaced\. Nothing is stored before a rescan"):
+        stack.deliver(stack.container())
+    assert [gap.reason for gap in stack.gaps] == ["the index was replaced"]
 
 
 def test_a_scheduled_invocation_that_cannot_write_to_its_target_any_more_records_a_gap() -> None:
