@@ -85,7 +85,8 @@ class _Link:
 class Proxy:
     """Listens on ``listen`` (loopback and a free port by default) and forwards bytes to and from ``host``:``port``.
 
-    ``port``: where it listens. ``connections``: how many clients have connected.
+    ``port``: where it listens. ``connections``: how many clients have connected. ``holding``: whether it holds a
+    request.
     """
 
     def __init__(self, host: str, port: int, listen: tuple[str, int] = ("127.0.0.1", 0)) -> None:
@@ -97,6 +98,9 @@ class Proxy:
         self._listener = socket.create_server(listen)
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
+        self.holding = False
+        self._text = b""
+        self._released = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Proxy:
@@ -107,6 +111,7 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
+        self._released.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
@@ -156,6 +161,18 @@ class Proxy:
         """Close the server's side, and the client's ``seconds`` later; what clients send meanwhile is lost."""
         self._weather = Weather(closing=seconds)
         self._forget()
+
+    def hold(self, text: bytes) -> None:
+        """Hold the next request with ``text`` until ``release``; it arrives then even if its client is gone.
+
+        Others are forwarded. Its beginning may arrive before, if the client sends it in pieces.
+        """
+        self._released.clear()
+        self._text = text
+
+    def release(self) -> None:
+        self._text = b""
+        self._released.set()
 
     def cut(self) -> None:
         """Close all connections."""
@@ -212,9 +229,19 @@ class Proxy:
             while piece := link.client.recv(_PIECE):
                 if self._weather.fault is Fault.BLACK_HOLE or link.forgotten.is_set():
                     continue
+                held = self._held(piece)
                 self._send(link.server, piece)
+                self.holding = self.holding and not held
         self._over(link)
         link.left()
+
+    def _held(self, piece: bytes) -> bool:
+        """Whether it was the piece to hold, which no other one is then, after waiting for ``release``."""
+        with self._lock:
+            if not self._text or self._text not in piece:
+                return False
+            self._text, self.holding = b"", True
+        return self._released.wait()
 
     def _answers(self, link: _Link) -> None:
         self._answer(link)

@@ -7,7 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.end_to_end.test_lambda import SCHEDULED, NewContainer, Stream, container, deliver
+from tests.end_to_end.deliveries import SCHEDULED, Stream, deliver
+from tests.end_to_end.test_lambda import NewContainer, container
 from tests.end_to_end.world import Copy
 from tests.engine.event_source import EventSource
 

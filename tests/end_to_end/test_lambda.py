@@ -12,33 +12,13 @@ import psycopg
 import pytest
 import yaml
 
-from replicator.aws.boto import connect
-from replicator.config import settings
+from tests.end_to_end.deliveries import SCHEDULED, Stream, deliver, next_batch
 from tests.end_to_end.pipeline import _AWS, eventually
 from tests.end_to_end.world import Copy
 from tests.engine.event_source import EventSource
 from tests.servers.runtime_api import Container, InvocationError
 
 HANDLER = "replicator.engine.aws_lambda.handler"
-SCHEDULED = {"source": "aws.events", "detail-type": "Scheduled Event"}
-
-
-class Stream:
-    """The stream of a real server, for the event source mapping."""
-
-    def __init__(self, copy: Copy, monkeypatch: pytest.MonkeyPatch, target: str | None = None) -> None:
-        for name, value in _AWS.items():
-            monkeypatch.setenv(name, value)
-        self._client = connect(settings.load(copy.path, target=target).source)
-        self._copy = copy
-
-    def call(self, operation: str, request: dict[str, Any]) -> bytes:
-        return self._client.call(operation, request)
-
-    def stream_arn(self, table: str) -> str:
-        described = self._copy.source.client.describe_table(TableName=table)["Table"]
-        return str(described["LatestStreamArn"])
-
 
 NewContainer = Callable[[], Container]
 
@@ -49,22 +29,6 @@ def container(copy: Copy) -> Iterator[NewContainer]:
         environment = {**_AWS, "LAMBDA_TASK_ROOT": str(copy.folder), "REPLICATOR_CONFIG": copy.path.name}
         log = copy.folder / "function.log"
         yield lambda: containers.enter_context(Container(HANDLER, environment, log))
-
-
-def deliver(mapping: EventSource, *containers: Container) -> int:
-    """All that there is, in turns to these containers; how many batches."""
-    turn, idle = 0, False
-    while not idle:
-        idle = True
-        for shard in mapping.ready():
-            while (batch := mapping.event(shard)) is not None:
-                mapping.done(shard, batch, containers[turn % len(containers)].invoke(batch))
-                turn, idle = turn + 1, False
-    return turn
-
-
-def next_batch(mapping: EventSource) -> tuple[str, dict[str, Any]]:
-    return next((s, b) for s in mapping.ready() if (b := mapping.event(s)) is not None)
 
 
 def test_every_change_is_applied_once_whatever_happens_to_invocations_and_engines(

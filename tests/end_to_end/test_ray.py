@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from replicator.testing.dynamodb import DynamoDB
+from tests.end_to_end.deliveries import deliver
 from tests.end_to_end.pipeline import _AWS, eventually
 from tests.end_to_end.ray_nodes import in_namespace, inhabitants, kill
 from tests.end_to_end.ray_story import NOT_FORKED, outlives_everything, world
 from tests.end_to_end.targets import Index, through_the_hook
-from tests.end_to_end.test_lambda import HANDLER, deliver
+from tests.end_to_end.test_lambda import HANDLER
 from tests.end_to_end.world import Copy
 from tests.engine.event_source import EventSource
 from tests.servers.runtime_api import Container

@@ -204,3 +204,18 @@ def test_connections_are_counted(proxy: Proxy) -> None:
         with connected(proxy) as connection:
             assert asked(connection, b"a\n") == b"a\n"
         assert proxy.connections == n + 1
+
+
+def test_a_request_that_is_held_arrives_after_others_and_after_its_client_is_gone(echo: Echo, proxy: Proxy) -> None:
+    proxy.hold(b"late")
+    with socket.create_connection(("127.0.0.1", proxy.port)) as frozen:
+        frozen.sendall(b"too late\n")
+        deadline = time.monotonic() + 10
+        while not proxy.holding:
+            assert time.monotonic() < deadline
+        with socket.create_connection(("127.0.0.1", proxy.port)) as other, other.makefile("rb") as lines:
+            other.sendall(b"not late\n")
+            assert lines.readline() == b"not late\n"
+    assert echo.heard == [b"not late\n"]
+    proxy.release()
+    assert echo.has_heard(b"too late\n")
