@@ -60,6 +60,11 @@ GZIP = b"\x1f\x8b"  # the first bytes of a file
 READS = 2  # how often a file that is not what the manifest says is read before that is an error
 LONGEST_BACKOFF, QUICKEST_BACKOFF = 20.0, 0.25
 START_OVER = "To start over with a new export: replicator resync CONFIG"
+OTHER_EXPORT = (  # a resync reads the one that the config names
+    "To start over with another one: leave out backfill.export to have a new one made (with backfill.bucket), or name "
+    "another full export in the format DYNAMODB_JSON, and run: replicator resync CONFIG"
+)
+BACKFILL = "To repair the gap with a backfill instead: replicator resync CONFIG"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ class Exporting:
 class Exported:
     """A complete export, and its files. ``owner``: the account that its bucket must belong to, if that is known.
 
-    ``incremental``: the lines of its files are changes.
+    ``incremental``: the lines of its files are changes. ``existing``: the config names it.
     """
 
     arn: str
@@ -119,10 +124,20 @@ class Exported:
     files: Sequence[File] = ()
     owner: str | None = None
     incremental: bool = False
+    existing: bool = False
 
     @property
     def items(self) -> int:
         return sum(file.items for file in self.files)
+
+    @property
+    def start_over(self) -> str:
+        """What to do if it cannot be read, nor restored."""
+        return _start_over(existing=self.existing, incremental=self.incremental)
+
+
+def _start_over(*, existing: bool, incremental: bool) -> str:
+    return BACKFILL if incremental else OTHER_EXPORT if existing else START_OVER
 
 
 class _Window(msgspec.Struct):
@@ -220,14 +235,15 @@ def existing(client: Client, arn: str, table: SourceTable, now: float, gap: floa
     The positions of an epoch that reads it are those of its time: every shard is read from there on. ``gap``: when the
     last gap was found that this epoch must repair, by this machine's clock.
     """
-    export = completed(client, _described(arn))
+    export = completed(client, _described(arn, OTHER_EXPORT))
     stream_created = completed(client, describe_stream(table.stream_arn or "")).CreationRequestDateTime
     if export.TableId is not None and export.TableId != table.id:
         raise ConfigError(
             f"backfill.export: the export is of the table {export.TableArn or export.TableId}, not of {table.arn}, or "
-            "of an earlier table of that name"
+            "of an earlier table of that name. Leave out backfill.export to have a new one made, or name one of this "
+            "table"
         )
-    _check(export)
+    _check(export, existing=True)
     at = export.ExportTime
     if at is None:
         raise TransientError(f"DescribeExport does not say the time of {arn} yet")
@@ -291,6 +307,8 @@ def prepare(
     positions must be stored. An incremental export is requested once its window has passed.
     """
     arn, failures, conflicts_since = state.arn, 0, math.inf
+    incremental, existing = state.window is not None, state.at is not None
+    start_over = _start_over(existing=existing, incremental=incremental)
     yield from _requested(table, ahead, now)
     if not arn:
         yield Exporting("", SETTLED, "the export to begin")
@@ -301,16 +319,16 @@ def prepare(
             if not arn:
                 arn = yield from _start(table, wanted, state.window, now)
                 yield Exporting(arn, POLL, _waiting(arn))
-            description = yield from _described(arn)
+            description = yield from _described(arn, start_over)
             if description.TableId is not None and description.TableId != table.id:
                 raise GapFound(f"table {table.name} was deleted and created again before it was exported")
-            _check(description, incremental=state.window is not None)
+            _check(description, incremental=incremental, existing=existing)
             if description.ExportStatus == "COMPLETED":
                 if state.window is not None:
                     _check_window(description.IncrementalExportSpecification, state.window)
                 else:
                     check_time(description.ExportTime, description.StartTime, state)
-                exported = yield from _manifests(description)
+                exported = yield from _manifests(description, existing=existing)
                 yield exported
                 return
             failures = 0
@@ -333,14 +351,15 @@ def _conflicts_since(since: float, now: float, conflict: _Conflict) -> float:
 
 
 def readable(client: Client, arn: str) -> Exported | None:
-    """A complete export whose manifests, and the beginning of whose first file, can be read; None if not complete.
+    """An export that the config names, if its manifests and the beginning of its first file can be read; None if it is
+    not complete.
 
     Raises what a run that reads it would end with.
     """
-    description = completed(client, _described(arn))
+    description = completed(client, _described(arn, OTHER_EXPORT))
     if description.ExportStatus != "COMPLETED":
         return None
-    exported = completed(client, _manifests(description))
+    exported = completed(client, _manifests(description, existing=True))
     for file in exported.files[:1]:
         completed(client, _part(exported, file.key, 0))
     return exported
@@ -426,10 +445,15 @@ def _refused_window(table: SourceTable, window: Window, now: float) -> Generator
     )
 
 
-def _described(arn: str) -> Generator[Call, bytes, _Description]:
+def _described(arn: str, start_over: str) -> Generator[Call, bytes, _Description]:
     try:
         body = yield Call("DescribeExport", {"ExportArn": arn})
     except AwsError as e:
+        if e.code == "ExportNotFoundException":
+            raise ConfigError(
+                f"backfill: DescribeExport on {arn}: there is no such export; DynamoDB forgets them 90 days after they "
+                f"are made. {start_over}"
+            ) from e
         raise _failed(e, "DescribeExport", arn) from e
     return decoded(body, _DescribeExport, "DescribeExport").ExportDescription
 
@@ -448,7 +472,6 @@ _REFUSED = {
     "PointInTimeRecoveryUnavailableException": "point-in-time recovery is off, which an export needs; enable it: "
     "aws dynamodb update-continuous-backups --point-in-time-recovery-specification PointInTimeRecoveryEnabled=true "
     "--table-name TABLE",
-    "ExportNotFoundException": "there is no such export; DynamoDB forgets them 90 days after they are made",
     "TableNotFoundException": "the table no longer exists",
     "InvalidExportTimeException": "point-in-time recovery was enabled a moment ago: run again in some minutes",
     _CONFLICT: f"another export writes to that place in the bucket (run again once it has ended), or {_OTHER_OPTIONS}",
@@ -474,18 +497,21 @@ def _failed(error: AwsError, operation: str, resource: str, named: str = "TABLE"
     return ConfigError(f"backfill: {meant}") if type(meant) is ReplicatorError else meant
 
 
-def _check(export: _Description, *, incremental: bool = False) -> None:
+def _check(export: _Description, *, incremental: bool = False, existing: bool = False) -> None:
     """ConfigError unless it is an export of the wanted type, in DynamoDB JSON, that did not fail."""
     what = f"{'on_gap' if incremental else 'backfill'}: the export {export.ExportArn}"
+    start_over = _start_over(existing=existing, incremental=incremental)
     if not incremental and export.ExportType not in (None, "FULL_EXPORT"):
-        raise ConfigError(f"{what} is incremental: a backfill needs a full export")
+        raise ConfigError(f"{what} is incremental: a backfill needs a full export. {start_over}")
     if incremental and export.ExportType != "INCREMENTAL_EXPORT":
-        raise ConfigError(f"{what} is not incremental, as it was requested. {START_OVER}")
+        raise ConfigError(f"{what} is not incremental, as it was requested. {start_over}")
     if export.ExportFormat not in (None, "DYNAMODB_JSON"):
-        raise ConfigError(f"{what} is in the format {export.ExportFormat}; only DYNAMODB_JSON can be read")
+        raise ConfigError(
+            f"{what} is in the format {export.ExportFormat}; only DYNAMODB_JSON can be read. {start_over}"
+        )
     if export.ExportStatus == "FAILED":
         reason = f"{export.FailureCode}: {export.FailureMessage}"
-        raise ConfigError(f"{what} failed ({reason}). {START_OVER}")
+        raise ConfigError(f"{what} failed ({reason}). {start_over}")
 
 
 def check_time(at: float | None, started: float | None, state: ExportState) -> None:
@@ -501,7 +527,7 @@ def check_time(at: float | None, started: float | None, state: ExportState) -> N
         raise ConfigError(
             f"backfill: the export is of {moment(at)}, which is before the positions in the stream that its items "
             f"would be added to ({moment(earliest)}): changes in between would be lost. Nothing of it was copied. "
-            f"{START_OVER}"
+            f"{_start_over(existing=state.at is not None, incremental=False)}"
         )
 
 
@@ -513,7 +539,7 @@ def _check_window(shown: _Window | None, wanted: Window) -> None:
     if start > wanted[0] or end < wanted[1]:
         raise ConfigError(
             f"on_gap: the export has the changes from {moment(start)} until {moment(end)}, but was requested from "
-            f"{moment(wanted[0])} until {moment(wanted[1])}: some would be lost. Nothing of it was copied. {START_OVER}"
+            f"{moment(wanted[0])} until {moment(wanted[1])}: some would be lost. Nothing of it was copied. {BACKFILL}"
         )
 
 
@@ -521,11 +547,14 @@ def moment(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _manifests(export: _Description) -> Generator[Call, bytes, Exported]:
+def _manifests(export: _Description, *, existing: bool) -> Generator[Call, bytes, Exported]:
     """The export's files. Only the names of the manifests and data files count: a prefix is documented ambiguously."""
     bucket, summary_key = export.S3Bucket or "", export.ExportManifest or ""
     incremental = export.ExportType == "INCREMENTAL_EXPORT"
-    exported = Exported(export.ExportArn, bucket, owner=export.S3BucketOwner, incremental=incremental)
+    exported = Exported(
+        export.ExportArn, bucket, owner=export.S3BucketOwner, incremental=incremental, existing=existing
+    )
+    start_over = exported.start_over
     folder = posixpath.dirname(summary_key)
     files_key = posixpath.join(folder, "manifest-files.json")
     try:
@@ -533,16 +562,16 @@ def _manifests(export: _Description) -> Generator[Call, bytes, Exported]:
         lines = (yield from _object(exported, files_key)).splitlines()
         listed = _FILES.decode(b"[" + b",".join(line for line in lines if line.strip()) + b"]")
     except DECODE_ERRORS as e:
-        raise ConfigError(f"backfill: a manifest in s3://{bucket}/{folder} is damaged: {e}. {START_OVER}") from e
+        raise ConfigError(f"backfill: a manifest in s3://{bucket}/{folder} is damaged: {e}. {start_over}") from e
     if summary.output_format not in (None, "DYNAMODB_JSON"):
         raise ConfigError(
             f"backfill: the export in s3://{bucket}/{folder} is in the format {summary.output_format}; only "
-            "DYNAMODB_JSON can be read"
+            f"DYNAMODB_JSON can be read. {start_over}"
         )
     if summary.export_arn not in (None, export.ExportArn):
         raise ConfigError(
             f"backfill: s3://{bucket}/{summary_key} is of another export, {summary.export_arn}, than "
-            f"{export.ExportArn}. Restore it and run again. {START_OVER}"
+            f"{export.ExportArn}. Restore it and run again. {start_over}"
         )
     keys = [_data_key(folder, file.data_file_key, incremental=incremental) for file in listed]
     files = [File(key, file.item_count, file.md5_checksum) for key, file in zip(keys, listed, strict=True)]
@@ -550,7 +579,7 @@ def _manifests(export: _Description) -> Generator[Call, bytes, Exported]:
     if exported.items != summary.item_count:
         raise ConfigError(
             f"backfill: s3://{bucket}/{files_key} lists files with {exported.items:,} items, but manifest-summary.json "
-            f"says {summary.item_count:,}: it is not complete. {START_OVER}"
+            f"says {summary.item_count:,}: it is not complete. {start_over}"
         )
     return exported
 
@@ -580,7 +609,7 @@ def _part(at: Exported, key: str, offset: int) -> Generator[Call, bytes, bytes]:
         if e.code in ("NoSuchKey", "NoSuchBucket"):
             raise ConfigError(
                 f"backfill: {place} does not exist ({e.code}), but belongs to the export. Restore it and run again: "
-                f"the backfill continues with it. {START_OVER}"
+                f"the backfill continues with it. {at.start_over}"
             ) from e
         error = denied(failure(e, "s3:GetObject", place))
         if type(error) is ReplicatorError:  # an archived object, a disabled key, …
@@ -656,7 +685,7 @@ def read(
                 continue
             raise ConfigError(
                 f"backfill: s3://{export.bucket}/{file.key} is damaged: {e}. The backfill does not pass it. "
-                "Restore the file and run again, or start over: replicator resync CONFIG"
+                f"Restore the file and run again. {export.start_over}"
             ) from e
         corrupt, at = 0, following
 

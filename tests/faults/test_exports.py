@@ -135,6 +135,7 @@ def test_a_damaged_file_is_named_is_not_used_and_may_be_restored(
         ended = faults.run()
         ((bucket, key),) = whole
         assert (ended.code, f"s3://{bucket}/{key} {reason}" in ended.err) == (2, True), ended
+        assert ended.err.strip().endswith("To start over with a new export: replicator resync CONFIG")
         assert faults.states("segment")["0"].cursor in (None, '{"file":1,"items":3}')
         assert set(faults.documents) <= {"k0", "k3", "k6"}, "those of the first file"
     faults.db.exports.objects |= whole
@@ -237,6 +238,46 @@ def test_a_shard_that_the_first_listing_lacked_is_a_gap_if_it_may_have_changes_s
 
 
 TOO_OLD = "hours ago. The stream keeps changes for 24 hours"
+
+
+EXISTING: dict[str, Callable[[World], object]] = {
+    "is damaged: its MD5 checksum is": lambda world: damaging(
+        world, ".json.gz", lambda body: gzip.compress(gzip.decompress(body).replace(b'"k', b'"K'))
+    ),
+    "does not exist (NoSuchKey), but belongs to the export": lambda world: damaging(world, ".json.gz", lambda _: None),
+    "is damaged: ": lambda world: damaging(world, "manifest-summary.json", lambda _: b"{"),
+    "failed (S3NoSuchBucket: none)": lambda world: world.db.exports.shown.update(
+        {"ExportStatus": "FAILED", "FailureCode": "S3NoSuchBucket", "FailureMessage": "none"}
+    ),
+    "is in the format ION": lambda world: world.db.exports.shown.update({"ExportFormat": "ION"}),
+    "is incremental": lambda world: world.db.exports.shown.update({"ExportType": "INCREMENTAL_EXPORT"}),
+    "there is no such export": lambda world: world.db.exports.known.clear(),
+}
+
+
+@pytest.mark.parametrize("reason", EXISTING)
+def test_what_an_unusable_existing_export_is_told_with_makes_a_copy(faults: World, reason: str) -> None:
+    """A resync reads the export that the config names, so that it alone would end in the same way."""
+    faults.fill(7)
+    faults.clock.move(faults.clock() + HOUR)
+    faults.db.exports.enable(TABLE)
+    put = faults.db.exports.put
+    if not (is_gone := "no such" in reason):
+        EXISTING[reason](faults)
+    faults.configure(backfill={"from": "export", "export": exported(faults)})
+    if is_gone:
+        EXISTING[reason](faults)
+    for name in ("run", "resync"):
+        ended = faults.run(name=name, seconds=600)
+        assert (ended.code, reason in ended.err) == (2, True), ended
+        assert "leave out backfill.export to have a new one made (with backfill.bucket)" in ended.err
+        assert ended.err.strip().endswith("replicator resync CONFIG")
+
+    faults.db.exports.put = put
+    faults.db.exports.shown.clear()
+    faults.configure(backfill={"from": "export", "bucket": BUCKET})
+    assert faults.run(name="resync", seconds=600).code == 0
+    faults.assert_equal()
 
 
 def test_an_existing_export_whose_changes_the_stream_may_have_dropped_is_refused(faults: World) -> None:

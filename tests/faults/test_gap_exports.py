@@ -556,6 +556,7 @@ def test_an_export_that_fails_ends_the_run_with_its_reason_and_a_resync_repairs_
     faults.db.exports.shown = {"ExportStatus": "FAILED", "FailureCode": "S3NoSuchBucket", "FailureMessage": "none"}
     ended = faults.run()
     assert (ended.code, "on_gap: the export" in ended.err, "failed (S3NoSuchBucket" in ended.err) == (2, True, True)
+    assert ended.err.strip().endswith("To repair the gap with a backfill instead: replicator resync CONFIG")
     faults.db.exports.shown = {}
     assert faults.run(name="resync").code == 0
     faults.assert_equal()
