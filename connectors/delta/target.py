@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from connectors.delta import catalog
 from connectors.delta.encode import Encoded, Encoder, encode
-from connectors.delta.errors import Conflict
+from connectors.delta.errors import Conflict, Missing
 from connectors.delta.maintenance import Maintenance
 from connectors.delta.options import S3, DeltaOptions, DeltaTableOptions
 from connectors.delta.probe import keeps_commits
@@ -260,8 +260,14 @@ class Delta(ComparesByTable):
         return len(found)
 
     def _older(self, of: TableSchema, below: int, spares: Sparing) -> list[DocumentId]:
-        found: list[DocumentId] = []
-        for piece in rows(self._stored(of).current(), [*of.keys, VERSION], f"{quoted(VERSION)} < {below:d}"):
+        """GapFound if the table was removed or replaced: there is nothing left to sweep, nor what was stored."""
+        stored, found = self._stored(of), list[DocumentId]()
+        try:
+            table = stored.current()
+        except Missing:
+            raise stored.gone() from None
+        stored.require_same(table)
+        for piece in rows(table, [*of.keys, VERSION], f"{quoted(VERSION)} < {below:d}"):
             found += [id for id, _ in ids_and_versions(piece, of.keys) if not spares(id)]
             if len(found) >= _SWEPT:
                 break

@@ -25,7 +25,7 @@ from replicator.engine.local import Driver
 from replicator.engine.ray.reports import Recorder
 from replicator.engine.startup import RESUMING, StartupState, digest
 from replicator.engine.worker import Post, Worker
-from replicator.errors import ConfigError, Fenced, GapFound, TransientError
+from replicator.errors import ConfigError, Fenced, GapFound, ReplicatorError, TransientError
 from replicator.hooks.hook import Hook
 from replicator.key import Key
 from replicator.operations.dry_run import outlook
@@ -214,6 +214,48 @@ def test_a_worker_whose_slot_is_taken_for_the_next_epoch_as_it_begins_claims_it_
     assert cluster.running.pipeline.epoch == FIRST_EPOCH + 1
     assert cluster.workers["0"] is worker
     assert cluster.stored == cluster.wanted
+
+
+@pytest.mark.parametrize("refusal", [ConfigError("written by a later epoch"), GapFound("written by a later epoch")])
+def test_a_worker_whose_tables_are_refused_because_the_next_epoch_has_begun_claims_its_slot_again(
+    refusal: ReplicatorError,
+) -> None:
+    """As a search engine refuses an index whose notes name a later epoch: it is this run's own."""
+    cluster = Cluster(index=True)
+    cluster.start()
+    cluster.settle()
+
+    class Overtaken(MemoryIndex):
+        def open(self, tables: Sequence[Table], epoch: int) -> None:
+            cluster.index_type = MemoryIndex
+            request(cluster, ())
+            for _ in range(100):
+                cluster.clock.now += 0.1
+                cluster.running.step()
+            raise refusal
+
+    cluster.index_type = Overtaken
+    cluster.workers["0"] = worker = cluster.worker("0")
+    cluster.write("k", 1)
+    cluster.settle()
+    assert cluster.running.pipeline.epoch == FIRST_EPOCH + 1
+    assert cluster.workers["0"] is worker
+    assert cluster.stored == cluster.wanted
+    assert not cluster.gaps
+
+
+def test_a_worker_whose_tables_are_refused_for_good_ends_with_the_reason() -> None:
+    cluster = Cluster(index=True)
+    cluster.start()
+    cluster.settle()
+
+    class Refusing(MemoryIndex):
+        def open(self, tables: Sequence[Table], epoch: int) -> None:
+            raise ConfigError("the index takes no writes")
+
+    cluster.index_type = Refusing
+    with pytest.raises(ConfigError, match="the index takes no writes"):
+        cluster.worker("0").step()
 
 
 def test_a_later_coordinator_goes_on_with_the_same_workers_and_the_earlier_one_ends() -> None:

@@ -884,6 +884,20 @@ def test_a_table_that_is_removed_or_replaced_during_a_run_is_a_gap(folder: Path,
     assert found.value.of_target
 
 
+def test_a_sweep_of_a_table_that_was_removed_or_replaced_is_a_gap(folder: Path, opened: Delta, build: Build) -> None:
+    """It has ended if it finds nothing: then all gaps count as repaired."""
+    opened.write(batch(put({"pk": "a"}, 1)))
+    assert opened.sweep(table(), 1, []) == 0
+    shutil.rmtree(folder / "contract")
+    with pytest.raises(GapFound, match="was removed or replaced while this run wrote to it") as found:
+        opened.sweep(table(), at(1), [])
+    assert found.value.of_target
+    build().open([table()], FIRST_EPOCH)
+    with pytest.raises(GapFound, match="was removed or replaced") as found:
+        opened.sweep(table(), at(1), [])
+    assert found.value.of_target
+
+
 @pytest.mark.parametrize("more", [-2, 0, 3], ids=["shorter", "as long", "longer"])
 def test_a_run_writes_nothing_into_a_table_that_replaced_its_own(folder: Path, build: Build, more: int) -> None:
     """Between two looks at the tables, and however many commits the other one has."""
