@@ -212,7 +212,12 @@ class Coordinator(Driver):
         GapFound if workers have found a gap, perhaps only as they ended.
         """
         self._refresh()
-        self._shut_down()
+        while True:
+            try:
+                self._shut_down()
+                break
+            except Fenced:  # an invocation of AWS Lambda may list shards at any time
+                self._start_over()
         self._steps.close()
         if gap := startup.unrepaired(self.pipeline.view.gaps.values(), self._state()):
             raise self._ending(gap)

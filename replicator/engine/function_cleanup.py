@@ -85,6 +85,7 @@ def purge(context: RunContext, owner: Owner, environment: Environment, retrying:
 
     cleanup.may_purge = may_purge
     assert cleanup.in_doubt is not None
+    cleanup.in_doubt.limit(0.0)  # of a lane that this container had; by a clock that may have stood still since
     cleanup.in_doubt.begin(0.0)  # a purge of an hour ago may have ended in the middle of a table, and goes on there
     while cleanup.purge():
         cleanup.delivery.flush()

@@ -137,6 +137,7 @@ class LaneRun(SlotRun):
         self._until = lanes.in_doubt_until(self.lane, at, now)
         if (seconds := lanes.window_of(self._until, now)) > 0.0:
             self._in_doubt.begin(seconds)
+        self._in_doubt.limit(max(0.0, seconds))
         self._begun = self._in_doubt.begun
 
     def rest(self) -> None:

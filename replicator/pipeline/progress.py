@@ -162,7 +162,7 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
         now=now,
     )
     if by_lambda and current.waiting_for is None and current.phase != "stopped":
-        current = structs.replace(current, waiting_for=_owed(entries))
+        current = structs.replace(current, waiting_for=_owed(entries, state, kinds["slot"]))
     if current.waiting_for is None and current.phase != "stopped":
         current = structs.replace(current, waiting_for=_blocked(workers, kinds["owner"].get(""), now))
     stripped = kinds["stripped"].get("")
@@ -259,8 +259,13 @@ def invoked(beats: Mapping[str, Heartbeat], now: float, last_run: Owner | None) 
     return replace(last, at=now, rate=None, backfill_rate=None, histories=scheduled.histories)
 
 
-def _owed(entries: Iterable[Entry]) -> str | None:
-    """What waits for a scheduled invocation, which sweeps; None if nothing does."""
+def _owed(entries: Iterable[Entry], state: PipelineState | None, slots: Mapping[str, Slot]) -> str | None:
+    """What waits for a scheduled invocation, which sweeps, or for a backfill to be run again; None if nothing does."""
+    if _owes_second_sweep(state, slots):
+        return (
+            "a sweep of what requests of the epoch before may have brought back: the backfill's run makes it, after up "
+            "to 6 minutes. If it is not up any more: replicator run CONFIG --until backfilled"
+        )
     entries = tuple(entries)
     spared = [entry.id for entry in entries if entry.kind == "spared"]
     left = len(settled(spared, ParkedItems.among(entries))) if spared else 0
@@ -270,6 +275,12 @@ def _owed(entries: Iterable[Entry]) -> str | None:
         f"a sweep of what {left:,} item(s) had before they were parked: the next scheduled invocation removes it; at "
         "once: replicator run CONFIG --until backfilled"
     )
+
+
+def _owes_second_sweep(state: PipelineState | None, slots: Mapping[str, Slot]) -> bool:
+    """Where requests may be applied late, which only then lanes say, and the backfill did not come to its end."""
+    late = any(slot.until is not None for slot in slots.values())
+    return late and state is not None and state.resync and state.lingers_earlier is not None
 
 
 def passes_of(entries: Iterable[Entry]) -> dict[str, Verified]:

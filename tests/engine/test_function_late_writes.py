@@ -15,12 +15,14 @@ from replicator.engine.function import Function
 from replicator.engine.function_cleanup import PURGE_PAUSE
 from replicator.engine.handover import Backfill
 from replicator.engine.local import Driver
+from replicator.engine.retry import Stopped
 from replicator.engine.startup import RESUMING, Allowed
 from replicator.errors import ConfigError, TransientError
 from replicator.pipeline import coordination, lanes, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.lanes import CLOCKS, Standing, in_doubt_until, may_purge, owes_purge, window_of
 from replicator.pipeline.parked import REPAIR, RETRIED
+from replicator.pipeline.progress import progress
 from replicator.state import LONGEST_IN_DOUBT, PipelineState, Repair, Retried, Save, ShardState, Slot, decode, encode
 from replicator.target.acks import place
 from replicator.testing.memory_index import MemoryIndex
@@ -314,14 +316,42 @@ def test_a_backfill_that_ended_before_its_second_sweep_is_told_by_each_schedule(
     mirror.clock.now += PURGE_PAUSE
     with pytest.raises(ConfigError, match=r"a backfill has begun and not ended.*--until backfilled"):
         mirror.scheduled()
+    assert "brought back" in (waits_for(mirror) or "")
     again = mirror.begun(Allowed())
     while not again.coordinator.is_backfilled:
         again.step()
         mirror.clock.now += 1.0
+    refresh = again.coordinator._refresh
+
+    def refreshed() -> None:
+        """A schedule's invocation lists shards while the run ends."""
+        refresh()
+        again.coordinator._refresh = refresh  # type: ignore[method-assign]
+        mirror.scheduled()
+
+    again.coordinator._refresh = refreshed  # type: ignore[method-assign]
     again.end()
     again.close()
     assert mirror.stored == mirror.wanted
+    assert waits_for(mirror) is None
     mirror.settled()
+
+
+def waits_for(mirror: Mirror) -> str | None:
+    mirror.write("k1", round(mirror.clock.now))
+    mirror.deliver(mirror.container())
+    claimed = mirror.context().checkpoints.read()
+    return progress(claimed.entries, claimed.counts, mirror.clock.wall()).waiting_for
+
+
+def test_a_schedule_has_done_its_work_though_the_store_does_not_say_in_time_whether_a_backfill_is_owed(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unanswered(self: Function, now: float) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(Function, "_check_backfill", unanswered)
+    mirror.scheduled()
 
 
 def losing_the_note(mirror: Mirror, function: Function) -> None:
@@ -380,29 +410,58 @@ def test_tombstones_that_a_container_leaves_after_a_purge_whose_clock_is_ahead_a
     mirror.settled()
 
 
-def test_a_window_ends_though_lambda_stops_the_clock_of_a_frozen_container(mirror: Mirror) -> None:
-    awake = 0.0
+class Frozen:
+    """A container whose monotonic clock stands still while Lambda does not run it."""
 
-    class Stopping(LosingIndex):
-        def __init__(self, database: Any, now: object) -> None:
-            super().__init__(database, now=lambda: awake)
+    def __init__(self, mirror: Mirror) -> None:
+        self.awake = 0.0
+        frozen = self
 
-    mirror.index_type = Stopping  # type: ignore[assignment]
-    kept = mirror.container()
-    mirror.write("k2", 2)
-    mirror.lose()
-    mirror.deliver(kept)
-    mirror.late.clear()
-    mirror.index_type = LosingIndex
+        class Stopping(LosingIndex):
+            def __init__(self, database: Any, now: object) -> None:
+                super().__init__(database, now=lambda: frozen.awake)
+
+        mirror.index_type = Stopping  # type: ignore[assignment]
+        self.function = mirror.container()
+        mirror.index_type = LosingIndex
+        mirror.write("k2", 2)
+        mirror.lose()
+        mirror.deliver(self.function)
+        mirror.late.clear()
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_window_ends_though_lambda_stops_the_clock_of_a_frozen_container(shards: int) -> None:
+    """Also if it claims a lane each time, because it has several shards in turns."""
+    mirror = Mirror(shards=shards)
+    mirror.write("k1", 1)
+    mirror.backfill()
+    mirror.deliver(mirror.container())
+    mirror.settled()
+    frozen = Frozen(mirror)
     for n in range(30):
         mirror.clock.now += 50.0
-        awake += 0.2
-        mirror.write(f"x{n}", n)
-        mirror.deliver(kept)
-        mirror.delete(f"x{n}")
-        mirror.deliver(kept)
-    assert ("x29",) not in mirror.tombstones
+        frozen.awake += 0.2
+        for k in range(8):
+            mirror.write(f"x{n}-{k}", n)
+        mirror.deliver(frozen.function)
+        for k in range(8):
+            mirror.delete(f"x{n}-{k}")
+        mirror.deliver(frozen.function)
+    assert not [id for id in mirror.tombstones if id[0].startswith("x29")]
     mirror.settled()
+
+
+def test_a_container_purges_though_its_clock_stood_still(mirror: Mirror) -> None:
+    frozen = Frozen(mirror)
+    mirror.delete("k2")
+    mirror.deliver(frozen.function)
+    assert ("k2",) in mirror.tombstones
+    mirror.clock.now += PURGE_PAUSE
+    mirror.write("k1", 2)
+    mirror.deliver(mirror.container())
+    mirror.scheduled(frozen.function)
+    assert mirror.tombstones == {}
 
 
 def test_a_purge_begins_anew_whatever_the_container_had_reached_an_hour_before(

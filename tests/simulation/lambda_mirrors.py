@@ -89,9 +89,9 @@ class MirrorWorld(World):
         self.index, self.fate = True, random.Random(seed + 4)
         self.index_type = partial(LateIndex, world=self)  # type: ignore[assignment]
         self.lossy = self.fate.choice((0.0, 0.02, 0.1))
-        self.slips = random.Random(seed + 5)
-        self.forgetful = self.slips.choice((0.0, 0.0, 0.004))
-        self.impatient = self.slips.choice((0.0, 0.02))
+        self.slips = random.Random(f"answers {seed}")
+        self.forgetful = 0.02 if self.slips.random() < 0.3 else 0.0
+        self.impatient = 0.02 if self.slips.random() < 0.2 else 0.0
         self.awaited: list[tuple[float, Callable[[], Any]]] = []  # requests to be applied, and when
 
     # The target
@@ -252,3 +252,11 @@ class MirrorWorld(World):
         left = self.database.tombstones.get(TABLE, {})
         assert not left, f"tombstones are never purged: {left}"
         assert self.stored == self.wanted
+
+
+class ForgetfulWorld(MirrorWorld):
+    """The store of checkpoints loses a response in twenty."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.forgetful = 0.05

@@ -16,10 +16,11 @@ from replicator.engine import function, function_cleanup
 from replicator.engine.function import Function
 from replicator.engine.lane_run import LaneRun
 from replicator.engine.retry import Stopped
+from replicator.errors import Fenced
 from replicator.pipeline import batching, lanes
 from replicator.pipeline.batching import PageBuffer
 from replicator.source.lambda_event import ShardBatch
-from tests.simulation.lambda_mirrors import MirrorWorld
+from tests.simulation.lambda_mirrors import ForgetfulWorld, MirrorWorld
 from tests.simulation.lambda_world import SlowHookWorld, SlowWorld, World, simulate
 
 SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400")) // 150
@@ -184,6 +185,18 @@ def works_on_without_saying_so(patch: Patch) -> None:
     patch.setattr(LaneRun, "wake", lambda self: setattr(self, "_rests", False))
 
 
+def keeps_a_lane_whose_note_was_not_heard(patch: Patch) -> None:
+    """That it rests is stored, and the container goes on as if it were not."""
+
+    def rest(self: Function) -> bool:
+        if self._held is not None:
+            with contextlib.suppress(Fenced, Stopped):
+                self._held.rest()
+        return True
+
+    patch.setattr(Function, "_rest", rest)
+
+
 def purges_whatever_is_in_doubt(patch: Patch) -> None:
     patch.setattr(lanes, "may_purge", lambda *_: True)
 
@@ -251,6 +264,14 @@ def test_a_wrong_design_is_noticed_where_there_are_no_transactions(
 ) -> None:
     design(monkeypatch)
     assert_noticed(*MIRRORS_NOTICED[design], MirrorWorld)
+
+
+@pytest.mark.timeout(300)
+def test_a_lane_that_is_kept_though_its_note_was_not_heard_is_noticed_where_checkpoints_lose_responses(
+    monkeypatch: Patch,
+) -> None:
+    keeps_a_lane_whose_note_was_not_heard(monkeypatch)
+    assert_noticed(8, "^$|the copy differs", ForgetfulWorld)
 
 
 @pytest.mark.parametrize("design", SLOWLY_NOTICED, ids=lambda design: design.__name__)
