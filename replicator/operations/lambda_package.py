@@ -294,10 +294,11 @@ def _named_files(config: Config) -> Iterator[tuple[str, str, str]]:
         if section is not None and isinstance(section.options, NamesFiles) and (named := section.options.files()):
             written = dict(texts(config.path))
             for key, path in named:
-                text, own = _text(written, config, name, key.partition(":")[0]), Path(path)
-                relative = "${" in text or own == config.base / text
-                if relative and not Path(text).is_absolute() and own.is_relative_to(config.base):
-                    path = str(own.relative_to(config.base))
+                text, base = _text(written, config, name, key.partition(":")[0]), Path(os.path.normpath(config.base))
+                own = Path(os.path.normpath(path))
+                relative = "${" in text or own == Path(os.path.normpath(config.base / text))
+                if relative and not Path(text).is_absolute() and own.is_relative_to(base):
+                    path = str(own.relative_to(base))
                 yield text, f"{name}.{key}", path
 
 
