@@ -248,6 +248,11 @@ class Slot:
     worker: str = ""
     until: float | None = None
 
+    @property
+    def is_left(self) -> bool:
+        """Whether requests of its workers may be in doubt, or tombstones be left because some were."""
+        return self.lingers is not None or bool(self.until)
+
 
 @dataclass(frozen=True, slots=True)
 class ShardState:

@@ -36,8 +36,8 @@ PURGE = "purge"  # the slot that an invocation claims while it purges; its owner
 PURGED = "purged"  # the slot whose owner notes when the last purge began that came to its end
 PURGE_PAUSE = 3600.0  # seconds between two purges, each of which may read all of a large table
 _TOO_LONG = (
-    "time is over; another one begins in an hour. If none ends, since a table takes longer to read than an invocation "
-    "has, purge without a limit now and then: replicator run CONFIG --until backfilled"
+    "time is over; another one begins in an hour. If none ends, a table takes longer to read than an invocation has: "
+    "raise the function's timeout"
 )
 
 

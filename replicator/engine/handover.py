@@ -87,6 +87,9 @@ class LaneCoordinator(Coordinator):
     def close(self) -> None:
         self._steps.close()
 
+    def _take_over_lanes(self) -> None:
+        """Nothing: the function's schedule continues to purge what it has left."""
+
     def _filled(self) -> tuple[Sequence[str], int]:
         """Nothing: invocations may empty tables from now on, and it would look as if they were lost."""
         return (), 0

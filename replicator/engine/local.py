@@ -351,12 +351,19 @@ class Driver:
             self._change(now)
 
     def _take_over_slots(self, epoch: int) -> None:
-        """The same of the workers of a run that had several."""
-        slots = {id: slot for id, slot in self.pipeline.view.slots.items() if slot.lingers is not None}
+        """The same of the workers of a run that had several, and of lanes on AWS Lambda."""
+        slots = self.pipeline.view.slots
         for slot in slots.values():
-            self._open_window(slot.lingers or 0.0, earlier=slot.epoch < epoch)
+            if slot.lingers is not None:
+                self._open_window(slot.lingers, earlier=slot.epoch < epoch)
+        self._take_over_lanes()
         if self._workers is None:
-            self.pipeline.end_slots(slots)
+            self.pipeline.end_slots({id: slot for id, slot in slots.items() if slot.is_left})
+
+    def _take_over_lanes(self) -> None:
+        """Owe a purge of what the function on AWS Lambda has left: its schedule purges at most once an hour."""
+        if any(slot.until for slot in self.pipeline.view.slots.values()):
+            self._open_window(0.0, earlier=False)
 
     def _hand_over_window(self) -> None:
         """Store how long the next run must keep the window open: all requests of this run are answered or in doubt."""

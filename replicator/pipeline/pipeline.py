@@ -291,7 +291,9 @@ class Pipeline:
 
     def end_slots(self, slots: Mapping[str, Slot]) -> None:
         """Store with the next batch that this run took over the in-doubt windows of these slots' workers."""
-        self._pending += [("slot", id, replace(slot, in_doubt=0.0, lingers=None)) for id, slot in slots.items()]
+        self._pending += [
+            ("slot", id, replace(slot, in_doubt=0.0, lingers=None, until=None)) for id, slot in slots.items()
+        ]
 
     # Coordinating workers
 
@@ -309,7 +311,7 @@ class Pipeline:
         self._pending += [("slot", slot, renewed) for slot in used]
         self._pending += [("owner", slot, owner) for slot in used]
         stored = self.view.slots.items()
-        self.end_slots({id: s for id, s in stored if id not in (*used, COORDINATOR) and s.lingers is not None})
+        self.end_slots({id: s for id, s in stored if id not in (*used, COORDINATOR) and s.is_left})
 
     def note_run(self, coordinator: str, revision: int, followed_by: str) -> None:
         """Store with the next batch that a ``coordinator`` of the run with this revision has given everything."""

@@ -545,6 +545,39 @@ def test_another_engine_heeds_a_lane_that_rests_in_doubt(mirror: Mirror) -> None
     assert mirror.stored == mirror.wanted
 
 
+def test_another_engine_purges_what_lanes_have_left_once(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schedule, which purges at most once an hour, had not come to it."""
+    mirror.write("k2", 2)
+    mirror.lose()
+    mirror.deliver(mirror.container())
+    mirror.delete("k2")
+    mirror.deliver(mirror.container())
+    mirror.late.clear()
+    mirror.clock.now += LONGEST_IN_DOUBT + 2 * CLOCKS
+    mirror.write("k1", 3)
+    mirror.deliver(mirror.container())
+    assert ("k2",) in mirror.tombstones
+    purges: list[int] = []
+    purge = LosingIndex.purge
+
+    def purging(*given: Any, **named: Any) -> int:
+        purges.append(purge(*given, **named))
+        return purges[-1]
+
+    monkeypatch.setattr(LosingIndex, "purge", purging)
+    for _ in range(2):
+        mirror._until = mirror.clock.now + PURGE_PAUSE
+        driver = Driver(mirror.context(), mirror.owner("local"), mirror.environment())
+        driver.start(RESUMING)
+        for _ in range(1000):
+            driver._guarded_turn()
+            mirror.clock.now += 1.0
+        driver._shut_down()
+        driver._steps.close()
+        assert mirror.tombstones == {}
+    assert purges == [1, 0], "the second run has nothing to purge"
+
+
 def test_a_purge_that_a_repair_holds_up_is_not_a_whole_one(mirror: Mirror) -> None:
     mirror.write("k2", 2)
     mirror.lose()
