@@ -49,10 +49,13 @@ def _node(url: str, options: SearchOptions, authorization: str | None) -> NodeCo
 
 
 def check_certificates(node: NodeConfig) -> None:
-    """ConfigError, naming the option, unless the client certificate and its key can be used as they are now.
+    """ConfigError, naming the option, unless the client certificate and its key can be used as they are now, and the
+    certificates of authorities are there.
 
     Not when the config is read: a machine that only validates configs does not have them.
     """
+    if node.ca_certs is not None and not Path(node.ca_certs).is_file():
+        raise ConfigError(f"target.ca_certs: must be a file of certificates, and there is none at {node.ca_certs}")
     if node.client_cert is None or node.client_key is None:
         return
     for option, path in (("client_cert", node.client_cert), ("client_key", node.client_key)):

@@ -148,8 +148,11 @@ def _address(url: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 
 
+_OF_FUNCTIONS = ("/opt/", "/mnt/")  # layers and volumes of AWS Lambda, which the machine that deploys may not have
+
+
 def _file(path: str) -> str:
-    if not Path(path).is_file():
+    if not path.startswith(_OF_FUNCTIONS) and not Path(path).is_file():
         raise ValueError(f"must be a file of certificates, and there is none at {path}")
     return path
 

@@ -288,6 +288,11 @@ def test_a_version_of_python_that_lambda_does_not_have_is_refused() -> None:
             "put it into the config's folder, add --include ca.pem, and name it ca.pem",
         ),
         (
+            SEARCH.replace("table: orders}", "ca_certs: ../other.py, table: orders}"),
+            [],
+            "put it into the config's folder, add --include other.py, and name it other.py",
+        ),
+        (
             SEARCH.replace("table: orders}", "client_cert: ca.pem, client_key: ca.pem, table: orders}"),
             ["--include", "ca.pem"],
             "target.client_key: in a zip or a layer, everyone who may read that would have the private key",

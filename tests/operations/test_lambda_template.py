@@ -260,6 +260,15 @@ def test_the_commands_in_the_document_give_every_parameter_and_each_zip_its_own_
     assert "CAPABILITY_IAM" in deployed
 
 
+@pytest.mark.parametrize("file", ["/opt/ca.pem", "/mnt/ca.pem"])
+def test_a_file_of_a_layer_or_a_volume_need_not_be_on_the_machine_that_deploys(config: Path, file: str) -> None:
+    target = "{type: elasticsearch, url: 'https://search:9200', ca_certs: FILE, table: orders}".replace("FILE", file)
+    text = "pipeline: orders\nsource: {table: orders, region: eu-west-1}\nengine: {type: lambda}\n"
+    config.write_text(f"{text}target: {target}\ncheckpoints: {{type: dynamodb, table: kept}}\n")
+    result = CliRunner().invoke(main, ["lambda", "template", str(config)])
+    assert result.exit_code == 0, result.output
+
+
 def test_the_config_of_another_engine_has_no_template(config: Path) -> None:
     config.write_text(CONFIG.replace("lambda", "local"))
     result = CliRunner().invoke(main, ["lambda", "template", str(config)])

@@ -229,6 +229,11 @@ def test_names_of_files_are_relative_to_the_config(certificate: Path, tmp_path: 
     )  # fmt: skip
 
 
+def test_a_file_of_authorities_that_only_a_function_of_aws_lambda_may_have_is_missed_when_it_is_used() -> None:
+    (problem,) = client("elasticsearch", url="https://127.0.0.1:9", ca_certs="/opt/none.pem").check([TABLE])
+    assert problem == "target.ca_certs: must be a file of certificates, and there is none at /opt/none.pem"
+
+
 def test_with_ca_certs_no_authority_of_the_system_is_trusted(
     open_to_all: Server, certificate: Path, other: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
