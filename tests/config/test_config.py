@@ -551,7 +551,6 @@ class TestEngine:
         for kind, options in (
             ("redis", "url: redis://127.0.0.1:6379"),
             ("webhook", "url: http://127.0.0.1:9/\n  secret: whsec_" + 32 * "A"),
-            ("delta", "path: s3://lake/copies"),
         ):
             text = RIGHT.replace(POSTGRES, f"type: {kind}\n  {options}") + "engine: {type: lambda}\n"
             text += "checkpoints: {type: dynamodb, table: kept}\n"

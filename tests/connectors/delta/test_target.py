@@ -27,6 +27,7 @@ from connectors.delta.stored_table import StoredTable, ids_and_versions
 from connectors.delta.target import Delta
 from connectors.delta.writer import TableWriter
 from replicator.batch import Batch, Outcome, Part, Upsert
+from replicator.config.settings import load
 from replicator.config.target import destination
 from replicator.engine.heartbeat import LIVE
 from replicator.errors import ConfigError, GapFound, NotAuthenticated, NotPermitted, TransientError, Unfinished
@@ -1231,3 +1232,11 @@ def test_a_file_that_cannot_be_read_is_waited_for(folder: Path, opened: Delta) -
     away.rename(file)
     opened.write(again)
     assert [row["_version"] for row in rows(folder)] == [at(2)]
+
+
+def test_a_function_on_aws_lambda_is_refused(tmp_path: Path) -> None:
+    text = "pipeline: orders\nsource: {table: orders}\ntarget: {type: delta, path: s3://lake/copies, table: orders}\n"
+    text += "engine: {type: lambda}\ncheckpoints: {type: dynamodb, table: kept}\n"
+    (tmp_path / "orders.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"engine\.type: delta is written by one process only"):
+        load(tmp_path / "orders.yaml")
