@@ -23,7 +23,7 @@ from replicator.engine.worker import Connect, Post, Worker
 from replicator.errors import Fenced
 from replicator.pipeline import lanes, stages
 from replicator.pipeline.checkpoint_view import CheckpointView
-from replicator.pipeline.coordination import Workers
+from replicator.pipeline.coordination import UNCLAIMED, Workers, knows
 from replicator.state import Owner, ShardState
 
 log = logging.getLogger("replicator")
@@ -37,6 +37,7 @@ _LATE = (
     "requests of the epoch before may be applied for up to 6 minutes: what they bring back is removed then. "
     "If this run ends before that, run it again"
 )
+LONGEST_INVOCATION = 900.0  # seconds, which is Lambda's limit
 COORDINATE_INTERVAL = 1.0  # seconds between two steps of the coordinator while the worker is busy
 
 
@@ -48,6 +49,7 @@ class LaneCoordinator(Coordinator):
 
     def __init__(self, context: RunContext, owner: Owner, environment: Environment) -> None:
         check_supported(context.target, context.checkpoints)
+        self._silent: dict[str, tuple[int, float]] = {}  # lanes' claims, and since when nothing was stored under them
         super().__init__(context, owner, environment, (BACKFILL,))
         self._know_lanes()
 
@@ -77,12 +79,29 @@ class LaneCoordinator(Coordinator):
 
     def step(self) -> None:
         super().step()
+        self._take_from_silent()
         if self._is_following and self.pipeline.parked.repair is not None and not self._told_of_repair:
             self._told_of_repair = True
             log.info("waiting", extra={"reason": _REPAIRING})
         if self._is_following and self._awaits_sweep and not self._told_of_sweep:
             self._told_of_sweep = True
             log.info("waiting", extra={"reason": _LATE})
+
+    def _take_from_silent(self) -> None:
+        """Take lanes from invocations that were killed before they stored anything, and that no other one follows."""
+        now, slots = self._environment.monotonic(), self.pipeline.view.slots
+        claims = {id: self._entries["owner", id].revision for id, owner in self._owners.items() if owner.run}
+        unknowing = {id for id in claims if lanes.is_lane(id) and not knows(slots.get(id, UNCLAIMED), self._state())}
+        self._silent = {
+            id: self._silent[id] if self._silent.get(id, (0, 0.0))[0] == claims[id] else (claims[id], now)
+            for id in unknowing
+        }
+        if over := [id for id, (_, since) in self._silent.items() if now - since > LONGEST_INVOCATION]:
+            log.info(
+                "taking lanes", extra={"slots": over, "reason": "their invocations have stored nothing for 15 min"}
+            )
+            self.pipeline.take_away(over, self._environment.now())
+            self._refresh()
 
     def close(self) -> None:
         self._steps.close()

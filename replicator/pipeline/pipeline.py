@@ -313,6 +313,12 @@ class Pipeline:
         stored = self.view.slots.items()
         self.end_slots({id: s for id, s in stored if id not in (*used, COORDINATOR) and s.is_left})
 
+    def take_away(self, slots: Iterable[str], now: float) -> None:
+        """Take the slots from their workers with the next batch: nothing that these send after that is stored."""
+        assert self.workers is not None
+        owner = replace(self.workers.coordinator, run="", started=now)
+        self._pending += [("owner", slot, owner) for slot in sorted(slots)]
+
     def note_run(self, coordinator: str, revision: int, followed_by: str) -> None:
         """Store with the next batch that a ``coordinator`` of the run with this revision has given everything."""
         self._pending.append(("slot", coordinator, Slot(0, "", lingers=None, begun=revision, worker=followed_by)))
@@ -358,9 +364,8 @@ class Pipeline:
             ended = replace(stages.start(self.shards[id], self.shards), ended=True, leaf=True)
             self._pending.append(("shard", id, ended))
         if self.workers is not None:  # which read the shard on, or have a child to read: they must learn of its end
-            owner = replace(self.workers.coordinator, run="", started=listing.at)
             slots = {self.shards[id].slot for id in settled if not self.shards[id].ended}
-            self._pending += [("owner", slot, owner) for slot in sorted(slots.intersection(self.workers.slots))]
+            self.take_away(slots.intersection(self.workers.slots), listing.at)
 
     def _settled(self, news: News) -> list[str]:
         """Finished shards whose stored state is final: nothing of them or of their parents is buffered or in flight."""

@@ -13,7 +13,7 @@ from replicator.batch import Batch, Outcome
 from replicator.checkpoints.contract import Slotted
 from replicator.engine.function import Function
 from replicator.engine.function_cleanup import PURGE_PAUSE
-from replicator.engine.handover import Backfill
+from replicator.engine.handover import LONGEST_INVOCATION, Backfill
 from replicator.engine.local import Driver
 from replicator.engine.retry import Stopped
 from replicator.engine.startup import RESUMING, Allowed
@@ -335,6 +335,29 @@ def test_a_backfill_that_ended_before_its_second_sweep_is_told_by_each_schedule(
     assert mirror.stored == mirror.wanted
     assert waits_for(mirror) is None
     mirror.settled()
+
+
+def test_a_lane_whose_invocation_was_killed_before_it_stored_anything_holds_no_sweep_up_for_good(
+    mirror: Mirror,
+) -> None:
+    """Nothing invokes the function any more: the mapping and the schedule are disabled."""
+    mirror.delete("k1")
+    mirror.write("k3", 3)
+    run = mirror.begun(Allowed(resync=True))
+    claimed = False
+    began = mirror.clock.now
+    while not run.coordinator.is_backfilled:
+        run.step()
+        mirror.clock.now += 1.0
+        assert mirror.clock.now - began < 2 * LONGEST_INVOCATION + 4 * LONGEST_IN_DOUBT, "it waits for the lane"
+        if run.coordinator._state().stage == stages.SWEEPING and not claimed:
+            store = mirror.context().checkpoints
+            assert isinstance(store, Slotted)
+            store.claim_slot(mirror.owner("killed"), "lambda-0", run.coordinator.revision)
+            claimed = True
+    assert claimed
+    run.end()
+    run.close()
 
 
 def waits_for(mirror: Mirror) -> str | None:
