@@ -69,11 +69,12 @@ def sweep_settled(context: RunContext, owner: Owner, environment: Environment, r
 def purge(context: RunContext, owner: Owner, environment: Environment, retrying: RetryPolicy, run: int) -> None:
     """Remove all tombstones, if no request can be applied any more that these guard against; see ``lanes.may_purge``.
 
-    ``run`` and what is raised: as in ``sweep_settled``. If there is too little time, or a request comes to be in doubt
+    ``run``, Fenced: as in ``sweep_settled``. If there is too little time, or a request comes to be in doubt
     meanwhile, a later invocation begins anew, with what is left.
     """
     now, checkpoints = environment.now, context.checkpoints
     began, may = now(), True
+    noted = _revision(retrying(checkpoints.read, asks="checkpoints"), PURGED)
     cleanup = _cleanup(context, replace(owner, started=began), environment, retrying, run, PURGE)
 
     def may_purge() -> bool:
@@ -87,16 +88,18 @@ def purge(context: RunContext, owner: Owner, environment: Environment, retrying:
     assert cleanup.in_doubt is not None
     cleanup.in_doubt.limit(0.0)  # of a lane that this container had; by a clock that may have stood still since
     cleanup.in_doubt.begin(0.0)  # a purge of an hour ago may have ended in the middle of a table, and goes on there
-    while cleanup.purge():
-        cleanup.delivery.flush()
-        if environment.stop.is_set():
-            log.warning("purge not finished", extra={"reason": _TOO_LONG})
-            return
-        cleanup.delivery.know_parked()
-    if is_whole(cleanup, may=may):
-        assert isinstance(checkpoints, Slotted)
-        checkpoints.claim_slot(replace(owner, started=began), PURGED, run)
-        log.info("tombstones purged")
+    try:
+        while cleanup.purge():
+            cleanup.delivery.flush()
+            if environment.stop.is_set():
+                raise Stopped
+            cleanup.delivery.know_parked()
+        other = _revision(retrying(checkpoints.read, asks="checkpoints"), PURGED) != noted
+        if is_whole(cleanup, may=may) and not other:  # else a sweep, which is no lane, has left tombstones meanwhile
+            _note_purged(checkpoints, replace(owner, started=began), run, retrying)
+            log.info("tombstones purged")
+    except Stopped:
+        log.warning("purge not finished", extra={"reason": _TOO_LONG})
 
 
 def is_whole(cleanup: Cleanup, *, may: bool) -> bool:
@@ -123,11 +126,19 @@ def _noted(claimed: Claimed, slot: str) -> float:
     return max((owner.started for owner in noted if isinstance(owner, Owner)), default=0.0)
 
 
+def _revision(claimed: Claimed, slot: str) -> int:
+    """Of the slot's owner; it changes with each claim."""
+    return max((e.revision for e in claimed.entries if (e.kind, e.id) == ("owner", slot)), default=0)
+
+
 def note_owed_purge(checkpoints: Checkpoints, owner: Owner, run: int, retrying: RetryPolicy) -> None:
     """Note before tombstones are left that no lane knows of."""
+    _note_purged(checkpoints, replace(owner, started=0.0), run, retrying)
+
+
+def _note_purged(checkpoints: Checkpoints, owner: Owner, run: int, retrying: RetryPolicy) -> None:
     assert isinstance(checkpoints, Slotted)
-    unpurged = replace(owner, started=0.0)
-    retrying(lambda: checkpoints.claim_slot(unpurged, PURGED, run), asks="checkpoints")
+    retrying(lambda: checkpoints.claim_slot(owner, PURGED, run), asks="checkpoints")
 
 
 def _cleanup(

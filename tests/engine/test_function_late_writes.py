@@ -12,7 +12,7 @@ import pytest
 from replicator.batch import Batch, Outcome
 from replicator.checkpoints.contract import Slotted
 from replicator.engine.function import Function
-from replicator.engine.function_cleanup import PURGE_PAUSE
+from replicator.engine.function_cleanup import PURGE_PAUSE, note_owed_purge
 from replicator.engine.handover import LONGEST_INVOCATION, Backfill
 from replicator.engine.local import Driver
 from replicator.engine.retry import Stopped
@@ -599,6 +599,57 @@ def test_another_engine_purges_what_lanes_have_left_once(mirror: Mirror, monkeyp
         driver._steps.close()
         assert mirror.tombstones == {}
     assert purges == [1, 0], "the second run has nothing to purge"
+
+
+def in_need_of_a_purge(mirror: Mirror) -> None:
+    """And with no shard that the schedule would read."""
+    mirror.write("k2", 2)
+    mirror.lose()
+    mirror.deliver(mirror.container())
+    mirror.delete("k2")
+    mirror.deliver(mirror.container())
+    mirror.late.clear()
+    mirror.clock.now += PURGE_PAUSE
+    mirror.write("k1", round(mirror.clock.now))
+    mirror.deliver(mirror.container())
+    assert ("k2",) in mirror.tombstones
+
+
+def test_a_schedule_whose_time_is_over_in_a_purge_has_not_failed(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_need_of_a_purge(mirror)
+    with monkeypatch.context() as patch:
+        patch.setattr(LosingIndex, "purge", lambda *_, **__: raises(Stopped))
+        mirror.scheduled()
+    assert "raise the function's timeout" in str([record.__dict__ for record in caplog.records])
+    mirror.settled()
+
+
+def raises(kind: type[Exception]) -> int:
+    raise kind
+
+
+def test_a_purge_beside_a_sweep_that_leaves_tombstones_is_not_a_whole_one(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_need_of_a_purge(mirror)
+    purge = LosingIndex.purge
+    retrying, checkpoints = mirror.container()._retrying, mirror.context().checkpoints
+    run = CheckpointView(checkpoints.read()).slots[coordination.COORDINATOR].begun
+
+    def purging(self: LosingIndex, *given: Any, **named: Any) -> int:
+        left = purge(self, *given, **named)
+        if not left and ("swept",) not in mirror.tombstones:
+            note_owed_purge(checkpoints, mirror.owner("sweeping"), run, retrying)
+            mirror.tombstones["swept",] = 1
+        return left
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LosingIndex, "purge", purging)
+        mirror.scheduled()
+    assert list(mirror.tombstones) == [("swept",)]
+    mirror.settled()
 
 
 def test_a_purge_that_a_repair_holds_up_is_not_a_whole_one(mirror: Mirror) -> None:
