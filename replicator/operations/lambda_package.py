@@ -276,14 +276,25 @@ def _included(config: Config, names: Sequence[str]) -> list[Path]:
 
 def _check_files(config: Config, included: Sequence[Path]) -> None:
     """ConfigError if a file that the function reads as it connects is neither in the zip nor in a layer or volume."""
-    for _, key, path in _named_files(config):
-        if why := _out_of_reach(key, path):
+    for text, key, path in _named_files(config):
+        why = _out_of_reach(key, path) or _left_out(path, config, included)
+        if why and "${" in text:  # the value here may be of this machine, or none at all
+            raise ConfigError(
+                f"{key}: the file is named by a variable ({text}): set that to the function's value while you package, "
+                "or write the file's name"
+            )
+        if why:
             raise ConfigError(f"{key}: {why}")
-        there = PurePosixPath(TASK_ROOT, path)
-        if there.is_relative_to(TASK_ROOT):
-            name = there.relative_to(TASK_ROOT)
-            if (config.base / name).resolve() not in included:
-                raise ConfigError(f"{key}: the function would not have the file {path}: add --include {name}")
+
+
+def _left_out(path: str, config: Config, included: Sequence[Path]) -> str:
+    """Why the file at ``path`` is not in the package, if it should be; else ""."""
+    there = PurePosixPath(TASK_ROOT, path)
+    if not there.is_relative_to(TASK_ROOT):
+        return ""
+    name = there.relative_to(TASK_ROOT)
+    is_in = (config.base / name).resolve() in included
+    return "" if is_in else f"the function would not have the file {path}: add --include {name}"
 
 
 def _named_files(config: Config) -> Iterator[tuple[str, str, str]]:

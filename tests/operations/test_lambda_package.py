@@ -288,6 +288,11 @@ def test_a_version_of_python_that_lambda_does_not_have_is_refused() -> None:
             "put it into the config's folder, add --include ca.pem, and name it ca.pem",
         ),
         (
+            SEARCH.replace("table: orders}", "ca_certs: '${CA_FILE}', table: orders}"),
+            [],
+            "target.ca_certs: the file is named by a variable (${CA_FILE}): set that to the function's value while",
+        ),
+        (
             SEARCH.replace("table: orders}", "ca_certs: ../other.py, table: orders}"),
             [],
             "put it into the config's folder, add --include other.py, and name it other.py",
