@@ -337,7 +337,7 @@ def test_a_backfill_that_ended_before_its_second_sweep_is_told_by_each_schedule(
     mirror.settled()
 
 
-def test_a_lane_whose_invocation_was_killed_before_it_stored_anything_holds_no_sweep_up_for_good(
+def test_a_lane_whose_invocation_was_killed_before_it_stored_anything_holds_up_no_sweep(
     mirror: Mirror,
 ) -> None:
     """Nothing invokes the function any more: the mapping and the schedule are disabled."""
