@@ -167,6 +167,9 @@ class PipelineState:
     read; None: the table.
     ``repair``: how far this epoch has repaired a gap, if it does that. ``floors``: some, newest first, for repairs.
     ``inserted``: when a command last inserted documents at a scan's version, which no floor covers.
+
+    ``invocations``: how many of AWS Lambda have saved this entry, with what they listed or a gap. It differs after
+    each, so a run whose batch has this entry does not take that save for its own.
     """
 
     epoch: int
@@ -192,6 +195,7 @@ class PipelineState:
     repair: GapRepair | None = None
     floors: tuple[Floor, ...] = ()
     inserted: float | None = None
+    invocations: int = 0
 
     @property
     def began(self) -> float:

@@ -88,7 +88,9 @@ class Coordinator(Driver):
         state, slots = self.pipeline.view.pipeline, self.pipeline.view.slots.values()
         if state is None or state.retried != self.pipeline.view.retries.all:
             return LONGEST_IN_DOUBT
-        return max((s for s in (state.lingers, *(slot.lingers for slot in slots)) if s is not None), default=None)
+        left = (0.0 for slot in slots if slot.until)  # of lanes on AWS Lambda: tombstones, perhaps
+        found = (state.lingers, *(slot.lingers for slot in slots), *left)
+        return max((seconds for seconds in found if seconds is not None), default=None)
 
     # What is stored by now
 
@@ -148,8 +150,9 @@ class Coordinator(Driver):
     def _start_over(self) -> None:
         """A worker has changed an entry meanwhile: decide again, unless this coordinator was replaced (Fenced)."""
         self._retrying(lambda: self._context.checkpoints.save(()), asks="checkpoints")
-        self.pipeline.abandon()
+        gaps = self.pipeline.abandon()
         self._refresh()
+        self.pipeline.restore(gaps)
 
     # Starting
 
@@ -211,9 +214,9 @@ class Coordinator(Driver):
 
         GapFound if workers have found a gap, perhaps only as they ended.
         """
-        self._refresh()
         while True:
             try:
+                self._refresh()
                 self._shut_down()
                 break
             except Fenced:  # an invocation of AWS Lambda may list shards at any time

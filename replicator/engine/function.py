@@ -379,7 +379,7 @@ class Function:
         claimed = self._claim_listing(self._read().revision)
         view = CheckpointView(claimed)
         if not has_gap(None, view, by_hand=gap.by_hand):
-            saves = [self._noted(gap, view), view.put("pipeline", "", view.pipeline)[0]]
+            saves = [self._noted(gap, view), _counted(view)]
             self._retrying(lambda: self._context.checkpoints.save(saves), asks="checkpoints")
 
     def _unwritable(self, gap: GapFound) -> GapFound:
@@ -670,11 +670,10 @@ class Function:
         saves = [view.put("shard", id, state)[0] for id, state in {**new, **given}.items()]
         saves += [view.put("shard", id, None)[0] for id in shown.news.forgotten - given.keys()]
         saves += [self._noted(gap, view) for gap in shown.gaps if not has_gap(gap.shard, view)]
-        state, discovery, now = view.pipeline, shown.discovery, self._environment.now()
-        assert state is not None
+        discovery, now = shown.discovery, self._environment.now()
         beat = _beat(view, self._context.target, now, self._owner.who)
         beat = replace(beat, listed=discovery.listed, orphaned=discovery.orphaned)
-        everything = [*saves, view.put("pipeline", "", state)[0], Save("pulse", "", None, encode(beat))]
+        everything = [*saves, _counted(view), Save("pulse", "", None, encode(beat))]
         self._retrying(lambda: self._context.checkpoints.save(everything), asks="checkpoints")
         return view.shards
 
@@ -779,6 +778,13 @@ def _shown(listing: Listing, view: CheckpointView, shard: str | None) -> Shown:
             if not is_orphan and needed is None:
                 return Shown(News(roots), discovery, [*gaps.values()])
             needed = needed if is_orphan else None
+
+
+def _counted(view: CheckpointView) -> Save:
+    """The save of the pipeline's entry that goes with what an invocation stores of the stream as a whole."""
+    state = view.pipeline
+    assert state is not None
+    return view.put("pipeline", "", replace(state, invocations=state.invocations + 1))[0]
 
 
 def owes_backfill(state: PipelineState, target: Target) -> bool:

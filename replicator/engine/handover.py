@@ -77,9 +77,12 @@ class LaneCoordinator(Coordinator):
         """Whether each worker must say that it knows the stage, also one that has nothing left to do."""
         return self._in_doubt is not None
 
+    def _coordinate(self) -> None:
+        super()._coordinate()
+        self._take_from_silent()
+
     def step(self) -> None:
         super().step()
-        self._take_from_silent()
         if self._is_following and self.pipeline.parked.repair is not None and not self._told_of_repair:
             self._told_of_repair = True
             log.info("waiting", extra={"reason": _REPAIRING})

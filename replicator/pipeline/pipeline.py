@@ -333,10 +333,15 @@ class Pipeline:
         self.state = self.view.pipeline
         self._readable = self._childless = None
 
-    def abandon(self) -> None:
-        """Give up what is not stored, because it is based on entries that a worker has changed; gaps remain."""
+    def abandon(self) -> Sequence[Pending]:
+        """Give up what is not stored, because it is based on entries that a worker has changed. Returns the gaps."""
         self.give_back()
-        self._pending = [p for p in self._pending if p[0] == "gap"]
+        gaps, self._pending = [p for p in self._pending if p[0] == "gap"], []
+        return gaps
+
+    def restore(self, gaps: Sequence[Pending]) -> None:
+        """Store with the next batch gaps that were abandoned."""
+        self._pending += gaps
 
     def end_request(self) -> None:
         """Remove the pending request with the next batch: the epoch that begins with it carries it out."""

@@ -1218,7 +1218,7 @@ def test_tombstones_that_are_removed_during_a_run_are_a_gap(folder: Path, opened
 def test_a_table_that_is_gone_has_a_message_for_commands(folder: Path, opened: Delta) -> None:
     shutil.rmtree(folder / "contract")
     with pytest.raises(ConfigError, match="there is no Delta table at"):
-        opened.sweep(table(), at(1), [])
+        opened.walk(table(), None)
 
 
 def test_a_file_that_cannot_be_read_is_waited_for(folder: Path, opened: Delta) -> None:
