@@ -237,7 +237,7 @@ class Slot:
     in these. ``worker``: ``Owner.run`` of the worker that stored this, before it wrote anything under its claim.
 
     ``until``: of a slot that rests, as one does between two invocations of AWS Lambda: when the last request that its
-    workers have sent can no longer be applied, in seconds since 1970 by the clock of whoever sent it. 0.0: all have
+    workers have sent can no longer be applied, in seconds since 1970 by that worker's clock. 0.0: all have
     been answered. None: the slot has a worker, or the last one was killed, or is not one that rests.
 
     That of a coordinator only notes a run: ``begun`` is its revision, and ``worker`` says who follows the stream.

@@ -94,7 +94,8 @@ def in_doubt_until(lane: str, at: Standing, now: float) -> float:
 
     They must leave tombstones until then: those requests are of the lane's last invocation, of the ones that stored the
     parents of its shards, and of commands; and, the first time after a scan, of all that scanned or stored meanwhile.
-    The time is by the clock of whoever sent them. 0.0: there are none, and a purge since then has left no tombstones.
+    The time is by the clock of the container, or the command, that sent them. 0.0: there are none, and a purge since
+    then has left no tombstones.
     """
     own = at.slots.get(lane)
     if own is None or own.retried != at.retried:

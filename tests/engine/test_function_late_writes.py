@@ -77,6 +77,14 @@ class Mirror(Stack):
         with pytest.raises(Killed):
             function.invoke(batch)
 
+    def leave_tombstone(self) -> None:
+        """An item is deleted whose write was not answered."""
+        self.write("k2", 2)
+        self.lose()
+        self.deliver(self.container())
+        self.delete("k2")
+        self.deliver(self.container())
+
     def arrive(self) -> None:
         """What was not answered is applied."""
         while self.late:
@@ -115,11 +123,7 @@ def mirror() -> Mirror:
 
 
 def test_a_write_that_is_applied_after_its_item_was_deleted_brings_nothing_back(mirror: Mirror) -> None:
-    mirror.write("k2", 2)
-    mirror.lose()
-    mirror.deliver(mirror.container())
-    mirror.delete("k2")
-    mirror.deliver(mirror.container())
+    mirror.leave_tombstone()
     assert ("k2",) in mirror.tombstones
     mirror.scheduled()
     mirror.arrive()
@@ -210,11 +214,7 @@ def test_the_tombstones_of_a_lane_whose_shards_have_ended_are_purged() -> None:
 def test_tombstones_stay_while_a_late_request_needs_them_and_until_then_each_schedule_looks_again(
     mirror: Mirror,
 ) -> None:
-    mirror.write("k2", 2)
-    mirror.lose()
-    mirror.deliver(mirror.container())
-    mirror.delete("k2")
-    mirror.deliver(mirror.container())
+    mirror.leave_tombstone()
     for _ in range(6):
         mirror.clock.now += 60.0
         mirror.scheduled()
@@ -227,11 +227,7 @@ def test_tombstones_stay_while_a_late_request_needs_them_and_until_then_each_sch
 def test_what_was_listed_stays_if_a_lane_comes_to_need_it_before_it_is_removed(
     mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror.write("k2", 2)
-    mirror.lose()
-    mirror.deliver(mirror.container())
-    mirror.delete("k2")
-    mirror.deliver(mirror.container())
+    mirror.leave_tombstone()
     mirror.clock.now += PURGE_PAUSE
     purge, calls = LosingIndex.purge, []
 
@@ -529,11 +525,7 @@ def test_nothing_is_purged_while_a_backfill_scans(mirror: Mirror) -> None:
 
 
 def test_a_purge_that_a_lane_held_up_is_not_a_whole_one(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
-    mirror.write("k2", 2)
-    mirror.lose()
-    mirror.deliver(mirror.container())
-    mirror.delete("k2")
-    mirror.deliver(mirror.container())
+    mirror.leave_tombstone()
     mirror.arrive()
     mirror.clock.now += PURGE_PAUSE
     looks: list[float] = []
@@ -570,11 +562,7 @@ def test_another_engine_heeds_a_lane_that_rests_in_doubt(mirror: Mirror) -> None
 
 def test_another_engine_purges_what_lanes_have_left_once(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     """The schedule, which purges at most once an hour, had not come to it."""
-    mirror.write("k2", 2)
-    mirror.lose()
-    mirror.deliver(mirror.container())
-    mirror.delete("k2")
-    mirror.deliver(mirror.container())
+    mirror.leave_tombstone()
     mirror.late.clear()
     mirror.clock.now += LONGEST_IN_DOUBT + 2 * CLOCKS
     mirror.write("k1", 3)
@@ -603,11 +591,7 @@ def test_another_engine_purges_what_lanes_have_left_once(mirror: Mirror, monkeyp
 
 def in_need_of_a_purge(mirror: Mirror) -> None:
     """And with no shard that the schedule would read."""
-    mirror.write("k2", 2)
-    mirror.lose()
-    mirror.deliver(mirror.container())
-    mirror.delete("k2")
-    mirror.deliver(mirror.container())
+    mirror.leave_tombstone()
     mirror.late.clear()
     mirror.clock.now += PURGE_PAUSE
     mirror.write("k1", round(mirror.clock.now))
@@ -653,11 +637,7 @@ def test_a_purge_beside_a_sweep_that_leaves_tombstones_is_not_a_whole_one(
 
 
 def test_a_purge_that_a_repair_holds_up_is_not_a_whole_one(mirror: Mirror) -> None:
-    mirror.write("k2", 2)
-    mirror.lose()
-    mirror.deliver(mirror.container())
-    mirror.delete("k2")
-    mirror.deliver(mirror.container())
+    mirror.leave_tombstone()
     mirror.arrive()
     for n in (5, 6):
         mirror.clock.now += LONGEST_IN_DOUBT + 2 * CLOCKS

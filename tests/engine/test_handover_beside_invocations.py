@@ -100,11 +100,7 @@ def test_what_lanes_left_before_a_backfill_is_purged_by_another_engine_after_it(
     for kind, id in (("slot", "backfill"), ("pipeline", "")):  # as if nothing was in doubt when those last stored it
         revision, text = stack.database.entries[kind, id]
         stack.database.entries[kind, id] = revision, encode(replace(decode(kind, id, text), lingers=None))  # type: ignore[type-var]
-    stack.write("k2", 2)
-    stack.lose()
-    stack.deliver(stack.container())
-    stack.delete("k2")
-    stack.deliver(stack.container())
+    stack.leave_tombstone()
     stack.late.clear()
     stack.clock.now += LONGEST_IN_DOUBT + 2 * CLOCKS
     stack.write("k1", 3)
