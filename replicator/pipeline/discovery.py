@@ -113,7 +113,8 @@ class Discovery:
     def _orphans(self, ids: Collection[str], listed: Mapping[str, change.Shard], now: float) -> None:
         """GapFound if a parent is missing for too long.
 
-        A shard whose parent is listed waits for that one's: its own is missing from no listing.
+        A shard whose parent is listed is not counted: that parent waits for its own.
+
         Nothing needed of a parent that the last listing lacked is older than that listing. So for a day no trimming
         explains that it is missing, and the gap that a few listings would report is false if the next one shows it.
         """

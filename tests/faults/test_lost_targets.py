@@ -223,7 +223,7 @@ def after_receiving(monkeypatch: pytest.MonkeyPatch, module: Any, then: Callable
 
 
 def trimmed(target: Any) -> Callable[[Delivery], None]:
-    """A gap of the stream, once, while records wait that are to be written to a target that has lost rows."""
+    """A gap of the stream, once, while records wait for a target that has lost rows."""
     found: list[GapFound] = []
 
     def find(delivery: Delivery) -> None:
